@@ -1,0 +1,352 @@
+"""Weights and training states on disk.
+
+A checkpoint is a directory that is written whole or not at all:
+
+    step-00000312/model.pdparams     flat state dict, readable with plain paddle.load
+                  optimizer.pdopt    optimizer state under structured parameter names
+                  ema.pdparams       averaged weights, if the run keeps them
+                  state.json         step, best metric, loss scaler, ...
+                  config.yaml        the configuration that builds the model
+
+`latest` and `best` in the run directory are links to such directories. Nothing here runs code that a
+file names; see `safe_pickle.py`.
+"""
+
+import dataclasses
+import fnmatch
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import paddle
+import yaml
+from paddle import nn
+
+import safe_pickle
+from errors import UserError
+from pos_embed import resize_table, square_grid
+
+LATEST, BEST = "latest", "best"
+_MODEL_FILE, _EMA_FILE, _OPTIMIZER_FILE, _STATE_FILE = "model.pdparams", "ema.pdparams", "optimizer.pdopt", "state.json"
+_CONFIG_FILE = "config.yaml"
+_POSITION_TABLES = ("encoder_position_embedding", "decoder_position_embedding")
+_PADDLE_NAME_TABLE = "StructuredToParameterName@@"  # what paddle.save adds to a flat state dict
+
+
+# ---- weights -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class LoadReport:
+    """What became of every tensor; `str()` gives the lines that a run prints."""
+
+    path: Path
+    loaded: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+    resized: list[str]
+
+    def __str__(self) -> str:
+        lines = [f"loaded {len(self.loaded)} tensors from {self.path}"]
+        for title, names in (
+            ("resized to this model's grid", self.resized),
+            ("not in the file, kept as initialised", self.missing),
+            ("of another shape, kept as initialised", self.mismatched),
+            ("in the file but not in the model, ignored", self.unexpected),
+        ):
+            if names:
+                lines.append(f"  {title}: {_abridge(names)}")
+        return "\n".join(lines)
+
+
+def load_weights(
+    model: nn.Layer,
+    path: str | Path,
+    *,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    allow_mismatched: Sequence[str] = (),
+    source_grid_hw: tuple[int, int] | None = None,
+) -> LoadReport:
+    """Copy weights from a file into a model, and account for every tensor.
+
+    Args:
+        model: position tables are interpolated to its grid (`model.patch_embedding.grid_hw`).
+        path: flat `.pdparams`, PaddleViT's `{'model': ...}`, `.safetensors`, or a checkpoint or run directory
+            of ours; the suffix may be left out.
+        allow_missing: patterns (`classifier.*`) of names that may keep their initial values.
+        allow_unexpected: patterns of names in the file that may be ignored.
+        allow_mismatched: patterns of names that keep their initial values where the shape differs.
+        source_grid_hw: patch grid of the file's position tables; None: as its config says, else square.
+
+    Raises:
+        UserError: if the file cannot be read, or any other tensor is missing, unexpected or mis-shaped.
+            The model is unchanged then.
+    """
+    path = resolve_weights(path)
+    weights = read_weights(path)
+    own = model.state_dict()
+    resized = _resize_position_tables(weights, own, model, source_grid_hw or _grid_of(path))
+
+    missing = [name for name in own if name not in weights]
+    unexpected = [name for name in weights if name not in own]
+    common = [name for name in own if name in weights]
+    mismatched = [name for name in common if tuple(weights[name].shape) != tuple(own[name].shape)]
+    _raise_unless_allowed(path, "missing from the file", missing, allow_missing)
+    _raise_unless_allowed(path, "not in this model", unexpected, allow_unexpected)
+    shapes = [f"{name} {list(weights[name].shape)} in the file, {list(own[name].shape)} in the model" for name in mismatched]
+    _raise_unless_allowed(path, "of another shape", mismatched, allow_mismatched, shapes)
+
+    loaded = [name for name in common if name not in mismatched]
+    for name in loaded:
+        own[name].set_value(_as_float(weights[name], name, path).astype(str(own[name].dtype).split(".")[-1]))
+    return LoadReport(path, loaded, missing, unexpected, mismatched, resized)
+
+
+def read_weights(path: str | Path) -> dict[str, np.ndarray]:
+    """Read a flat {name: array} from a weight file; PaddleViT's `{'model': ...}` and suffix-less names work, too."""
+    path = resolve_weights(path)
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        try:
+            return dict(load_file(path))
+        except Exception as error:  # safetensors has its own exception type
+            raise UserError(f"{path}: not a readable safetensors file: {error}") from error
+    data = safe_pickle.load(path)
+    if isinstance(data, dict) and isinstance(data.get("model"), dict):
+        data = data["model"]
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a state dict, found {type(data).__name__}")
+    weights = {}
+    for name, value in data.items():
+        if name == _PADDLE_NAME_TABLE:
+            continue
+        if isinstance(value, tuple) and len(value) == 2:  # paddle.save writes nested tensors as (auto name, array)
+            value = value[1]
+        if not isinstance(name, str) or not isinstance(value, np.ndarray):
+            raise UserError(f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; is this a weight file?")
+        weights[name] = value
+    if not weights:
+        raise UserError(f"{path}: holds no tensors")
+    return weights
+
+
+def resolve_weights(path: str | Path) -> Path:
+    """Find the weight file behind a path without its suffix, a checkpoint directory, or a run directory.
+
+    A run directory stands for its `best` checkpoint, or for `latest` where nothing was evaluated. Where a
+    checkpoint holds averaged weights, those are meant: they are what was evaluated.
+    """
+    path = Path(path)
+    candidates = [path, *(path.with_name(path.name + suffix) for suffix in (".pdparams", ".safetensors"))]
+    for directory in (path, path / BEST, path / LATEST):
+        candidates += [directory / _EMA_FILE, directory / _MODEL_FILE]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    what = "holds no model.pdparams" if path.is_dir() else "no such file, with or without .pdparams"
+    raise UserError(f"{path}: {what}; expected a .pdparams or .safetensors file, or a checkpoint directory")
+
+
+def _resize_position_tables(weights: dict, own: dict, model: nn.Layer, source_grid_hw) -> list[str]:
+    """Interpolate the file's position tables to the model's grid, in `weights`; returns their names."""
+    resized = []
+    for name in _POSITION_TABLES:
+        if name not in weights or name not in own:
+            continue
+        table, grid_hw = weights[name], model.patch_embedding.grid_hw
+        if table.ndim != 3 or table.shape[2] != own[name].shape[2]:
+            continue  # reported as a mismatch
+        if table.shape[1] == own[name].shape[1] and source_grid_hw in (None, grid_hw):
+            continue
+        weights[name] = resize_table(_as_float(table, name, "position table"), grid_hw, source_grid_hw)
+        source = source_grid_hw or square_grid(table.shape[1] - 1)
+        resized.append(f"{name} {source[0]}x{source[1]} -> {grid_hw[0]}x{grid_hw[1]}")
+    return resized
+
+
+def _grid_of(weight_file: Path) -> tuple[int, int] | None:
+    """Read the patch grid from the config.yaml beside a weight file of ours."""
+    config_file = weight_file.parent / _CONFIG_FILE
+    if not config_file.is_file():
+        return None
+    try:
+        config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+        size, patch = config["DATA"]["IMAGE_SIZE"], config["MODEL"]["PATCH_SIZE"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return height // patch, width // patch
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _as_float(array: np.ndarray, name: str, path: str | Path) -> np.ndarray:
+    if array.dtype == np.uint16:  # how Paddle stores bfloat16
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{path}: {name} has dtype {array.dtype}, which is no weight")
+    return array
+
+
+def _raise_unless_allowed(
+    path: Path, what: str, names: list[str], patterns: Sequence[str], descriptions: list[str] | None = None
+) -> None:
+    refused = [
+        (descriptions or names)[index]
+        for index, name in enumerate(names)
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    ]
+    if refused:
+        raise UserError(f"{path} does not fit this model: {len(refused)} tensors {what}: {_abridge(refused)}")
+
+
+def _abridge(names: Iterable[str], most: int = 8) -> str:
+    names = list(names)
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+# ---- training states ---------------------------------------------------------------------------
+
+
+def save(
+    run_dir: Path,
+    step: int,
+    *,
+    model: nn.Layer,
+    optimizer,
+    state: dict,
+    config_yaml: str,
+    ema_state: dict | None = None,
+    is_best: bool = False,
+    keep_last: int = 3,
+) -> Path:
+    """Write a checkpoint, point `latest` (and `best`) to it, then delete old ones; `best` is kept.
+
+    Args:
+        step: updates done.
+        state: plain values for state.json; `step` is added.
+        keep_last: number of checkpoints to keep.
+
+    Returns:
+        The checkpoint's directory.
+    """
+    run_dir = Path(run_dir)
+    final = run_dir / f"step-{step:08d}"
+    temporary = run_dir / f".writing-{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    paddle.save(dict(model.state_dict()), str(temporary / _MODEL_FILE))
+    paddle.save(optimizer_state_by_name(model, optimizer), str(temporary / _OPTIMIZER_FILE))
+    if ema_state is not None:
+        paddle.save(dict(ema_state), str(temporary / _EMA_FILE))
+    (temporary / _STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1), encoding="utf-8")
+    (temporary / _CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
+    for file in temporary.iterdir():
+        _fsync(file)
+    _fsync(temporary)
+    if final.exists():  # the same step was saved before, by a run that was continued from an earlier one
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _point(run_dir / LATEST, final.name)
+    if is_best:
+        _point(run_dir / BEST, final.name)
+    _fsync(run_dir)
+    _delete_old(run_dir, keep_last)
+    return final
+
+
+def read_state(checkpoint_dir: Path) -> dict:
+    """Read state.json of a checkpoint."""
+    try:
+        return json.loads((Path(checkpoint_dir) / _STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{checkpoint_dir}: not a checkpoint to resume from ({error})") from error
+
+
+def load_training_state(checkpoint_dir: Path, model: nn.Layer, optimizer, ema=None) -> dict:
+    """Restore model, optimizer and averaged weights exactly; returns state.json's values."""
+    checkpoint_dir = Path(checkpoint_dir)
+    state = read_state(checkpoint_dir)
+    load_weights(model, checkpoint_dir / _MODEL_FILE)
+    saved = safe_pickle.load(checkpoint_dir / _OPTIMIZER_FILE)
+    set_optimizer_state_by_name(model, optimizer, saved, checkpoint_dir)
+    if ema is not None:
+        if not (checkpoint_dir / _EMA_FILE).is_file():
+            raise UserError(f"{checkpoint_dir}: holds no averaged weights; set TRAIN.EMA_DECAY None, or start anew")
+        ema.set_state_dict(read_weights(checkpoint_dir / _EMA_FILE))
+    return state
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint directory that a checkpoint or run directory stands for (`latest`)."""
+    path = Path(path)
+    for candidate in (path, path / LATEST):
+        if (candidate / _STATE_FILE).is_file():
+            return candidate.resolve()
+    raise UserError(f"-resume {path}: neither a checkpoint nor a run directory with one "
+                    "(to start from weights alone, use -pretrained)")  # fmt: skip
+
+
+def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]:
+    """Return the optimizer's tensors as {"structured name/accumulator": array}.
+
+    Paddle keys them by automatic names (`linear_4.w_0_moment1_0`), which depend on what else the process built.
+    """
+    names = {parameter.name: name for name, parameter in model.named_parameters()}
+    renamed = {}
+    for key, value in optimizer.state_dict().items():
+        if key in ("LR_Scheduler", "master_weights"):
+            continue  # the engine sets the learning rate; weights are float32 themselves
+        owner = _owner_of(key, names)
+        renamed[f"{names[owner]}/{key[len(owner) + 1 :]}"] = value.numpy()
+    return renamed
+
+
+def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source: Path) -> None:
+    """Restore what `optimizer_state_by_name` returned, for this process's automatic names."""
+    parameters = {name: parameter.name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    restored = {}
+    for key, value in state.items():
+        if key == _PADDLE_NAME_TABLE:
+            continue
+        name, accumulator = key.rsplit("/", 1)
+        if name not in parameters:
+            raise UserError(f"{source}: optimizer state of {name}, which this run does not train")
+        value = value[1] if isinstance(value, tuple) else value
+        restored[f"{parameters[name]}_{accumulator}"] = paddle.to_tensor(value)
+    optimizer.set_state_dict(restored)
+
+
+def _owner_of(key: str, names: dict[str, str]) -> str:
+    owners = [auto_name for auto_name in names if key.startswith(auto_name + "_")]
+    if not owners:
+        raise ValueError(f"optimizer state {key} belongs to no parameter of the model")
+    return max(owners, key=len)
+
+
+def _point(link: Path, target: str) -> None:
+    temporary = link.with_name(f".{link.name}-new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+
+
+def _delete_old(run_dir: Path, keep_last: int) -> None:
+    kept = {(run_dir / name).resolve() for name in (LATEST, BEST)}
+    kept |= {path.resolve() for path in sorted(run_dir.glob("step-*"))[-keep_last:]}
+    for path in run_dir.glob("step-*"):
+        if path.resolve() not in kept:
+            shutil.rmtree(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,196 @@
+"""The command line that the three main scripts share: flags, launch, device, run directory, errors."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import paddle
+
+import checkpoint
+import distributed
+import runtime
+from config import get_config
+from engine import Run
+from errors import UserError
+from metrics import RunLog
+
+_FLAG_KEYS = {  # flag: configuration keys that it sets
+    "dataset": ("DATA.DATASET",),
+    "data_path": ("DATA.DATA_PATH",),
+    "output": ("SAVE",),
+    "batch_size": ("DATA.BATCH_SIZE", "DATA.BATCH_SIZE_EVAL"),
+    "batch_size_eval": ("DATA.BATCH_SIZE_EVAL",),
+    "image_size": ("DATA.IMAGE_SIZE",),
+    "accum_iter": ("TRAIN.ACCUM_ITER",),
+    "pretrained": ("MODEL.PRETRAINED",),
+    "resume": ("MODEL.RESUME",),
+    "last_epoch": ("TRAIN.LAST_EPOCH",),
+    "eval": ("EVAL",),
+    "amp": ("AMP",),
+}
+
+
+def make_parser(mode: str, description: str) -> argparse.ArgumentParser:
+    """Build the parser; every flag may be written with one dash or two."""
+    parser = argparse.ArgumentParser(
+        prog=f"main_multi_gpu_{mode}.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+
+    def add(name: str, text: str, **options) -> None:
+        parser.add_argument(f"-{name}", f"--{name}", help=text, **options)
+
+    add("cfg", "YAML file of the recipe, see configs/", metavar="FILE")
+    add("dataset", "imagenet2012, folder, cifar10, cifar100, digits or synthetic", metavar="NAME")
+    add("data_path", "directory of the data set", metavar="DIR")
+    add("output", "directory in which the run gets its own directory (default: ./output)", metavar="DIR")
+    add("batch_size", "images per process and micro-step, for training and evaluation", type=int, metavar="N")
+    add("batch_size_eval", "images per process and step of evaluation", type=int, metavar="N")
+    add("image_size", "side in pixels, or height and width", type=int, nargs="+", metavar="PX")
+    add("accum_iter", "micro-steps per update", type=int, metavar="N")
+    add("pretrained", "weights to start from or to evaluate: .pdparams (suffix optional), .safetensors, "
+        "or a checkpoint or run directory", metavar="PATH")  # fmt: skip
+    add("resume", "continue a run: its directory, one of its checkpoints, or 'auto' for the newest run that "
+        "is there, if any", metavar="PATH")  # fmt: skip
+    add("last_epoch", "count this many epochs as done already", type=int, metavar="N")
+    add("eval", "evaluate -pretrained (or -resume) on the val split, and stop", action="store_true", default=None)
+    add("amp", "mixed precision: fp16 (default) or bf16; float32 on CPU", nargs="?", const="fp16",
+        choices=("fp16", "bf16"))  # fmt: skip
+    add("opts", "any other setting: KEY VALUE pairs, see config.py", nargs="+", action="extend", default=[],
+        metavar="KEY VALUE")  # fmt: skip
+    add("dry_run", "print the plan (model, data, batch, schedule), and stop", action="store_true")
+    add("device", "cpu or gpu (default: gpu if there is one)", choices=("cpu", "gpu"))
+    add("nproc", "processes on this node (default: one per visible GPU, or 1 on CPU)", type=int, metavar="N")
+    add("nnodes", "number of nodes (default: 1)", type=int, default=1, metavar="N")
+    add("master", "ip:port of the first node, the same on all nodes", metavar="IP:PORT")
+    add("node_rank", "number of this node, from 0 (default: by order of arrival)", type=int, metavar="N")
+    return parser
+
+
+def start(mode: str, description: str, argv: Sequence[str] | None = None) -> Run:
+    """Read the command line, join the other processes, and open the run's directory.
+
+    Args:
+        mode: "pretrain", "finetune" or "linearprobe".
+        argv: arguments; None: those of the process, which may then be replaced by a multi-process launch.
+
+    Raises:
+        UserError: for anything that the user can mend.
+    """
+    args = make_parser(mode, description).parse_args(argv)
+    config = _read_config(mode, args)
+    if "PADDLE_TRAINER_ID" not in os.environ:
+        _launch_if_needed(mode, args, argv, config.SAVE)
+    _set_device(args.device)
+    distributed.init()
+    resume_from = _find_resume(config, mode)
+    directory = None
+    if distributed.is_main() and not args.dry_run:
+        directory = _open_directory(config, "eval" if config.EVAL else mode, resume_from)
+        (directory / "config.yaml").write_text(config.dump(), encoding="utf-8")
+    log = RunLog(directory, quiet=not distributed.is_main(), visualdl=config.VISUALDL)
+    if directory is not None:
+        log.say(f"run directory {directory}, paddle {paddle.__version__} on {paddle.device.get_device()}, "
+                f"{distributed.world_size()} processes")  # fmt: skip
+    return Run(config, directory, log, resume_from, args.dry_run)
+
+
+def run(main: Callable[[], object]) -> None:
+    """Run a main function; print what the user can mend as one line, and exit with code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _read_config(mode: str, args: argparse.Namespace):
+    if args.cfg is None:
+        raise UserError(f"-cfg is missing, for example -cfg configs/vit_base_patch16_224_{mode}.yaml")
+    opts: list[object] = []
+    for flag, keys in _FLAG_KEYS.items():
+        value = getattr(args, flag)
+        if value is not None:
+            value = value[0] if isinstance(value, list) and len(value) == 1 else value
+            for key in keys:
+                opts += [key, value]
+    config = get_config(args.cfg, opts + args.opts)
+    if config.MODEL.TYPE != mode.upper():
+        raise UserError(f"-cfg {args.cfg} is for MODEL.TYPE {config.MODEL.TYPE}, but this script is for {mode.upper()}")
+    if config.EVAL and mode == "pretrain":
+        raise UserError("-eval: a pretrained autoencoder is judged by finetuning or probing it")
+    return config
+
+
+def _launch_if_needed(mode: str, args: argparse.Namespace, argv: Sequence[str] | None, save: str) -> None:
+    """Replace this process by one process per device, where there is more than one."""
+    uses_gpu = args.device != "cpu" and paddle.device.is_compiled_with_cuda()
+    num_devices = paddle.device.cuda.device_count() if uses_gpu else 0
+    nproc = args.nproc if args.nproc is not None else max(1, num_devices)
+    if nproc < 1 or args.nnodes < 1:
+        raise UserError(f"-nproc {nproc} -nnodes {args.nnodes}: both must be at least 1")
+    if uses_gpu and num_devices and nproc > num_devices:
+        raise UserError(f"-nproc {nproc}: only {num_devices} GPUs are visible")
+    if args.nnodes > 1 and not args.master:
+        raise UserError(f"-nnodes {args.nnodes} needs -master IP:PORT, the address of the first node")
+    if nproc == 1 and args.nnodes == 1:
+        return
+    if argv is not None:
+        raise UserError("-nproc and -nnodes start processes, so they work on the command line only")
+    launch = ["-m", "paddle.distributed.launch", "--log_dir", str(Path(save) / "launch-logs"), "--log_level", "ERROR"]
+    if num_devices:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(index) for index in range(num_devices)]
+        launch += ["--devices", ",".join(devices[:nproc])]
+    else:
+        launch += ["--nproc_per_node", str(nproc)]
+    if args.nnodes > 1:
+        launch += ["--nnodes", str(args.nnodes), "--master", args.master]
+        launch += ["--rank", str(args.node_rank)] if args.node_rank is not None else []
+    script = Path(__file__).resolve().parent / f"main_multi_gpu_{mode}.py"
+    os.execve(sys.executable, [sys.executable, *launch, str(script), *sys.argv[1:]], runtime.original_environment())
+
+
+def _set_device(device: str | None) -> None:
+    has_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    if device == "gpu" and not has_gpu:
+        raise UserError("-device gpu: Paddle sees no GPU (is paddlepaddle-gpu installed, and the driver?)")
+    if device == "cpu" or not has_gpu:
+        paddle.set_device("cpu")
+        paddle.set_flags({"FLAGS_use_stride_kernel": False})  # strided copies are several times slower on CPU
+    else:
+        paddle.set_device(f"gpu:{paddle.distributed.ParallelEnv().device_id}")
+
+
+def _find_resume(config, mode: str) -> Path | None:
+    """Return the checkpoint directory that MODEL.RESUME means, if any."""
+    wanted = config.MODEL.RESUME
+    if wanted is None:
+        return None
+    if wanted != "auto":
+        return checkpoint.find_checkpoint(wanted)
+    save = Path(config.SAVE)
+    runs = [save / config.RUN] if config.RUN else sorted(save.glob(f"{mode}-*"), key=lambda path: path.name)
+    runs = [path for path in runs if (path / checkpoint.LATEST).exists()]
+    return checkpoint.find_checkpoint(runs[-1]) if runs else None
+
+
+def _open_directory(config, prefix: str, resume_from: Path | None) -> Path:
+    if resume_from is not None and not config.EVAL:
+        return resume_from.parent
+    name = config.RUN or f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory = Path(config.SAVE) / name
+    if (directory / checkpoint.LATEST).exists() and not config.EVAL:
+        raise UserError(f"{directory} holds a run already: continue it with -resume auto, or choose another RUN")
+    suffix = 1
+    while not config.RUN and directory.exists():
+        suffix += 1
+        directory = directory.with_name(f"{name}-{suffix}")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"-output {config.SAVE}: cannot create {directory}: {error.strerror}") from error
+    return directory

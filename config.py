@@ -1,0 +1,351 @@
+"""Configuration: defaults, YAML files with BASE, KEY VALUE overrides, validation. No Paddle here.
+
+    config = get_config("configs/vit_base_patch16_224_finetune.yaml", ["TRAIN.NUM_EPOCHS", "50"])
+
+The order is defaults < BASE files < file < overrides. The result is a frozen yacs node. Keys that
+PaddleViT's MAE has keep their names and their meaning; a comment marks what is new.
+"""
+
+import ast
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from yacs.config import CfgNode
+
+from errors import UserError
+
+_C = CfgNode()
+_C.BASE = [""]  # YAML files to load first, relative to the file that names them
+
+_C.DATA = CfgNode()
+_C.DATA.BATCH_SIZE = 256  # images per process and micro-step
+_C.DATA.BATCH_SIZE_EVAL = None  # None: BATCH_SIZE
+_C.DATA.DATA_PATH = "/dataset/imagenet/"
+_C.DATA.DATASET = "imagenet2012"  # one of DATASETS
+_C.DATA.IMAGE_SIZE = 224  # pixels: side, or [height, width]
+_C.DATA.IMAGE_CHANNELS = 3  # 1: grey, 3: RGB, 4: RGBA
+_C.DATA.CROP_PCT = None  # evaluation: share of the resized side that is kept; None: 0.875 up to 224 px, then 1.0
+_C.DATA.NUM_WORKERS = 4  # loader processes per process; 0: load in the training process
+_C.DATA.IMAGENET_MEAN = [0.485, 0.456, 0.406]  # per channel, of pixels in [0, 1]
+_C.DATA.IMAGENET_STD = [0.229, 0.224, 0.225]
+_C.DATA.DROP_LAST = False  # new: True drops the images that do not fill the last update of an epoch
+
+_C.MODEL = CfgNode()
+_C.MODEL.TYPE = "PRETRAIN"  # PRETRAIN | FINETUNE | LINEARPROBE
+_C.MODEL.NAME = "MAE"
+_C.MODEL.RESUME = None  # checkpoint or run directory to continue, or "auto"
+_C.MODEL.PRETRAINED = None  # weights to start from
+_C.MODEL.NUM_CLASSES = 1000
+_C.MODEL.DROPOUT = 0.0
+_C.MODEL.DROPPATH = 0.0  # of the last block; grows linearly from 0 at the first
+_C.MODEL.ATTENTION_DROPOUT = 0.0
+_C.MODEL.GLOBAL_POOL = False  # classifier reads the mean patch token instead of the class token
+_C.MODEL.PATCH_SIZE = 16  # pixels
+_C.MODEL.MLP_RATIO = 4.0
+_C.MODEL.QKV_BIAS = True
+_C.MODEL.MASK_RATIO = 0.75
+_C.MODEL.NORM_PIX_LOSS = True  # reconstruct pixels normalised per patch
+_C.MODEL.HEAD_INIT_STD = None  # new: head over loaded weights; None: 2e-5 to finetune, 0.01 to probe
+_C.MODEL.ENCODER = CfgNode()
+_C.MODEL.ENCODER.DEPTH = 12
+_C.MODEL.ENCODER.EMBED_DIM = 768
+_C.MODEL.ENCODER.NUM_HEADS = 12
+_C.MODEL.DECODER = CfgNode()
+_C.MODEL.DECODER.DEPTH = 8
+_C.MODEL.DECODER.EMBED_DIM = 512
+_C.MODEL.DECODER.NUM_HEADS = 16
+
+_C.TRAIN = CfgNode()
+_C.TRAIN.LAST_EPOCH = 0  # epochs that count as done already
+_C.TRAIN.NUM_EPOCHS = 800  # 0 saves the initial weights
+_C.TRAIN.WARMUP_EPOCHS = 40
+_C.TRAIN.WEIGHT_DECAY = 0.05
+_C.TRAIN.BASE_LR = 1.5e-4  # for LINEAR_SCALED_LR images per update
+_C.TRAIN.WARMUP_START_LR = 0.0  # not scaled by the batch
+_C.TRAIN.END_LR = 0.0  # not scaled by the batch
+_C.TRAIN.GRAD_CLIP = None  # largest global gradient norm
+_C.TRAIN.ACCUM_ITER = 1  # micro-steps per update
+_C.TRAIN.LINEAR_SCALED_LR = 256  # peak lr = BASE_LR * images per update / this
+_C.TRAIN.TOTAL_BATCH_SIZE = None  # new: images per update that the recipe was tuned for; another number warns
+_C.TRAIN.LAYER_DECAY = None  # lr factor from a layer to the one below
+_C.TRAIN.EMA_DECAY = None  # new: keep and evaluate an average of the weights
+_C.TRAIN.OPTIMIZER = CfgNode()
+_C.TRAIN.OPTIMIZER.NAME = "AdamW"  # AdamW | LARS; PaddleViT's AdamWDL is AdamW with LAYER_DECAY
+_C.TRAIN.OPTIMIZER.EPS = 1e-8
+_C.TRAIN.OPTIMIZER.BETAS = [0.9, 0.95]
+_C.TRAIN.CROP_SCALE = None  # new: area of a random crop; None: [0.2, 1] to pretrain, else [0.08, 1]
+_C.TRAIN.FLIP_PROB = 0.5  # new
+_C.TRAIN.SMOOTHING = 0.1
+_C.TRAIN.COLOR_JITTER = 0.4  # used where neither AUTO_AUGMENT nor RAND_AUGMENT is
+_C.TRAIN.AUTO_AUGMENT = False  # takes the place of RAND_AUGMENT
+_C.TRAIN.RAND_AUGMENT = True
+_C.TRAIN.RAND_AUGMENT_LAYERS = 2
+_C.TRAIN.RAND_AUGMENT_MAGNITUDE = 9  # of 10
+_C.TRAIN.MIXUP_ALPHA = 0.8
+_C.TRAIN.MIXUP_PROB = 1.0  # of mixup or cutmix
+_C.TRAIN.MIXUP_SWITCH_PROB = 0.5  # of cutmix where both are on
+_C.TRAIN.MIXUP_MODE = "batch"  # batch | pair | elem
+_C.TRAIN.CUTMIX_ALPHA = 1.0
+_C.TRAIN.CUTMIX_MINMAX = None  # [smallest, largest] side of the box as a share of the image
+_C.TRAIN.RANDOM_ERASE_PROB = 0.25
+_C.TRAIN.RANDOM_ERASE_MODE = "pixel"  # pixel | rand | const
+_C.TRAIN.RANDOM_ERASE_COUNT = 1
+_C.TRAIN.RANDOM_ERASE_SPLIT = False  # accepted for old files; there are no augmentation splits here
+
+_C.SAVE = "./output"  # runs go to SAVE/<mode>-<time>
+_C.RUN = ""  # new: name of the run's directory below SAVE instead of <mode>-<time>
+_C.SAVE_FREQ = 10  # epochs
+_C.SAVE_FREQ_STEPS = None  # new: save every this many updates, too
+_C.KEEP_LAST = 3  # new: checkpoints kept, besides the best
+_C.REPORT_FREQ = 20  # updates
+_C.VALIDATE_FREQ = 1  # epochs
+_C.SEED = 0
+_C.EVAL = False
+_C.AMP = False  # False | True or "fp16" | "bf16"
+_C.VISUALDL = False  # new: write VisualDL scalars into the run directory
+
+DATASETS = ("imagenet2012", "folder", "cifar10", "cifar100", "digits", "synthetic")
+MODES = ("PRETRAIN", "FINETUNE", "LINEARPROBE")
+OPTIMIZERS = ("AdamW", "AdamWDL", "LARS")
+
+_ALTERNATIVE_TYPES = {  # where the default's own type does not say it all
+    "DATA.BATCH_SIZE_EVAL": (int, None),
+    "DATA.IMAGE_SIZE": (int, list),
+    "DATA.CROP_PCT": (float, None),
+    "MODEL.RESUME": (str, None),
+    "MODEL.PRETRAINED": (str, None),
+    "MODEL.HEAD_INIT_STD": (float, None),
+    "TRAIN.GRAD_CLIP": (float, None),
+    "TRAIN.TOTAL_BATCH_SIZE": (int, None),
+    "TRAIN.LAYER_DECAY": (float, None),
+    "TRAIN.EMA_DECAY": (float, None),
+    "TRAIN.CROP_SCALE": (list, None),
+    "TRAIN.CUTMIX_MINMAX": (list, None),
+    "SAVE_FREQ_STEPS": (int, None),
+    "AMP": (bool, str),
+}
+
+
+def get_config(cfg_file: str | Path | None = None, opts: Sequence[object] | None = None) -> CfgNode:
+    """Merge defaults, a YAML file and overrides, check the result, and freeze it.
+
+    Args:
+        cfg_file: a .yaml file, which may name BASE files.
+        opts: flat list `[KEY, VALUE, KEY, VALUE, ...]`; text values are read as Python literals.
+
+    Raises:
+        UserError: (a ValueError) naming the key and the value, if a key is unknown, or a value has the
+            wrong type or is impossible.
+    """
+    config = _C.clone()
+    if cfg_file is not None:
+        _merge_file(config, Path(cfg_file), seen=())
+    opts = list(opts or [])
+    if len(opts) % 2:
+        raise UserError(f"-opts takes KEY VALUE pairs, but got {len(opts)} words: {' '.join(map(str, opts))}")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        _set(config, str(key), value, source="-opts")
+    _validate(config)
+    config.freeze()
+    return config
+
+
+def image_size_hw(config: CfgNode) -> tuple[int, int]:
+    """Return DATA.IMAGE_SIZE as (height, width) in pixels."""
+    size = config.DATA.IMAGE_SIZE
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def amp_dtype(config: CfgNode) -> str | None:
+    """Return the low precision that AMP asks for ("float16", "bfloat16"), or None for float32."""
+    if config.AMP is False:
+        return None
+    return "bfloat16" if config.AMP == "bf16" else "float16"
+
+
+def _merge_file(config: CfgNode, path: Path, seen: tuple[Path, ...]) -> None:
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"-cfg {path}: a configuration is a .yaml file")
+    path = path.resolve()
+    if path in seen:
+        raise UserError(f"{path}: BASE files include each other in a circle")
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file) or {}
+    except OSError as error:
+        raise UserError(f"-cfg {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not a valid YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected KEY: VALUE lines, found {type(values).__name__}")
+    base = values.pop("BASE", [])
+    for name in [base] if isinstance(base, str) else base or []:
+        if name:
+            _merge_file(config, path.parent / str(name), (*seen, path))
+    _merge_dict(config, values, prefix="", source=str(path))
+
+
+def _merge_dict(config: CfgNode, values: dict, prefix: str, source: str) -> None:
+    for key, value in values.items():
+        full_key = f"{prefix}{key}"
+        if isinstance(value, dict):
+            _merge_dict(config, value, f"{full_key}.", source)
+        elif value is None and isinstance(_lookup(config, full_key, source), CfgNode):
+            continue  # an empty section
+        else:
+            _set(config, full_key, value, source)
+
+
+def _lookup(config: CfgNode, key: str, source: str) -> object:
+    node = config
+    for part in key.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            close = difflib.get_close_matches(key, _all_keys(config), n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"{source}: unknown configuration key {key}{hint}")
+        node = node[part]
+    return node
+
+
+def _all_keys(config: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in config.items():
+        keys += _all_keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [prefix + key]
+    return keys
+
+
+def _set(config: CfgNode, key: str, value: object, source: str) -> None:
+    default = _lookup(_C, key, source)
+    if isinstance(default, CfgNode):
+        raise UserError(f"{source}: {key} is a section, not a value; name one of {', '.join(_all_keys(default, key + '.'))}")
+    kinds = _ALTERNATIVE_TYPES.get(key, (type(default),))
+    *parents, leaf = key.split(".")
+    node = config
+    for part in parents:
+        node = node[part]
+    node[leaf] = _coerce(value, kinds, key, source)
+
+
+def _coerce(value: object, kinds: tuple, key: str, source: str) -> object:
+    """Turn a YAML or command line value into one of `kinds`, without guessing."""
+    candidates = [value]
+    if isinstance(value, str):  # YAML reads 1e-4, None and (0.9, 0.95) as text, and so does a shell
+        try:
+            candidates.insert(0, ast.literal_eval(value.strip()))
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            pass
+    for candidate in candidates:
+        for kind in kinds:
+            if kind is None and candidate is None:
+                return None
+            if kind is bool and isinstance(candidate, bool):
+                return candidate
+            if isinstance(candidate, bool):
+                continue
+            if kind is int and isinstance(candidate, int):
+                return candidate
+            if kind is float and isinstance(candidate, (int, float)):
+                return float(candidate)
+            if kind is list and isinstance(candidate, (list, tuple)):
+                return list(candidate)
+    if str in kinds and isinstance(value, str):
+        return value
+    names = " or ".join("None" if kind is None else kind.__name__ for kind in kinds)
+    raise UserError(f"{source}: {key}={value!r} is not of type {names}")
+
+
+def _validate(config: CfgNode) -> None:
+    def require(holds: bool, key: str, what: str) -> None:
+        if not holds:
+            value = config
+            for part in key.split("."):
+                value = value[part]
+            raise UserError(f"{key}={value!r}: {what}")
+
+    _check_top(config, require)
+    _check_data(config.DATA, require)
+    _check_model(config, require)
+    _check_train(config.TRAIN, require)
+
+
+def _check_top(config: CfgNode, require) -> None:
+    require(config.MODEL.TYPE in MODES, "MODEL.TYPE", f"must be one of {', '.join(MODES)}")
+    require(config.AMP in (False, True, "fp16", "bf16"), "AMP", "must be False, True, fp16 or bf16")
+    for key in ("SAVE_FREQ", "KEEP_LAST", "REPORT_FREQ", "VALIDATE_FREQ"):
+        require(config[key] >= 1, key, "must be at least 1")
+    require(config.SAVE_FREQ_STEPS is None or config.SAVE_FREQ_STEPS >= 1, "SAVE_FREQ_STEPS", "must be at least 1, or None")
+    require(0 <= config.SEED < 2**31, "SEED", "must be from 0 to 2**31 - 1")
+    require(config.RUN == Path(config.RUN).name, "RUN", "must be a plain directory name; SAVE takes the path")
+
+
+def _check_data(data: CfgNode, require) -> None:
+    require(data.DATASET in DATASETS, "DATA.DATASET", f"must be one of {', '.join(DATASETS)}")
+    require(data.BATCH_SIZE >= 1, "DATA.BATCH_SIZE", "must be at least 1")
+    require(data.BATCH_SIZE_EVAL is None or data.BATCH_SIZE_EVAL >= 1, "DATA.BATCH_SIZE_EVAL", "must be at least 1, or None")
+    require(data.NUM_WORKERS >= 0, "DATA.NUM_WORKERS", "must not be negative")
+    sides = data.IMAGE_SIZE if isinstance(data.IMAGE_SIZE, list) else [data.IMAGE_SIZE]
+    is_size = len(sides) in (1, 2) and all(isinstance(side, int) and side > 0 for side in sides)
+    require(is_size, "DATA.IMAGE_SIZE", "must be a side in pixels, or [height, width]")
+    require(data.IMAGE_CHANNELS >= 1, "DATA.IMAGE_CHANNELS", "must be at least 1")
+    require(data.CROP_PCT is None or 0 < data.CROP_PCT <= 1, "DATA.CROP_PCT", "must be above 0 and at most 1, or None")
+    for key in ("IMAGENET_MEAN", "IMAGENET_STD"):
+        values = data[key]
+        require(all(isinstance(value, (int, float)) for value in values), f"DATA.{key}", "must be a list of numbers")
+        what = f"needs one number per channel, and DATA.IMAGE_CHANNELS is {data.IMAGE_CHANNELS}"
+        require(len(values) == data.IMAGE_CHANNELS, f"DATA.{key}", what)
+    require(all(value > 0 for value in data.IMAGENET_STD), "DATA.IMAGENET_STD", "must be above 0")
+
+
+def _check_model(config: CfgNode, require) -> None:
+    model = config.MODEL
+    for key in ("NUM_CLASSES", "PATCH_SIZE", "MLP_RATIO"):
+        require(model[key] > 0, f"MODEL.{key}", "must be above 0")
+    for key in ("DROPOUT", "DROPPATH", "ATTENTION_DROPOUT", "MASK_RATIO"):
+        require(0 <= model[key] < 1, f"MODEL.{key}", "must be at least 0 and below 1")
+    require(model.HEAD_INIT_STD is None or model.HEAD_INIT_STD >= 0, "MODEL.HEAD_INIT_STD", "must not be negative")
+    for side in image_size_hw(config):
+        what = f"{side} pixels are not a whole number of patches; MODEL.PATCH_SIZE is {model.PATCH_SIZE}"
+        require(side % model.PATCH_SIZE == 0, "DATA.IMAGE_SIZE", what)
+    for section in ("ENCODER", "DECODER") if model.TYPE == "PRETRAIN" else ("ENCODER",):
+        part = model[section]
+        for key in ("DEPTH", "EMBED_DIM", "NUM_HEADS"):
+            require(part[key] >= 1, f"MODEL.{section}.{key}", "must be at least 1")
+        what = f"must be divisible by MODEL.{section}.NUM_HEADS={part.NUM_HEADS}"
+        require(part.EMBED_DIM % part.NUM_HEADS == 0, f"MODEL.{section}.EMBED_DIM", what)
+        require(part.EMBED_DIM % 4 == 0, f"MODEL.{section}.EMBED_DIM", "must be divisible by 4 (2-D sine-cosine table)")
+    height, width = image_size_hw(config)
+    num_patches = (height // model.PATCH_SIZE) * (width // model.PATCH_SIZE)
+    if model.TYPE == "PRETRAIN":
+        require(model.MASK_RATIO > 0, "MODEL.MASK_RATIO", "pretraining needs hidden patches, so it must be above 0")
+        num_kept = int(num_patches * (1 - model.MASK_RATIO) + 1e-6)
+        require(num_kept >= 1, "MODEL.MASK_RATIO", f"keeps none of {num_patches} patches")
+
+
+def _check_train(train: CfgNode, require) -> None:
+    require(train.OPTIMIZER.NAME in OPTIMIZERS, "TRAIN.OPTIMIZER.NAME", f"must be one of {', '.join(OPTIMIZERS)}")
+    for key in ("ACCUM_ITER", "LINEAR_SCALED_LR", "RAND_AUGMENT_LAYERS"):
+        require(train[key] >= 1, f"TRAIN.{key}", "must be at least 1")
+    for key in ("NUM_EPOCHS", "LAST_EPOCH", "WARMUP_EPOCHS", "WEIGHT_DECAY", "BASE_LR", "WARMUP_START_LR", "END_LR", "COLOR_JITTER",
+                "RAND_AUGMENT_MAGNITUDE", "MIXUP_ALPHA", "CUTMIX_ALPHA", "RANDOM_ERASE_COUNT"):  # fmt: skip
+        require(train[key] >= 0, f"TRAIN.{key}", "must not be negative")
+    for key in ("MIXUP_PROB", "MIXUP_SWITCH_PROB", "RANDOM_ERASE_PROB", "FLIP_PROB"):
+        require(0 <= train[key] <= 1, f"TRAIN.{key}", "must be a probability from 0 to 1")
+    require(train.WARMUP_EPOCHS <= train.NUM_EPOCHS, "TRAIN.WARMUP_EPOCHS", f"exceeds TRAIN.NUM_EPOCHS={train.NUM_EPOCHS}")
+    require(train.LAST_EPOCH <= train.NUM_EPOCHS, "TRAIN.LAST_EPOCH", f"exceeds TRAIN.NUM_EPOCHS={train.NUM_EPOCHS}")
+    require(0 <= train.SMOOTHING < 1, "TRAIN.SMOOTHING", "must be at least 0 and below 1")
+    require(train.MIXUP_MODE in ("batch", "pair", "elem"), "TRAIN.MIXUP_MODE", "must be batch, pair or elem")
+    require(train.RANDOM_ERASE_MODE in ("pixel", "rand", "const"), "TRAIN.RANDOM_ERASE_MODE", "must be pixel, rand or const")
+    for key, limit in (("GRAD_CLIP", float("inf")), ("TOTAL_BATCH_SIZE", float("inf")), ("LAYER_DECAY", 1.0)):
+        require(train[key] is None or 0 < train[key] <= limit, f"TRAIN.{key}", f"must be above 0 and at most {limit}, or None")
+    require(train.EMA_DECAY is None or 0 < train.EMA_DECAY < 1, "TRAIN.EMA_DECAY", "must be between 0 and 1, or None")
+    betas = train.OPTIMIZER.BETAS
+    are_betas = len(betas) == 2 and all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in betas)
+    require(are_betas, "TRAIN.OPTIMIZER.BETAS", "must be two numbers from 0 to below 1")
+    for key in ("CROP_SCALE", "CUTMIX_MINMAX"):
+        pair = train[key]
+        is_range = pair is None or (
+            len(pair) == 2 and all(isinstance(end, (int, float)) for end in pair) and 0 < pair[0] <= pair[1] <= 1
+        )
+        require(is_range, f"TRAIN.{key}", "must be [smallest, largest], above 0 and at most 1, or None")

@@ -1,0 +1,342 @@
+"""Images from lists, folders, archives or thin air, and the loader that turns them into batches.
+
+What an image looks like after augmentation depends on (seed, epoch, image index) alone: not on the number of
+workers, on ranks, or on what was loaded before. Order and batches are a function of (seed, epoch).
+
+Expected layouts below DATA_PATH:
+
+    imagenet2012   train_list.txt, val_list.txt with a line "relative/path label" per image;
+                   without lists: as folder
+    folder         train/<class>/*.jpg, val/<class>/*.jpg (to pretrain, any images below train/ or DATA_PATH)
+    cifar10        cifar-10-python.tar.gz, or its folder cifar-10-batches-py/
+    cifar100       cifar-100-python.tar.gz, or its folder cifar-100-python/
+    digits         nothing: 1,797 handwritten digits, 8x8 pixels, that come with scikit-learn
+    synthetic      nothing: generated patterns, one per class
+"""
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import paddle
+from PIL import Image
+
+import safe_pickle
+from errors import UserError
+from samplers import EvalSampler, TrainSampler
+
+Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+_PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_CIFAR = {  # archive, folder, train files, test file, key of the labels
+    "cifar10": ("cifar-10-python.tar.gz", "cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch", b"labels"),
+    "cifar100": ("cifar-100-python.tar.gz", "cifar-100-python", ["train"], "test", b"fine_labels"),
+}
+
+
+# ---- sources of images -------------------------------------------------------------------------
+
+
+class FileImages:
+    """Image files with labels.
+
+    Args:
+        paths: of the images.
+        labels: [N] int64; -1 where there is none.
+        origin: what lists them, for messages.
+        class_names: of the folders, in label order, if the labels come from folders.
+    """
+
+    def __init__(self, paths: list[Path], labels: np.ndarray, origin: Path, class_names: list[str] | None = None):
+        self.paths, self.labels, self.origin, self.class_names = paths, labels, origin, class_names
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def describe(self, index: int) -> str:
+        """Name an image in a message."""
+        return str(self.paths[index])
+
+    def image(self, index: int) -> Image.Image:
+        """Decode an image."""
+        with Image.open(self.paths[index]) as image:
+            image.load()
+            return image
+
+
+class ArrayImages:
+    """Images in memory: uint8 [N, H, W] or [N, H, W, C], with labels [N] int64."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, origin: str, class_names: list[str] | None = None):
+        self.images, self.labels, self.origin, self.class_names = images, labels, origin, class_names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def describe(self, index: int) -> str:
+        """Name an image in a message."""
+        return f"{self.origin} image {index}"
+
+    def image(self, index: int) -> Image.Image:
+        """Return an image."""
+        return Image.fromarray(self.images[index])
+
+
+def open_source(name: str, data_path: str, split: str, *, num_classes: int, needs_labels: bool = True,
+                synthetic_hw: tuple[int, int] = (32, 32)) -> FileImages | ArrayImages:  # fmt: skip
+    """Open one split of a data set; see the module's docstring for layouts.
+
+    Args:
+        name: DATA.DATASET.
+        split: "train" or "val".
+        num_classes: how many patterns the synthetic set has.
+        needs_labels: False to pretrain: unsorted folders will do.
+        synthetic_hw: size of the synthetic images.
+    """
+    root = Path(data_path).expanduser()
+    if name == "digits":
+        return _open_digits(split)
+    if name == "synthetic":
+        return _make_synthetic(split, num_classes, synthetic_hw)
+    if not root.exists():
+        raise UserError(f"DATA.DATA_PATH={data_path}: no such directory; set it with -data_path")
+    if name in _CIFAR:
+        return _open_cifar(name, root, split)
+    list_file = root / f"{split}_list.txt"
+    if name == "imagenet2012" and list_file.is_file():
+        return _read_list(list_file)
+    return _scan_folders(root, split, needs_labels)
+
+
+def _read_list(list_file: Path) -> FileImages:
+    paths, labels, problems = [], [], []
+    try:
+        lines = list_file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{list_file}: not a UTF-8 text file ({error})") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        path, _, label = line.strip().rpartition(" ")  # a path may hold spaces
+        path, label = path.strip(), label.strip()
+        if not path or not label.lstrip("-").isdecimal():
+            problems.append(f"line {number}: expected 'path label', found {line.strip()[:80]!r}")
+            continue
+        paths.append(list_file.parent / path)
+        labels.append(int(label))
+    if problems:
+        raise UserError(f"{list_file}: " + _abridge(problems))
+    return FileImages(paths, np.array(labels, np.int64), list_file)
+
+
+def _scan_folders(root: Path, split: str, needs_labels: bool) -> FileImages:
+    folder = root / split
+    if not needs_labels:
+        folder = folder if folder.is_dir() else root
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+        return FileImages(paths, np.full(len(paths), -1, np.int64), folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such directory; expected {split}/<class>/*.jpg below DATA.DATA_PATH={root}, "
+                        f"or for imagenet2012 a {split}_list.txt there")  # fmt: skip
+    # The classes are those of the train split where it exists, so that a label means the same in both.
+    names_from = root / "train" if (root / "train").is_dir() else folder
+    class_names = sorted(entry.name for entry in names_from.iterdir() if entry.is_dir())
+    extra = sorted({entry.name for entry in folder.iterdir() if entry.is_dir()} - set(class_names))
+    if extra:
+        raise UserError(f"{folder}: classes that {names_from} does not have: {_abridge(extra)}")
+    paths, labels = [], []
+    for label, class_name in enumerate(class_names):
+        found = sorted(p for p in (folder / class_name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        paths += found
+        labels += [label] * len(found)
+    return FileImages(paths, np.array(labels, np.int64), folder, class_names)
+
+
+def _open_cifar(name: str, root: Path, split: str) -> ArrayImages:
+    archive_name, folder_name, train_files, test_file, label_key = _CIFAR[name]
+    files = train_files if split == "train" else [test_file]
+    archive = root if root.is_file() else root / archive_name
+    folder = root if root.name == folder_name else root / folder_name
+    if folder.is_dir():
+        try:
+            batches = [_read_cifar_batch((folder / file).read_bytes(), str(folder / file)) for file in files]
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}") from error
+    elif archive.is_file():
+        try:
+            with tarfile.open(archive) as tar:
+                batches = [_read_cifar_batch(tar.extractfile(f"{folder_name}/{file}").read(), f"{archive}:{file}") for file in files]
+        except (tarfile.TarError, KeyError, EOFError, OSError) as error:
+            raise UserError(f"{archive}: not the published python archive of {name}: {error}") from error
+    else:
+        raise UserError(f"DATA.DATA_PATH={root}: holds neither {archive_name} nor {folder_name}/; "
+                        f"download the python version from https://www.cs.toronto.edu/~kriz/cifar.html")  # fmt: skip
+    try:
+        pixels = np.concatenate([np.asarray(batch[b"data"], np.uint8) for batch in batches])
+        labels = np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
+        images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"DATA.DATA_PATH={root}: not the published python version of {name}: {error}") from error
+    return ArrayImages(np.ascontiguousarray(images), labels, f"{name} {split}")
+
+
+def _read_cifar_batch(data: bytes, name: str) -> dict:
+    return safe_pickle.load(io.BytesIO(data), name=name, encoding="bytes")
+
+
+def _open_digits(split: str) -> ArrayImages:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError("-dataset digits comes with scikit-learn: pip install -r requirements.txt") from error
+    digits = load_digits()
+    is_val = np.arange(len(digits.target)) % 5 == 0  # 360 of 1,797
+    chosen = is_val if split == "val" else ~is_val
+    images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)  # stored as 0 to 16
+    return ArrayImages(images, digits.target[chosen].astype(np.int64), f"digits {split}", [str(i) for i in range(10)])
+
+
+def _make_synthetic(split: str, num_classes: int, size_hw: tuple[int, int]) -> ArrayImages:
+    """Draw gratings whose direction and colour tell the class; 1,024 to train, 256 to evaluate."""
+    num_images, seed = (1024, 0) if split == "train" else (256, 1)
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num_images) % num_classes
+    rows, columns = np.mgrid[0 : size_hw[0], 0 : size_hw[1]] / max(size_hw)
+    angle = np.pi * labels / num_classes
+    phase = rng.uniform(0, 2 * np.pi, num_images)
+    images = np.empty((num_images, *size_hw, 3), np.uint8)
+    for index in range(num_images):
+        wave = np.sin(20 * (rows * np.sin(angle[index]) + columns * np.cos(angle[index])) + phase[index])
+        hue = 0.5 + 0.5 * np.cos(2 * angle[index] + np.array([0.0, 2.1, 4.2]))
+        noise = rng.normal(0, 12, (*size_hw, 3))
+        images[index] = np.clip(128 + 90 * wave[:, :, None] * hue + noise, 0, 255)
+    return ArrayImages(images, labels.astype(np.int64), f"synthetic {split}")
+
+
+# ---- checks ------------------------------------------------------------------------------------
+
+
+def check_source(source: FileImages | ArrayImages, *, num_classes: int | None, channels: int) -> list[str]:
+    """Check a source before anything is trained on it.
+
+    Args:
+        num_classes: labels must be below this; None: labels are not used.
+        channels: of the images that the model wants.
+
+    Returns:
+        Warnings: things that may be meant.
+
+    Raises:
+        UserError: naming missing files, labels out of range, and empty classes.
+    """
+    if channels not in _PIL_MODES:
+        raise UserError(f"DATA.IMAGE_CHANNELS={channels}: image files are read with 1, 3 or 4 channels")
+    if len(source) == 0:
+        raise UserError(f"{source.origin}: no images found")
+    problems, warnings = [], []
+    if isinstance(source, FileImages):
+        missing = _find_missing(source.paths)
+        if missing:
+            problems.append(f"{len(missing)} files are missing: {_abridge(missing)}")
+    if num_classes is not None:
+        outside = np.flatnonzero((source.labels < 0) | (source.labels >= num_classes))
+        if len(outside):
+            named = [f"{source.describe(i)} has {source.labels[i]}" for i in outside[:8]]
+            problems.append(f"{len(outside)} labels are not from 0 to {num_classes - 1} (MODEL.NUM_CLASSES={num_classes}): "
+                            + _abridge(named, total=len(outside)))  # fmt: skip
+        empty = np.setdiff1d(np.arange(num_classes), source.labels)
+        if source.class_names is not None:
+            folders = [source.class_names[i] for i in empty if i < len(source.class_names)]
+            if folders:
+                problems.append(f"{len(folders)} classes have no images: {_abridge(folders)}")
+            empty = empty[empty >= len(source.class_names)]
+        if len(empty) and not len(outside):
+            warnings.append(f"{source.origin}: {len(empty)} of MODEL.NUM_CLASSES={num_classes} classes have no images: "
+                            + _abridge([str(i) for i in empty]))  # fmt: skip
+    if problems:
+        raise UserError(f"{source.origin}: " + "; ".join(problems))
+    return warnings
+
+
+def _find_missing(paths: list[Path]) -> list[str]:
+    """List the paths that are no files, with one directory listing per directory."""
+    present: dict[Path, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder = path.parent
+        if folder not in present:
+            present[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        if path.name not in present[folder]:
+            missing.append(str(path))
+    return missing
+
+
+def _abridge(items: Sequence[str], most: int = 5, total: int | None = None) -> str:
+    total = len(items) if total is None else total
+    return ", ".join(items[:most]) + (f" and {total - most} more" if total > most else "")
+
+
+# ---- loading -----------------------------------------------------------------------------------
+
+
+class _Samples(paddle.io.Dataset):
+    """Source and transform behind the keys (epoch, index) that the samplers deal."""
+
+    def __init__(self, source: FileImages | ArrayImages, transform: Transform, channels: int, seed: int):
+        super().__init__()
+        self._source, self._transform, self._seed = source, transform, seed
+        self._mode = _PIL_MODES[channels]
+
+    def __getitem__(self, key: tuple[int, int]):
+        epoch, index = key
+        try:
+            image = self._source.image(index)
+            image = image if image.mode == self._mode else image.convert(self._mode)
+            array = self._transform(image, np.random.default_rng([self._seed, epoch, index]))
+            return array, self._source.labels[index]
+        except Exception as error:  # an exception in a worker would only say "Blocking queue is killed"
+            return f"{self._source.describe(index)}: cannot be read as an image ({type(error).__name__}: {error})"
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+
+def _collate(samples: list) -> list[np.ndarray]:
+    for sample in samples:
+        if isinstance(sample, str):
+            return [np.frombuffer(sample.encode(), np.uint8)]
+    return [np.stack([image for image, _ in samples]), np.array([label for _, label in samples], np.int64)]
+
+
+class Loader:
+    """Batches `[images [B, C, H, W] float32, labels [B] int64]` of a source.
+
+    Args:
+        sampler: a `TrainSampler` or `EvalSampler`.
+        num_workers: processes that load; 0: load here.
+    """
+
+    def __init__(self, source: FileImages | ArrayImages, transform: Transform, sampler: TrainSampler | EvalSampler, *,
+                 channels: int = 3, seed: int = 0, num_workers: int = 0):  # fmt: skip
+        self.source, self.sampler = source, sampler
+        self._loader = paddle.io.DataLoader(
+            _Samples(source, transform, channels, seed), batch_sampler=sampler, collate_fn=_collate,
+            num_workers=num_workers, persistent_workers=num_workers > 0, return_list=True,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[paddle.Tensor]]:
+        for batch in self._loader:
+            if len(batch) == 1:
+                raise UserError(bytes(batch[0].numpy()).decode())
+            yield batch
+
+    def epoch(self, epoch: int, first_update: int = 0) -> Iterator[list[paddle.Tensor]]:
+        """Iterate the micro-steps of an epoch, from an update on."""
+        self.sampler.set_position(epoch, first_update)
+        return iter(self)

@@ -1,0 +1,65 @@
+"""What one process needs to know of the others. Everything works in a single process, too."""
+
+import contextlib
+import os
+
+import numpy as np
+import paddle
+from paddle import distributed as dist
+from paddle import nn
+
+
+def rank() -> int:
+    """Return this process's number, from 0."""
+    return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+
+
+def world_size() -> int:
+    """Return the number of processes, on all nodes."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+
+
+def is_main() -> bool:
+    """Tell whether this process writes files and prints."""
+    return rank() == 0
+
+
+def init() -> None:
+    """Join the other processes, if there are any."""
+    if world_size() > 1 and not dist.is_initialized():
+        dist.init_parallel_env()
+
+
+def wrap(model: nn.Layer) -> nn.Layer:
+    """Return the model to train: it starts from rank 0's weights, and averages gradients over ranks."""
+    return paddle.DataParallel(model) if world_size() > 1 else model
+
+
+def no_sync(model: nn.Layer, enabled: bool):
+    """Return a context in which gradients of a wrapped model only add up locally."""
+    return model.no_sync() if enabled and isinstance(model, paddle.DataParallel) else contextlib.nullcontext()
+
+
+def sum_across_ranks(values: np.ndarray) -> np.ndarray:
+    """Add up float64 values over all ranks; every rank must call it with the same shape."""
+    if world_size() == 1:
+        return values
+    total = paddle.to_tensor(np.asarray(values, np.float64))
+    dist.all_reduce(total)
+    return total.numpy()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def average_running_statistics(model: nn.Layer) -> None:
+    """Average batch-norm statistics over ranks in place; each rank has seen its own images only."""
+    if world_size() == 1:
+        return
+    for name, value in model.state_dict().items():
+        if name.endswith(("._mean", "._variance")):
+            dist.all_reduce(value)
+            value.set_value(value / world_size())

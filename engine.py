@@ -1,0 +1,338 @@
+"""The one training loop: `Task`, `fit`, `evaluate`.
+
+The loop knows updates, ranks, precision, checkpoints and logs. What is trained, on which loss, with which
+optimizer and how it is judged are the fields of a `Task`; no line here asks for the mode.
+
+One clock: `step` = optimizer updates done. All randomness of a micro-step is derived from (seed, step, rank,
+micro-step), so a checkpoint needs no generator states, and a resumed run continues bit by bit.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.optimizer import Optimizer
+
+import checkpoint
+import distributed
+from config import amp_dtype
+from datasets import Loader
+from errors import UserError
+from metrics import RunLog, Throughput
+from optim import WeightAverage, lr_at
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One recipe, ready to run.
+
+    Attributes:
+        name: of the mode, for files and logs.
+        model: unwrapped; its state dict is what gets saved.
+        optimizer: its groups carry decay and learning rate multipliers.
+        loss: `(model, batch, rng) -> scalar`, the mean over the batch's images. It gets the data-parallel
+            model, and must call it; `rng` is a NumPy generator for this micro-step.
+        evaluate: `(model, batch) -> one sum over the batch's images per name in `metrics``, or None.
+        metrics: names of what `evaluate` returns.
+        best_metric: the metric whose highest value marks the best checkpoint.
+        ema: averaged weights, which are evaluated instead of the model's own.
+    """
+
+    name: str
+    model: nn.Layer
+    optimizer: Optimizer | None
+    loss: Callable | None
+    evaluate: Callable | None = None
+    metrics: tuple[str, ...] = ()
+    best_metric: str = "acc1"
+    ema: WeightAverage | None = None
+
+
+@dataclasses.dataclass
+class Run:
+    """Where a run lives and how it was asked for.
+
+    Attributes:
+        config: frozen configuration.
+        directory: of the run; None on all ranks but the first.
+        log: silent on all ranks but the first.
+        resume_from: checkpoint directory to continue.
+        dry_run: print the plan, and stop.
+    """
+
+    config: object
+    directory: Path | None
+    log: RunLog
+    resume_from: Path | None = None
+    dry_run: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The numbers that follow from configuration, data and ranks."""
+
+    num_images: int
+    images_per_update: int
+    updates_per_epoch: int
+    num_epochs: int
+    warmup_steps: int
+    peak_lr: float
+    end_lr: float
+    start_lr: float
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        return self.updates_per_epoch * self.num_epochs
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of update `step`, before a group's multiplier."""
+        return lr_at(step, peak_lr=self.peak_lr, total_steps=self.total_steps, warmup_steps=self.warmup_steps,
+                     end_lr=self.end_lr, start_lr=self.start_lr)  # fmt: skip
+
+
+def make_plan(config, loader: Loader) -> Plan:
+    """Derive updates and learning rates; peak lr = BASE_LR * images per update / LINEAR_SCALED_LR."""
+    sampler, train = loader.sampler, config.TRAIN
+    return Plan(
+        num_images=sampler.num_images,
+        images_per_update=sampler.images_per_update,
+        updates_per_epoch=sampler.updates_per_epoch,
+        num_epochs=train.NUM_EPOCHS,
+        warmup_steps=train.WARMUP_EPOCHS * sampler.updates_per_epoch,
+        peak_lr=train.BASE_LR * sampler.images_per_update / train.LINEAR_SCALED_LR,
+        end_lr=train.END_LR,
+        start_lr=train.WARMUP_START_LR,
+    )
+
+
+def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) -> dict[str, float]:
+    """Train until the last epoch, and return the last metrics.
+
+    A run starts, in this order, from: (1) `run.resume_from`; (2) the weights that the recipe loaded into the
+    model; (3) its initialisation.
+    """
+    config, log = run.config, run.log
+    plan = make_plan(config, train_loader)
+    log.say(describe_plan(plan, task, config))
+    if run.dry_run:
+        return {}
+    scaler = paddle.amp.GradScaler(enable=_autocast_dtype(config, log) == "float16")
+    step, best = _restore(task, plan, scaler, run)
+    model = distributed.wrap(task.model)
+    clock, show = Throughput(step), log.progress(plan.total_steps, step)
+    results: dict[str, float] = {}
+    window = _Window()
+    model.train()
+    if step == plan.total_steps:  # nothing to train: an untrained model is something to compare with
+        _save(task, step, plan, best, False, scaler, run)
+    while step < plan.total_steps:
+        epoch, first_update = divmod(step, plan.updates_per_epoch)
+        batches = train_loader.epoch(epoch, first_update)
+        for update in range(first_update, plan.updates_per_epoch):
+            lr = plan.lr_at(step)
+            _update(task, model, batches, train_loader.sampler, update, step, lr, scaler, window, config)
+            step += 1
+            clock.count(train_loader.sampler.update_size(update))
+            is_epoch_end = update + 1 == plan.updates_per_epoch
+            done = epoch + 1 if is_epoch_end else 0  # whole epochs done
+            is_last = step == plan.total_steps
+            saves = _is_due(done, config.SAVE_FREQ) or _is_due(step, config.SAVE_FREQ_STEPS) or is_last
+            if _is_due(step, config.REPORT_FREQ) or is_epoch_end or saves:
+                results = _report(window.pop(), step, lr, plan, clock, run, show)
+            evaluates = eval_loader is not None and (_is_due(done, config.VALIDATE_FREQ) or is_last)
+            if not (evaluates or saves):
+                continue
+            started = time.monotonic()
+            is_best = False
+            distributed.average_running_statistics(task.model)
+            if evaluates:
+                scores = evaluate(task, eval_loader, config)
+                is_best = scores[task.best_metric] > best
+                best = max(best, scores[task.best_metric])
+                results |= scores
+                log.record("eval", step, {"epoch": step / plan.updates_per_epoch, **scores})
+                log.say(f"evaluation after {step} updates: {format_scores(scores)}, best {task.best_metric} {best:.3f}")
+            if saves or is_best:
+                _save(task, step, plan, best, is_best, scaler, run)
+            clock.pause(time.monotonic() - started)
+    log.close()
+    return results
+
+
+@paddle.no_grad()
+def evaluate(task: Task, loader: Loader, config) -> dict[str, float]:
+    """Average the task's metrics over all images of a loader, exactly, whatever the ranks and batches.
+
+    Averaged weights (EMA) are evaluated in place of the model's own, where the task keeps them.
+    """
+    if task.ema is not None:
+        task.ema.swap(task.model)
+    task.model.eval()
+    totals, num_images = paddle.zeros([len(task.metrics)], "float64"), 0
+    for batch in loader:
+        with _autocast(config):
+            sums = task.evaluate(task.model, batch)
+        totals += paddle.stack([value.astype("float64") for value in sums])
+        num_images += batch[0].shape[0]
+    task.model.train()
+    if task.ema is not None:
+        task.ema.swap(task.model)
+    *totals, num_images = distributed.sum_across_ranks(np.array([*totals.numpy(), num_images]))
+    return {name: float(total / num_images) for name, total in zip(task.metrics, totals, strict=True)}
+
+
+def format_scores(scores: dict[str, float]) -> str:
+    """Write scores as one line, the way the official code does."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+
+
+def describe_plan(plan: Plan, task: Task, config) -> str:
+    """Say in words what is about to happen, and warn where it is not what the recipe was tuned for."""
+    parameters = task.model.parameters()
+    trainable = sum(math.prod(p.shape) for p in parameters if not p.stop_gradient)
+    total = sum(math.prod(p.shape) for p in parameters)
+    data, train = config.DATA, config.TRAIN
+    lines = [
+        f"{task.name}: {type(task.model).__name__}, {trainable:,} of {total:,} parameters train",
+        f"data: {plan.num_images:,} images of {data.DATASET}, {data.IMAGE_SIZE} pixels, {data.NUM_WORKERS} workers per process",
+        f"batch: {data.BATCH_SIZE} per process x {train.ACCUM_ITER} accumulated x {distributed.world_size()} processes "
+        f"= {plan.images_per_update} images per update",
+        f"schedule: {plan.num_epochs} epochs x {plan.updates_per_epoch} updates = {plan.total_steps} steps, "
+        f"{plan.warmup_steps} of them warm-up",
+        f"learning rate: {train.BASE_LR} x {plan.images_per_update} / {train.LINEAR_SCALED_LR} = {plan.peak_lr:.6g} "
+        f"at its peak, then cosine to {plan.end_lr:g}",
+    ]  # fmt: skip
+    wanted = train.TOTAL_BATCH_SIZE
+    if wanted is not None and wanted != plan.images_per_update:
+        per_step = data.BATCH_SIZE * distributed.world_size()
+        hint = f"; -accum_iter {wanted // per_step} makes it so" if wanted % per_step == 0 else ""
+        lines.append(f"warning: the recipe was tuned for {wanted} images per update, not {plan.images_per_update}{hint}")
+    return "\n".join(lines)
+
+
+class _Window:
+    """Sum of the losses since the last report, on the device, so that no update waits for the host."""
+
+    def __init__(self):
+        self._loss_sum, self._num_images = None, 0
+
+    def add(self, loss: paddle.Tensor, num_images: int) -> None:
+        loss_sum = loss.detach().astype("float32") * num_images
+        self._loss_sum = loss_sum if self._loss_sum is None else self._loss_sum + loss_sum
+        self._num_images += num_images
+
+    def pop(self) -> float:
+        """Return the mean loss over all ranks' images, and start anew."""
+        own = np.array([self._loss_sum.item(), self._num_images], np.float64)
+        loss_sum, num_images = distributed.sum_across_ranks(own)
+        self._loss_sum, self._num_images = None, 0
+        return float(loss_sum / num_images)
+
+
+def _update(task: Task, model: nn.Layer, batches: Iterator, sampler, update: int, step: int, lr: float,
+            scaler: paddle.amp.GradScaler, window: _Window, config) -> None:  # fmt: skip
+    """Do one optimizer update: the gradient of the mean loss over all images of all its micro-steps and ranks."""
+    sizes = sampler.micro_sizes(update)
+    # Data parallelism averages over ranks, and shares may differ by an image: weigh by images, not by ranks.
+    weight = distributed.world_size() / sampler.update_size(update)
+    for micro, size in enumerate(sizes):
+        rng = _seed_micro_step(config.SEED, step, micro)
+        batch = next(batches)
+        with distributed.no_sync(model, micro + 1 < len(sizes)):
+            with _autocast(config):
+                loss = task.loss(model, batch, rng)
+            scaler.scale(loss * (size * weight)).backward()
+        window.add(loss, size)
+    task.optimizer.set_lr(lr)
+    if config.TRAIN.GRAD_CLIP is not None:
+        scaler.unscale_(task.optimizer)
+        # Paddle's own grad_clip would clip each parameter group by itself.
+        trained = [p for p in task.model.parameters() if not p.stop_gradient and p.grad is not None]
+        nn.utils.clip_grad_norm_(trained, config.TRAIN.GRAD_CLIP)
+    scaler.step(task.optimizer)
+    scaler.update()
+    task.optimizer.clear_grad()
+    if task.ema is not None:
+        task.ema.update(task.model)
+
+
+def _seed_micro_step(seed: int, step: int, micro: int) -> np.random.Generator:
+    """Seed masks, drop path and dropout for this micro-step and rank; returns the generator for mixup."""
+    sequence = np.random.SeedSequence([seed, step, micro, distributed.rank()])
+    paddle.seed(int(sequence.generate_state(1)[0]))
+    return np.random.default_rng(sequence)
+
+
+def _autocast_dtype(config, log: RunLog | None = None) -> str | None:
+    """Return the precision to compute in; on CPU, where Paddle has none but float32, None and one warning."""
+    dtype = amp_dtype(config)
+    if dtype is not None and paddle.device.get_device().startswith("cpu"):
+        if log is not None:
+            log.say(f"warning: -amp {dtype} has no effect on CPU, where Paddle computes in float32")
+        return None
+    return dtype
+
+
+def _autocast(config):
+    dtype = _autocast_dtype(config)
+    return paddle.amp.auto_cast(enable=dtype is not None, dtype=dtype or "float16", level="O1")
+
+
+def _report(loss: float, step: int, lr: float, plan: Plan, clock: Throughput, run: Run, show) -> dict[str, float]:
+    rate = clock.rate()
+    epoch = step / plan.updates_per_epoch
+    run.log.record("train", step, {"epoch": epoch, "loss": loss, "lr": lr, "images_per_sec": round(rate, 1)})
+    if not math.isfinite(loss):
+        raise UserError(f"the loss is {loss} at update {step}, lr {lr:.3g}; checkpoints up to now are intact. Lower "
+                        "TRAIN.BASE_LR, set TRAIN.GRAD_CLIP, or use -amp bf16 or float32 instead of fp16")  # fmt: skip
+    show(step, f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.3e}  {rate:.0f} images/s  eta {clock.eta(step, plan.total_steps)}")
+    return {"loss": loss}
+
+
+def _is_due(count: int, every: int | None) -> bool:
+    return every is not None and count > 0 and count % every == 0
+
+
+def _save(task: Task, step: int, plan: Plan, best: float, is_best: bool, scaler, run: Run) -> None:
+    if run.directory is not None:
+        scaler_state = {key: np.asarray(value).tolist() for key, value in scaler.state_dict().items()}
+        state = {
+            "task": task.name,
+            "best": best if math.isfinite(best) else None,
+            "images_per_update": plan.images_per_update,
+            "num_images": plan.num_images,
+            "seed": run.config.SEED,
+            "scaler": scaler_state,
+        }
+        path = checkpoint.save(
+            run.directory, step, model=task.model, optimizer=task.optimizer, state=state,
+            config_yaml=run.config.dump(), ema_state=task.ema.state_dict() if task.ema else None,
+            is_best=is_best, keep_last=run.config.KEEP_LAST,
+        )  # fmt: skip
+        run.log.say(f"saved {path}" + (" (best)" if is_best else ""))
+    distributed.barrier()
+
+
+def _restore(task: Task, plan: Plan, scaler, run: Run) -> tuple[int, float]:
+    """Return (step, best metric) to start with, and load what belongs to them."""
+    if run.resume_from is None:
+        return run.config.TRAIN.LAST_EPOCH * plan.updates_per_epoch, -math.inf
+    state = checkpoint.read_state(run.resume_from)
+    expected = {"task": task.name, "num_images": plan.num_images, "images_per_update": plan.images_per_update,
+                "seed": run.config.SEED}  # fmt: skip
+    for key, value in expected.items():
+        if state.get(key) != value:
+            raise UserError(f"-resume {run.resume_from}: that run has {key} {state.get(key)}, this one {value}; "
+                            "to start a new run from its weights, use -pretrained")  # fmt: skip
+    checkpoint.load_training_state(run.resume_from, task.model, task.optimizer, task.ema)
+    if state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
+    run.log.rewind(state["step"])
+    run.log.say(f"resumed {run.resume_from} after {state['step']} of {plan.total_steps} updates")
+    return state["step"], -math.inf if state.get("best") is None else state["best"]

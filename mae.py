@@ -1,0 +1,229 @@
+"""Masked autoencoder (arXiv 2111.06377): masking, decoder and pixel loss.
+
+    from mae import build_mae_pretrain
+    loss, pred, mask = build_mae_pretrain(config)(images)
+
+Attribute names are PaddleViT's, because they are the keys of its weight files.
+
+Shapes: B images, C channels, H x W pixels, P patch side, N patches, K patches kept, D encoder width,
+E decoder width. A mask is always 1 = hidden.
+"""
+
+import math
+
+import paddle
+from paddle import nn
+
+from config import image_size_hw
+from pos_embed import sincos_table
+from transformer import PatchEmbedding, Transformer, init_linear
+
+_NORM_PIX_EPS = 1e-6
+
+
+class MAEPretrain(nn.Layer):
+    """Encoder on the visible patches, light decoder on all of them, mean squared error on the hidden ones.
+
+    Differs from the official code: non-square images and any channel count work; the number of kept
+    patches does not suffer from floating point (100 patches at 0.9 keep 10, not 9).
+
+    Args:
+        image_hw: image height and width in pixels.
+        patch_size: P in pixels.
+        in_channels: C.
+        embed_dim, depth, num_heads: size of the encoder.
+        decoder_dim, decoder_depth, decoder_heads: size of the decoder.
+        mask_ratio: share of the patches that is hidden.
+        norm_pix_loss: reconstruct pixels normalised per patch (Sec. 3 "Reconstruction target").
+        drop_path: rate of the encoder's last layer; 0 in the paper.
+        layer_options: `mlp_ratio`, `qkv_bias`, `dropout`, `attention_dropout` of each layer.
+    """
+
+    def __init__(self, image_hw: tuple[int, int] = (224, 224), patch_size: int = 16, in_channels: int = 3,
+                 embed_dim: int = 768, depth: int = 12, num_heads: int = 12,
+                 decoder_dim: int = 512, decoder_depth: int = 8, decoder_heads: int = 16,
+                 mask_ratio: float = 0.75, norm_pix_loss: bool = True, drop_path: float = 0.0,
+                 **layer_options):  # fmt: skip
+        super().__init__()
+        self.mask_ratio = mask_ratio
+        self.norm_pix_loss = norm_pix_loss
+        token_init = nn.initializer.Normal(std=0.02)
+
+        self.patch_embedding = PatchEmbedding(image_hw, patch_size, in_channels, embed_dim)
+        grid_hw = self.patch_embedding.grid_hw
+        self.cls_token = self.create_parameter([1, 1, embed_dim], default_initializer=token_init)
+        self.register_buffer("encoder_position_embedding", paddle.to_tensor(sincos_table(embed_dim, grid_hw)))
+        self.encoder = Transformer(embed_dim, depth, num_heads, drop_path, **layer_options)
+
+        self.linear_projection = nn.Linear(embed_dim, decoder_dim)
+        self.mask_token = self.create_parameter([1, 1, decoder_dim], default_initializer=token_init)
+        self.register_buffer("decoder_position_embedding", paddle.to_tensor(sincos_table(decoder_dim, grid_hw)))
+        self.decoder = Transformer(decoder_dim, decoder_depth, decoder_heads, **layer_options)
+        self.decoder_pred = nn.Linear(decoder_dim, patch_size**2 * in_channels)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for layer in self.sublayers():
+            if isinstance(layer, nn.Linear):
+                init_linear(layer, nn.initializer.XavierUniform())
+        weight = self.patch_embedding.patch_embedding.weight  # as a linear layer: its conv fans would be wrong
+        nn.initializer.XavierUniform(fan_in=math.prod(weight.shape[1:]), fan_out=weight.shape[0])(weight)
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that weight decay leaves alone, besides biases and norms: none (official code)."""
+        return set()
+
+    def encode(self, images: paddle.Tensor, shuffle: paddle.Tensor) -> paddle.Tensor:
+        """Encode the visible patches only.
+
+        Args:
+            images: [B, C, H, W].
+            shuffle: [B, K] indices of the patches to keep.
+
+        Returns:
+            latent: [B, 1 + K, D], class token first, patches in the order of `shuffle`.
+        """
+        patches = gather_tokens(self.patch_embedding.split(images), shuffle)  # [B, K, C*P*P]
+        tokens = self.patch_embedding.project(patches)  # [B, K, D]
+        table = self.encoder_position_embedding
+        position = paddle.gather(table[0, 1:], shuffle.flatten()).reshape([*shuffle.shape, -1])  # [B, K, D]
+        tokens = tokens + position
+        cls_token = (self.cls_token + table[:, :1]).expand([tokens.shape[0], -1, -1])
+        return self.encoder(paddle.concat([cls_token.astype(tokens.dtype), tokens], axis=1))
+
+    def decode(self, latent: paddle.Tensor, restore: paddle.Tensor) -> paddle.Tensor:
+        """Predict the pixels of every patch.
+
+        Args:
+            latent: [B, 1 + K, D] from `encode`.
+            restore: [B, N] from `random_masking`.
+
+        Returns:
+            pred: [B, N, P*P*C], pixels in (row, column, channel) order.
+        """
+        tokens = self.linear_projection(latent)  # [B, 1 + K, E]
+        batch, num_tokens, dim = tokens.shape
+        num_hidden = restore.shape[1] + 1 - num_tokens
+        hidden = self.mask_token.astype(tokens.dtype).expand([batch, num_hidden, dim])
+        patches = gather_tokens(paddle.concat([tokens[:, 1:], hidden], axis=1), restore)  # [B, N, E]
+        tokens = paddle.concat([tokens[:, :1], patches], axis=1) + self.decoder_position_embedding
+        return self.decoder_pred(self.decoder(tokens))[:, 1:]
+
+    def forward(self, images: paddle.Tensor, mask_ratio: float | None = None,
+                noise: paddle.Tensor | None = None, mask: paddle.Tensor | None = None):  # fmt: skip
+        """Hide patches, reconstruct them, and measure the error on them.
+
+        Args:
+            images: [B, C, H, W], normalised.
+            mask_ratio: instead of the model's own.
+            noise: [B, N]; the K smallest of each row stay visible. Drawn uniformly if None.
+            mask: [B, N], 1 = hidden, the same number in each row; takes the place of ratio and noise.
+
+        Returns:
+            loss: scalar, float32.
+            pred: [B, N, P*P*C].
+            mask: [B, N] float32.
+        """
+        num_patches = self.patch_embedding.num_patches
+        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
+        if mask is not None:
+            noise, num_kept = noise_from_mask(mask)
+        else:
+            num_kept = num_visible(num_patches, ratio)
+            if noise is None:
+                noise = paddle.rand([images.shape[0], num_patches])
+        shuffle, restore, mask = random_masking(noise, num_kept)
+        pred = self.decode(self.encode(images, shuffle), restore)
+        return self.loss(images, pred, mask), pred, mask
+
+    def loss(self, images: paddle.Tensor, pred: paddle.Tensor, mask: paddle.Tensor) -> paddle.Tensor:
+        """Average the squared error over the pixels of each patch, then over the hidden patches; in float32."""
+        target = patchify(images.astype("float32"), self.patch_embedding.patch_size)  # [B, N, P*P*C]
+        if self.norm_pix_loss:
+            mean, std = patch_statistics(target)
+            target = (target - mean) / std
+        error = (pred.astype("float32") - target).square().mean(axis=-1)  # [B, N]
+        return (error * mask).sum() / mask.sum().clip(min=1.0)
+
+
+def num_visible(num_patches: int, mask_ratio: float) -> int:
+    """Return K, the whole number of patches that stay visible: N * (1 - ratio), rounded down."""
+    num_kept = int(num_patches * (1 - mask_ratio) + 1e-6)  # 100 * (1 - 0.9) is 9.999999999999998
+    if not 1 <= num_kept <= num_patches:
+        raise ValueError(f"mask_ratio={mask_ratio} keeps {num_kept} of {num_patches} patches; it must keep at least one")
+    return num_kept
+
+
+def random_masking(noise: paddle.Tensor, num_kept: int) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    """Choose the patches with the K smallest noise values of each image (Sec. 3 "Masking").
+
+    Returns:
+        shuffle: [B, K] indices of the kept patches, in ascending order of noise.
+        restore: [B, N]; entry n is the place of patch n in (kept, hidden) order.
+        mask: [B, N] float32, 1 = hidden.
+    """
+    order = noise.argsort(axis=1)  # [B, N]
+    restore = order.argsort(axis=1)  # [B, N]
+    return order[:, :num_kept], restore, (restore >= num_kept).astype("float32")
+
+
+def noise_from_mask(mask: paddle.Tensor) -> tuple[paddle.Tensor, int]:
+    """Turn a mask [B, N], 1 = hidden, into noise that reproduces it, and the number of patches kept."""
+    mask = mask.astype("float32")
+    num_patches = mask.shape[1]
+    num_hidden = sorted(set(mask.sum(axis=1).astype("int64").tolist()))
+    if len(num_hidden) != 1 or num_hidden[0] >= num_patches:
+        raise ValueError(f"a mask must hide the same number of patches, and not all, in each image; it hides {num_hidden}")
+    return mask + paddle.arange(num_patches, dtype="float32") / (2 * num_patches), num_patches - num_hidden[0]
+
+
+def gather_tokens(tokens: paddle.Tensor, index: paddle.Tensor) -> paddle.Tensor:
+    """Pick tokens[b, index[b, k]] from [B, N, D] by [B, K]; one flat gather, whose gradient is cheap."""
+    batch, num_tokens, dim = tokens.shape
+    flat = (index + paddle.arange(batch, dtype=index.dtype).unsqueeze(1) * num_tokens).flatten()  # [B*K]
+    return paddle.gather(tokens.reshape([-1, dim]), flat).reshape([batch, index.shape[1], dim])
+
+
+def patchify(images: paddle.Tensor, patch_size: int) -> paddle.Tensor:
+    """Cut images [B, C, H, W] into patches [B, N, P*P*C], pixels in (row, column, channel) order."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = images.reshape([batch, channels, rows, patch_size, columns, patch_size])
+    return patches.transpose([0, 2, 4, 3, 5, 1]).reshape([batch, rows * columns, -1])
+
+
+def unpatchify(patches: paddle.Tensor, patch_size: int, grid_hw: tuple[int, int]) -> paddle.Tensor:
+    """Put patches [B, N, P*P*C] back together as images [B, C, H, W]; the inverse of `patchify`."""
+    (rows, columns), side = grid_hw, patch_size
+    images = patches.reshape([patches.shape[0], rows, columns, side, side, -1])
+    return images.transpose([0, 5, 1, 3, 2, 4]).reshape([patches.shape[0], -1, rows * side, columns * side])
+
+
+def patch_statistics(target: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Return mean and standard deviation of each patch [B, N, 1]; unbiased variance, as the official code has it."""
+    mean = target.mean(axis=-1, keepdim=True)
+    variance = (target - mean).square().sum(axis=-1, keepdim=True) / (target.shape[-1] - 1)
+    return mean, (variance + _NORM_PIX_EPS).sqrt()
+
+
+def build_mae_pretrain(config) -> MAEPretrain:
+    """Build the autoencoder that a config describes."""
+    model = config.MODEL
+    return MAEPretrain(
+        image_hw=image_size_hw(config),
+        patch_size=model.PATCH_SIZE,
+        in_channels=config.DATA.IMAGE_CHANNELS,
+        embed_dim=model.ENCODER.EMBED_DIM,
+        depth=model.ENCODER.DEPTH,
+        num_heads=model.ENCODER.NUM_HEADS,
+        decoder_dim=model.DECODER.EMBED_DIM,
+        decoder_depth=model.DECODER.DEPTH,
+        decoder_heads=model.DECODER.NUM_HEADS,
+        mask_ratio=model.MASK_RATIO,
+        norm_pix_loss=model.NORM_PIX_LOSS,
+        drop_path=model.DROPPATH,
+        mlp_ratio=model.MLP_RATIO,
+        qkv_bias=model.QKV_BIAS,
+        dropout=model.DROPOUT,
+        attention_dropout=model.ATTENTION_DROPOUT,
+    )

@@ -1,0 +1,23 @@
+"""Finetune a pretrained Vision Transformer end to end, or evaluate a finetuned one.
+
+    python main_multi_gpu_finetune.py -cfg configs/vit_base_patch16_224_finetune.yaml -data_path DIR -pretrained FILE
+    python main_multi_gpu_finetune.py -cfg configs/vit_base_patch16_224_finetune.yaml -data_path DIR -pretrained FILE -eval
+
+Uses every visible GPU, or the CPU. Writes config.yaml, log.txt, log.jsonl and checkpoints to <output>/finetune-<time>/.
+"""
+
+import runtime
+
+runtime.prepare()
+
+import cli
+import recipes
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Run with these arguments (default: the command line's), and return the last metrics."""
+    return recipes.train_or_evaluate(cli.start("finetune", __doc__, argv))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,143 @@
+"""Counting what is right, and telling the user: run log, console, VisualDL."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+import paddle
+from tqdm import tqdm
+
+from errors import UserError
+
+
+def count_correct(logits: paddle.Tensor, labels: paddle.Tensor, ks: tuple[int, ...] = (1, 5)) -> list[paddle.Tensor]:
+    """Count the images whose label is among the k highest logits, for each k; k is cut to the number of classes.
+
+    Args:
+        logits: [B, K].
+        labels: [B] int64.
+
+    Returns:
+        One float32 scalar per k, on the device.
+    """
+    num_classes = logits.shape[-1]
+    best = paddle.topk(logits, min(max(ks), num_classes), axis=-1)[1]  # [B, max k]
+    hits = (best == labels.unsqueeze(-1)).astype("float32")
+    return [hits[:, : min(k, num_classes)].sum() for k in ks]
+
+
+class RunLog:
+    """Write log.jsonl (every record) and log.txt (the lines on the console) of a run.
+
+    Args:
+        run_dir: where to write; None: write no files.
+        quiet: print nothing, either.
+        visualdl: also write VisualDL scalars to run_dir/visualdl.
+    """
+
+    def __init__(self, run_dir: Path | None, quiet: bool = False, visualdl: bool = False, stream: TextIO | None = None):
+        self._run_dir = run_dir
+        self._quiet = quiet
+        self._stream = stream or sys.stdout
+        self._bar: tqdm | None = None
+        self._scalars = None
+        if run_dir is not None and visualdl:
+            self._scalars = _visualdl_writer(run_dir / "visualdl")
+
+    def say(self, text: str) -> None:
+        """Print a line, and keep it in log.txt."""
+        if self._run_dir is not None:
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            with open(self._run_dir / "log.txt", "a", encoding="utf-8") as file:
+                file.write("".join(f"{now} {line}\n" for line in text.splitlines()))
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def record(self, event: str, step: int, values: dict[str, float]) -> None:
+        """Append one record to log.jsonl."""
+        if self._run_dir is None:
+            return
+        with open(self._run_dir / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        if self._scalars is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and math.isfinite(value):
+                    self._scalars.add_scalar(f"{event}/{name}", value, step)
+
+    def rewind(self, step: int) -> None:
+        """Drop the records after `step`, which a resumed run is about to write again."""
+        if self._run_dir is None or not (self._run_dir / "log.jsonl").is_file():
+            return
+        lines = (self._run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        (self._run_dir / "log.jsonl").write_text("".join(kept), encoding="utf-8")
+
+    def progress(self, total_steps: int, first_step: int) -> Callable[[int, str], None]:
+        """Return `show(step, text)`: a bar on a terminal, plain lines elsewhere."""
+        if not self._quiet and self._stream.isatty():
+            self._bar = tqdm(total=total_steps, initial=first_step, file=self._stream, dynamic_ncols=True, unit="step")
+
+        def show(step: int, text: str) -> None:
+            if self._bar is None:
+                self.say(f"step {step}/{total_steps}  {text}")
+            else:
+                self._bar.n = step
+                self._bar.set_postfix_str(text)
+
+        return show
+
+    def close(self) -> None:
+        """Finish the bar and the scalar files."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if self._scalars is not None:
+            self._scalars.close()
+
+
+class Throughput:
+    """Images per second since the last call of `rate`, and the time that is left."""
+
+    def __init__(self, first_step: int):
+        self._start_secs = self._last_secs = time.monotonic()
+        self._first_step = first_step
+        self._images = 0
+        self._paused_secs = 0.0
+
+    def count(self, num_images: int) -> None:
+        """Note images of one update, of all ranks together."""
+        self._images += num_images
+
+    def pause(self, secs: float) -> None:
+        """Leave out time that was spent on evaluation or saving."""
+        self._last_secs += secs
+        self._paused_secs += secs
+
+    def rate(self) -> float:
+        """Return images per second since the last call."""
+        now = time.monotonic()
+        rate = self._images / max(now - self._last_secs, 1e-9)
+        self._last_secs, self._images = now, 0
+        return rate
+
+    def eta(self, step: int, total_steps: int) -> str:
+        """Return the time left, "h:mm:ss"."""
+        spent = time.monotonic() - self._start_secs - self._paused_secs
+        left = round(spent / max(1, step - self._first_step) * (total_steps - step))
+        return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+
+
+def _visualdl_writer(directory: Path):
+    try:
+        from visualdl import LogWriter
+    except ImportError as error:
+        raise UserError("VISUALDL is on, but visualdl is not installed: pip install -r requirements-extras.txt") from error
+    return LogWriter(logdir=str(directory))

@@ -1,0 +1,103 @@
+"""Mixup and CutMix on a batch, with the soft targets that they make.
+
+Semantics are timm's: the partner of an image is its mirror image in the batch (first with last), lambda
+is corrected for the clipped box, label smoothing is folded into the targets. Any batch size works.
+
+Shapes: B images, C channels, H x W pixels, K classes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+
+class Mixup:
+    """Mix each image of a batch with another one, and their labels with it.
+
+    Args:
+        num_classes: K.
+        mixup_alpha: Beta(alpha, alpha) of mixup's lambda; 0 switches mixup off.
+        cutmix_alpha: the same of CutMix.
+        cutmix_minmax: sides of the box as shares of the image, [smallest, largest]; takes the place of
+            `cutmix_alpha`.
+        prob: of mixing at all.
+        switch_prob: of CutMix where both are on.
+        mode: one draw per batch ("batch"), per pair of images ("pair") or per image ("elem").
+        smoothing: label smoothing.
+    """
+
+    def __init__(self, num_classes: int, mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0,
+                 cutmix_minmax: Sequence[float] | None = None, prob: float = 1.0, switch_prob: float = 0.5,
+                 mode: str = "batch", smoothing: float = 0.1):  # fmt: skip
+        self.num_classes = num_classes
+        self.mixup_alpha = mixup_alpha
+        self.cutmix_alpha = 1.0 if cutmix_minmax else cutmix_alpha
+        self.cutmix_minmax = cutmix_minmax
+        self.prob = prob if self.mixup_alpha > 0 or self.cutmix_alpha > 0 else 0.0
+        self.switch_prob = switch_prob
+        self.mode = mode
+        self.smoothing = smoothing
+
+    def __call__(
+        self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Mix images [B, C, H, W] with labels [B] int64.
+
+        Returns:
+            images: [B, C, H, W].
+            targets: [B, K] float32, each row summing to 1.
+        """
+        batch, _, height, width = images.shape
+        num_draws = {"batch": 1, "pair": (batch + 1) // 2, "elem": batch}[self.mode]
+        draws = [self._draw(height, width, rng) for _ in range(num_draws)]
+        if self.mode == "pair":
+            draws += draws[: batch // 2][::-1]  # both of a pair share one
+        rows = draws * batch if self.mode == "batch" else draws
+        # Each pixel's share of the image itself; its partner has the rest.
+        weights = np.ones([batch if self.mode != "batch" else 1, 1, height, width], np.float32)
+        for row, (lam, box) in enumerate(draws):
+            if box is None:
+                weights[row] = lam
+            else:
+                top, bottom, left, right = box
+                weights[row, :, top:bottom, left:right] = 0.0
+        weights = paddle.to_tensor(weights)
+        images = images * weights + images.flip(axis=[0]) * (1.0 - weights)
+
+        lam = paddle.to_tensor(np.array([lam for lam, _ in rows], np.float32)).unsqueeze(1)  # [B, 1]
+        targets = smooth_one_hot(labels, self.num_classes, self.smoothing)  # [B, K]
+        return images, targets * lam + targets.flip(axis=[0]) * (1.0 - lam)
+
+    def _draw(self, height: int, width: int, rng: np.random.Generator):
+        """Draw (lambda, box); box is None for mixup, else (top, bottom, left, right) of the partner's patch."""
+        if rng.random() >= self.prob:
+            return 1.0, None
+        use_cutmix = self.cutmix_alpha > 0 and (self.mixup_alpha <= 0 or rng.random() < self.switch_prob)
+        if not use_cutmix:
+            return float(rng.beta(self.mixup_alpha, self.mixup_alpha)), None
+        if self.cutmix_minmax:
+            low, high = self.cutmix_minmax
+            box_h, box_w = (int(side * rng.uniform(low, high)) for side in (height, width))
+            top, left = rng.integers(height - box_h + 1), rng.integers(width - box_w + 1)
+            box = (int(top), int(top + box_h), int(left), int(left + box_w))
+        else:
+            share = np.sqrt(1.0 - rng.beta(self.cutmix_alpha, self.cutmix_alpha))
+            box_h, box_w = int(height * share), int(width * share)
+            center_y, center_x = rng.integers(height), rng.integers(width)
+            top, bottom = (int(np.clip(center_y + edge, 0, height)) for edge in (-(box_h // 2), box_h // 2))
+            left, right = (int(np.clip(center_x + edge, 0, width)) for edge in (-(box_w // 2), box_w // 2))
+            box = (top, bottom, left, right)
+        area = (box[1] - box[0]) * (box[3] - box[2])
+        return 1.0 - area / (height * width), box
+
+
+def smooth_one_hot(labels: paddle.Tensor, num_classes: int, smoothing: float) -> paddle.Tensor:
+    """Return [B, K] targets: smoothing / K everywhere, and the rest of the weight on the label."""
+    return F.one_hot(labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
+
+
+def soft_cross_entropy(logits: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
+    """Average cross-entropy of logits [B, K] against soft targets [B, K], in float32."""
+    return -(targets * F.log_softmax(logits.astype("float32"), axis=-1)).sum(axis=-1).mean()

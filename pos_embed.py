@@ -1,0 +1,73 @@
+"""Fixed 2-D sine-cosine position tables, and their change of grid.
+
+Shapes: N patches = grid height x grid width in row-major order, D width.
+"""
+
+import math
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+from errors import UserError
+
+
+def sincos_table(dim: int, grid_hw: tuple[int, int]) -> np.ndarray:
+    """Build the 2-D sine-cosine table that MAE uses (arXiv 2111.06377, Appendix A.1).
+
+    The first half of the channels encodes the column, the second half the row; each half is
+    [sin | cos] of position / 10000^(i / (D/4)). The class token's row is zero. Computed in
+    float64, returned in float32, as the official code does.
+
+    Args:
+        dim: D, divisible by 4.
+        grid_hw: patches per column and per row.
+
+    Returns:
+        [1, 1 + N, D] float32.
+    """
+    if dim % 4:
+        raise UserError(f"a 2-D sine-cosine table needs a width divisible by 4, not {dim}")
+    height, width = grid_hw
+    frequencies = 10000.0 ** -(np.arange(dim // 4, dtype=np.float64) / (dim // 4))  # [D/4]
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")  # [H, W]
+    halves = []
+    for position in (columns, rows):
+        angles = position.reshape(-1, 1) * frequencies  # [N, D/4]
+        halves += [np.sin(angles), np.cos(angles)]
+    table = np.concatenate([np.zeros((1, dim)), np.concatenate(halves, axis=1)])  # [1 + N, D]
+    return table[None].astype(np.float32)
+
+
+def square_grid(num_patches: int) -> tuple[int, int]:
+    """Return the square grid of `num_patches`, or raise UserError if there is none."""
+    side = math.isqrt(num_patches)
+    if side * side != num_patches:
+        raise UserError(f"a position table of {num_patches} patches has no square grid; its grid must be stated")
+    return side, side
+
+
+def resize_table(
+    table: np.ndarray, grid_hw: tuple[int, int], source_grid_hw: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Interpolate a position table to another grid (bicubic, align_corners=False); keep the class row.
+
+    Args:
+        table: [1, 1 + N, D].
+        grid_hw: the wanted grid.
+        source_grid_hw: the table's own grid; None: square.
+
+    Returns:
+        [1, 1 + grid height * grid width, D] float32.
+    """
+    num_patches = table.shape[1] - 1
+    source = source_grid_hw or square_grid(num_patches)
+    if source[0] * source[1] != num_patches:
+        raise UserError(f"a grid of {source[0]}x{source[1]} does not fit a position table of {num_patches} patches")
+    if tuple(source) == tuple(grid_hw):
+        return table
+    dim = table.shape[2]
+    patches = paddle.to_tensor(table[:, 1:].astype(np.float32)).reshape([1, *source, dim]).transpose([0, 3, 1, 2])
+    patches = F.interpolate(patches, size=list(grid_hw), mode="bicubic", align_corners=False)  # [1, D, H, W]
+    patches = patches.transpose([0, 2, 3, 1]).reshape([1, -1, dim]).numpy()
+    return np.concatenate([table[:, :1].astype(np.float32), patches], axis=1)

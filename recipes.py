@@ -1,0 +1,256 @@
+"""What pretraining, finetuning and linear probing are: model, loss, optimizer, evaluation, transforms.
+
+This is the only module that knows the three modes. Each `build_*` returns an `engine.Task`.
+"""
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+from PIL import Image
+
+import augment
+import checkpoint
+import datasets
+import distributed
+from config import image_size_hw
+from engine import Run, Task, evaluate, fit, format_scores
+from errors import UserError
+from mae import build_mae_pretrain
+from metrics import count_correct
+from mixup import Mixup, smooth_one_hot, soft_cross_entropy
+from optim import WeightAverage, build_optimizer, param_groups
+from samplers import EvalSampler, TrainSampler
+from transformer import VisionTransformer, build_transformer
+
+# What a pretraining file holds and a classifier does not.
+_DECODER = ("mask_token", "decoder_position_embedding", "decoder.*", "decoder_pred.*", "linear_projection.*")
+_FINETUNE_HEAD_STD, _PROBE_HEAD_STD = 2e-5, 0.01  # official code, over loaded weights
+
+
+# ---- pretraining -------------------------------------------------------------------------------
+
+
+def build_pretrain(run: Run) -> Task:
+    """Build masked autoencoding (arXiv 2111.06377, Sec. 3 and Table 8)."""
+    config = run.config
+    paddle.seed(config.SEED)
+    model = build_mae_pretrain(config)
+    if config.MODEL.PRETRAINED:
+        run.log.say(str(checkpoint.load_weights(model, config.MODEL.PRETRAINED)))
+
+    def loss(model: nn.Layer, batch: list, rng: np.random.Generator) -> paddle.Tensor:
+        return model(batch[0])[0]  # the mask is drawn from Paddle's generator, which the engine seeds
+
+    return Task("pretrain", model, _build_optimizer(model, config), loss, ema=_build_ema(model, config))
+
+
+# ---- finetuning --------------------------------------------------------------------------------
+
+
+def build_finetune(run: Run) -> Task:
+    """Build end-to-end finetuning (Table 9): soft targets from mixup or label smoothing, layer-wise decay."""
+    config = run.config
+    paddle.seed(config.SEED)
+    model = build_transformer(config)
+    if config.MODEL.PRETRAINED:
+        _load_into_classifier(model, run)
+    train = config.TRAIN
+    mixup = Mixup(
+        config.MODEL.NUM_CLASSES, train.MIXUP_ALPHA, train.CUTMIX_ALPHA, train.CUTMIX_MINMAX, train.MIXUP_PROB,
+        train.MIXUP_SWITCH_PROB, train.MIXUP_MODE, train.SMOOTHING,
+    )  # fmt: skip
+
+    def loss(model: nn.Layer, batch: list, rng: np.random.Generator) -> paddle.Tensor:
+        images, labels = batch
+        if mixup.prob > 0:
+            images, targets = mixup(images, labels, rng)
+        else:
+            targets = smooth_one_hot(labels, config.MODEL.NUM_CLASSES, train.SMOOTHING)
+        return soft_cross_entropy(model(images), targets)
+
+    return Task("finetune", model, _build_optimizer(model, config), loss, _evaluate_classifier, _CLASSIFIER_METRICS,
+                ema=_build_ema(model, config))  # fmt: skip
+
+
+# ---- linear probe ------------------------------------------------------------------------------
+
+
+def build_linearprobe(run: Run) -> Task:
+    """Build linear probing (Table 10): batch norm without affine parameters and a linear layer over a frozen encoder."""
+    config = run.config
+    paddle.seed(config.SEED)
+    model = build_transformer(config)
+    if config.MODEL.PRETRAINED:
+        _load_into_classifier(model, run)
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
+    for parameter in model.head.parameters():
+        parameter.stop_gradient = False
+
+    def loss(model: nn.Layer, batch: list, rng: np.random.Generator) -> paddle.Tensor:
+        images, labels = batch
+        return F.cross_entropy(model(images).astype("float32"), labels)
+
+    return Task("linearprobe", model, _build_optimizer(model, config), loss, _evaluate_classifier, _CLASSIFIER_METRICS)
+
+
+# ---- evaluation --------------------------------------------------------------------------------
+
+_CLASSIFIER_METRICS = ("acc1", "acc5", "loss")
+
+
+def evaluate_only(run: Run) -> dict[str, float]:
+    """Evaluate the weights of -pretrained (or -resume) on the val split; every tensor must fit."""
+    config = run.config
+    source = run.resume_from or config.MODEL.PRETRAINED
+    if source is None:
+        raise UserError("-eval needs weights: -pretrained FILE, or a run or checkpoint directory")
+    model = build_transformer(config)
+    loader = build_eval_loader(run)
+    if run.dry_run:
+        return {}
+    # Paddle 2.2 saved the probe's batch norm with an unused affine part.
+    report = checkpoint.load_weights(model, source, allow_unexpected=("classifier.0.weight", "classifier.0.bias"))
+    run.log.say(str(report))
+    scores = evaluate(Task("eval", model, None, None, _evaluate_classifier, _CLASSIFIER_METRICS), loader, config)
+    run.log.record("eval", 0, scores)
+    run.log.say(f"Acc@1 {scores['acc1']:.3f}, Acc@5 {scores['acc5']:.3f}, loss {scores['loss']:.3f} "
+                f"on {len(loader.source):,} images")  # fmt: skip
+    return scores
+
+
+def _evaluate_classifier(model: nn.Layer, batch: list) -> list[paddle.Tensor]:
+    images, labels = batch
+    logits = model(images).astype("float32")
+    top1, top5 = count_correct(logits, labels, (1, 5))
+    return [top1 * 100.0, top5 * 100.0, F.cross_entropy(logits, labels, reduction="sum")]
+
+
+# ---- modes -------------------------------------------------------------------------------------
+
+_BUILDERS = {"PRETRAIN": build_pretrain, "FINETUNE": build_finetune, "LINEARPROBE": build_linearprobe}
+
+
+def train_or_evaluate(run: Run) -> dict[str, float]:
+    """Do what the run asks for, and return its last metrics."""
+    if run.config.EVAL:
+        return evaluate_only(run)
+    train_loader = build_train_loader(run)
+    eval_loader = None if run.config.MODEL.TYPE == "PRETRAIN" else build_eval_loader(run)
+    return fit(_BUILDERS[run.config.MODEL.TYPE](run), train_loader, eval_loader, run)
+
+
+# ---- parts -------------------------------------------------------------------------------------
+
+
+def _build_optimizer(model: nn.Layer, config):
+    train = config.TRAIN
+    groups = param_groups(model, train.WEIGHT_DECAY, train.LAYER_DECAY)
+    return build_optimizer(train.OPTIMIZER.NAME, groups, betas=train.OPTIMIZER.BETAS, eps=train.OPTIMIZER.EPS,
+                           weight_decay=train.WEIGHT_DECAY)  # fmt: skip
+
+
+def _build_ema(model: nn.Layer, config) -> WeightAverage | None:
+    return WeightAverage(model, config.TRAIN.EMA_DECAY) if config.TRAIN.EMA_DECAY is not None else None
+
+
+def _load_into_classifier(model: VisionTransformer, run: Run) -> None:
+    """Load encoder weights; the head is kept where it fits, and drawn anew elsewhere (official scale)."""
+    config = run.config
+    head = [name for name in model.state_dict() if name.startswith("classifier.")]
+    report = checkpoint.load_weights(
+        model, config.MODEL.PRETRAINED,
+        allow_missing=(*head, "encoder_norm.*"),
+        allow_mismatched=head,
+        # A pretrained encoder's last norm is replaced where the patches are pooled, as in the official code.
+        allow_unexpected=(*_DECODER, "classifier.*", "encoder.norm.*" if config.MODEL.GLOBAL_POOL else ""),
+    )  # fmt: skip
+    run.log.say(str(report))
+    if set(head) & {*report.missing, *report.mismatched}:
+        default = _PROBE_HEAD_STD if config.MODEL.TYPE == "LINEARPROBE" else _FINETUNE_HEAD_STD
+        std = default if config.MODEL.HEAD_INIT_STD is None else config.MODEL.HEAD_INIT_STD
+        nn.initializer.Normal(std=std)(model.head.weight)
+        nn.initializer.Constant(0.0)(model.head.bias)
+
+
+# ---- data --------------------------------------------------------------------------------------
+
+
+def build_train_loader(run: Run) -> datasets.Loader:
+    """Open and check the train split."""
+    config = run.config
+    sampler_options = {
+        "rank": distributed.rank(), "world_size": distributed.world_size(),
+        "seed": config.SEED, "drop_last": config.DATA.DROP_LAST,
+    }  # fmt: skip
+    source = _open_checked(run, "train")
+    sampler = TrainSampler(len(source), config.DATA.BATCH_SIZE, config.TRAIN.ACCUM_ITER, **sampler_options)
+    return _loader(config, source, train_transform(config), sampler)
+
+
+def build_eval_loader(run: Run) -> datasets.Loader:
+    """Open and check the val split."""
+    config = run.config
+    source = _open_checked(run, "val")
+    batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
+    sampler = EvalSampler(len(source), batch_size, distributed.rank(), distributed.world_size())
+    return _loader(config, source, eval_transform(config), sampler)
+
+
+def train_transform(config) -> datasets.Transform:
+    """Return the train transform of the config's mode: PIL image and generator to float32 [C, H, W]."""
+    size_hw, train, data = image_size_hw(config), config.TRAIN, config.DATA
+    mode = config.MODEL.TYPE
+    scale = train.CROP_SCALE or ([0.2, 1.0] if mode == "PRETRAIN" else [0.08, 1.0])
+    crop = augment.random_resized_crop_tf if mode == "LINEARPROBE" else augment.random_resized_crop
+    if mode == "FINETUNE" and data.IMAGE_CHANNELS not in (1, 3) and (train.RAND_AUGMENT or train.AUTO_AUGMENT):
+        raise UserError(f"TRAIN.RAND_AUGMENT and TRAIN.AUTO_AUGMENT work on 1 or 3 channels; DATA.IMAGE_CHANNELS is "
+                        f"{data.IMAGE_CHANNELS}; set both False")  # fmt: skip
+    fill = tuple(round(255 * mean) for mean in data.IMAGENET_MEAN)
+    fill = fill[0] if len(fill) == 1 else fill
+
+    def transform(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        image = augment.random_flip(crop(image, size_hw, rng, scale), rng, train.FLIP_PROB)
+        if mode != "FINETUNE":
+            return augment.to_array(image, data.IMAGENET_MEAN, data.IMAGENET_STD)
+        if train.AUTO_AUGMENT:
+            image = augment.auto_augment(image, rng, fill)
+        elif train.RAND_AUGMENT:
+            image = augment.rand_augment(image, rng, train.RAND_AUGMENT_LAYERS, train.RAND_AUGMENT_MAGNITUDE, fill=fill)
+        elif train.COLOR_JITTER > 0:
+            image = augment.color_jitter(image, rng, train.COLOR_JITTER)
+        array = augment.to_array(image, data.IMAGENET_MEAN, data.IMAGENET_STD)
+        return augment.random_erase(array, rng, train.RANDOM_ERASE_PROB, train.RANDOM_ERASE_MODE, train.RANDOM_ERASE_COUNT)
+
+    return transform
+
+
+def eval_transform(config) -> datasets.Transform:
+    """Return the evaluation transform: resize, centre crop, normalise."""
+    size_hw, data = image_size_hw(config), config.DATA
+    crop_pct = data.CROP_PCT or (0.875 if max(size_hw) <= 224 else 1.0)  # official rule
+
+    def transform(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        image = augment.resize_and_center_crop(image, size_hw, crop_pct)
+        return augment.to_array(image, data.IMAGENET_MEAN, data.IMAGENET_STD)
+
+    return transform
+
+
+def _open_checked(run: Run, split: str):
+    config = run.config
+    needs_labels = config.MODEL.TYPE != "PRETRAIN"
+    source = datasets.open_source(
+        config.DATA.DATASET, config.DATA.DATA_PATH, split, num_classes=config.MODEL.NUM_CLASSES,
+        needs_labels=needs_labels, synthetic_hw=image_size_hw(config),
+    )  # fmt: skip
+    num_classes = config.MODEL.NUM_CLASSES if needs_labels else None
+    for warning in datasets.check_source(source, num_classes=num_classes, channels=config.DATA.IMAGE_CHANNELS):
+        run.log.say(f"warning: {warning}")
+    return source
+
+
+def _loader(config, source, transform: datasets.Transform, sampler) -> datasets.Loader:
+    return datasets.Loader(source, transform, sampler, channels=config.DATA.IMAGE_CHANNELS, seed=config.SEED,
+                           num_workers=config.DATA.NUM_WORKERS)  # fmt: skip

@@ -1,0 +1,68 @@
+"""Which images make which update, on which rank. NumPy only."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from errors import UserError
+
+
+class TrainSampler:
+    """Deal the images of an epoch to updates, ranks and micro-steps.
+
+    Update u takes images u*E to (u+1)*E of the epoch's random order, where E = batch_size * accum_iter * ranks;
+    every rank has a contiguous share of it, cut into micro-steps of `batch_size`. The last update of an epoch is
+    smaller, or left out with `drop_last`. So the same images make an update, however they are dealt.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, accum_iter: int = 1, *, rank: int = 0, world_size: int = 1,
+                 seed: int = 0, drop_last: bool = False):  # fmt: skip
+        self.num_images, self.batch_size = num_images, batch_size
+        self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.images_per_update = batch_size * accum_iter * world_size
+        full, rest = divmod(num_images, self.images_per_update)
+        self.updates_per_epoch = full + (0 if drop_last or rest < world_size else 1)
+        if self.updates_per_epoch == 0:
+            raise UserError(f"{num_images} images are too few: an update takes {self.images_per_update} "
+                            f"(batch size {batch_size} x accumulation {accum_iter} x {world_size} processes)"
+                            + ("; DATA.DROP_LAST False uses smaller ones" if drop_last else ""))  # fmt: skip
+        self._epoch, self._first_update = 0, 0
+
+    def set_position(self, epoch: int, first_update: int = 0) -> None:
+        """Make the next iteration start at an update of an epoch."""
+        self._epoch, self._first_update = epoch, first_update
+
+    def update_size(self, update: int) -> int:
+        """Return the number of images in an update, over all ranks."""
+        return min(self.images_per_update, self.num_images - update * self.images_per_update)
+
+    def micro_sizes(self, update: int) -> list[int]:
+        """Return the sizes of this rank's micro-steps in an update."""
+        share = len(np.array_split(np.arange(self.update_size(update)), self.world_size)[self.rank])
+        return [min(self.batch_size, share - start) for start in range(0, share, self.batch_size)]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, self._epoch]).permutation(self.num_images)
+        for update in range(self._first_update, self.updates_per_epoch):
+            start = update * self.images_per_update
+            share = np.array_split(order[start : start + self.update_size(update)], self.world_size)[self.rank]
+            for first in range(0, len(share), self.batch_size):
+                yield [(self._epoch, int(index)) for index in share[first : first + self.batch_size]]
+
+    def __len__(self) -> int:
+        return sum(len(self.micro_sizes(update)) for update in range(self._first_update, self.updates_per_epoch))
+
+
+class EvalSampler:
+    """Deal every image to exactly one rank, without padding; ranks may differ by one image."""
+
+    def __init__(self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1):
+        self._indices = list(range(rank, num_images, world_size))
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for first in range(0, len(self._indices), self._batch_size):
+            yield [(0, index) for index in self._indices[first : first + self._batch_size]]
+
+    def __len__(self) -> int:
+        return -(-len(self._indices) // self._batch_size)

@@ -1,0 +1,281 @@
+"""Vision Transformer (arXiv 2010.11929), as MAE uses it, and its classifier.
+
+    from transformer import build_transformer as build_model
+    model = build_model(config)
+    logits = model(images)
+
+Attribute names are PaddleViT's, because they are the keys of its weight files.
+
+Shapes: B images, C channels, H x W pixels, P patch side, N patches, T = 1 + N tokens, D width, A heads.
+"""
+
+import math
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from config import image_size_hw
+from pos_embed import sincos_table
+
+LAYER_NORM_EPS = 1e-6
+
+
+class PatchEmbedding(nn.Layer):
+    """Cut images into patches and project each to D: a convolution with stride = kernel, as one matmul.
+
+    Args:
+        image_hw: image height and width in pixels, multiples of `patch_size`.
+        patch_size: P in pixels.
+        in_channels: C.
+        embed_dim: D.
+    """
+
+    def __init__(self, image_hw: tuple[int, int], patch_size: int, in_channels: int, embed_dim: int):
+        super().__init__()
+        self.image_hw = tuple(image_hw)
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.grid_hw = (image_hw[0] // patch_size, image_hw[1] // patch_size)
+        self.num_patches = self.grid_hw[0] * self.grid_hw[1]
+        # The convolution only holds the weight [D, C, P, P] under the name that weight files use.
+        self.patch_embedding = nn.Conv2D(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
+        init_like_torch_conv(self.patch_embedding)
+
+    def split(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Cut images [B, C, H, W] into patches [B, N, C*P*P], pixels in the weight's (channel, row, column) order."""
+        if tuple(images.shape[1:]) != (self.in_channels, *self.image_hw):
+            raise ValueError(f"expected images of shape [B, {self.in_channels}, {self.image_hw[0]}, "
+                             f"{self.image_hw[1]}], got {list(images.shape)}")  # fmt: skip
+        (rows, columns), side = self.grid_hw, self.patch_size
+        patches = images.reshape([-1, self.in_channels, rows, side, columns, side])
+        patches = patches.transpose([0, 2, 4, 1, 3, 5])  # [B, rows, columns, C, P, P]
+        return patches.reshape([-1, self.num_patches, self.in_channels * side * side])
+
+    def project(self, patches: paddle.Tensor) -> paddle.Tensor:
+        """Project patches [..., C*P*P] to tokens [..., D]."""
+        weight = self.patch_embedding.weight
+        return F.linear(patches, weight.reshape([weight.shape[0], -1]).t(), self.patch_embedding.bias)
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Embed images [B, C, H, W] as tokens [B, N, D]."""
+        return self.project(self.split(images))
+
+
+class Attention(nn.Layer):
+    """Multi-head self-attention with one fused q|k|v projection."""
+
+    def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool, dropout: float, attention_dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = embed_dim // num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias_attr=None if qkv_bias else False)
+        self.out = nn.Linear(embed_dim, embed_dim)
+        self.attention_dropout = attention_dropout
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: paddle.Tensor, return_logits: bool = False):
+        """Mix tokens [B, T, D].
+
+        Returns:
+            [B, T, D]; with `return_logits` also the scaled scores before the softmax, [B, A, T, T].
+        """
+        batch, num_tokens, dim = tokens.shape
+        qkv = self.qkv(tokens).reshape([batch, num_tokens, 3, self.num_heads, self.head_dim])
+        if _has_fused_attention(qkv) and not return_logits:
+            query, key, value = qkv.unbind(axis=2)  # [B, T, A, D/A] each
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, dropout_p=self.attention_dropout if self.training else 0.0, training=self.training
+            )
+            logits = None
+        else:
+            query, key, value = qkv.transpose([2, 0, 3, 1, 4]).unbind(axis=0)  # [B, A, T, D/A] each
+            logits = paddle.matmul(query * self.head_dim**-0.5, key, transpose_y=True)  # [B, A, T, T]
+            weights = F.dropout(F.softmax(logits, axis=-1), self.attention_dropout, training=self.training)
+            mixed = paddle.matmul(weights, value).transpose([0, 2, 1, 3])  # [B, T, A, D/A]
+        tokens = self.dropout(self.out(mixed.reshape([batch, num_tokens, dim])))
+        return (tokens, logits) if return_logits else tokens
+
+
+def _has_fused_attention(tensor: paddle.Tensor) -> bool:
+    """Tell whether Paddle has a fused attention kernel for this tensor; on CPU and in float32 it has none."""
+    return tensor.dtype in (paddle.float16, paddle.bfloat16) and tensor.place.is_gpu_place()
+
+
+class Mlp(nn.Layer):
+    """Linear, exact GELU, Linear."""
+
+    def __init__(self, embed_dim: int, mlp_ratio: float, dropout: float):
+        super().__init__()
+        hidden = int(embed_dim * mlp_ratio)
+        self.fc1 = nn.Linear(embed_dim, hidden)
+        self.fc2 = nn.Linear(hidden, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
+        """Transform tokens [B, T, D] one by one."""
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(tokens)))))
+
+
+class DropPath(nn.Layer):
+    """Drop a residual branch per image, and scale what stays by 1 / keep (stochastic depth, arXiv 1603.09382)."""
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, branch: paddle.Tensor) -> paddle.Tensor:
+        """Zero whole images of the branch [B, T, D] while training."""
+        if not self.training or self.drop_prob == 0.0:
+            return branch
+        keep_prob = 1.0 - self.drop_prob
+        keep = (paddle.rand([branch.shape[0], 1, 1]) < keep_prob).astype(branch.dtype)  # [B, 1, 1]
+        return branch * (keep / keep_prob)
+
+
+class TransformerLayer(nn.Layer):
+    """Pre-norm block: attention, then MLP, each behind a residual connection."""
+
+    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float = 4.0, qkv_bias: bool = True,
+                 dropout: float = 0.0, attention_dropout: float = 0.0, drop_path: float = 0.0):  # fmt: skip
+        super().__init__()
+        self.attn_norm = nn.LayerNorm(embed_dim, epsilon=LAYER_NORM_EPS)
+        self.attn = Attention(embed_dim, num_heads, qkv_bias, dropout, attention_dropout)
+        self.mlp_norm = nn.LayerNorm(embed_dim, epsilon=LAYER_NORM_EPS)
+        self.mlp = Mlp(embed_dim, mlp_ratio, dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: paddle.Tensor, return_logits: bool = False):
+        """Transform tokens [B, T, D]; see `Attention.forward` for `return_logits`."""
+        mixed = self.attn(self.attn_norm(tokens), return_logits)
+        mixed, logits = mixed if return_logits else (mixed, None)
+        tokens = tokens + self.drop_path(mixed)
+        tokens = tokens + self.drop_path(self.mlp(self.mlp_norm(tokens)))
+        return (tokens, logits) if return_logits else tokens
+
+
+class Transformer(nn.Layer):
+    """A stack of layers, with drop path growing linearly from 0 to `drop_path`, and a norm unless `final_norm=False`."""
+
+    def __init__(self, embed_dim: int, depth: int, num_heads: int, drop_path: float = 0.0,
+                 final_norm: bool = True, **layer_options):  # fmt: skip
+        super().__init__()
+        rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
+        self.layers = nn.LayerList(
+            [TransformerLayer(embed_dim, num_heads, drop_path=rate, **layer_options) for rate in rates]
+        )
+        self.norm = nn.LayerNorm(embed_dim, epsilon=LAYER_NORM_EPS) if final_norm else None
+
+    def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
+        """Transform tokens [B, T, D]."""
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return tokens if self.norm is None else self.norm(tokens)
+
+
+class VisionTransformer(nn.Layer):
+    """Image classifier for finetuning, linear probing and evaluation.
+
+    Initialisation follows the official code: normal(0.02) for linear weights and the class token, zero
+    biases, framework default of torch for the patch projection. Differs from the official code: the
+    position table starts as the sine-cosine table, not as noise; it matters without pretrained weights only.
+
+    Args:
+        image_hw: image height and width in pixels.
+        patch_size: P in pixels.
+        in_channels: C.
+        num_classes: outputs of the classifier.
+        embed_dim, depth, num_heads: size of the encoder.
+        global_pool: classify the normalised mean of the patch tokens, not the class token.
+        batch_norm_head: put a batch norm without affine parameters before the classifier (linear probe).
+        drop_path: rate of the last layer.
+        layer_options: `mlp_ratio`, `qkv_bias`, `dropout`, `attention_dropout` of each layer.
+    """
+
+    def __init__(self, image_hw: tuple[int, int] = (224, 224), patch_size: int = 16, in_channels: int = 3,
+                 num_classes: int = 1000, embed_dim: int = 768, depth: int = 12, num_heads: int = 12,
+                 global_pool: bool = False, batch_norm_head: bool = False, drop_path: float = 0.0,
+                 **layer_options):  # fmt: skip
+        super().__init__()
+        self.patch_embedding = PatchEmbedding(image_hw, patch_size, in_channels, embed_dim)
+        self.cls_token = self.create_parameter([1, 1, embed_dim], default_initializer=nn.initializer.Normal(std=0.02))
+        self.encoder_position_embedding = self.create_parameter(
+            [1, 1 + self.patch_embedding.num_patches, embed_dim],
+            default_initializer=nn.initializer.Assign(sincos_table(embed_dim, self.patch_embedding.grid_hw)),
+        )
+        self.token_dropout = nn.Dropout(layer_options.get("dropout", 0.0))
+        self.encoder = Transformer(
+            embed_dim, depth, num_heads, drop_path, final_norm=not global_pool, **layer_options
+        )
+        self.encoder_norm = nn.LayerNorm(embed_dim, epsilon=LAYER_NORM_EPS) if global_pool else None
+        linear = nn.Linear(embed_dim, num_classes)
+        if batch_norm_head:  # Paddle's momentum is the share of the old statistics: torch's 0.1
+            norm = nn.BatchNorm1D(embed_dim, momentum=0.9, epsilon=1e-6, weight_attr=False, bias_attr=False)
+            self.classifier = nn.Sequential(norm, linear)
+        else:
+            self.classifier = linear
+        for layer in self.sublayers():
+            if isinstance(layer, nn.Linear):
+                init_linear(layer, nn.initializer.Normal(std=0.02))
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear layer that gives the logits."""
+        return self.classifier[1] if isinstance(self.classifier, nn.Sequential) else self.classifier
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that weight decay leaves alone, besides biases and norms (official finetuning)."""
+        return {"cls_token", "encoder_position_embedding"}
+
+    def forward_tokens(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Encode images [B, C, H, W]: class token first, then patches, [B, T, D]; normalised unless global-pooled."""
+        tokens = self.patch_embedding(images)  # [B, N, D]
+        cls_token = self.cls_token.expand([tokens.shape[0], -1, -1]).astype(tokens.dtype)
+        tokens = paddle.concat([cls_token, tokens], axis=1) + self.encoder_position_embedding  # [B, T, D]
+        return self.encoder(self.token_dropout(tokens))
+
+    def forward_features(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Encode images [B, C, H, W] as the vector that the classifier reads, [B, D]."""
+        tokens = self.forward_tokens(images)
+        if self.encoder_norm is None:
+            return tokens[:, 0]
+        return self.encoder_norm(tokens[:, 1:].mean(axis=1))
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Classify images [B, C, H, W]; returns logits [B, num_classes]."""
+        return self.classifier(self.forward_features(images))
+
+
+def init_linear(layer: nn.Linear, weight_init: nn.initializer.Initializer) -> None:
+    """Draw a linear layer's weight anew, and set its bias to zero."""
+    weight_init(layer.weight)
+    if layer.bias is not None:
+        nn.initializer.Constant(0.0)(layer.bias)
+
+
+def init_like_torch_conv(conv: nn.Conv2D) -> None:
+    """Draw weight and bias uniformly within 1 / sqrt(fan_in), torch's default for a convolution."""
+    bound = 1.0 / math.sqrt(math.prod(conv.weight.shape[1:]))
+    for parameter in (conv.weight, conv.bias):
+        nn.initializer.Uniform(-bound, bound)(parameter)
+
+
+def build_transformer(config) -> VisionTransformer:
+    """Build the classifier that a config describes; MODEL.TYPE LINEARPROBE gets the batch-norm head."""
+    model = config.MODEL
+    return VisionTransformer(
+        image_hw=image_size_hw(config),
+        patch_size=model.PATCH_SIZE,
+        in_channels=config.DATA.IMAGE_CHANNELS,
+        num_classes=model.NUM_CLASSES,
+        embed_dim=model.ENCODER.EMBED_DIM,
+        depth=model.ENCODER.DEPTH,
+        num_heads=model.ENCODER.NUM_HEADS,
+        global_pool=model.GLOBAL_POOL,
+        batch_norm_head=model.TYPE == "LINEARPROBE",
+        drop_path=model.DROPPATH,
+        mlp_ratio=model.MLP_RATIO,
+        qkv_bias=model.QKV_BIAS,
+        dropout=model.DROPOUT,
+        attention_dropout=model.ATTENTION_DROPOUT,
+    )
