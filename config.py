@@ -66,7 +66,7 @@ _C.TRAIN.BASE_LR = 1.5e-4  # for LINEAR_SCALED_LR images per update
 _C.TRAIN.WARMUP_START_LR = 0.0  # not scaled by the batch
 _C.TRAIN.END_LR = 0.0  # not scaled by the batch
 _C.TRAIN.GRAD_CLIP = None  # largest global gradient norm
-_C.TRAIN.ACCUM_ITER = 1  # micro-steps per update
+_C.TRAIN.ACCUM_ITER = 1  # micro-steps per update; new: None takes what TOTAL_BATCH_SIZE needs
 _C.TRAIN.LINEAR_SCALED_LR = 256  # peak lr = BASE_LR * images per update / this
 _C.TRAIN.TOTAL_BATCH_SIZE = None  # new: images per update that the recipe was tuned for; another number warns
 _C.TRAIN.LAYER_DECAY = None  # lr factor from a layer to the one below
@@ -118,6 +118,7 @@ _ALTERNATIVE_TYPES = {  # where the default's own type does not say it all
     "MODEL.PRETRAINED": (str, None),
     "MODEL.HEAD_INIT_STD": (float, None),
     "TRAIN.GRAD_CLIP": (float, None),
+    "TRAIN.ACCUM_ITER": (int, None),
     "TRAIN.TOTAL_BATCH_SIZE": (int, None),
     "TRAIN.LAYER_DECAY": (float, None),
     "TRAIN.EMA_DECAY": (float, None),
@@ -325,13 +326,16 @@ def _check_model(config: CfgNode, require) -> None:
 
 def _check_train(train: CfgNode, require) -> None:
     require(train.OPTIMIZER.NAME in OPTIMIZERS, "TRAIN.OPTIMIZER.NAME", f"must be one of {', '.join(OPTIMIZERS)}")
-    for key in ("ACCUM_ITER", "LINEAR_SCALED_LR", "RAND_AUGMENT_LAYERS"):
+    for key in ("LINEAR_SCALED_LR", "RAND_AUGMENT_LAYERS"):
         require(train[key] >= 1, f"TRAIN.{key}", "must be at least 1")
     for key in ("NUM_EPOCHS", "LAST_EPOCH", "WARMUP_EPOCHS", "WEIGHT_DECAY", "BASE_LR", "WARMUP_START_LR", "END_LR", "COLOR_JITTER",
                 "RAND_AUGMENT_MAGNITUDE", "MIXUP_ALPHA", "CUTMIX_ALPHA", "RANDOM_ERASE_COUNT"):  # fmt: skip
         require(train[key] >= 0, f"TRAIN.{key}", "must not be negative")
     for key in ("MIXUP_PROB", "MIXUP_SWITCH_PROB", "RANDOM_ERASE_PROB", "FLIP_PROB"):
         require(0 <= train[key] <= 1, f"TRAIN.{key}", "must be a probability from 0 to 1")
+    require(train.ACCUM_ITER is None or train.ACCUM_ITER >= 1, "TRAIN.ACCUM_ITER", "must be at least 1, or None")
+    needs_total = train.ACCUM_ITER is None and train.TOTAL_BATCH_SIZE is None
+    require(not needs_total, "TRAIN.ACCUM_ITER", "None means as many as TRAIN.TOTAL_BATCH_SIZE needs, which is None, too")
     require(train.WARMUP_EPOCHS <= train.NUM_EPOCHS, "TRAIN.WARMUP_EPOCHS", f"exceeds TRAIN.NUM_EPOCHS={train.NUM_EPOCHS}")
     require(train.LAST_EPOCH <= train.NUM_EPOCHS, "TRAIN.LAST_EPOCH", f"exceeds TRAIN.NUM_EPOCHS={train.NUM_EPOCHS}")
     require(0 <= train.SMOOTHING < 1, "TRAIN.SMOOTHING", "must be at least 0 and below 1")

@@ -25,6 +25,7 @@ from datasets import Loader
 from errors import UserError
 from metrics import RunLog, Throughput
 from optim import WeightAverage, lr_at
+from samplers import TrainSampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) 
     """
     config, log = run.config, run.log
     plan = make_plan(config, train_loader)
-    log.say(describe_plan(plan, task, config))
+    log.say(describe_plan(plan, task, train_loader.sampler, config))
     if run.dry_run:
         return {}
     scaler = paddle.amp.GradScaler(enable=_autocast_dtype(config, log) == "float16")
@@ -192,7 +193,7 @@ def format_scores(scores: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
 
 
-def describe_plan(plan: Plan, task: Task, config) -> str:
+def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
     """Say in words what is about to happen, and warn where it is not what the recipe was tuned for."""
     parameters = task.model.parameters()
     trainable = sum(math.prod(p.shape) for p in parameters if not p.stop_gradient)
@@ -201,7 +202,7 @@ def describe_plan(plan: Plan, task: Task, config) -> str:
     lines = [
         f"{task.name}: {type(task.model).__name__}, {trainable:,} of {total:,} parameters train",
         f"data: {plan.num_images:,} images of {data.DATASET}, {data.IMAGE_SIZE} pixels, {data.NUM_WORKERS} workers per process",
-        f"batch: {data.BATCH_SIZE} per process x {train.ACCUM_ITER} accumulated x {distributed.world_size()} processes "
+        f"batch: {data.BATCH_SIZE} per process x {sampler.accum_iter} accumulated x {distributed.world_size()} processes "
         f"= {plan.images_per_update} images per update",
         f"schedule: {plan.num_epochs} epochs x {plan.updates_per_epoch} updates = {plan.total_steps} steps, "
         f"{plan.warmup_steps} of them warm-up",
@@ -235,7 +236,7 @@ class _Window:
         return float(loss_sum / num_images)
 
 
-def _update(task: Task, model: nn.Layer, batches: Iterator, sampler, update: int, step: int, lr: float,
+def _update(task: Task, model: nn.Layer, batches: Iterator, sampler: TrainSampler, update: int, step: int, lr: float,
             scaler: paddle.amp.GradScaler, window: _Window, config) -> None:  # fmt: skip
     """Do one optimizer update: the gradient of the mean loss over all images of all its micro-steps and ranks."""
     sizes = sampler.micro_sizes(update)

@@ -180,12 +180,15 @@ def _load_into_classifier(model: VisionTransformer, run: Run) -> None:
 def build_train_loader(run: Run) -> datasets.Loader:
     """Open and check the train split."""
     config = run.config
-    sampler_options = {
-        "rank": distributed.rank(), "world_size": distributed.world_size(),
-        "seed": config.SEED, "drop_last": config.DATA.DROP_LAST,
-    }  # fmt: skip
     source = _open_checked(run, "train")
-    sampler = TrainSampler(len(source), config.DATA.BATCH_SIZE, config.TRAIN.ACCUM_ITER, **sampler_options)
+    accum_iter = config.TRAIN.ACCUM_ITER
+    if accum_iter is None:
+        per_step = config.DATA.BATCH_SIZE * distributed.world_size()
+        accum_iter = max(1, round(config.TRAIN.TOTAL_BATCH_SIZE / per_step))
+    sampler = TrainSampler(
+        len(source), config.DATA.BATCH_SIZE, accum_iter, rank=distributed.rank(),
+        world_size=distributed.world_size(), seed=config.SEED, drop_last=config.DATA.DROP_LAST,
+    )  # fmt: skip
     return _loader(config, source, train_transform(config), sampler)
 
 

@@ -17,7 +17,7 @@ class TrainSampler:
 
     def __init__(self, num_images: int, batch_size: int, accum_iter: int = 1, *, rank: int = 0, world_size: int = 1,
                  seed: int = 0, drop_last: bool = False):  # fmt: skip
-        self.num_images, self.batch_size = num_images, batch_size
+        self.num_images, self.batch_size, self.accum_iter = num_images, batch_size, accum_iter
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.images_per_update = batch_size * accum_iter * world_size
         full, rest = divmod(num_images, self.images_per_update)
