@@ -206,8 +206,18 @@ def auto_augment(image: Image.Image, rng: np.random.Generator, fill: object = (1
     for operation, prob, level in _AUTO_POLICY[rng.integers(len(_AUTO_POLICY))]:
         if rng.random() < prob:
             sign = 1 if rng.random() < 0.5 else -1
-            image = _APPLY[operation](image, strength_at(operation, level, sign), fill)
+            image = _APPLY[operation](image, _auto_strength(operation, level, sign), fill)
     return image
+
+
+def _auto_strength(operation: str, level: float, sign: int) -> float:
+    """Return an operation's argument on AutoAugment's own scale, where enhancements go from 0.1 to 1.9."""
+    share = level / _MAX_LEVEL
+    if operation in _ENHANCE:
+        return 0.1 + 1.8 * share
+    if operation == "Posterize":
+        return 4 + int(4 * share)
+    return int(256 * share) if operation == "Solarize" else strength_at(operation, level, sign)
 
 
 def color_jitter(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:

@@ -286,8 +286,8 @@ def _check_data(data: CfgNode, require) -> None:
     require(data.BATCH_SIZE >= 1, "DATA.BATCH_SIZE", "must be at least 1")
     require(data.BATCH_SIZE_EVAL is None or data.BATCH_SIZE_EVAL >= 1, "DATA.BATCH_SIZE_EVAL", "must be at least 1, or None")
     require(data.NUM_WORKERS >= 0, "DATA.NUM_WORKERS", "must not be negative")
-    sides = data.IMAGE_SIZE if isinstance(data.IMAGE_SIZE, list) else [data.IMAGE_SIZE]
-    is_size = len(sides) in (1, 2) and all(isinstance(side, int) and side > 0 for side in sides)
+    sides = data.IMAGE_SIZE if isinstance(data.IMAGE_SIZE, list) else [data.IMAGE_SIZE] * 2
+    is_size = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
     require(is_size, "DATA.IMAGE_SIZE", "must be a side in pixels, or [height, width]")
     require(data.IMAGE_CHANNELS >= 1, "DATA.IMAGE_CHANNELS", "must be at least 1")
     require(data.CROP_PCT is None or 0 < data.CROP_PCT <= 1, "DATA.CROP_PCT", "must be above 0 and at most 1, or None")

@@ -1,0 +1,147 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from config import get_config
+
+CONFIGS = sorted(Path("configs").glob("*.yaml"))
+pytestmark = pytest.mark.quick
+
+
+def test_defaults_are_frozen():
+    config = get_config()
+    with pytest.raises(AttributeError):
+        config.SEED = 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_yaml_loads_and_its_name_tells_its_mode(path):
+    config = get_config(path)
+    assert config.MODEL.TYPE.lower() in path.stem
+    assert f"{config.MODEL.PATCH_SIZE}_{config.DATA.IMAGE_SIZE}" in path.stem or path.stem.startswith("digits")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_yaml_states_only_differences_from_its_base(path):
+    values = yaml.safe_load(path.read_text())
+    base = get_config(path.parent / values.pop("BASE")[0]) if "BASE" in values else get_config()
+
+    def walk(values, base, prefix=""):
+        for key, value in values.items():
+            if isinstance(value, dict):
+                walk(value, base[key], f"{prefix}{key}.")
+            elif prefix + key not in ("MODEL.TYPE", "MODEL.NAME"):
+                assert str(value) != str(base[key]), f"{prefix}{key} repeats {value}"
+
+    walk(values, base)
+
+
+@pytest.mark.parametrize(
+    ("stem", "key", "value"),
+    [
+        ("vit_base_patch16_224_pretrain", "TRAIN.BASE_LR", 1.5e-4),
+        ("vit_base_patch16_224_pretrain", "TRAIN.TOTAL_BATCH_SIZE", 4096),
+        ("vit_base_patch16_224_pretrain", "TRAIN.OPTIMIZER.BETAS", [0.9, 0.95]),
+        ("vit_huge_patch14_224_pretrain", "MODEL.ENCODER.DEPTH", 32),
+        ("vit_base_patch16_224_pretrain_dec1", "MODEL.DECODER.DEPTH", 1),
+        ("vit_base_patch16_224_finetune", "TRAIN.LAYER_DECAY", 0.65),
+        ("vit_base_patch16_224_finetune", "TRAIN.NUM_EPOCHS", 100),
+        ("vit_large_patch16_224_finetune", "TRAIN.LAYER_DECAY", 0.75),
+        ("vit_large_patch16_224_finetune", "MODEL.DROPPATH", 0.2),
+        ("vit_huge_patch14_224_finetune", "MODEL.DROPPATH", 0.3),
+        ("vit_huge_patch14_448_finetune", "DATA.IMAGE_SIZE", 448),
+        ("vit_tiny_patch16_224_finetune", "TRAIN.LAYER_DECAY", 0.85),
+        ("vit_tiny_patch16_224_pretrain", "MODEL.ENCODER.NUM_HEADS", 12),
+        ("vit_small_patch16_224_pretrain", "MODEL.DECODER.EMBED_DIM", 192),
+        ("vit_base_patch16_224_linearprobe", "TRAIN.TOTAL_BATCH_SIZE", 16384),
+        ("vit_large_patch16_224_linearprobe", "TRAIN.OPTIMIZER.NAME", "LARS"),
+    ],
+)
+def test_recipes_have_the_official_values(stem, key, value):
+    node = get_config(f"configs/{stem}.yaml")
+    for part in key.split("."):
+        node = node[part]
+    assert node == value
+
+
+def test_overrides_win_and_text_becomes_a_value():
+    config = get_config(None, ["TRAIN.BASE_LR", "1e-3", "TRAIN.OPTIMIZER.BETAS", "(0.9, 0.99)", "TRAIN.GRAD_CLIP", "None",
+                               "MODEL.GLOBAL_POOL", "True", "DATA.IMAGE_SIZE", "[224, 192]", "MODEL.DROPPATH", 0])  # fmt: skip
+    assert config.TRAIN.BASE_LR == 1e-3
+    assert config.TRAIN.OPTIMIZER.BETAS == [0.9, 0.99]
+    assert config.TRAIN.GRAD_CLIP is None
+    assert config.MODEL.GLOBAL_POOL is True
+    assert config.DATA.IMAGE_SIZE == [224, 192]
+    assert config.MODEL.DROPPATH == 0.0
+
+
+def test_paddlevit_yaml_still_loads(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("DATA:\n  IMAGE_SIZE: 224\n  CROP_PCT: 0.875\nMODEL:\n  TYPE: FINETUNE\n  DROPPATH: 0.1\n"
+                    "TRAIN:\n  BASE_LR: 5e-4\n  END_LR: 1e-6\n  LAYER_DECAY: 0.65\n  OPTIMIZER:\n    NAME: 'AdamWDL'\n"
+                    "    BETAS: (0.9, 0.999)\n")  # fmt: skip
+    config = get_config(path)
+    assert config.TRAIN.BASE_LR == 5e-4
+    assert config.TRAIN.OPTIMIZER.BETAS == [0.9, 0.999]
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["TRAIN.BASELR", 1], "unknown configuration key TRAIN.BASELR; did you mean TRAIN.BASE_LR"),
+        (["TRAIN.NUM_EPOCHS", "ten"], "TRAIN.NUM_EPOCHS='ten' is not of type int"),
+        (["TRAIN.NUM_EPOCHS", True], "is not of type int"),
+        (["MODEL.GLOBAL_POOL", 1], "MODEL.GLOBAL_POOL=1 is not of type bool"),
+        (["MODEL", 1], "MODEL is a section"),
+        (["SEED"], "KEY VALUE pairs"),
+        (["DATA.IMAGE_SIZE", 100], "not a whole number of patches"),
+        (["DATA.IMAGE_SIZE", [224]], "must be a side in pixels"),
+        (["DATA.IMAGE_SIZE", [224, 192, 3]], r"must be a side in pixels, or \[height, width\]"),
+        (["MODEL.MASK_RATIO", 1.0], "MODEL.MASK_RATIO=1.0"),
+        (["MODEL.MASK_RATIO", 0.999], "keeps none of 196 patches"),
+        (["MODEL.ENCODER.NUM_HEADS", 7], "divisible by MODEL.ENCODER.NUM_HEADS=7"),
+        (["DATA.BATCH_SIZE", 0], "DATA.BATCH_SIZE=0: must be at least 1"),
+        (["DATA.DATASET", "imagenet"], "must be one of imagenet2012, folder"),
+        (["DATA.IMAGE_CHANNELS", 1], "needs one number per channel"),
+        (["TRAIN.WARMUP_EPOCHS", 801], "exceeds TRAIN.NUM_EPOCHS=800"),
+        (["TRAIN.OPTIMIZER.NAME", "SGD"], "must be one of AdamW, AdamWDL, LARS"),
+        (["TRAIN.GRAD_CLIP", 0], "TRAIN.GRAD_CLIP=0.0: must be above 0"),
+        (["TRAIN.WEIGHT_DECAY", float("nan")], "must not be negative"),
+        (["AMP", "fp8"], "must be False, True, fp16 or bf16"),
+        (["TRAIN.ACCUM_ITER", None], "None means as many as TRAIN.TOTAL_BATCH_SIZE needs"),
+    ],
+)  # fmt: skip
+def test_bad_values_are_named(opts, message):
+    with pytest.raises(ValueError, match=message):
+        get_config(None, opts)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("TRAIN:\n  EPOCHS: 3\n", "unknown configuration key TRAIN.EPOCHS"),
+        ("- 1\n", "expected KEY: VALUE lines"),
+        ("a: [\n", "not a valid YAML file"),
+        ("BASE: ['self.yaml']\n", "in a circle"),
+        ("a: !!python/object/apply:os.system ['true']\n", "not a valid YAML file"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, message):
+    path = tmp_path / "self.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        get_config(path)
+
+
+def test_python_files_are_never_executed(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text("raise SystemExit('executed')")
+    with pytest.raises(ValueError, match=r"is a \.yaml file"):
+        get_config(path)
+
+
+def test_empty_file_gives_the_defaults(tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    assert get_config(path) == get_config()

@@ -1,0 +1,71 @@
+import numpy as np
+import paddle
+import pytest
+
+from mixup import Mixup, smooth_one_hot, soft_cross_entropy
+from tests.conftest import assert_close
+
+pytestmark = pytest.mark.quick
+
+
+def batch(size, height=8, width=12):
+    """Return images whose pixels are all their own number, and labels that are it."""
+    images = np.arange(size, dtype=np.float32)[:, None, None, None] * np.ones((1, 3, height, width), np.float32)
+    return paddle.to_tensor(images), paddle.arange(size)
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize("size", [1, 5, 6])
+@pytest.mark.parametrize(("mixup_alpha", "cutmix_alpha", "minmax"), [(0.8, 0.0, None), (0.0, 1.0, None), (0.0, 0.0, [0.2, 0.8])])
+def test_targets_tell_the_pixels(mode, size, mixup_alpha, cutmix_alpha, minmax):
+    mixup = Mixup(size, mixup_alpha, cutmix_alpha, minmax, mode=mode, smoothing=0.0)
+    for seed in range(5):
+        images, labels = batch(size)
+        mixed, targets = mixup(images, labels, np.random.default_rng(seed))
+        # The mean pixel of an image is the mean of the two numbers, weighed as the target says.
+        expected = (targets.numpy() * np.arange(size)).sum(axis=1)
+        assert_close(mixed.numpy().mean(axis=(1, 2, 3)), expected, 1e-5)
+        assert_close(targets.numpy().sum(axis=1), np.ones(size), 1e-6)
+
+
+def test_partner_is_the_mirror_image():
+    images, labels = batch(4)
+    _, targets = Mixup(4, 0.8, 0.0, smoothing=0.0)(images, labels, np.random.default_rng(0))
+    lam = targets[0, 0].item()
+    assert_close(targets.numpy()[1], [0, lam, 1 - lam, 0], 1e-6)
+
+
+def test_elem_draws_per_image_and_batch_once():
+    def lambdas(mode):
+        images, labels = batch(6)
+        _, targets = Mixup(6, 0.8, 0.0, mode=mode, smoothing=0.0)(images, labels, np.random.default_rng(0))
+        return np.round(targets.numpy()[np.arange(6), np.arange(6)], 5)
+
+    assert len(set(lambdas("batch"))) == 1
+    assert len(set(lambdas("elem"))) == 6
+    pair = lambdas("pair")
+    assert len(set(pair)) == 3
+    assert np.array_equal(pair, pair[::-1])
+
+
+def test_probabilities():
+    images, labels = batch(2)
+    never = Mixup(2, 0.8, 1.0, prob=0.0, smoothing=0.0)(images, labels, np.random.default_rng(0))
+    assert (never[0] == images).all()
+    switch = Mixup(2, 0.8, 1.0, switch_prob=0.25)
+    generator = np.random.default_rng(0)
+    boxes = sum(switch._draw(8, 8, generator)[1] is not None for _ in range(400))
+    assert 74 < boxes < 126  # a quarter of 400, three standard errors
+    assert Mixup(2, 0.0, 0.0).prob == 0.0
+
+
+def test_label_smoothing():
+    targets = smooth_one_hot(paddle.to_tensor([2]), 4, 0.1).numpy()[0]
+    assert_close(targets, [0.025, 0.025, 0.925, 0.025], 1e-6)
+
+
+def test_soft_cross_entropy_by_hand():
+    logits, targets = np.array([[1.0, 2.0, 0.5]], np.float32), np.array([[0.2, 0.7, 0.1]], np.float32)
+    log_prob = logits - np.log(np.exp(logits).sum())
+    expected = -(targets * log_prob).sum()
+    assert_close(soft_cross_entropy(paddle.to_tensor(logits), paddle.to_tensor(targets)).numpy(), expected, 1e-6)

@@ -1,0 +1,108 @@
+import numpy as np
+import paddle
+import pytest
+
+from config import get_config
+from mae import build_mae_pretrain
+from pos_embed import resize_table, sincos_table
+from tests.conftest import assert_close
+from transformer import DropPath, VisionTransformer, build_transformer
+
+pytestmark = pytest.mark.quick
+
+
+def expected_keys(depth: int, decoder_depth: int | None = None) -> set[str]:
+    """List PaddleViT's names."""
+
+    def layers(part, depth):
+        modules = ("attn_norm", "attn.qkv", "attn.out", "mlp_norm", "mlp.fc1", "mlp.fc2")
+        return {f"{part}.layers.{i}.{m}.{kind}" for i in range(depth) for m in modules for kind in ("weight", "bias")}
+
+    keys = {"cls_token", "encoder_position_embedding", "patch_embedding.patch_embedding.weight",
+            "patch_embedding.patch_embedding.bias"} | layers("encoder", depth)  # fmt: skip
+    if decoder_depth is not None:
+        keys |= {"mask_token", "decoder_position_embedding"} | layers("decoder", decoder_depth)
+        keys |= {f"{m}.{kind}" for m in ("encoder.norm", "linear_projection", "decoder.norm", "decoder_pred")
+                 for kind in ("weight", "bias")}  # fmt: skip
+    return keys
+
+
+def test_keys_are_paddlevits():
+    norm = {"encoder.norm.weight", "encoder.norm.bias"}
+    pooled = {"encoder_norm.weight", "encoder_norm.bias"}
+    head = {"classifier.weight", "classifier.bias"}
+    probe = {"classifier.0._mean", "classifier.0._variance", "classifier.1.weight", "classifier.1.bias"}
+    size = ["MODEL.ENCODER.EMBED_DIM", 16, "MODEL.ENCODER.NUM_HEADS", 2, "MODEL.DECODER.EMBED_DIM", 8, "MODEL.DECODER.NUM_HEADS", 2]
+
+    def keys(build, *opts):
+        return set(build(get_config(None, [*size, *opts])).state_dict())
+
+    assert keys(build_mae_pretrain) == expected_keys(12, 8)
+    assert keys(build_transformer, "MODEL.TYPE", "FINETUNE") == expected_keys(12) | norm | head
+    assert keys(build_transformer, "MODEL.TYPE", "FINETUNE", "MODEL.GLOBAL_POOL", True) == expected_keys(12) | pooled | head
+    assert keys(build_transformer, "MODEL.TYPE", "LINEARPROBE") == expected_keys(12) | norm | probe
+
+
+def test_vit_base_shapes():
+    shapes = {name: value.shape for name, value in build_transformer(get_config("configs/vit_base_patch16_224_finetune.yaml"))
+              .state_dict().items()}  # fmt: skip
+    assert len(shapes) == 152
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == 86_567_656
+    assert shapes["encoder.layers.11.attn.qkv.weight"] == [768, 2304]
+    assert shapes["encoder_position_embedding"] == [1, 197, 768]
+    assert shapes["classifier.weight"] == [768, 1000]
+
+
+def test_global_pool_leaves_out_the_class_token():
+    model = VisionTransformer((8, 8), 4, 3, num_classes=2, embed_dim=16, depth=1, num_heads=2, global_pool=True)
+    images = paddle.rand([2, 3, 8, 8])
+    tokens = model.forward_tokens(images)
+    expected = model.encoder_norm(tokens[:, 1:].mean(axis=1))
+    assert_close(model.forward_features(images).numpy(), expected.numpy(), 1e-6)
+    assert_close(model(images).numpy(), model.classifier(expected).numpy(), 1e-6)
+
+
+def test_attention_logits_come_from_the_same_computation():
+    model = VisionTransformer((8, 8), 4, 3, num_classes=2, embed_dim=16, depth=1, num_heads=2)
+    tokens = paddle.rand([2, 5, 16])
+    plain = model.encoder.layers[0](tokens)
+    with_logits, logits = model.encoder.layers[0](tokens, return_logits=True)
+    assert (plain == with_logits).all()
+    assert logits.shape == [2, 2, 5, 5]
+
+
+def test_patch_projection_is_the_convolution():
+    embedding = VisionTransformer((8, 12), 4, 3, embed_dim=16, depth=1, num_heads=2).patch_embedding
+    images = paddle.rand([2, 3, 8, 12])
+    expected = embedding.patch_embedding(images).flatten(2).transpose([0, 2, 1])
+    assert_close(embedding(images).numpy(), expected.numpy(), 1e-5)  # float32 sums in another order
+
+
+def test_drop_path_grows_linearly_and_keeps_the_mean():
+    model = VisionTransformer((8, 8), 4, 3, embed_dim=16, depth=3, num_heads=2, drop_path=0.2)
+    assert [layer.drop_path.drop_prob for layer in model.encoder.layers] == [0.0, 0.1, 0.2]
+    paddle.seed(0)
+    out = DropPath(0.25)(paddle.ones([4000, 1, 1])).numpy().ravel()
+    assert set(np.round(np.unique(out), 5)) == {0.0, np.float32(1.33333)}
+    assert abs(out.mean() - 1.0) < 0.05  # 4,000 draws: two standard errors are 0.018
+
+
+def test_sincos_table():
+    table = sincos_table(8, (2, 3))[0]
+    assert not table[0].any()
+    row, column = 1, 2
+    expected = [np.sin(column), np.sin(column / 100), np.cos(column), np.cos(column / 100),
+                np.sin(row), np.sin(row / 100), np.cos(row), np.cos(row / 100)]  # fmt: skip
+    assert_close(table[1 + row * 3 + column], expected, 1e-6)
+
+
+def test_resize_table():
+    table = sincos_table(8, (4, 4))
+    assert resize_table(table, (4, 4)) is table
+    assert resize_table(table, (6, 2)).shape == (1, 13, 8)
+    flat = np.concatenate([table[:, :1], np.full((1, 6, 8), 0.5, np.float32)], axis=1)
+    assert_close(resize_table(flat, (5, 7), (2, 3))[:, 1:], np.full((1, 35, 8), 0.5), 1e-6)
+    with pytest.raises(ValueError, match="no square grid"):
+        resize_table(flat, (5, 7))
+    with pytest.raises(ValueError, match="does not fit"):
+        resize_table(flat, (5, 7), (2, 2))
