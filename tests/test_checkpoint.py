@@ -1,0 +1,216 @@
+import json
+import pickle
+
+import numpy as np
+import paddle
+import pytest
+
+import checkpoint
+import safe_pickle
+from mae import MAEPretrain
+from optim import WeightAverage, build_optimizer, param_groups
+from tests.conftest import assert_close
+from transformer import VisionTransformer
+
+pytestmark = pytest.mark.quick
+
+
+def make_vit(image=(8, 8), seed=0, **options):
+    paddle.seed(seed)
+    return VisionTransformer(image, 4, 3, num_classes=3, embed_dim=16, depth=1, num_heads=2, **options)
+
+
+def make_mae(image=(8, 8), seed=0):
+    paddle.seed(seed)
+    return MAEPretrain(image, 4, 3, 16, 1, 2, 8, 1, 2)
+
+
+def equal(a, b) -> bool:
+    return all((value == b.state_dict()[name]).all() for name, value in a.state_dict().items())
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_paddlevit_files_load_completely(tmp_path, nested):
+    for make in (make_vit, make_mae):
+        saved, model = make(seed=1), make(seed=2)
+        state = saved.state_dict()
+        paddle.save({"model": state, "epoch": 3} if nested else state, str(tmp_path / "w.pdparams"))
+        report = checkpoint.load_weights(model, tmp_path / "w")  # the suffix may be left out
+        assert not report.missing
+        assert not report.unexpected
+        assert equal(saved, model)
+    images = paddle.rand([2, 3, 8, 8])
+    assert (make_vit(seed=1)(images) == make_vit(seed=1)(images)).all()
+
+
+def test_safetensors(tmp_path):
+    from safetensors.numpy import save_file
+
+    saved, model = make_vit(seed=1), make_vit(seed=2)
+    save_file({name: value.numpy() for name, value in saved.state_dict().items()}, tmp_path / "w.safetensors")
+    checkpoint.load_weights(model, tmp_path / "w.safetensors")
+    assert equal(saved, model)
+    (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        checkpoint.load_weights(model, tmp_path / "bad.safetensors")
+
+
+def test_bfloat16_weights_load(tmp_path):
+    saved, model = make_vit(seed=1), make_vit(seed=2)
+    low = {name: value.astype("bfloat16") for name, value in saved.state_dict().items()}
+    paddle.save(low, str(tmp_path / "w.pdparams"))
+    checkpoint.load_weights(model, tmp_path / "w.pdparams")
+    assert_close(model.head.weight.numpy(), saved.head.weight.numpy(), 2**-8)  # 8 bits of mantissa
+
+
+def test_differences_must_be_allowed_and_leave_the_model_alone(tmp_path):
+    paddle.save(make_mae(seed=1).state_dict(), str(tmp_path / "w.pdparams"))
+    model, untouched = make_vit(seed=2), make_vit(seed=2)
+    with pytest.raises(ValueError, match=r"2 tensors missing from the file: classifier.weight, classifier.bias"):
+        checkpoint.load_weights(model, tmp_path / "w.pdparams")
+    with pytest.raises(ValueError, match="tensors not in this model: .*mask_token"):
+        checkpoint.load_weights(model, tmp_path / "w.pdparams", allow_missing=["classifier.*"])
+    assert equal(model, untouched)
+    state = make_vit(seed=1).state_dict()
+    state["classifier.weight"] = paddle.zeros([16, 7])
+    paddle.save(state, str(tmp_path / "x.pdparams"))
+    with pytest.raises(ValueError, match=r"classifier.weight \[16, 7\] in the file, \[16, 3\] in the model"):
+        checkpoint.load_weights(model, tmp_path / "x.pdparams")
+    assert equal(model, untouched)
+
+
+def test_position_tables_follow_the_grid(tmp_path):
+    paddle.save(make_mae().state_dict(), str(tmp_path / "w.pdparams"))
+    model = make_mae(image=(12, 20))
+    report = checkpoint.load_weights(model, tmp_path / "w.pdparams")
+    assert report.resized == ["encoder_position_embedding 2x2 -> 3x5", "decoder_position_embedding 2x2 -> 3x5"]
+    # A non-square file says its grid in the config beside it, or the caller does.
+    paddle.save(model.state_dict(), str(tmp_path / "model.pdparams"))
+    with pytest.raises(ValueError, match="no square grid"):
+        checkpoint.load_weights(make_mae(), tmp_path / "model.pdparams")
+    assert checkpoint.load_weights(make_mae(), tmp_path / "model.pdparams", source_grid_hw=(3, 5)).resized
+    (tmp_path / "config.yaml").write_text("DATA:\n  IMAGE_SIZE: [12, 20]\nMODEL:\n  PATCH_SIZE: 4\n")
+    assert checkpoint.load_weights(make_mae(), tmp_path).resized
+    turned = checkpoint.load_weights(make_mae(image=(20, 12)), tmp_path).resized
+    assert turned[0] == "encoder_position_embedding 3x5 -> 5x3"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "damaged or not a pickle"),
+        (b"text, not weights", "damaged or not a pickle"),
+        (b"cposix\nsystem\n(S'true'\ntR.", "asks for posix.system"),
+        (pickle.dumps({"a": 1}), "entry 'a' is a int, not a tensor"),
+        (pickle.dumps([1]), "expected a state dict, found list"),
+        (pickle.dumps({}), "holds no tensors"),
+        (pickle.dumps({"cls_token": np.array(["x"])}), "tensors missing"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, content, message):
+    (tmp_path / "w.pdparams").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load_weights(make_vit(), tmp_path / "w.pdparams")
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no such file, with or without .pdparams"):
+        checkpoint.load_weights(make_vit(), tmp_path / "none")
+    with pytest.raises(ValueError, match="holds no model.pdparams"):
+        checkpoint.load_weights(make_vit(), tmp_path)
+
+
+def test_safe_pickle_reads_what_numpy_and_paddle_write(tmp_path):
+    data = {"a": np.arange(3), "b": [np.float32(1.5)], "c": ("x", np.ones((2, 2)))}
+    for protocol in (2, 4, 5):
+        (tmp_path / "p").write_bytes(pickle.dumps(data, protocol=protocol))
+        loaded = safe_pickle.load(tmp_path / "p")
+        assert np.array_equal(loaded["a"], data["a"])
+        assert loaded["b"] == [1.5]
+
+
+# ---- training states
+
+
+def trained(seed=0, steps=2):
+    model = make_vit(seed=seed)
+    optimizer = build_optimizer("AdamW", param_groups(model, 0.05, 0.5))
+    for _ in range(steps):
+        step(model, optimizer)
+    return model, optimizer
+
+
+def step(model, optimizer):
+    model(paddle.ones([2, 3, 8, 8])).square().sum().backward()
+    optimizer.set_lr(0.01)
+    optimizer.step()
+    optimizer.clear_grad()
+
+
+def save(run_dir, number, model, optimizer, **options):
+    return checkpoint.save(run_dir, number, model=model, optimizer=optimizer, state={"best": 1.0}, config_yaml="SEED: 0\n", **options)
+
+
+def test_optimizer_state_survives_other_automatic_names(tmp_path):
+    model, optimizer = trained()
+    path = save(tmp_path, 2, model, optimizer)
+    paddle.nn.Linear(2, 2)  # shifts Paddle's automatic names
+    other, other_optimizer = trained(seed=5, steps=0)
+    assert [p.name for p in other.parameters()] != [p.name for p in model.parameters()]
+    state = checkpoint.load_training_state(path, other, other_optimizer)
+    assert state == {"step": 2, "best": 1.0}
+    step(model, optimizer)
+    step(other, other_optimizer)
+    assert equal(model, other)
+
+
+def test_checkpoint_reads_with_plain_paddle(tmp_path):
+    model, optimizer = trained()
+    path = save(tmp_path, 2, model, optimizer)
+    other = make_vit(seed=9)
+    missing, unexpected = other.set_state_dict(paddle.load(str(path / "model.pdparams")))
+    assert not missing
+    assert not unexpected
+    assert equal(model, other)
+
+
+def test_latest_best_and_retention(tmp_path):
+    model, optimizer = trained(steps=1)
+    for number in range(1, 7):
+        save(tmp_path, number, model, optimizer, is_best=number == 2, keep_last=2)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000005", "step-00000006"]
+    assert checkpoint.find_checkpoint(tmp_path).name == "step-00000006"
+    assert checkpoint.resolve_weights(tmp_path) == tmp_path / "best" / "model.pdparams"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_half_written_checkpoint_is_no_checkpoint(tmp_path, monkeypatch):
+    model, optimizer = trained(steps=1)
+    save(tmp_path, 1, model, optimizer)
+    monkeypatch.setattr(json, "dumps", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(tmp_path, 2, model, optimizer)
+    monkeypatch.undo()
+    assert checkpoint.find_checkpoint(tmp_path).name == "step-00000001"
+    save(tmp_path, 2, model, optimizer)
+    assert checkpoint.find_checkpoint(tmp_path).name == "step-00000002"
+
+
+def test_averaged_weights_are_kept_and_meant(tmp_path):
+    model, optimizer = trained(steps=1)
+    average = WeightAverage(model, 0.5)
+    step(model, optimizer)
+    average.update(model)
+    path = save(tmp_path, 1, model, optimizer, ema_state=average.state_dict())
+    other = make_vit(seed=3)
+    checkpoint.load_weights(other, path)
+    assert (other.head.weight == average.state_dict()["classifier.weight"]).all()
+    restored = WeightAverage(other, 0.5)
+    checkpoint.load_training_state(path, other, trained(steps=0)[1] and build_optimizer("AdamW", param_groups(other, 0.05, 0.5)), restored)
+    assert equal(other, model)
+    assert all((restored.state_dict()[name] == value).all() for name, value in average.state_dict().items())
+
+
+def test_resume_needs_a_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="neither a checkpoint nor a run directory"):
+        checkpoint.find_checkpoint(tmp_path)

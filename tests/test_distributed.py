@@ -1,0 +1,73 @@
+"""Two processes on one machine (gloo), against one process with the joint batch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import runtime
+from config import get_config
+from engine import Run
+from metrics import RunLog
+from tests.conftest import MODES, TINY, assert_close
+from tests.joint_batch import comparable, train
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def launch(tmp_path, script, *arguments, nproc=2):
+    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(nproc), "--log_dir", str(tmp_path / "logs"),
+               str(script), *map(str, arguments)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=runtime.original_environment(), cwd=tmp_path)
+    logs = "".join(path.read_text() for path in (tmp_path / "logs").glob("workerlog.*"))
+    return done.returncode, done.stdout + done.stderr + logs
+
+
+@pytest.mark.parametrize("accum", [1, 2])
+def test_two_processes_are_one_with_the_joint_batch(tmp_path, accum):
+    opts = [*TINY, *MODES["pretrain"], "TRAIN.NUM_EPOCHS", 2]  # updates of 8, 8 and 5 images, twice
+    split = [*opts, "DATA.BATCH_SIZE", 4 // accum, "TRAIN.ACCUM_ITER", accum]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+    code, output = launch(tmp_path, ROOT / "tests" / "joint_batch.py", tmp_path / "two", tmp_path / "two.npz", *split)
+    assert code == 0, output
+    joint = train(Run(get_config(None, opts), tmp_path / "one", RunLog(tmp_path / "one", quiet=True)))
+    with np.load(tmp_path / "two.npz") as two:
+        for name, expected in joint.items():
+            assert_close(comparable(name, two[name]), comparable(name, expected), 1e-5, name)
+    losses = [[r["loss"] for r in map(json.loads, open(tmp_path / run / "log.jsonl"))] for run in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_main_script_starts_its_own_processes(tmp_path, tiny_yaml):
+    """`-nproc 2` trains, evaluates every image once, and writes one run directory."""
+    command = [sys.executable, str(ROOT / "main_multi_gpu_finetune.py"), "-cfg", tiny_yaml("finetune", "TRAIN.NUM_EPOCHS", 1),
+               "-nproc", "2", "-batch_size", "64", "--output", str(tmp_path / "out")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=runtime.original_environment(), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (tmp_path / "out").glob("finetune-*")
+    assert "2 processes" in (run / "log.txt").read_text()
+    records = [json.loads(line) for line in open(run / "log.jsonl")]
+    assert records[-1]["event"] == "eval"
+    assert records[-1]["step"] == 1024 // 128
+    command = [sys.executable, str(ROOT / "main_multi_gpu_finetune.py"), "-cfg", tiny_yaml("finetune"), "-eval", "-pretrained", str(run)]
+    alone = subprocess.run(command, capture_output=True, text=True, timeout=300, env=runtime.original_environment(), cwd=tmp_path)
+    assert f"Acc@1 {records[-1]['acc1']:.3f}" in alone.stdout, alone.stdout + alone.stderr
+
+
+def test_ranks_draw_other_masks(tmp_path):
+    script = tmp_path / "masks.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import numpy as np, paddle, distributed, engine\n"
+        "paddle.set_device('cpu'); distributed.init()\n"
+        "engine._seed_micro_step(0, 3, 0)\n"
+        "noise = paddle.rand([4]).numpy().astype('float64')\n"
+        "spread = distributed.sum_across_ranks(noise) - 2 * noise\n"
+        "assert np.abs(spread).max() > 1e-3\n"
+    )
+    code, output = launch(tmp_path, script)
+    assert code == 0, output

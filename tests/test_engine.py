@@ -1,0 +1,182 @@
+import json
+
+import numpy as np
+import paddle
+import pytest
+
+import checkpoint
+import datasets
+import engine
+import recipes
+from metrics import RunLog, count_correct
+from samplers import EvalSampler, TrainSampler
+from tests.conftest import assert_close
+from tests.joint_batch import comparable, image_masked_task, train
+
+pytestmark = pytest.mark.quick
+
+
+def weights(task) -> dict[str, np.ndarray]:
+    return {name: value.numpy().copy() for name, value in task.model.state_dict().items()}
+
+
+@pytest.mark.parametrize(("batch", "accum"), [(4, 2), (2, 4), (3, 3)])
+def test_accumulation_is_the_large_batch_ragged_end_included(tiny_run, batch, accum):
+    # 21 images: updates of 8, 8 and 5, or of 9, 9 and 3
+    large, small = (train(tiny_run("pretrain", "DATA.BATCH_SIZE", size, "TRAIN.ACCUM_ITER", steps, "TRAIN.NUM_EPOCHS", 2))
+                    for size, steps in ((batch * accum, 1), (batch, accum)))  # fmt: skip
+    for name, expected in large.items():
+        assert_close(comparable(name, small[name]), comparable(name, expected), 1e-5, name)
+
+
+def test_accumulated_finetuning_with_clipping_is_the_large_batch(tiny_run):
+    options = ["MODEL.DROPPATH", 0.0, "TRAIN.MIXUP_PROB", 0.0, "TRAIN.GRAD_CLIP", 0.05, "TRAIN.NUM_EPOCHS", 2]
+    results = []
+    for batch, accum in ((8, 1), (2, 4)):
+        run = tiny_run("finetune", *options, "DATA.BATCH_SIZE", batch, "TRAIN.ACCUM_ITER", accum)
+        source = recipes._open_checked(run, "train")
+        source.images, source.labels = source.images[:21], source.labels[:21]
+        sampler = TrainSampler(21, batch, accum)
+        loader = datasets.Loader(source, recipes.eval_transform(run.config), sampler)
+        task = recipes.build_finetune(run)
+        engine.fit(task, loader, None, run)
+        results.append(weights(task))
+    for name, expected in results[0].items():
+        assert_close(comparable(name, results[1][name]), comparable(name, expected), 1e-5, name)
+
+
+def test_gradient_clipping_is_global():
+    model = paddle.nn.Linear(2, 2)
+    (model(paddle.ones([1, 2])) * 100.0).sum().backward()
+    paddle.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    norms = [p.grad.norm().item() for p in model.parameters()]
+    assert np.sqrt(sum(norm**2 for norm in norms)) == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["pretrain", "finetune", "linearprobe"])
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_resume_continues_bit_by_bit(tiny_run, mode, stop):
+    # 20 images in batches of 8: 3 updates an epoch, so 1 is in the middle of an epoch, 3 at its end
+    options = ["SAVE_FREQ_STEPS", 1, "KEEP_LAST", 99, "TRAIN.ACCUM_ITER", 2, "DATA.BATCH_SIZE", 4, "TRAIN.EMA_DECAY",
+               None if mode == "linearprobe" else 0.9]  # fmt: skip
+
+    def fit(run):
+        train_loader, eval_loader = recipes.build_train_loader(run), None
+        source = train_loader.source
+        source.images, source.labels = source.images[:20], source.labels[:20]
+        sampler = TrainSampler(20, 4, 2)
+        train_loader = datasets.Loader(source, recipes.train_transform(run.config), sampler)
+        if mode != "pretrain":
+            eval_loader = datasets.Loader(source, recipes.eval_transform(run.config), EvalSampler(20, 8))
+        task = recipes._BUILDERS[mode.upper()](run)
+        engine.fit(task, train_loader, eval_loader, run)
+        return task
+
+    straight = tiny_run(mode, *options)
+    expected = weights(fit(straight))
+    resumed = tiny_run(mode, *options, resume_from=straight.directory / f"step-{stop:08d}")
+    task = fit(resumed)
+    for name, value in weights(task).items():
+        assert np.array_equal(value, expected[name]), name
+    states = [checkpoint.read_weights(run.directory / "step-00000006" / "model.pdparams") for run in (straight, resumed)]
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+    records = [
+        [(r["event"], r["step"], r.get("loss"), r.get("acc1"), r.get("lr")) for r in map(json.loads, open(run.directory / "log.jsonl"))]
+        for run in (straight, resumed)
+    ]
+    assert records[1] == [record for record in records[0] if record[1] > stop]
+
+
+def test_resume_of_another_run_is_refused(tiny_run):
+    first = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
+    train(first)
+    step_zero = first.directory / "step-00000000"
+    with pytest.raises(ValueError, match="has images_per_update 8, this one 4; to start a new run"):
+        train(tiny_run("pretrain", "DATA.BATCH_SIZE", 4, resume_from=step_zero))
+    with pytest.raises(ValueError, match="has seed 0, this one 1"):
+        train(tiny_run("pretrain", "SEED", 1, resume_from=step_zero))
+
+
+def test_same_seed_same_bits_other_seed_other_masks(tiny_run):
+    runs = [train(tiny_run("pretrain", "SEED", seed), given_masks=False) for seed in (0, 0, 1)]
+    assert all(np.array_equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert not np.array_equal(runs[0]["mask_token"], runs[2]["mask_token"])
+
+
+def test_zero_epochs_save_the_initial_weights(tiny_run):
+    run = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
+    trained = train(run)
+    saved = checkpoint.read_weights(run.directory)
+    assert all(np.array_equal(saved[name], trained[name]) for name in trained)
+
+
+@pytest.mark.parametrize("num_classes", [3, 7])
+def test_evaluation_is_exact_over_ragged_batches(tiny_run, num_classes):
+    run = tiny_run("finetune", "MODEL.NUM_CLASSES", num_classes)
+    task = recipes.build_finetune(run)
+    source = recipes._open_checked(run, "val")
+    source.images, source.labels = source.images[:11], source.labels[:11]
+    results = [engine.evaluate(task, datasets.Loader(source, recipes.eval_transform(run.config), EvalSampler(11, size)), run.config)
+               for size in (11, 4)]  # fmt: skip
+    task.model.eval()
+    transform = recipes.eval_transform(run.config)
+    images = np.stack([transform(source.image(index), None) for index in range(11)])
+    logits = task.model(paddle.to_tensor(images)).numpy().astype(np.float64)
+    log_prob = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    ranked = np.argsort(-logits, axis=1)
+    expected = {
+        "acc1": 100 * np.mean(ranked[:, 0] == source.labels),
+        "acc5": 100 * np.mean((ranked[:, :5] == source.labels[:, None]).any(axis=1)),
+        "loss": -log_prob[np.arange(11), source.labels].mean(),
+    }
+    for scores in results:
+        assert scores == pytest.approx(expected, rel=1e-5)  # float32 logits
+
+
+def test_count_correct_with_fewer_than_five_classes():
+    logits, labels = paddle.to_tensor([[0.1, 0.9], [0.8, 0.2]]), paddle.to_tensor([0, 0])
+    assert [count.item() for count in count_correct(logits, labels)] == [1.0, 2.0]
+
+
+def test_best_is_kept_and_averaged_weights_are_evaluated(tiny_run):
+    run = tiny_run("finetune", "TRAIN.EMA_DECAY", 0.999, "TRAIN.NUM_EPOCHS", 1)
+    task = recipes.build_finetune(run)
+    before = task.ema.state_dict()["classifier.weight"].clone()
+    loader = recipes.build_eval_loader(run)
+    engine.fit(task, recipes.build_train_loader(run), loader, run)
+    assert (run.directory / "best" / "ema.pdparams").is_file()
+    after = task.ema.state_dict()["classifier.weight"]
+    assert 0 < (after - before).abs().max() < (task.model.head.weight - before).abs().max()
+
+
+def test_not_finite_loss_stops_the_run(tiny_run):
+    run = tiny_run("pretrain", "TRAIN.BASE_LR", 1e30, "TRAIN.WARMUP_EPOCHS", 0, "REPORT_FREQ", 1)
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at update \d+, lr .*TRAIN.BASE_LR"):
+        train(run)
+
+
+def test_amp_on_cpu_warns_once_and_computes_in_float32(tiny_run, capsys):
+    run = tiny_run("pretrain", "AMP", "bf16")
+    run.log = RunLog(run.directory)
+    low = train(run)
+    assert capsys.readouterr().out.count("-amp bfloat16 has no effect on CPU") == 1
+    full = train(tiny_run("pretrain"))
+    assert all(np.array_equal(low[name], full[name]) for name in full)
+
+
+def test_plan_warns_of_an_untested_batch(tiny_run):
+    run = tiny_run("pretrain", "TRAIN.TOTAL_BATCH_SIZE", 64)
+    task, loader = image_masked_task(run), recipes.build_train_loader(run)
+    text = engine.describe_plan(engine.make_plan(run.config, loader), task, loader.sampler, run.config)
+    assert "tuned for 64 images per update, not 8; -accum_iter 8 makes it so" in text
+    run = tiny_run("pretrain", "TRAIN.TOTAL_BATCH_SIZE", 64, "TRAIN.ACCUM_ITER", None)
+    assert recipes.build_train_loader(run).sampler.accum_iter == 8
+
+
+def test_linear_probe_trains_the_head_only(tiny_run):
+    run = tiny_run("linearprobe")
+    task = recipes.build_linearprobe(run)
+    before = weights(task)
+    engine.fit(task, recipes.build_train_loader(run), None, run)
+    changed = {name for name, value in weights(task).items() if not np.array_equal(value, before[name])}
+    assert changed == {"classifier.0._mean", "classifier.0._variance", "classifier.1.weight", "classifier.1.bias"}
