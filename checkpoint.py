@@ -241,7 +241,7 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     paddle.save(dict(model.state_dict()), str(temporary / _MODEL_FILE))
-    paddle.save(optimizer_state_by_name(model, optimizer), str(temporary / _OPTIMIZER_FILE))
+    paddle.save({"optimizer": optimizer_state_by_name(model, optimizer)}, str(temporary / _OPTIMIZER_FILE))
     if ema_state is not None:
         paddle.save(dict(ema_state), str(temporary / _EMA_FILE))
     (temporary / _STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1), encoding="utf-8")
@@ -274,7 +274,7 @@ def load_training_state(checkpoint_dir: Path, model: nn.Layer, optimizer, ema=No
     state = read_state(checkpoint_dir)
     load_weights(model, checkpoint_dir / _MODEL_FILE)
     saved = safe_pickle.load(checkpoint_dir / _OPTIMIZER_FILE)
-    set_optimizer_state_by_name(model, optimizer, saved, checkpoint_dir)
+    set_optimizer_state_by_name(model, optimizer, saved["optimizer"], checkpoint_dir)
     if ema is not None:
         if not (checkpoint_dir / _EMA_FILE).is_file():
             raise UserError(f"{checkpoint_dir}: holds no averaged weights; set TRAIN.EMA_DECAY None, or start anew")
@@ -312,12 +312,9 @@ def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source:
     parameters = {name: parameter.name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
     restored = {}
     for key, value in state.items():
-        if key == _PADDLE_NAME_TABLE:
-            continue
         name, accumulator = key.rsplit("/", 1)
         if name not in parameters:
             raise UserError(f"{source}: optimizer state of {name}, which this run does not train")
-        value = value[1] if isinstance(value, tuple) else value
         restored[f"{parameters[name]}_{accumulator}"] = paddle.to_tensor(value)
     optimizer.set_state_dict(restored)
 
