@@ -282,19 +282,24 @@ def _abridge(items: Sequence[str], most: int = 5, total: int | None = None) -> s
 # ---- loading -----------------------------------------------------------------------------------
 
 
+def read_image(source: FileImages | ArrayImages, index: int, channels: int) -> Image.Image:
+    """Decode an image of a source, as grey (1 channel), RGB (3) or RGBA (4)."""
+    image, mode = source.image(index), _PIL_MODES[channels]
+    return image if image.mode == mode else image.convert(mode)
+
+
 class _Samples(paddle.io.Dataset):
     """Source and transform behind the keys (epoch, index) that the samplers deal."""
 
     def __init__(self, source: FileImages | ArrayImages, transform: Transform, channels: int, seed: int):
         super().__init__()
         self._source, self._transform, self._seed = source, transform, seed
-        self._mode = _PIL_MODES[channels]
+        self._channels = channels
 
     def __getitem__(self, key: tuple[int, int]):
         epoch, index = key
         try:
-            image = self._source.image(index)
-            image = image if image.mode == self._mode else image.convert(self._mode)
+            image = read_image(self._source, index, self._channels)
             array = self._transform(image, np.random.default_rng([self._seed, epoch, index]))
             return array, self._source.labels[index]
         except Exception as error:  # an exception in a worker would only say "Blocking queue is killed"

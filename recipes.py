@@ -51,10 +51,7 @@ def build_pretrain(run: Run) -> Task:
 def build_finetune(run: Run) -> Task:
     """Build end-to-end finetuning (Table 9): soft targets from mixup or label smoothing, layer-wise decay."""
     config = run.config
-    paddle.seed(config.SEED)
-    model = build_transformer(config)
-    if config.MODEL.PRETRAINED:
-        _load_into_classifier(model, run)
+    model = _build_classifier(run)
     train = config.TRAIN
     mixup = Mixup(
         config.MODEL.NUM_CLASSES, train.MIXUP_ALPHA, train.CUTMIX_ALPHA, train.CUTMIX_MINMAX, train.MIXUP_PROB,
@@ -79,10 +76,7 @@ def build_finetune(run: Run) -> Task:
 def build_linearprobe(run: Run) -> Task:
     """Build linear probing (Table 10): batch norm without affine parameters and a linear layer over a frozen encoder."""
     config = run.config
-    paddle.seed(config.SEED)
-    model = build_transformer(config)
-    if config.MODEL.PRETRAINED:
-        _load_into_classifier(model, run)
+    model = _build_classifier(run)
     for parameter in model.parameters():
         parameter.stop_gradient = True
     for parameter in model.head.parameters():
@@ -155,9 +149,15 @@ def _build_ema(model: nn.Layer, config) -> WeightAverage | None:
     return WeightAverage(model, config.TRAIN.EMA_DECAY) if config.TRAIN.EMA_DECAY is not None else None
 
 
-def _load_into_classifier(model: VisionTransformer, run: Run) -> None:
-    """Load encoder weights; the head is kept where it fits, and drawn anew elsewhere (official scale)."""
+def _build_classifier(run: Run) -> VisionTransformer:
+    """Build the classifier and load -pretrained; a head is kept where it fits, and drawn anew elsewhere."""
     config = run.config
+    paddle.seed(config.SEED)
+    model = build_transformer(config)
+    if not config.MODEL.PRETRAINED:
+        if run.resume_from is None:
+            run.log.say("warning: no -pretrained weights, so the encoder starts from its initialisation")
+        return model
     head = [name for name in model.state_dict() if name.startswith("classifier.")]
     report = checkpoint.load_weights(
         model, config.MODEL.PRETRAINED,
@@ -172,6 +172,7 @@ def _load_into_classifier(model: VisionTransformer, run: Run) -> None:
         std = default if config.MODEL.HEAD_INIT_STD is None else config.MODEL.HEAD_INIT_STD
         nn.initializer.Normal(std=std)(model.head.weight)
         nn.initializer.Constant(0.0)(model.head.bias)
+    return model
 
 
 # ---- data --------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Programs around the training: `python -m tools.NAME`, from the root of the repository."""

@@ -1,0 +1,93 @@
+"""Pretrain, probe, finetune and evaluate on handwritten digits, and check what came out; see run_quickstart.sh."""
+
+import runtime
+
+runtime.prepare()
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cli
+from errors import UserError
+from tools import report, visualise
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "output" / "quickstart"
+MIN_FINETUNED = 97.0  # % top-1 of 360 digits
+
+# name of the run, mode, flags
+_STAGES = (
+    ("untrained", "pretrain", ["-opts", "TRAIN.NUM_EPOCHS", "0", "TRAIN.WARMUP_EPOCHS", "0"]),
+    ("pretrain", "pretrain", []),
+    ("probe-untrained", "linearprobe", ["-pretrained", "untrained"]),
+    ("probe", "linearprobe", ["-pretrained", "pretrain"]),
+    ("finetune", "finetune", ["-pretrained", "pretrain"]),
+    ("evaluate", "finetune", ["-eval", "-pretrained", "finetune"]),
+)
+
+
+def run_stage(name: str, mode: str, flags: list[str]) -> float:
+    """Run a main script as a user would, and return its seconds."""
+    flags = [str(OUTPUT / flag) if flags[index - 1] == "-pretrained" else flag for index, flag in enumerate(flags)]
+    command = [f"main_multi_gpu_{mode}.py", "-cfg", f"configs/digits_{mode}.yaml", "-output", str(OUTPUT), *flags, "-opts", "RUN", name]
+    print(f"\n==> python {' '.join(command)}", flush=True)
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=runtime.original_environment(), check=False)
+    if done.returncode:
+        raise UserError(f"{command[0]} ended with code {done.returncode}; its message is above")
+    return time.monotonic() - started
+
+
+def last_accuracy(name: str) -> float:
+    """Return the last top-1 accuracy in a run's log, in %."""
+    return [record["acc1"] for record in report.read_log(OUTPUT / name) if record["event"] == "eval"][-1]
+
+
+def write_report(rows: list[list[object]], path: Path) -> None:
+    """Write the page: table, curves, pictures."""
+    logs = {name: report.read_log(OUTPUT / name) for name, _, _ in _STAGES}
+    curves = report.draw_curves([
+        ("Pretraining", "loss on hidden patches", {"pretrain": report.curve(logs["pretrain"], "train", "loss")}),
+        ("Finetuning", "loss", {"finetune": report.curve(logs["finetune"], "train", "loss")}),
+        ("Validation", "top-1 accuracy (%)", {
+            "finetune": report.curve(logs["finetune"], "eval", "acc1"),
+            "probe": report.curve(logs["probe"], "eval", "acc1"),
+            "probe, untrained encoder": report.curve(logs["probe-untrained"], "eval", "acc1"),
+        }),
+    ])  # fmt: skip
+    model, config = visualise.load_pretrained(OUTPUT / "pretrain")
+    grid = visualise.make_grid(visualise.draw_panels(model, config, visualise.val_images(config, 8)))
+    caption = ("Columns: original, masked (75 % hidden), reconstruction, reconstruction with the visible patches put back. "
+               "The model predicts patches up to their mean and contrast, which are taken from the original.")  # fmt: skip
+    report.write_page(path, "MAE quickstart: handwritten digits", [
+        ("Results", report.html_table(["stage", "top-1 accuracy (%)", "target", "seconds"], rows)),
+        ("Curves", report.html_figure(curves, "Loss and accuracy over epochs.")),
+        ("Reconstructions", report.html_figure(grid, caption)),
+    ])  # fmt: skip
+
+
+def main() -> None:
+    """Run the stages, print the table, write the page; raise if a target is missed."""
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    secs = {name: run_stage(name, mode, flags) for name, mode, flags in _STAGES}
+    untrained, probe, evaluated = (last_accuracy(name) for name in ("probe-untrained", "probe", "evaluate"))
+    rows = [
+        ["linear probe, untrained encoder", untrained, "", secs["probe-untrained"]],
+        ["linear probe, pretrained encoder", probe, "above the untrained", secs["pretrain"] + secs["probe"]],
+        ["finetuned, evaluated from its file", evaluated, f"at least {MIN_FINETUNED}", secs["finetune"] + secs["evaluate"]],
+    ]
+    page = OUTPUT / "report.html"
+    write_report(rows, page)
+    print(f"\n{'stage':<36}{'top-1 %':>9}  {'target':<22}{'seconds':>8}")
+    for stage, accuracy, target, seconds in rows:
+        print(f"{stage:<36}{accuracy:>9.2f}  {target:<22}{seconds:>8.0f}")
+    print(f"{'all':<36}{'':>9}  {'':<22}{sum(secs.values()):>8.0f}\n\nreport: {page}")
+    if evaluated < MIN_FINETUNED or probe <= untrained:
+        raise UserError("a target is missed, see the table")
+
+
+if __name__ == "__main__":
+    cli.run(main)
