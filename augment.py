@@ -103,7 +103,11 @@ def _solarize_add(image: Image.Image, added: int) -> Image.Image:
 
 
 def _posterize(image: Image.Image, bits: int) -> Image.Image:
-    return image if bits >= 8 else image.point([value & ~(2 ** (8 - bits) - 1) for value in range(256)] * len(image.getbands()))
+    return (
+        image
+        if bits >= 8
+        else image.point([value & ~(2 ** (8 - bits) - 1) for value in range(256)] * len(image.getbands()))
+    )
 
 
 _APPLY: dict[str, Callable[[Image.Image, float, object], Image.Image]] = {

@@ -98,7 +98,9 @@ def load_weights(
     mismatched = [name for name in common if tuple(weights[name].shape) != tuple(own[name].shape)]
     _raise_unless_allowed(path, "missing from the file", missing, allow_missing)
     _raise_unless_allowed(path, "not in this model", unexpected, allow_unexpected)
-    shapes = [f"{name} {list(weights[name].shape)} in the file, {list(own[name].shape)} in the model" for name in mismatched]
+    shapes = [
+        f"{name} {list(weights[name].shape)} in the file, {list(own[name].shape)} in the model" for name in mismatched
+    ]
     _raise_unless_allowed(path, "of another shape", mismatched, allow_mismatched, shapes)
 
     loaded = [name for name in common if name not in mismatched]
@@ -288,8 +290,10 @@ def find_checkpoint(path: str | Path) -> Path:
     for candidate in (path, path / LATEST):
         if (candidate / _STATE_FILE).is_file():
             return candidate.resolve()
-    raise UserError(f"-resume {path}: neither a checkpoint nor a run directory with one "
-                    "(to start from weights alone, use -pretrained)")  # fmt: skip
+    raise UserError(
+        f"-resume {path}: neither a checkpoint nor a run directory with one "
+        "(to start from weights alone, use -pretrained)"
+    )
 
 
 def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]:

@@ -36,9 +36,11 @@ _FLAG_KEYS = {  # flag: configuration keys that it sets
 def make_parser(mode: str, description: str) -> argparse.ArgumentParser:
     """Build the parser; every flag may be written with one dash or two."""
     parser = argparse.ArgumentParser(
-        prog=f"main_multi_gpu_{mode}.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=f"main_multi_gpu_{mode}.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-    )  # fmt: skip
+    )
 
     def add(name: str, text: str, **options) -> None:
         parser.add_argument(f"-{name}", f"--{name}", help=text, **options)
@@ -51,16 +53,34 @@ def make_parser(mode: str, description: str) -> argparse.ArgumentParser:
     add("batch_size_eval", "images per process and step of evaluation", type=int, metavar="N")
     add("image_size", "side in pixels, or height and width", type=int, nargs="+", metavar="PX")
     add("accum_iter", "micro-steps per update", type=int, metavar="N")
-    add("pretrained", "weights to start from or to evaluate: .pdparams (suffix optional), .safetensors, "
-        "or a checkpoint or run directory", metavar="PATH")  # fmt: skip
-    add("resume", "continue a run: its directory, one of its checkpoints, or 'auto' for the newest run that "
-        "is there, if any", metavar="PATH")  # fmt: skip
+    add(
+        "pretrained",
+        "weights to start from or to evaluate: .pdparams (suffix optional), .safetensors, "
+        "or a checkpoint or run directory",
+        metavar="PATH",
+    )
+    add(
+        "resume",
+        "continue a run: its directory, one of its checkpoints, or 'auto' for the newest run that is there, if any",
+        metavar="PATH",
+    )
     add("last_epoch", "count this many epochs as done already", type=int, metavar="N")
     add("eval", "evaluate -pretrained (or -resume) on the val split, and stop", action="store_true", default=None)
-    add("amp", "mixed precision: fp16 (default) or bf16; float32 on CPU", nargs="?", const="fp16",
-        choices=("fp16", "bf16"))  # fmt: skip
-    add("opts", "any other setting: KEY VALUE pairs, see config.py", nargs="+", action="extend", default=[],
-        metavar="KEY VALUE")  # fmt: skip
+    add(
+        "amp",
+        "mixed precision: fp16 (default) or bf16; float32 on CPU",
+        nargs="?",
+        const="fp16",
+        choices=("fp16", "bf16"),
+    )
+    add(
+        "opts",
+        "any other setting: KEY VALUE pairs, see config.py",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY VALUE",
+    )
     add("dry_run", "print the plan (model, data, batch, schedule), and stop", action="store_true")
     add("device", "cpu or gpu (default: gpu if there is one)", choices=("cpu", "gpu"))
     add("nproc", "processes on this node (default: one per visible GPU, or 1 on CPU)", type=int, metavar="N")
@@ -93,8 +113,10 @@ def start(mode: str, description: str, argv: Sequence[str] | None = None) -> Run
         (directory / "config.yaml").write_text(config.dump(), encoding="utf-8")
     log = RunLog(directory, quiet=not distributed.is_main(), visualdl=config.VISUALDL)
     if directory is not None:
-        log.say(f"run directory {directory}, paddle {paddle.__version__} on {paddle.device.get_device()}, "
-                f"{distributed.world_size()} processes")  # fmt: skip
+        log.say(
+            f"run directory {directory}, paddle {paddle.__version__} on {paddle.device.get_device()}, "
+            f"{distributed.world_size()} processes"
+        )
     return Run(config, directory, log, resume_from, args.dry_run)
 
 
@@ -118,7 +140,7 @@ def _read_config(mode: str, args: argparse.Namespace):
             for key in keys:
                 opts += [key, value]
     config = get_config(args.cfg, opts + args.opts)
-    if config.MODEL.TYPE != mode.upper():
+    if mode.upper() != config.MODEL.TYPE:
         raise UserError(f"-cfg {args.cfg} is for MODEL.TYPE {config.MODEL.TYPE}, but this script is for {mode.upper()}")
     if config.EVAL and mode == "pretrain":
         raise UserError("-eval: a pretrained autoencoder is judged by finetuning or probing it")

@@ -7,6 +7,7 @@ PaddleViT's MAE has keep their names and their meaning; a comment marks what is 
 """
 
 import ast
+import contextlib
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -220,7 +221,9 @@ def _all_keys(config: CfgNode, prefix: str = "") -> list[str]:
 def _set(config: CfgNode, key: str, value: object, source: str) -> None:
     default = _lookup(_C, key, source)
     if isinstance(default, CfgNode):
-        raise UserError(f"{source}: {key} is a section, not a value; name one of {', '.join(_all_keys(default, key + '.'))}")
+        raise UserError(
+            f"{source}: {key} is a section, not a value; name one of {', '.join(_all_keys(default, key + '.'))}"
+        )
     kinds = _ALTERNATIVE_TYPES.get(key, (type(default),))
     *parents, leaf = key.split(".")
     node = config
@@ -233,10 +236,8 @@ def _coerce(value: object, kinds: tuple, key: str, source: str) -> object:
     """Turn a YAML or command line value into one of `kinds`, without guessing."""
     candidates = [value]
     if isinstance(value, str):  # YAML reads 1e-4, None and (0.9, 0.95) as text, and so does a shell
-        try:
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             candidates.insert(0, ast.literal_eval(value.strip()))
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            pass
     for candidate in candidates:
         for kind in kinds:
             if kind is None and candidate is None:
@@ -276,15 +277,19 @@ def _check_top(config: CfgNode, require) -> None:
     require(config.AMP in (False, True, "fp16", "bf16"), "AMP", "must be False, True, fp16 or bf16")
     for key in ("SAVE_FREQ", "KEEP_LAST", "REPORT_FREQ", "VALIDATE_FREQ"):
         require(config[key] >= 1, key, "must be at least 1")
-    require(config.SAVE_FREQ_STEPS is None or config.SAVE_FREQ_STEPS >= 1, "SAVE_FREQ_STEPS", "must be at least 1, or None")
+    require(
+        config.SAVE_FREQ_STEPS is None or config.SAVE_FREQ_STEPS >= 1, "SAVE_FREQ_STEPS", "must be at least 1, or None"
+    )
     require(0 <= config.SEED < 2**31, "SEED", "must be from 0 to 2**31 - 1")
-    require(config.RUN == Path(config.RUN).name, "RUN", "must be a plain directory name; SAVE takes the path")
+    require(Path(config.RUN).name == config.RUN, "RUN", "must be a plain directory name; SAVE takes the path")
 
 
 def _check_data(data: CfgNode, require) -> None:
     require(data.DATASET in DATASETS, "DATA.DATASET", f"must be one of {', '.join(DATASETS)}")
     require(data.BATCH_SIZE >= 1, "DATA.BATCH_SIZE", "must be at least 1")
-    require(data.BATCH_SIZE_EVAL is None or data.BATCH_SIZE_EVAL >= 1, "DATA.BATCH_SIZE_EVAL", "must be at least 1, or None")
+    require(
+        data.BATCH_SIZE_EVAL is None or data.BATCH_SIZE_EVAL >= 1, "DATA.BATCH_SIZE_EVAL", "must be at least 1, or None"
+    )
     require(data.NUM_WORKERS >= 0, "DATA.NUM_WORKERS", "must not be negative")
     sides = data.IMAGE_SIZE if isinstance(data.IMAGE_SIZE, list) else [data.IMAGE_SIZE] * 2
     is_size = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
@@ -328,21 +333,43 @@ def _check_train(train: CfgNode, require) -> None:
     require(train.OPTIMIZER.NAME in OPTIMIZERS, "TRAIN.OPTIMIZER.NAME", f"must be one of {', '.join(OPTIMIZERS)}")
     for key in ("LINEAR_SCALED_LR", "RAND_AUGMENT_LAYERS"):
         require(train[key] >= 1, f"TRAIN.{key}", "must be at least 1")
-    for key in ("NUM_EPOCHS", "LAST_EPOCH", "WARMUP_EPOCHS", "WEIGHT_DECAY", "BASE_LR", "WARMUP_START_LR", "END_LR", "COLOR_JITTER",
-                "RAND_AUGMENT_MAGNITUDE", "MIXUP_ALPHA", "CUTMIX_ALPHA", "RANDOM_ERASE_COUNT"):  # fmt: skip
+    for key in (
+        "NUM_EPOCHS",
+        "LAST_EPOCH",
+        "WARMUP_EPOCHS",
+        "WEIGHT_DECAY",
+        "BASE_LR",
+        "WARMUP_START_LR",
+        "END_LR",
+        "COLOR_JITTER",
+        "RAND_AUGMENT_MAGNITUDE",
+        "MIXUP_ALPHA",
+        "CUTMIX_ALPHA",
+        "RANDOM_ERASE_COUNT",
+    ):
         require(train[key] >= 0, f"TRAIN.{key}", "must not be negative")
     for key in ("MIXUP_PROB", "MIXUP_SWITCH_PROB", "RANDOM_ERASE_PROB", "FLIP_PROB"):
         require(0 <= train[key] <= 1, f"TRAIN.{key}", "must be a probability from 0 to 1")
     require(train.ACCUM_ITER is None or train.ACCUM_ITER >= 1, "TRAIN.ACCUM_ITER", "must be at least 1, or None")
     needs_total = train.ACCUM_ITER is None and train.TOTAL_BATCH_SIZE is None
-    require(not needs_total, "TRAIN.ACCUM_ITER", "None means as many as TRAIN.TOTAL_BATCH_SIZE needs, which is None, too")
-    require(train.WARMUP_EPOCHS <= train.NUM_EPOCHS, "TRAIN.WARMUP_EPOCHS", f"exceeds TRAIN.NUM_EPOCHS={train.NUM_EPOCHS}")
+    require(
+        not needs_total, "TRAIN.ACCUM_ITER", "None means as many as TRAIN.TOTAL_BATCH_SIZE needs, which is None, too"
+    )
+    require(
+        train.WARMUP_EPOCHS <= train.NUM_EPOCHS, "TRAIN.WARMUP_EPOCHS", f"exceeds TRAIN.NUM_EPOCHS={train.NUM_EPOCHS}"
+    )
     require(train.LAST_EPOCH <= train.NUM_EPOCHS, "TRAIN.LAST_EPOCH", f"exceeds TRAIN.NUM_EPOCHS={train.NUM_EPOCHS}")
     require(0 <= train.SMOOTHING < 1, "TRAIN.SMOOTHING", "must be at least 0 and below 1")
     require(train.MIXUP_MODE in ("batch", "pair", "elem"), "TRAIN.MIXUP_MODE", "must be batch, pair or elem")
-    require(train.RANDOM_ERASE_MODE in ("pixel", "rand", "const"), "TRAIN.RANDOM_ERASE_MODE", "must be pixel, rand or const")
+    require(
+        train.RANDOM_ERASE_MODE in ("pixel", "rand", "const"), "TRAIN.RANDOM_ERASE_MODE", "must be pixel, rand or const"
+    )
     for key, limit in (("GRAD_CLIP", float("inf")), ("TOTAL_BATCH_SIZE", float("inf")), ("LAYER_DECAY", 1.0)):
-        require(train[key] is None or 0 < train[key] <= limit, f"TRAIN.{key}", f"must be above 0 and at most {limit}, or None")
+        require(
+            train[key] is None or 0 < train[key] <= limit,
+            f"TRAIN.{key}",
+            f"must be above 0 and at most {limit}, or None",
+        )
     require(train.EMA_DECAY is None or 0 < train.EMA_DECAY < 1, "TRAIN.EMA_DECAY", "must be between 0 and 1, or None")
     betas = train.OPTIMIZER.BETAS
     are_betas = len(betas) == 2 and all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in betas)

@@ -32,7 +32,13 @@ Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _CIFAR = {  # archive, folder, train files, test file, key of the labels
-    "cifar10": ("cifar-10-python.tar.gz", "cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch", b"labels"),
+    "cifar10": (
+        "cifar-10-python.tar.gz",
+        "cifar-10-batches-py",
+        [f"data_batch_{i}" for i in range(1, 6)],
+        "test_batch",
+        b"labels",
+    ),
     "cifar100": ("cifar-100-python.tar.gz", "cifar-100-python", ["train"], "test", b"fine_labels"),
 }
 
@@ -85,8 +91,15 @@ class ArrayImages:
         return Image.fromarray(self.images[index])
 
 
-def open_source(name: str, data_path: str, split: str, *, num_classes: int, needs_labels: bool = True,
-                synthetic_hw: tuple[int, int] = (32, 32)) -> FileImages | ArrayImages:  # fmt: skip
+def open_source(
+    name: str,
+    data_path: str,
+    split: str,
+    *,
+    num_classes: int,
+    needs_labels: bool = True,
+    synthetic_hw: tuple[int, int] = (32, 32),
+) -> FileImages | ArrayImages:
     """Open one split of a data set; see the module's docstring for layouts.
 
     Args:
@@ -139,8 +152,10 @@ def _scan_folders(root: Path, split: str, needs_labels: bool) -> FileImages:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
         return FileImages(paths, np.full(len(paths), -1, np.int64), folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such directory; expected {split}/<class>/*.jpg below DATA.DATA_PATH={root}, "
-                        f"or for imagenet2012 a {split}_list.txt there")  # fmt: skip
+        raise UserError(
+            f"{folder}: no such directory; expected {split}/<class>/*.jpg below DATA.DATA_PATH={root}, "
+            f"or for imagenet2012 a {split}_list.txt there"
+        )
     # The classes are those of the train split where it exists, so that a label means the same in both.
     names_from = root / "train" if (root / "train").is_dir() else folder
     class_names = sorted(entry.name for entry in names_from.iterdir() if entry.is_dir())
@@ -168,12 +183,17 @@ def _open_cifar(name: str, root: Path, split: str) -> ArrayImages:
     elif archive.is_file():
         try:
             with tarfile.open(archive) as tar:
-                batches = [_read_cifar_batch(tar.extractfile(f"{folder_name}/{file}").read(), f"{archive}:{file}") for file in files]
+                batches = [
+                    _read_cifar_batch(tar.extractfile(f"{folder_name}/{file}").read(), f"{archive}:{file}")
+                    for file in files
+                ]
         except (tarfile.TarError, KeyError, EOFError, OSError) as error:
             raise UserError(f"{archive}: not the published python archive of {name}: {error}") from error
     else:
-        raise UserError(f"DATA.DATA_PATH={root}: holds neither {archive_name} nor {folder_name}/; "
-                        f"download the python version from https://www.cs.toronto.edu/~kriz/cifar.html")  # fmt: skip
+        raise UserError(
+            f"DATA.DATA_PATH={root}: holds neither {archive_name} nor {folder_name}/; "
+            f"download the python version from https://www.cs.toronto.edu/~kriz/cifar.html"
+        )
     try:
         pixels = np.concatenate([np.asarray(batch[b"data"], np.uint8) for batch in batches])
         labels = np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
@@ -245,8 +265,10 @@ def check_source(source: FileImages | ArrayImages, *, num_classes: int | None, c
         outside = np.flatnonzero((source.labels < 0) | (source.labels >= num_classes))
         if len(outside):
             named = [f"{source.describe(i)} has {source.labels[i]}" for i in outside[:8]]
-            problems.append(f"{len(outside)} labels are not from 0 to {num_classes - 1} (MODEL.NUM_CLASSES={num_classes}): "
-                            + _abridge(named, total=len(outside)))  # fmt: skip
+            problems.append(
+                f"{len(outside)} labels are not from 0 to {num_classes - 1} (MODEL.NUM_CLASSES={num_classes}): "
+                + _abridge(named, total=len(outside))
+            )
         empty = np.setdiff1d(np.arange(num_classes), source.labels)
         if source.class_names is not None:
             folders = [source.class_names[i] for i in empty if i < len(source.class_names)]
@@ -254,8 +276,10 @@ def check_source(source: FileImages | ArrayImages, *, num_classes: int | None, c
                 problems.append(f"{len(folders)} classes have no images: {_abridge(folders)}")
             empty = empty[empty >= len(source.class_names)]
         if len(empty) and not len(outside):
-            warnings.append(f"{source.origin}: {len(empty)} of MODEL.NUM_CLASSES={num_classes} classes have no images: "
-                            + _abridge([str(i) for i in empty]))  # fmt: skip
+            warnings.append(
+                f"{source.origin}: {len(empty)} of MODEL.NUM_CLASSES={num_classes} classes have no images: "
+                + _abridge([str(i) for i in empty])
+            )
     if problems:
         raise UserError(f"{source.origin}: " + "; ".join(problems))
     return warnings
@@ -324,13 +348,25 @@ class Loader:
         num_workers: processes that load; 0: load here.
     """
 
-    def __init__(self, source: FileImages | ArrayImages, transform: Transform, sampler: TrainSampler | EvalSampler, *,
-                 channels: int = 3, seed: int = 0, num_workers: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        source: FileImages | ArrayImages,
+        transform: Transform,
+        sampler: TrainSampler | EvalSampler,
+        *,
+        channels: int = 3,
+        seed: int = 0,
+        num_workers: int = 0,
+    ):
         self.source, self.sampler = source, sampler
         self._loader = paddle.io.DataLoader(
-            _Samples(source, transform, channels, seed), batch_sampler=sampler, collate_fn=_collate,
-            num_workers=num_workers, persistent_workers=num_workers > 0, return_list=True,
-        )  # fmt: skip
+            _Samples(source, transform, channels, seed),
+            batch_sampler=sampler,
+            collate_fn=_collate,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            return_list=True,
+        )
 
     def __len__(self) -> int:
         return len(self.sampler)

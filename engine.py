@@ -93,8 +93,14 @@ class Plan:
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of update `step`, before a group's multiplier."""
-        return lr_at(step, peak_lr=self.peak_lr, total_steps=self.total_steps, warmup_steps=self.warmup_steps,
-                     end_lr=self.end_lr, start_lr=self.start_lr)  # fmt: skip
+        return lr_at(
+            step,
+            peak_lr=self.peak_lr,
+            total_steps=self.total_steps,
+            warmup_steps=self.warmup_steps,
+            end_lr=self.end_lr,
+            start_lr=self.start_lr,
+        )
 
 
 def make_plan(config, loader: Loader) -> Plan:
@@ -201,19 +207,22 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
     data, train = config.DATA, config.TRAIN
     lines = [
         f"{task.name}: {type(task.model).__name__}, {trainable:,} of {total:,} parameters train",
-        f"data: {plan.num_images:,} images of {data.DATASET}, {data.IMAGE_SIZE} pixels, {data.NUM_WORKERS} workers per process",
-        f"batch: {data.BATCH_SIZE} per process x {sampler.accum_iter} accumulated x {distributed.world_size()} processes "
-        f"= {plan.images_per_update} images per update",
+        f"data: {plan.num_images:,} images of {data.DATASET}, {data.IMAGE_SIZE} pixels, "
+        f"{data.NUM_WORKERS} workers per process",
+        f"batch: {data.BATCH_SIZE} per process x {sampler.accum_iter} accumulated x "
+        f"{distributed.world_size()} processes = {plan.images_per_update} images per update",
         f"schedule: {plan.num_epochs} epochs x {plan.updates_per_epoch} updates = {plan.total_steps} steps, "
         f"{plan.warmup_steps} of them warm-up",
         f"learning rate: {train.BASE_LR} x {plan.images_per_update} / {train.LINEAR_SCALED_LR} = {plan.peak_lr:.6g} "
         f"at its peak, then cosine to {plan.end_lr:g}",
-    ]  # fmt: skip
+    ]
     wanted = train.TOTAL_BATCH_SIZE
     if wanted is not None and wanted != plan.images_per_update:
         per_step = data.BATCH_SIZE * distributed.world_size()
         hint = f"; -accum_iter {wanted // per_step} makes it so" if wanted % per_step == 0 else ""
-        lines.append(f"warning: the recipe was tuned for {wanted} images per update, not {plan.images_per_update}{hint}")
+        lines.append(
+            f"warning: the recipe was tuned for {wanted} images per update, not {plan.images_per_update}{hint}"
+        )
     return "\n".join(lines)
 
 
@@ -236,8 +245,18 @@ class _Window:
         return float(loss_sum / num_images)
 
 
-def _update(task: Task, model: nn.Layer, batches: Iterator, sampler: TrainSampler, update: int, step: int, lr: float,
-            scaler: paddle.amp.GradScaler, window: _Window, config) -> None:  # fmt: skip
+def _update(
+    task: Task,
+    model: nn.Layer,
+    batches: Iterator,
+    sampler: TrainSampler,
+    update: int,
+    step: int,
+    lr: float,
+    scaler: paddle.amp.GradScaler,
+    window: _Window,
+    config,
+) -> None:
     """Do one optimizer update: the gradient of the mean loss over all images of all its micro-steps and ranks."""
     sizes = sampler.micro_sizes(update)
     # Data parallelism averages over ranks, and shares may differ by an image: weigh by images, not by ranks.
@@ -290,9 +309,12 @@ def _report(loss: float, step: int, lr: float, plan: Plan, clock: Throughput, ru
     epoch = step / plan.updates_per_epoch
     run.log.record("train", step, {"epoch": epoch, "loss": loss, "lr": lr, "images_per_sec": round(rate, 1)})
     if not math.isfinite(loss):
-        raise UserError(f"the loss is {loss} at update {step}, lr {lr:.3g}; checkpoints up to now are intact. Lower "
-                        "TRAIN.BASE_LR, set TRAIN.GRAD_CLIP, or use -amp bf16 or float32 instead of fp16")  # fmt: skip
-    show(step, f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.3e}  {rate:.0f} images/s  eta {clock.eta(step, plan.total_steps)}")
+        raise UserError(
+            f"the loss is {loss} at update {step}, lr {lr:.3g}; checkpoints up to now are intact. Lower "
+            "TRAIN.BASE_LR, set TRAIN.GRAD_CLIP, or use -amp bf16 or float32 instead of fp16"
+        )
+    eta = clock.eta(step, plan.total_steps)
+    show(step, f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.3e}  {rate:.0f} images/s  eta {eta}")
     return {"loss": loss}
 
 
@@ -312,10 +334,16 @@ def _save(task: Task, step: int, plan: Plan, best: float, is_best: bool, scaler,
             "scaler": scaler_state,
         }
         path = checkpoint.save(
-            run.directory, step, model=task.model, optimizer=task.optimizer, state=state,
-            config_yaml=run.config.dump(), ema_state=task.ema.state_dict() if task.ema else None,
-            is_best=is_best, keep_last=run.config.KEEP_LAST,
-        )  # fmt: skip
+            run.directory,
+            step,
+            model=task.model,
+            optimizer=task.optimizer,
+            state=state,
+            config_yaml=run.config.dump(),
+            ema_state=task.ema.state_dict() if task.ema else None,
+            is_best=is_best,
+            keep_last=run.config.KEEP_LAST,
+        )
         run.log.say(f"saved {path}" + (" (best)" if is_best else ""))
     distributed.barrier()
 
@@ -325,12 +353,18 @@ def _restore(task: Task, plan: Plan, scaler, run: Run) -> tuple[int, float]:
     if run.resume_from is None:
         return run.config.TRAIN.LAST_EPOCH * plan.updates_per_epoch, -math.inf
     state = checkpoint.read_state(run.resume_from)
-    expected = {"task": task.name, "num_images": plan.num_images, "images_per_update": plan.images_per_update,
-                "seed": run.config.SEED}  # fmt: skip
+    expected = {
+        "task": task.name,
+        "num_images": plan.num_images,
+        "images_per_update": plan.images_per_update,
+        "seed": run.config.SEED,
+    }
     for key, value in expected.items():
         if state.get(key) != value:
-            raise UserError(f"-resume {run.resume_from}: that run has {key} {state.get(key)}, this one {value}; "
-                            "to start a new run from its weights, use -pretrained")  # fmt: skip
+            raise UserError(
+                f"-resume {run.resume_from}: that run has {key} {state.get(key)}, this one {value}; "
+                "to start a new run from its weights, use -pretrained"
+            )
     checkpoint.load_training_state(run.resume_from, task.model, task.optimizer, task.ema)
     if state.get("scaler"):
         scaler.load_state_dict(state["scaler"])

@@ -39,11 +39,22 @@ class MAEPretrain(nn.Layer):
         layer_options: `mlp_ratio`, `qkv_bias`, `dropout`, `attention_dropout` of each layer.
     """
 
-    def __init__(self, image_hw: tuple[int, int] = (224, 224), patch_size: int = 16, in_channels: int = 3,
-                 embed_dim: int = 768, depth: int = 12, num_heads: int = 12,
-                 decoder_dim: int = 512, decoder_depth: int = 8, decoder_heads: int = 16,
-                 mask_ratio: float = 0.75, norm_pix_loss: bool = True, drop_path: float = 0.0,
-                 **layer_options):  # fmt: skip
+    def __init__(
+        self,
+        image_hw: tuple[int, int] = (224, 224),
+        patch_size: int = 16,
+        in_channels: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        decoder_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        mask_ratio: float = 0.75,
+        norm_pix_loss: bool = True,
+        drop_path: float = 0.0,
+        **layer_options,
+    ):
         super().__init__()
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
@@ -109,8 +120,13 @@ class MAEPretrain(nn.Layer):
         tokens = paddle.concat([tokens[:, :1], patches], axis=1) + self.decoder_position_embedding
         return self.decoder_pred(self.decoder(tokens))[:, 1:]
 
-    def forward(self, images: paddle.Tensor, mask_ratio: float | None = None,
-                noise: paddle.Tensor | None = None, mask: paddle.Tensor | None = None):  # fmt: skip
+    def forward(
+        self,
+        images: paddle.Tensor,
+        mask_ratio: float | None = None,
+        noise: paddle.Tensor | None = None,
+        mask: paddle.Tensor | None = None,
+    ):
         """Hide patches, reconstruct them, and measure the error on them.
 
         Args:
@@ -150,7 +166,9 @@ def num_visible(num_patches: int, mask_ratio: float) -> int:
     """Return K, the whole number of patches that stay visible: N * (1 - ratio), rounded down."""
     num_kept = int(num_patches * (1 - mask_ratio) + 1e-6)  # 100 * (1 - 0.9) is 9.999999999999998
     if not 1 <= num_kept <= num_patches:
-        raise ValueError(f"mask_ratio={mask_ratio} keeps {num_kept} of {num_patches} patches; it must keep at least one")
+        raise ValueError(
+            f"mask_ratio={mask_ratio} keeps {num_kept} of {num_patches} patches; it must keep at least one"
+        )
     return num_kept
 
 
@@ -173,7 +191,9 @@ def noise_from_mask(mask: paddle.Tensor) -> tuple[paddle.Tensor, int]:
     num_patches = mask.shape[1]
     num_hidden = sorted(set(mask.sum(axis=1).astype("int64").tolist()))
     if len(num_hidden) != 1 or num_hidden[0] >= num_patches:
-        raise ValueError(f"a mask must hide the same number of patches, and not all, in each image; it hides {num_hidden}")
+        raise ValueError(
+            f"a mask must hide the same number of patches, and not all, in each image; it hides {num_hidden}"
+        )
     return mask + paddle.arange(num_patches, dtype="float32") / (2 * num_patches), num_patches - num_hidden[0]
 
 

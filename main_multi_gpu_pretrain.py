@@ -2,7 +2,8 @@
 
     python main_multi_gpu_pretrain.py -cfg configs/vit_base_patch16_224_pretrain.yaml -data_path DIR
 
-Uses every visible GPU, or the CPU. Writes config.yaml, log.txt, log.jsonl and checkpoints to <output>/pretrain-<time>/.
+Uses every visible GPU, or the CPU. Writes config.yaml, log.txt, log.jsonl and checkpoints to
+<output>/pretrain-<time>/.
 """
 
 import runtime

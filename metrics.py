@@ -139,5 +139,7 @@ def _visualdl_writer(directory: Path):
     try:
         from visualdl import LogWriter
     except ImportError as error:
-        raise UserError("VISUALDL is on, but visualdl is not installed: pip install -r requirements-extras.txt") from error
+        raise UserError(
+            "VISUALDL is on, but visualdl is not installed: pip install -r requirements-extras.txt"
+        ) from error
     return LogWriter(logdir=str(directory))

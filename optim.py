@@ -10,8 +10,9 @@ from paddle.optimizer import AdamW, Optimizer
 from errors import UserError
 
 
-def lr_at(step: int, *, peak_lr: float, total_steps: int, warmup_steps: int = 0, end_lr: float = 0.0,
-          start_lr: float = 0.0) -> float:  # fmt: skip
+def lr_at(
+    step: int, *, peak_lr: float, total_steps: int, warmup_steps: int = 0, end_lr: float = 0.0, start_lr: float = 0.0
+) -> float:
     """Return the learning rate of update `step`, counted from 0: linear warm-up, then half a cosine.
 
     The official code evaluates the same function of the fractional epoch at each update.
@@ -83,8 +84,14 @@ class LARS(Optimizer):
 
     _velocity_acc_str = "velocity"
 
-    def __init__(self, learning_rate: float, parameters: list, weight_decay: float = 0.0, momentum: float = 0.9,
-                 trust_coefficient: float = 0.001):  # fmt: skip
+    def __init__(
+        self,
+        learning_rate: float,
+        parameters: list,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        trust_coefficient: float = 0.001,
+    ):
         # The decay below is ours; Paddle's would not know about the one-dimensional parameters.
         if parameters and isinstance(parameters[0], dict):
             parameters = [{key: value for key, value in group.items() if key != "weight_decay"} for group in parameters]
@@ -102,9 +109,7 @@ class LARS(Optimizer):
 
     @paddle.no_grad()
     def _append_optimize_op(self, block, param_and_grad) -> None:
-        parameter, gradient = (
-            param_and_grad["params"] if isinstance(param_and_grad, dict) else param_and_grad
-        )
+        parameter, gradient = param_and_grad["params"] if isinstance(param_and_grad, dict) else param_and_grad
         velocity = self._get_accumulator(self._velocity_acc_str, parameter)
         if parameter.ndim > 1:
             gradient = gradient + self._decay * parameter
@@ -117,12 +122,19 @@ class LARS(Optimizer):
         parameter.set_value(parameter - self.get_lr() * multiplier * velocity)
 
 
-def build_optimizer(name: str, groups: list[dict], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                    weight_decay: float = 0.0) -> Optimizer:  # fmt: skip
+def build_optimizer(
+    name: str,
+    groups: list[dict],
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Optimizer:
     """Build AdamW or LARS over `param_groups`; the engine sets its learning rate at each update."""
     if name in ("AdamW", "AdamWDL"):
-        return AdamW(learning_rate=0.0, parameters=groups, beta1=betas[0], beta2=betas[1], epsilon=eps,
-                     weight_decay=weight_decay)  # fmt: skip
+        return AdamW(
+            learning_rate=0.0, parameters=groups, beta1=betas[0], beta2=betas[1], epsilon=eps, weight_decay=weight_decay
+        )
     if name == "LARS":
         return LARS(learning_rate=0.0, parameters=groups, weight_decay=weight_decay)
     raise UserError(f"TRAIN.OPTIMIZER.NAME={name!r}: must be AdamW or LARS")

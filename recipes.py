@@ -14,7 +14,7 @@ import checkpoint
 import datasets
 import distributed
 from config import image_size_hw
-from engine import Run, Task, evaluate, fit, format_scores
+from engine import Run, Task, evaluate, fit
 from errors import UserError
 from mae import build_mae_pretrain
 from metrics import count_correct
@@ -54,9 +54,15 @@ def build_finetune(run: Run) -> Task:
     model = _build_classifier(run)
     train = config.TRAIN
     mixup = Mixup(
-        config.MODEL.NUM_CLASSES, train.MIXUP_ALPHA, train.CUTMIX_ALPHA, train.CUTMIX_MINMAX, train.MIXUP_PROB,
-        train.MIXUP_SWITCH_PROB, train.MIXUP_MODE, train.SMOOTHING,
-    )  # fmt: skip
+        config.MODEL.NUM_CLASSES,
+        train.MIXUP_ALPHA,
+        train.CUTMIX_ALPHA,
+        train.CUTMIX_MINMAX,
+        train.MIXUP_PROB,
+        train.MIXUP_SWITCH_PROB,
+        train.MIXUP_MODE,
+        train.SMOOTHING,
+    )
 
     def loss(model: nn.Layer, batch: list, rng: np.random.Generator) -> paddle.Tensor:
         images, labels = batch
@@ -66,15 +72,22 @@ def build_finetune(run: Run) -> Task:
             targets = smooth_one_hot(labels, config.MODEL.NUM_CLASSES, train.SMOOTHING)
         return soft_cross_entropy(model(images), targets)
 
-    return Task("finetune", model, _build_optimizer(model, config), loss, _evaluate_classifier, _CLASSIFIER_METRICS,
-                ema=_build_ema(model, config))  # fmt: skip
+    return Task(
+        "finetune",
+        model,
+        _build_optimizer(model, config),
+        loss,
+        _evaluate_classifier,
+        _CLASSIFIER_METRICS,
+        ema=_build_ema(model, config),
+    )
 
 
 # ---- linear probe ------------------------------------------------------------------------------
 
 
 def build_linearprobe(run: Run) -> Task:
-    """Build linear probing (Table 10): batch norm without affine parameters and a linear layer over a frozen encoder."""
+    """Build linear probing (Table 10): batch norm without affine parameters and a linear layer, encoder frozen."""
     config = run.config
     model = _build_classifier(run)
     for parameter in model.parameters():
@@ -109,8 +122,10 @@ def evaluate_only(run: Run) -> dict[str, float]:
     run.log.say(str(report))
     scores = evaluate(Task("eval", model, None, None, _evaluate_classifier, _CLASSIFIER_METRICS), loader, config)
     run.log.record("eval", 0, scores)
-    run.log.say(f"Acc@1 {scores['acc1']:.3f}, Acc@5 {scores['acc5']:.3f}, loss {scores['loss']:.3f} "
-                f"on {len(loader.source):,} images")  # fmt: skip
+    run.log.say(
+        f"Acc@1 {scores['acc1']:.3f}, Acc@5 {scores['acc5']:.3f}, loss {scores['loss']:.3f} "
+        f"on {len(loader.source):,} images"
+    )
     return scores
 
 
@@ -141,8 +156,13 @@ def train_or_evaluate(run: Run) -> dict[str, float]:
 def _build_optimizer(model: nn.Layer, config):
     train = config.TRAIN
     groups = param_groups(model, train.WEIGHT_DECAY, train.LAYER_DECAY)
-    return build_optimizer(train.OPTIMIZER.NAME, groups, betas=train.OPTIMIZER.BETAS, eps=train.OPTIMIZER.EPS,
-                           weight_decay=train.WEIGHT_DECAY)  # fmt: skip
+    return build_optimizer(
+        train.OPTIMIZER.NAME,
+        groups,
+        betas=train.OPTIMIZER.BETAS,
+        eps=train.OPTIMIZER.EPS,
+        weight_decay=train.WEIGHT_DECAY,
+    )
 
 
 def _build_ema(model: nn.Layer, config) -> WeightAverage | None:
@@ -160,12 +180,13 @@ def _build_classifier(run: Run) -> VisionTransformer:
         return model
     head = [name for name in model.state_dict() if name.startswith("classifier.")]
     report = checkpoint.load_weights(
-        model, config.MODEL.PRETRAINED,
+        model,
+        config.MODEL.PRETRAINED,
         allow_missing=(*head, "encoder_norm.*"),
         allow_mismatched=head,
         # A pretrained encoder's last norm is replaced where the patches are pooled, as in the official code.
         allow_unexpected=(*_DECODER, "classifier.*", "encoder.norm.*" if config.MODEL.GLOBAL_POOL else ""),
-    )  # fmt: skip
+    )
     run.log.say(str(report))
     if set(head) & {*report.missing, *report.mismatched}:
         default = _PROBE_HEAD_STD if config.MODEL.TYPE == "LINEARPROBE" else _FINETUNE_HEAD_STD
@@ -187,9 +208,14 @@ def build_train_loader(run: Run) -> datasets.Loader:
         per_step = config.DATA.BATCH_SIZE * distributed.world_size()
         accum_iter = max(1, round(config.TRAIN.TOTAL_BATCH_SIZE / per_step))
     sampler = TrainSampler(
-        len(source), config.DATA.BATCH_SIZE, accum_iter, rank=distributed.rank(),
-        world_size=distributed.world_size(), seed=config.SEED, drop_last=config.DATA.DROP_LAST,
-    )  # fmt: skip
+        len(source),
+        config.DATA.BATCH_SIZE,
+        accum_iter,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        seed=config.SEED,
+        drop_last=config.DATA.DROP_LAST,
+    )
     return _loader(config, source, train_transform(config), sampler)
 
 
@@ -209,8 +235,10 @@ def train_transform(config) -> datasets.Transform:
     scale = train.CROP_SCALE or ([0.2, 1.0] if mode == "PRETRAIN" else [0.08, 1.0])
     crop = augment.random_resized_crop_tf if mode == "LINEARPROBE" else augment.random_resized_crop
     if mode == "FINETUNE" and data.IMAGE_CHANNELS not in (1, 3) and (train.RAND_AUGMENT or train.AUTO_AUGMENT):
-        raise UserError(f"TRAIN.RAND_AUGMENT and TRAIN.AUTO_AUGMENT work on 1 or 3 channels; DATA.IMAGE_CHANNELS is "
-                        f"{data.IMAGE_CHANNELS}; set both False")  # fmt: skip
+        raise UserError(
+            f"TRAIN.RAND_AUGMENT and TRAIN.AUTO_AUGMENT work on 1 or 3 channels; DATA.IMAGE_CHANNELS is "
+            f"{data.IMAGE_CHANNELS}; set both False"
+        )
     fill = tuple(round(255 * mean) for mean in data.IMAGENET_MEAN)
     fill = fill[0] if len(fill) == 1 else fill
 
@@ -225,7 +253,9 @@ def train_transform(config) -> datasets.Transform:
         elif train.COLOR_JITTER > 0:
             image = augment.color_jitter(image, rng, train.COLOR_JITTER)
         array = augment.to_array(image, data.IMAGENET_MEAN, data.IMAGENET_STD)
-        return augment.random_erase(array, rng, train.RANDOM_ERASE_PROB, train.RANDOM_ERASE_MODE, train.RANDOM_ERASE_COUNT)
+        return augment.random_erase(
+            array, rng, train.RANDOM_ERASE_PROB, train.RANDOM_ERASE_MODE, train.RANDOM_ERASE_COUNT
+        )
 
     return transform
 
@@ -246,9 +276,13 @@ def _open_checked(run: Run, split: str):
     config = run.config
     needs_labels = config.MODEL.TYPE != "PRETRAIN"
     source = datasets.open_source(
-        config.DATA.DATASET, config.DATA.DATA_PATH, split, num_classes=config.MODEL.NUM_CLASSES,
-        needs_labels=needs_labels, synthetic_hw=image_size_hw(config),
-    )  # fmt: skip
+        config.DATA.DATASET,
+        config.DATA.DATA_PATH,
+        split,
+        num_classes=config.MODEL.NUM_CLASSES,
+        needs_labels=needs_labels,
+        synthetic_hw=image_size_hw(config),
+    )
     num_classes = config.MODEL.NUM_CLASSES if needs_labels else None
     for warning in datasets.check_source(source, num_classes=num_classes, channels=config.DATA.IMAGE_CHANNELS):
         run.log.say(f"warning: {warning}")
@@ -256,5 +290,11 @@ def _open_checked(run: Run, split: str):
 
 
 def _loader(config, source, transform: datasets.Transform, sampler) -> datasets.Loader:
-    return datasets.Loader(source, transform, sampler, channels=config.DATA.IMAGE_CHANNELS, seed=config.SEED,
-                           num_workers=config.DATA.NUM_WORKERS)  # fmt: skip
+    return datasets.Loader(
+        source,
+        transform,
+        sampler,
+        channels=config.DATA.IMAGE_CHANNELS,
+        seed=config.SEED,
+        num_workers=config.DATA.NUM_WORKERS,
+    )

@@ -37,10 +37,7 @@ def prepare(num_threads: int | None = None) -> dict[str, str]:
     if num_threads is None:
         local_ranks = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
         num_threads = max(1, num_cores() // max(1, local_ranks))
-    wanted = {
-        "MKL_NUM_THREADS": str(num_threads),
-        "MKL_DYNAMIC": "FALSE",
-    }
+    wanted = {"MKL_NUM_THREADS": str(num_threads), "MKL_DYNAMIC": "FALSE"}
     if _is_amd():
         wanted["MKL_DEBUG_CPU_TYPE"] = "5"
     changed = {key: value for key, value in wanted.items() if key not in os.environ}

@@ -15,17 +15,28 @@ class TrainSampler:
     smaller, or left out with `drop_last`. So the same images make an update, however they are dealt.
     """
 
-    def __init__(self, num_images: int, batch_size: int, accum_iter: int = 1, *, rank: int = 0, world_size: int = 1,
-                 seed: int = 0, drop_last: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        accum_iter: int = 1,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        drop_last: bool = False,
+    ):
         self.num_images, self.batch_size, self.accum_iter = num_images, batch_size, accum_iter
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.images_per_update = batch_size * accum_iter * world_size
         full, rest = divmod(num_images, self.images_per_update)
         self.updates_per_epoch = full + (0 if drop_last or rest < world_size else 1)
         if self.updates_per_epoch == 0:
-            raise UserError(f"{num_images} images are too few: an update takes {self.images_per_update} "
-                            f"(batch size {batch_size} x accumulation {accum_iter} x {world_size} processes)"
-                            + ("; DATA.DROP_LAST False uses smaller ones" if drop_last else ""))  # fmt: skip
+            raise UserError(
+                f"{num_images} images are too few: an update takes {self.images_per_update} "
+                f"(batch size {batch_size} x accumulation {accum_iter} x {world_size} processes)"
+                + ("; DATA.DROP_LAST False uses smaller ones" if drop_last else "")
+            )
         self._epoch, self._first_update = 0, 0
 
     def set_position(self, epoch: int, first_update: int = 0) -> None:

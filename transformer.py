@@ -45,8 +45,10 @@ class PatchEmbedding(nn.Layer):
     def split(self, images: paddle.Tensor) -> paddle.Tensor:
         """Cut images [B, C, H, W] into patches [B, N, C*P*P], pixels in the weight's (channel, row, column) order."""
         if tuple(images.shape[1:]) != (self.in_channels, *self.image_hw):
-            raise ValueError(f"expected images of shape [B, {self.in_channels}, {self.image_hw[0]}, "
-                             f"{self.image_hw[1]}], got {list(images.shape)}")  # fmt: skip
+            raise ValueError(
+                f"expected images of shape [B, {self.in_channels}, {self.image_hw[0]}, "
+                f"{self.image_hw[1]}], got {list(images.shape)}"
+            )
         (rows, columns), side = self.grid_hw, self.patch_size
         patches = images.reshape([-1, self.in_channels, rows, side, columns, side])
         patches = patches.transpose([0, 2, 4, 1, 3, 5])  # [B, rows, columns, C, P, P]
@@ -136,8 +138,16 @@ class DropPath(nn.Layer):
 class TransformerLayer(nn.Layer):
     """Pre-norm block: attention, then MLP, each behind a residual connection."""
 
-    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float = 4.0, qkv_bias: bool = True,
-                 dropout: float = 0.0, attention_dropout: float = 0.0, drop_path: float = 0.0):  # fmt: skip
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ):
         super().__init__()
         self.attn_norm = nn.LayerNorm(embed_dim, epsilon=LAYER_NORM_EPS)
         self.attn = Attention(embed_dim, num_heads, qkv_bias, dropout, attention_dropout)
@@ -155,10 +165,17 @@ class TransformerLayer(nn.Layer):
 
 
 class Transformer(nn.Layer):
-    """A stack of layers, with drop path growing linearly from 0 to `drop_path`, and a norm unless `final_norm=False`."""
+    """A stack of layers, whose drop path grows linearly from 0 to `drop_path`, and a norm unless `final_norm=False`."""
 
-    def __init__(self, embed_dim: int, depth: int, num_heads: int, drop_path: float = 0.0,
-                 final_norm: bool = True, **layer_options):  # fmt: skip
+    def __init__(
+        self,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        drop_path: float = 0.0,
+        final_norm: bool = True,
+        **layer_options,
+    ):
         super().__init__()
         rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
         self.layers = nn.LayerList(
@@ -192,10 +209,20 @@ class VisionTransformer(nn.Layer):
         layer_options: `mlp_ratio`, `qkv_bias`, `dropout`, `attention_dropout` of each layer.
     """
 
-    def __init__(self, image_hw: tuple[int, int] = (224, 224), patch_size: int = 16, in_channels: int = 3,
-                 num_classes: int = 1000, embed_dim: int = 768, depth: int = 12, num_heads: int = 12,
-                 global_pool: bool = False, batch_norm_head: bool = False, drop_path: float = 0.0,
-                 **layer_options):  # fmt: skip
+    def __init__(
+        self,
+        image_hw: tuple[int, int] = (224, 224),
+        patch_size: int = 16,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        global_pool: bool = False,
+        batch_norm_head: bool = False,
+        drop_path: float = 0.0,
+        **layer_options,
+    ):
         super().__init__()
         self.patch_embedding = PatchEmbedding(image_hw, patch_size, in_channels, embed_dim)
         self.cls_token = self.create_parameter([1, 1, embed_dim], default_initializer=nn.initializer.Normal(std=0.02))
@@ -204,9 +231,7 @@ class VisionTransformer(nn.Layer):
             default_initializer=nn.initializer.Assign(sincos_table(embed_dim, self.patch_embedding.grid_hw)),
         )
         self.token_dropout = nn.Dropout(layer_options.get("dropout", 0.0))
-        self.encoder = Transformer(
-            embed_dim, depth, num_heads, drop_path, final_norm=not global_pool, **layer_options
-        )
+        self.encoder = Transformer(embed_dim, depth, num_heads, drop_path, final_norm=not global_pool, **layer_options)
         self.encoder_norm = nn.LayerNorm(embed_dim, epsilon=LAYER_NORM_EPS) if global_pool else None
         linear = nn.Linear(embed_dim, num_classes)
         if batch_norm_head:  # Paddle's momentum is the share of the old statistics: torch's 0.1

@@ -17,19 +17,60 @@ paddle.set_device("cpu")
 paddle.set_flags({"FLAGS_use_stride_kernel": False})
 
 TINY = [
-    "DATA.IMAGE_SIZE", 16, "DATA.BATCH_SIZE", 8, "DATA.NUM_WORKERS", 0, "DATA.DATASET", "synthetic",
-    "MODEL.PATCH_SIZE", 4, "MODEL.NUM_CLASSES", 4,
-    "MODEL.ENCODER.EMBED_DIM", 32, "MODEL.ENCODER.DEPTH", 2, "MODEL.ENCODER.NUM_HEADS", 4,
-    "MODEL.DECODER.EMBED_DIM", 16, "MODEL.DECODER.DEPTH", 1, "MODEL.DECODER.NUM_HEADS", 2,
-    "TRAIN.NUM_EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 1,
-]  # fmt: skip
+    "DATA.IMAGE_SIZE",
+    16,
+    "DATA.BATCH_SIZE",
+    8,
+    "DATA.NUM_WORKERS",
+    0,
+    "DATA.DATASET",
+    "synthetic",
+    "MODEL.PATCH_SIZE",
+    4,
+    "MODEL.NUM_CLASSES",
+    4,
+    "MODEL.ENCODER.EMBED_DIM",
+    32,
+    "MODEL.ENCODER.DEPTH",
+    2,
+    "MODEL.ENCODER.NUM_HEADS",
+    4,
+    "MODEL.DECODER.EMBED_DIM",
+    16,
+    "MODEL.DECODER.DEPTH",
+    1,
+    "MODEL.DECODER.NUM_HEADS",
+    2,
+    "TRAIN.NUM_EPOCHS",
+    2,
+    "TRAIN.WARMUP_EPOCHS",
+    1,
+]
 MODES = {
     "pretrain": ["MODEL.TYPE", "PRETRAIN", "TRAIN.BASE_LR", 1e-2],
-    "finetune": ["MODEL.TYPE", "FINETUNE", "MODEL.GLOBAL_POOL", True, "TRAIN.LAYER_DECAY", 0.75, "TRAIN.BASE_LR", 1e-2,
-                 "MODEL.DROPPATH", 0.1],
-    "linearprobe": ["MODEL.TYPE", "LINEARPROBE", "TRAIN.OPTIMIZER.NAME", "LARS", "TRAIN.WEIGHT_DECAY", 0.0,
-                    "TRAIN.BASE_LR", 10.0],
-}  # fmt: skip
+    "finetune": [
+        "MODEL.TYPE",
+        "FINETUNE",
+        "MODEL.GLOBAL_POOL",
+        True,
+        "TRAIN.LAYER_DECAY",
+        0.75,
+        "TRAIN.BASE_LR",
+        1e-2,
+        "MODEL.DROPPATH",
+        0.1,
+    ],
+    "linearprobe": [
+        "MODEL.TYPE",
+        "LINEARPROBE",
+        "TRAIN.OPTIMIZER.NAME",
+        "LARS",
+        "TRAIN.WEIGHT_DECAY",
+        0.0,
+        "TRAIN.BASE_LR",
+        10.0,
+    ],
+}
 
 
 @pytest.fixture

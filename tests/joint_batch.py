@@ -1,6 +1,6 @@
 """Train the tiny MAE on 21 images with masks that depend on the images alone; also run by two processes.
 
-    python -m paddle.distributed.launch --nproc_per_node 2 tests/joint_batch.py RUN_DIRECTORY WEIGHTS.npz KEY VALUE ...
+python -m paddle.distributed.launch --nproc_per_node 2 tests/joint_batch.py RUN_DIRECTORY WEIGHTS.npz KEY VALUE ...
 """
 
 import sys
@@ -41,8 +41,14 @@ def train(run: engine.Run, given_masks: bool = True) -> dict[str, np.ndarray]:
     config = run.config
     source = datasets.open_source("synthetic", "", "train", num_classes=4, synthetic_hw=(16, 16))
     source.images, source.labels = source.images[:NUM_IMAGES], source.labels[:NUM_IMAGES]
-    sampler = TrainSampler(NUM_IMAGES, config.DATA.BATCH_SIZE, config.TRAIN.ACCUM_ITER, rank=distributed.rank(),
-                           world_size=distributed.world_size(), seed=config.SEED)  # fmt: skip
+    sampler = TrainSampler(
+        NUM_IMAGES,
+        config.DATA.BATCH_SIZE,
+        config.TRAIN.ACCUM_ITER,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        seed=config.SEED,
+    )
     task = image_masked_task(run) if given_masks else recipes.build_pretrain(run)
     engine.fit(task, datasets.Loader(source, recipes.eval_transform(config), sampler), None, run)
     return {name: value.numpy().copy() for name, value in task.model.state_dict().items()}

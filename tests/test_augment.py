@@ -58,7 +58,11 @@ def test_tf_crop_clips_a_long_image_instead(monkeypatch):
 
 @pytest.mark.parametrize(
     ("image_hw", "size_hw", "crop_pct", "resized_hw"),
-    [((40, 60), (20, 20), 1.0, (20, 30)), ((60, 40), (224, 224), 0.875, (384, 256)), ((50, 50), (32, 16), 0.5, (64, 64))],
+    [
+        ((40, 60), (20, 20), 1.0, (20, 30)),
+        ((60, 40), (224, 224), 0.875, (384, 256)),
+        ((50, 50), (32, 16), 0.5, (64, 64)),
+    ],
 )
 def test_evaluation_transform(image_hw, size_hw, crop_pct, resized_hw):
     image = Image.fromarray(rng().integers(0, 255, (*image_hw, 3)).astype(np.uint8))
@@ -75,9 +79,18 @@ def test_flip(photo):
 
 @pytest.mark.parametrize(
     ("operation", "strength"),
-    [("Rotate", 27.0), ("ShearX", 0.27), ("TranslateY", 0.405), ("Color", 1.81), ("Brightness", 1.81), ("Posterize", 1),
-     ("Solarize", 26), ("SolarizeAdd", 99), ("Equalize", 0.0)],
-)  # fmt: skip
+    [
+        ("Rotate", 27.0),
+        ("ShearX", 0.27),
+        ("TranslateY", 0.405),
+        ("Color", 1.81),
+        ("Brightness", 1.81),
+        ("Posterize", 1),
+        ("Solarize", 26),
+        ("SolarizeAdd", 99),
+        ("Equalize", 0.0),
+    ],
+)
 def test_rand_augment_levels_are_timms(operation, strength):
     assert augment.strength_at(operation, 9, 1) == pytest.approx(strength)
 
@@ -93,7 +106,9 @@ def test_enhancements_and_geometry_go_both_ways():
 def test_every_operation_keeps_size_and_mode(photo, operation, mode):
     image = photo.convert(mode)
     for sign in (-1, 1):
-        changed = augment._APPLY[operation](image, augment.strength_at(operation, 9, sign), 128 if mode == "L" else (1, 2, 3))
+        changed = augment._APPLY[operation](
+            image, augment.strength_at(operation, 9, sign), 128 if mode == "L" else (1, 2, 3)
+        )
         assert changed.size == image.size
         assert changed.mode == mode
 

@@ -148,7 +148,9 @@ def step(model, optimizer):
 
 
 def save(run_dir, number, model, optimizer, **options):
-    return checkpoint.save(run_dir, number, model=model, optimizer=optimizer, state={"best": 1.0}, config_yaml="SEED: 0\n", **options)
+    return checkpoint.save(
+        run_dir, number, model=model, optimizer=optimizer, state={"best": 1.0}, config_yaml="SEED: 0\n", **options
+    )
 
 
 def test_optimizer_state_survives_other_automatic_names(tmp_path):
@@ -206,7 +208,9 @@ def test_averaged_weights_are_kept_and_meant(tmp_path):
     checkpoint.load_weights(other, path)
     assert (other.head.weight == average.state_dict()["classifier.weight"]).all()
     restored = WeightAverage(other, 0.5)
-    checkpoint.load_training_state(path, other, trained(steps=0)[1] and build_optimizer("AdamW", param_groups(other, 0.05, 0.5)), restored)
+    checkpoint.load_training_state(
+        path, other, trained(steps=0)[1] and build_optimizer("AdamW", param_groups(other, 0.05, 0.5)), restored
+    )
     assert equal(other, model)
     assert all((restored.state_dict()[name] == value).all() for name, value in average.state_dict().items())
 

@@ -66,8 +66,23 @@ def test_recipes_have_the_official_values(stem, key, value):
 
 
 def test_overrides_win_and_text_becomes_a_value():
-    config = get_config(None, ["TRAIN.BASE_LR", "1e-3", "TRAIN.OPTIMIZER.BETAS", "(0.9, 0.99)", "TRAIN.GRAD_CLIP", "None",
-                               "MODEL.GLOBAL_POOL", "True", "DATA.IMAGE_SIZE", "[224, 192]", "MODEL.DROPPATH", 0])  # fmt: skip
+    config = get_config(
+        None,
+        [
+            "TRAIN.BASE_LR",
+            "1e-3",
+            "TRAIN.OPTIMIZER.BETAS",
+            "(0.9, 0.99)",
+            "TRAIN.GRAD_CLIP",
+            "None",
+            "MODEL.GLOBAL_POOL",
+            "True",
+            "DATA.IMAGE_SIZE",
+            "[224, 192]",
+            "MODEL.DROPPATH",
+            0,
+        ],
+    )
     assert config.TRAIN.BASE_LR == 1e-3
     assert config.TRAIN.OPTIMIZER.BETAS == [0.9, 0.99]
     assert config.TRAIN.GRAD_CLIP is None
@@ -78,9 +93,11 @@ def test_overrides_win_and_text_becomes_a_value():
 
 def test_paddlevit_yaml_still_loads(tmp_path):
     path = tmp_path / "old.yaml"
-    path.write_text("DATA:\n  IMAGE_SIZE: 224\n  CROP_PCT: 0.875\nMODEL:\n  TYPE: FINETUNE\n  DROPPATH: 0.1\n"
-                    "TRAIN:\n  BASE_LR: 5e-4\n  END_LR: 1e-6\n  LAYER_DECAY: 0.65\n  OPTIMIZER:\n    NAME: 'AdamWDL'\n"
-                    "    BETAS: (0.9, 0.999)\n")  # fmt: skip
+    path.write_text(
+        "DATA:\n  IMAGE_SIZE: 224\n  CROP_PCT: 0.875\nMODEL:\n  TYPE: FINETUNE\n  DROPPATH: 0.1\n"
+        "TRAIN:\n  BASE_LR: 5e-4\n  END_LR: 1e-6\n  LAYER_DECAY: 0.65\n  OPTIMIZER:\n    NAME: 'AdamWDL'\n"
+        "    BETAS: (0.9, 0.999)\n"
+    )
     config = get_config(path)
     assert config.TRAIN.BASE_LR == 5e-4
     assert config.TRAIN.OPTIMIZER.BETAS == [0.9, 0.999]
@@ -111,7 +128,7 @@ def test_paddlevit_yaml_still_loads(tmp_path):
         (["AMP", "fp8"], "must be False, True, fp16 or bf16"),
         (["TRAIN.ACCUM_ITER", None], "None means as many as TRAIN.TOTAL_BATCH_SIZE needs"),
     ],
-)  # fmt: skip
+)
 def test_bad_values_are_named(opts, message):
     with pytest.raises(ValueError, match=message):
         get_config(None, opts)

@@ -88,7 +88,9 @@ def test_digits_are_split_without_overlap():
 
 
 def test_synthetic_images_are_the_same_every_time():
-    first, second = (datasets.open_source("synthetic", "", "train", num_classes=5, synthetic_hw=(8, 12)) for _ in range(2))
+    first, second = (
+        datasets.open_source("synthetic", "", "train", num_classes=5, synthetic_hw=(8, 12)) for _ in range(2)
+    )
     assert np.array_equal(first.images, second.images)
     assert first.images.shape == (1024, 8, 12, 3)
 
@@ -134,7 +136,10 @@ def test_empty_classes_and_missing_places_are_named(image_folder, tmp_path):
 # ---- samplers
 
 
-@pytest.mark.parametrize(("num_images", "batch", "accum", "world"), [(21, 4, 1, 1), (21, 2, 2, 2), (23, 1, 2, 3), (16, 4, 2, 2), (17, 4, 2, 2)])
+@pytest.mark.parametrize(
+    ("num_images", "batch", "accum", "world"),
+    [(21, 4, 1, 1), (21, 2, 2, 2), (23, 1, 2, 3), (16, 4, 2, 2), (17, 4, 2, 2)],
+)
 def test_every_image_is_dealt_once(num_images, batch, accum, world):
     samplers = [TrainSampler(num_images, batch, accum, rank=rank, world_size=world) for rank in range(world)]
     indices = []
@@ -192,7 +197,7 @@ def test_too_few_images():
 
 def test_evaluation_pads_nothing():
     dealt = [[index for batch in EvalSampler(11, 3, rank, 4) for _, index in batch] for rank in range(4)]
-    assert sorted(sum(dealt, [])) == list(range(11))
+    assert sorted(index for indices in dealt for index in indices) == list(range(11))
 
 
 # ---- loading
@@ -207,8 +212,14 @@ def test_randomness_does_not_depend_on_workers(image_folder):
     source = open_folder(image_folder)
     for epoch in (0, 1):
         alone, helped = load(source, noisy, epoch), load(source, noisy, epoch, workers=2)
-        assert all(np.array_equal(a, b) for left, right in zip(alone, helped, strict=True) for a, b in zip(left, right, strict=True))
-    assert not np.array_equal(np.sort(load(source, noisy, 0)[0][0].ravel()), np.sort(load(source, noisy, 1)[0][0].ravel()))
+        assert all(
+            np.array_equal(a, b)
+            for left, right in zip(alone, helped, strict=True)
+            for a, b in zip(left, right, strict=True)
+        )
+    assert not np.array_equal(
+        np.sort(load(source, noisy, 0)[0][0].ravel()), np.sort(load(source, noisy, 1)[0][0].ravel())
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])

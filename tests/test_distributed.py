@@ -1,6 +1,5 @@
 """Two processes on one machine (gloo), against one process with the joint batch."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +13,26 @@ from engine import Run
 from metrics import RunLog
 from tests.conftest import MODES, TINY, assert_close
 from tests.joint_batch import comparable, train
+from tools.report import read_log
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def launch(tmp_path, script, *arguments, nproc=2):
-    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(nproc), "--log_dir", str(tmp_path / "logs"),
-               str(script), *map(str, arguments)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=runtime.original_environment(), cwd=tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "paddle.distributed.launch",
+        "--nproc_per_node",
+        str(nproc),
+        "--log_dir",
+        str(tmp_path / "logs"),
+        str(script),
+        *map(str, arguments),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=runtime.original_environment(), cwd=tmp_path
+    )
     logs = "".join(path.read_text() for path in (tmp_path / "logs").glob("workerlog.*"))
     return done.returncode, done.stdout + done.stderr + logs
 
@@ -38,23 +49,45 @@ def test_two_processes_are_one_with_the_joint_batch(tmp_path, accum):
     with np.load(tmp_path / "two.npz") as two:
         for name, expected in joint.items():
             assert_close(comparable(name, two[name]), comparable(name, expected), 1e-5, name)
-    losses = [[r["loss"] for r in map(json.loads, open(tmp_path / run / "log.jsonl"))] for run in ("one", "two")]
+    losses = [[record["loss"] for record in read_log(tmp_path / run)] for run in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_main_script_starts_its_own_processes(tmp_path, tiny_yaml):
     """`-nproc 2` trains, evaluates every image once, and writes one run directory."""
-    command = [sys.executable, str(ROOT / "main_multi_gpu_finetune.py"), "-cfg", tiny_yaml("finetune", "TRAIN.NUM_EPOCHS", 1),
-               "-nproc", "2", "-batch_size", "64", "--output", str(tmp_path / "out")]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=runtime.original_environment(), cwd=tmp_path)
+    command = [
+        sys.executable,
+        str(ROOT / "main_multi_gpu_finetune.py"),
+        "-cfg",
+        tiny_yaml("finetune", "TRAIN.NUM_EPOCHS", 1),
+        "-nproc",
+        "2",
+        "-batch_size",
+        "64",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=runtime.original_environment(), cwd=tmp_path
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = (tmp_path / "out").glob("finetune-*")
     assert "2 processes" in (run / "log.txt").read_text()
-    records = [json.loads(line) for line in open(run / "log.jsonl")]
+    records = read_log(run)
     assert records[-1]["event"] == "eval"
     assert records[-1]["step"] == 1024 // 128
-    command = [sys.executable, str(ROOT / "main_multi_gpu_finetune.py"), "-cfg", tiny_yaml("finetune"), "-eval", "-pretrained", str(run)]
-    alone = subprocess.run(command, capture_output=True, text=True, timeout=300, env=runtime.original_environment(), cwd=tmp_path)
+    command = [
+        sys.executable,
+        str(ROOT / "main_multi_gpu_finetune.py"),
+        "-cfg",
+        tiny_yaml("finetune"),
+        "-eval",
+        "-pretrained",
+        str(run),
+    ]
+    alone = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=runtime.original_environment(), cwd=tmp_path
+    )
     assert f"Acc@1 {records[-1]['acc1']:.3f}" in alone.stdout, alone.stdout + alone.stderr
 
 

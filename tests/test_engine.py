@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import paddle
 import pytest
@@ -12,6 +10,7 @@ from metrics import RunLog, count_correct
 from samplers import EvalSampler, TrainSampler
 from tests.conftest import assert_close
 from tests.joint_batch import comparable, image_masked_task, train
+from tools.report import read_log
 
 pytestmark = pytest.mark.quick
 
@@ -23,8 +22,10 @@ def weights(task) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(("batch", "accum"), [(4, 2), (2, 4), (3, 3)])
 def test_accumulation_is_the_large_batch_ragged_end_included(tiny_run, batch, accum):
     # 21 images: updates of 8, 8 and 5, or of 9, 9 and 3
-    large, small = (train(tiny_run("pretrain", "DATA.BATCH_SIZE", size, "TRAIN.ACCUM_ITER", steps, "TRAIN.NUM_EPOCHS", 2))
-                    for size, steps in ((batch * accum, 1), (batch, accum)))  # fmt: skip
+    large, small = (
+        train(tiny_run("pretrain", "DATA.BATCH_SIZE", size, "TRAIN.ACCUM_ITER", steps, "TRAIN.NUM_EPOCHS", 2))
+        for size, steps in ((batch * accum, 1), (batch, accum))
+    )
     for name, expected in large.items():
         assert_close(comparable(name, small[name]), comparable(name, expected), 1e-5, name)
 
@@ -57,8 +58,18 @@ def test_gradient_clipping_is_global():
 @pytest.mark.parametrize("stop", [1, 3, 4])
 def test_resume_continues_bit_by_bit(tiny_run, mode, stop):
     # 20 images in batches of 8: 3 updates an epoch, so 1 is in the middle of an epoch, 3 at its end
-    options = ["SAVE_FREQ_STEPS", 1, "KEEP_LAST", 99, "TRAIN.ACCUM_ITER", 2, "DATA.BATCH_SIZE", 4, "TRAIN.EMA_DECAY",
-               None if mode == "linearprobe" else 0.9]  # fmt: skip
+    options = [
+        "SAVE_FREQ_STEPS",
+        1,
+        "KEEP_LAST",
+        99,
+        "TRAIN.ACCUM_ITER",
+        2,
+        "DATA.BATCH_SIZE",
+        4,
+        "TRAIN.EMA_DECAY",
+        None if mode == "linearprobe" else 0.9,
+    ]
 
     def fit(run):
         train_loader, eval_loader = recipes.build_train_loader(run), None
@@ -78,10 +89,12 @@ def test_resume_continues_bit_by_bit(tiny_run, mode, stop):
     task = fit(resumed)
     for name, value in weights(task).items():
         assert np.array_equal(value, expected[name]), name
-    states = [checkpoint.read_weights(run.directory / "step-00000006" / "model.pdparams") for run in (straight, resumed)]
+    states = [
+        checkpoint.read_weights(run.directory / "step-00000006" / "model.pdparams") for run in (straight, resumed)
+    ]
     assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
     records = [
-        [(r["event"], r["step"], r.get("loss"), r.get("acc1"), r.get("lr")) for r in map(json.loads, open(run.directory / "log.jsonl"))]
+        [(r["event"], r["step"], r.get("loss"), r.get("acc1"), r.get("lr")) for r in read_log(run.directory)]
         for run in (straight, resumed)
     ]
     assert records[1] == [record for record in records[0] if record[1] > stop]
@@ -116,8 +129,12 @@ def test_evaluation_is_exact_over_ragged_batches(tiny_run, num_classes):
     task = recipes.build_finetune(run)
     source = recipes._open_checked(run, "val")
     source.images, source.labels = source.images[:11], source.labels[:11]
-    results = [engine.evaluate(task, datasets.Loader(source, recipes.eval_transform(run.config), EvalSampler(11, size)), run.config)
-               for size in (11, 4)]  # fmt: skip
+    results = [
+        engine.evaluate(
+            task, datasets.Loader(source, recipes.eval_transform(run.config), EvalSampler(11, size)), run.config
+        )
+        for size in (11, 4)
+    ]
     task.model.eval()
     transform = recipes.eval_transform(run.config)
     images = np.stack([transform(source.image(index), None) for index in range(11)])

@@ -25,13 +25,16 @@ def test_patchify_puts_the_channel_last_and_is_inverted():
     images = paddle.arange(2 * 3 * 4 * 6, dtype="float32").reshape([2, 3, 4, 6])
     patches = mae.patchify(images, 2)
     assert patches.shape == [2, 6, 12]
-    expected = [images[1, channel, 2 + row, 4 + column].item() for row in (0, 1) for column in (0, 1) for channel in range(3)]
+    expected = [
+        images[1, channel, 2 + row, 4 + column].item() for row in (0, 1) for column in (0, 1) for channel in range(3)
+    ]
     assert patches[1, 5].tolist() == expected
     assert (mae.unpatchify(patches, 2, (2, 3)) == images).all()
 
 
 @pytest.mark.parametrize(
-    ("num_patches", "ratio", "kept"), [(196, 0.75, 49), (256, 0.75, 64), (196, 0.9, 19), (100, 0.9, 10), (100, 0.8, 20), (9, 0.0, 9)]
+    ("num_patches", "ratio", "kept"),
+    [(196, 0.75, 49), (256, 0.75, 64), (196, 0.9, 19), (100, 0.9, 10), (100, 0.8, 20), (9, 0.0, 9)],
 )
 def test_number_of_visible_patches(num_patches, ratio, kept):
     assert mae.num_visible(num_patches, ratio) == kept

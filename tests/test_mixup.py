@@ -16,7 +16,9 @@ def batch(size, height=8, width=12):
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("size", [1, 5, 6])
-@pytest.mark.parametrize(("mixup_alpha", "cutmix_alpha", "minmax"), [(0.8, 0.0, None), (0.0, 1.0, None), (0.0, 0.0, [0.2, 0.8])])
+@pytest.mark.parametrize(
+    ("mixup_alpha", "cutmix_alpha", "minmax"), [(0.8, 0.0, None), (0.0, 1.0, None), (0.0, 0.0, [0.2, 0.8])]
+)
 def test_targets_tell_the_pixels(mode, size, mixup_alpha, cutmix_alpha, minmax):
     mixup = Mixup(size, mixup_alpha, cutmix_alpha, minmax, mode=mode, smoothing=0.0)
     for seed in range(5):

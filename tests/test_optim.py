@@ -4,8 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
-from optim import LARS, WeightAverage, build_optimizer, lr_at, param_groups
 from mae import MAEPretrain
+from optim import LARS, WeightAverage, build_optimizer, lr_at, param_groups
 from tests.conftest import assert_close
 from transformer import VisionTransformer
 
@@ -15,7 +15,9 @@ FLOAT32_RELATIVE = 2e-5
 
 def groups_by_name(model, groups) -> dict[str, tuple[float, float]]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = [(names[id(p)], (group["learning_rate"], group["weight_decay"])) for group in groups for p in group["params"]]
+    found = [
+        (names[id(p)], (group["learning_rate"], group["weight_decay"])) for group in groups for p in group["params"]
+    ]
     assert len(found) == len(dict(found)), "a parameter is in two groups"
     return dict(found)
 
@@ -99,8 +101,10 @@ def problem():
 def test_three_adamw_steps_by_hand(problem):
     values, gradients, parameters = problem
     settings = [(1.0, 0.1), (0.5, 0.0), (0.25, 0.1)]  # learning rate multiplier, weight decay
-    groups = [{"params": [p], "learning_rate": scale, "weight_decay": decay}
-              for p, (scale, decay) in zip(parameters, settings, strict=True)]  # fmt: skip
+    groups = [
+        {"params": [p], "learning_rate": scale, "weight_decay": decay}
+        for p, (scale, decay) in zip(parameters, settings, strict=True)
+    ]
     optimizer = build_optimizer("AdamW", groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     lrs = [0.0, 0.02, 0.01]
     quadratic_steps(parameters, optimizer, gradients, lrs)

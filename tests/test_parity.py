@@ -13,7 +13,7 @@ FLOAT32_RELATIVE = 1e-5  # two float32 implementations that add in different ord
 
 needs_torch = pytest.mark.skipif(
     not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")),
-    reason="torch and transformers are not installed (pip install -r requirements-torch.txt); golden files are compared",
+    reason="torch and transformers are not installed (requirements-torch.txt); golden files are compared",
 )
 
 
@@ -61,10 +61,19 @@ def test_classifier_matches_torch_vit():
 
     paddle.seed(3)
     ours = VisionTransformer((16, 16), 4, 3, num_classes=5, embed_dim=32, depth=2, num_heads=4)
-    theirs = ViTForImageClassification(ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=16, patch_size=4,
-        num_labels=5, layer_norm_eps=1e-6, hidden_act="gelu",
-    )).eval()  # fmt: skip
+    theirs = ViTForImageClassification(
+        ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=128,
+            image_size=16,
+            patch_size=4,
+            num_labels=5,
+            layer_norm_eps=1e-6,
+            hidden_act="gelu",
+        )
+    ).eval()
     parameters = dict(theirs.named_parameters())
     for name, value in ours.state_dict().items():
         if name.startswith("classifier."):

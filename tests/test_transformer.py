@@ -18,12 +18,19 @@ def expected_keys(depth: int, decoder_depth: int | None = None) -> set[str]:
         modules = ("attn_norm", "attn.qkv", "attn.out", "mlp_norm", "mlp.fc1", "mlp.fc2")
         return {f"{part}.layers.{i}.{m}.{kind}" for i in range(depth) for m in modules for kind in ("weight", "bias")}
 
-    keys = {"cls_token", "encoder_position_embedding", "patch_embedding.patch_embedding.weight",
-            "patch_embedding.patch_embedding.bias"} | layers("encoder", depth)  # fmt: skip
+    keys = {
+        "cls_token",
+        "encoder_position_embedding",
+        "patch_embedding.patch_embedding.weight",
+        "patch_embedding.patch_embedding.bias",
+    } | layers("encoder", depth)
     if decoder_depth is not None:
         keys |= {"mask_token", "decoder_position_embedding"} | layers("decoder", decoder_depth)
-        keys |= {f"{m}.{kind}" for m in ("encoder.norm", "linear_projection", "decoder.norm", "decoder_pred")
-                 for kind in ("weight", "bias")}  # fmt: skip
+        keys |= {
+            f"{m}.{kind}"
+            for m in ("encoder.norm", "linear_projection", "decoder.norm", "decoder_pred")
+            for kind in ("weight", "bias")
+        }
     return keys
 
 
@@ -32,20 +39,36 @@ def test_keys_are_paddlevits():
     pooled = {"encoder_norm.weight", "encoder_norm.bias"}
     head = {"classifier.weight", "classifier.bias"}
     probe = {"classifier.0._mean", "classifier.0._variance", "classifier.1.weight", "classifier.1.bias"}
-    size = ["MODEL.ENCODER.EMBED_DIM", 16, "MODEL.ENCODER.NUM_HEADS", 2, "MODEL.DECODER.EMBED_DIM", 8, "MODEL.DECODER.NUM_HEADS", 2]
+    size = [
+        "MODEL.ENCODER.EMBED_DIM",
+        16,
+        "MODEL.ENCODER.NUM_HEADS",
+        2,
+        "MODEL.DECODER.EMBED_DIM",
+        8,
+        "MODEL.DECODER.NUM_HEADS",
+        2,
+    ]
 
     def keys(build, *opts):
         return set(build(get_config(None, [*size, *opts])).state_dict())
 
     assert keys(build_mae_pretrain) == expected_keys(12, 8)
     assert keys(build_transformer, "MODEL.TYPE", "FINETUNE") == expected_keys(12) | norm | head
-    assert keys(build_transformer, "MODEL.TYPE", "FINETUNE", "MODEL.GLOBAL_POOL", True) == expected_keys(12) | pooled | head
+    assert (
+        keys(build_transformer, "MODEL.TYPE", "FINETUNE", "MODEL.GLOBAL_POOL", True)
+        == expected_keys(12) | pooled | head
+    )
     assert keys(build_transformer, "MODEL.TYPE", "LINEARPROBE") == expected_keys(12) | norm | probe
 
 
 def test_vit_base_shapes():
-    shapes = {name: value.shape for name, value in build_transformer(get_config("configs/vit_base_patch16_224_finetune.yaml"))
-              .state_dict().items()}  # fmt: skip
+    shapes = {
+        name: value.shape
+        for name, value in build_transformer(get_config("configs/vit_base_patch16_224_finetune.yaml"))
+        .state_dict()
+        .items()
+    }
     assert len(shapes) == 152
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 86_567_656
     assert shapes["encoder.layers.11.attn.qkv.weight"] == [768, 2304]
@@ -91,8 +114,16 @@ def test_sincos_table():
     table = sincos_table(8, (2, 3))[0]
     assert not table[0].any()
     row, column = 1, 2
-    expected = [np.sin(column), np.sin(column / 100), np.cos(column), np.cos(column / 100),
-                np.sin(row), np.sin(row / 100), np.cos(row), np.cos(row / 100)]  # fmt: skip
+    expected = [
+        np.sin(column),
+        np.sin(column / 100),
+        np.cos(column),
+        np.cos(column / 100),
+        np.sin(row),
+        np.sin(row / 100),
+        np.cos(row),
+        np.cos(row / 100),
+    ]
     assert_close(table[1 + row * 3 + column], expected, 1e-6)
 
 

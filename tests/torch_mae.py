@@ -15,9 +15,12 @@ IMAGE, PATCH, DIM, DEPTH, HEADS = 24, 8, 32, 2, 4
 DECODER_DIM, DECODER_DEPTH, DECODER_HEADS = 16, 2, 2
 BATCH, NUM_PATCHES, MASK_RATIO = 3, (IMAGE // PATCH) ** 2, 0.6
 _LAYER = {
-    "attn_norm": "layernorm_before", "mlp_norm": "layernorm_after", "attn.out": "attention.o_proj",
-    "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
-}  # fmt: skip
+    "attn_norm": "layernorm_before",
+    "mlp_norm": "layernorm_after",
+    "attn.out": "attention.o_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
 _TOP = {
     "cls_token": "vit.embeddings.cls_token",
     "encoder_position_embedding": "vit.embeddings.position_embeddings",
@@ -73,12 +76,23 @@ def run_torch(weights: dict[str, np.ndarray], norm_pix_loss: bool) -> dict[str, 
     import torch
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    model = ViTMAEForPreTraining(ViTMAEConfig(
-        hidden_size=DIM, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=4 * DIM,
-        image_size=IMAGE, patch_size=PATCH, decoder_hidden_size=DECODER_DIM, decoder_num_hidden_layers=DECODER_DEPTH,
-        decoder_num_attention_heads=DECODER_HEADS, decoder_intermediate_size=4 * DECODER_DIM, mask_ratio=MASK_RATIO,
-        norm_pix_loss=norm_pix_loss, layer_norm_eps=1e-6,
-    ))  # fmt: skip
+    model = ViTMAEForPreTraining(
+        ViTMAEConfig(
+            hidden_size=DIM,
+            num_hidden_layers=DEPTH,
+            num_attention_heads=HEADS,
+            intermediate_size=4 * DIM,
+            image_size=IMAGE,
+            patch_size=PATCH,
+            decoder_hidden_size=DECODER_DIM,
+            decoder_num_hidden_layers=DECODER_DEPTH,
+            decoder_num_attention_heads=DECODER_HEADS,
+            decoder_intermediate_size=4 * DECODER_DIM,
+            mask_ratio=MASK_RATIO,
+            norm_pix_loss=norm_pix_loss,
+            layer_norm_eps=1e-6,
+        )
+    )
     # transformers 5.23 leaves the tables at zero when a model is built from a config: run its initialisation.
     model.vit.embeddings.patch_embeddings.projection._is_hf_initialized = False
     model.vit.embeddings.initialize_weights()
@@ -90,7 +104,11 @@ def run_torch(weights: dict[str, np.ndarray], norm_pix_loss: bool) -> dict[str, 
     images, noise = make_inputs()
     output = model(torch.tensor(images), noise=torch.tensor(noise))
     output.loss.backward()
-    results = {"loss": output.loss.detach().numpy(), "pred": output.logits.detach().numpy(), "mask": output.mask.numpy()}
+    results = {
+        "loss": output.loss.detach().numpy(),
+        "pred": output.logits.detach().numpy(),
+        "mask": output.mask.numpy(),
+    }
     for name in weights:
         parts = [parameters[torch_name].grad.numpy() for torch_name in torch_names(name)]
         gradient = np.concatenate(parts)
@@ -106,8 +124,19 @@ def our_model(norm_pix_loss: bool):
 
     from mae import MAEPretrain
 
-    model = MAEPretrain((IMAGE, IMAGE), PATCH, 3, DIM, DEPTH, HEADS, DECODER_DIM, DECODER_DEPTH, DECODER_HEADS, MASK_RATIO,
-                        norm_pix_loss)  # fmt: skip
+    model = MAEPretrain(
+        (IMAGE, IMAGE),
+        PATCH,
+        3,
+        DIM,
+        DEPTH,
+        HEADS,
+        DECODER_DIM,
+        DECODER_DEPTH,
+        DECODER_HEADS,
+        MASK_RATIO,
+        norm_pix_loss,
+    )
     state = model.state_dict()
     weights = make_weights({name: tuple(value.shape) for name, value in state.items()})
     for name, array in weights.items():

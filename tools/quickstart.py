@@ -32,7 +32,17 @@ _STAGES = (
 def run_stage(name: str, mode: str, flags: list[str]) -> float:
     """Run a main script as a user would, and return its seconds."""
     flags = [str(OUTPUT / flag) if flags[index - 1] == "-pretrained" else flag for index, flag in enumerate(flags)]
-    command = [f"main_multi_gpu_{mode}.py", "-cfg", f"configs/digits_{mode}.yaml", "-output", str(OUTPUT), *flags, "-opts", "RUN", name]
+    command = [
+        f"main_multi_gpu_{mode}.py",
+        "-cfg",
+        f"configs/digits_{mode}.yaml",
+        "-output",
+        str(OUTPUT),
+        *flags,
+        "-opts",
+        "RUN",
+        name,
+    ]
     print(f"\n==> python {' '.join(command)}", flush=True)
     started = time.monotonic()
     done = subprocess.run([sys.executable, *command], cwd=ROOT, env=runtime.original_environment(), check=False)
@@ -49,24 +59,36 @@ def last_accuracy(name: str) -> float:
 def write_report(rows: list[list[object]], path: Path) -> None:
     """Write the page: table, curves, pictures."""
     logs = {name: report.read_log(OUTPUT / name) for name, _, _ in _STAGES}
-    curves = report.draw_curves([
-        ("Pretraining", "loss on hidden patches", {"pretrain": report.curve(logs["pretrain"], "train", "loss")}),
-        ("Finetuning", "loss", {"finetune": report.curve(logs["finetune"], "train", "loss")}),
-        ("Validation", "top-1 accuracy (%)", {
-            "finetune": report.curve(logs["finetune"], "eval", "acc1"),
-            "probe": report.curve(logs["probe"], "eval", "acc1"),
-            "probe, untrained encoder": report.curve(logs["probe-untrained"], "eval", "acc1"),
-        }),
-    ])  # fmt: skip
+    curves = report.draw_curves(
+        [
+            ("Pretraining", "loss on hidden patches", {"pretrain": report.curve(logs["pretrain"], "train", "loss")}),
+            ("Finetuning", "loss", {"finetune": report.curve(logs["finetune"], "train", "loss")}),
+            (
+                "Validation",
+                "top-1 accuracy (%)",
+                {
+                    "finetune": report.curve(logs["finetune"], "eval", "acc1"),
+                    "probe": report.curve(logs["probe"], "eval", "acc1"),
+                    "probe, untrained encoder": report.curve(logs["probe-untrained"], "eval", "acc1"),
+                },
+            ),
+        ]
+    )
     model, config = visualise.load_pretrained(OUTPUT / "pretrain")
     grid = visualise.make_grid(visualise.draw_panels(model, config, visualise.val_images(config, 8)))
-    caption = ("Columns: original, masked (75 % hidden), reconstruction, reconstruction with the visible patches put back. "
-               "The model predicts patches up to their mean and contrast, which are taken from the original.")  # fmt: skip
-    report.write_page(path, "MAE quickstart: handwritten digits", [
-        ("Results", report.html_table(["stage", "top-1 accuracy (%)", "target", "seconds"], rows)),
-        ("Curves", report.html_figure(curves, "Loss and accuracy over epochs.")),
-        ("Reconstructions", report.html_figure(grid, caption)),
-    ])  # fmt: skip
+    caption = (
+        "Columns: original, masked (75 % hidden), reconstruction, reconstruction with the visible patches put back. "
+        "The model predicts patches up to their mean and contrast, which are taken from the original."
+    )
+    report.write_page(
+        path,
+        "MAE quickstart: handwritten digits",
+        [
+            ("Results", report.html_table(["stage", "top-1 accuracy (%)", "target", "seconds"], rows)),
+            ("Curves", report.html_figure(curves, "Loss and accuracy over epochs.")),
+            ("Reconstructions", report.html_figure(grid, caption)),
+        ],
+    )
 
 
 def main() -> None:
@@ -77,7 +99,12 @@ def main() -> None:
     rows = [
         ["linear probe, untrained encoder", untrained, "", secs["probe-untrained"]],
         ["linear probe, pretrained encoder", probe, "above the untrained", secs["pretrain"] + secs["probe"]],
-        ["finetuned, evaluated from its file", evaluated, f"at least {MIN_FINETUNED}", secs["finetune"] + secs["evaluate"]],
+        [
+            "finetuned, evaluated from its file",
+            evaluated,
+            f"at least {MIN_FINETUNED}",
+            secs["finetune"] + secs["evaluate"],
+        ],
     ]
     page = OUTPUT / "report.html"
     write_report(rows, page)

@@ -58,7 +58,9 @@ def html_table(header: list[str], rows: list[list[object]]) -> str:
     lines = [f"<tr>{cells}</tr>"]
     for row in rows:
         cells = "".join(
-            f'<td class="number">{value:.2f}</td>' if isinstance(value, float) else f"<td>{html.escape(str(value))}</td>"
+            f'<td class="number">{value:.2f}</td>'
+            if isinstance(value, float)
+            else f"<td>{html.escape(str(value))}</td>"
             for value in row
         )
         lines.append(f"<tr>{cells}</tr>")
@@ -71,7 +73,9 @@ def html_figure(image: Image.Image, caption: str) -> str:
     image.save(buffer, format="PNG")
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     caption = html.escape(caption)
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    )
 
 
 def write_page(path: str | Path, title: str, sections: list[tuple[str, str]]) -> None:

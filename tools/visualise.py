@@ -41,8 +41,9 @@ def load_pretrained(path: str | Path) -> tuple[mae.MAEPretrain, object]:
 
 
 @paddle.no_grad()
-def reconstruct(model: mae.MAEPretrain, images: paddle.Tensor, noise: paddle.Tensor | None = None,
-                mask_ratio: float | None = None) -> tuple[paddle.Tensor, paddle.Tensor]:  # fmt: skip
+def reconstruct(
+    model: mae.MAEPretrain, images: paddle.Tensor, noise: paddle.Tensor | None = None, mask_ratio: float | None = None
+) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Predict the pixels of all patches, in the scale of the images.
 
     Args:
@@ -63,15 +64,21 @@ def reconstruct(model: mae.MAEPretrain, images: paddle.Tensor, noise: paddle.Ten
     return mae.unpatchify(pred, patch_size, grid_hw), mae.unpatchify(hidden, patch_size, grid_hw)
 
 
-def draw_panels(model: mae.MAEPretrain, config, images: np.ndarray, seed: int = 0,
-                mask_ratio: float | None = None) -> list[np.ndarray]:  # fmt: skip
+def draw_panels(
+    model: mae.MAEPretrain, config, images: np.ndarray, seed: int = 0, mask_ratio: float | None = None
+) -> list[np.ndarray]:
     """Return four uint8 arrays [B, H, W, C]: original, masked, reconstruction, reconstruction + visible."""
     tensor = paddle.to_tensor(images)
     noise = np.random.default_rng(seed).random((len(images), model.patch_embedding.num_patches), dtype=np.float32)
     reconstruction, hidden = reconstruct(model, tensor, paddle.to_tensor(noise), mask_ratio)
     mean, std = (np.reshape(values, (1, -1, 1, 1)) for values in (config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD))
     original, reconstruction, hidden = images * std + mean, reconstruction.numpy() * std + mean, hidden.numpy()
-    panels = (original, original * (1 - hidden) + _GREY * hidden, reconstruction, original * (1 - hidden) + reconstruction * hidden)
+    panels = (
+        original,
+        original * (1 - hidden) + _GREY * hidden,
+        reconstruction,
+        original * (1 - hidden) + reconstruction * hidden,
+    )
     return [np.round(np.clip(panel, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1) for panel in panels]
 
 
@@ -81,8 +88,12 @@ def make_grid(panels: list[np.ndarray], side_px: int = 96) -> Image.Image:
     rows = []
     for images in zip(*panels, strict=True):
         cells = [np.repeat(np.repeat(image, factor, axis=0), factor, axis=1) for image in images]
-        cells = [np.pad(np.broadcast_to(cell, (*cell.shape[:2], 3)), ((0, _GAP_PX), (0, _GAP_PX), (0, 0)), constant_values=255)
-                 for cell in cells]  # fmt: skip
+        cells = [
+            np.pad(
+                np.broadcast_to(cell, (*cell.shape[:2], 3)), ((0, _GAP_PX), (0, _GAP_PX), (0, 0)), constant_values=255
+            )
+            for cell in cells
+        ]
         rows.append(np.concatenate(cells, axis=1))
     return Image.fromarray(np.concatenate(rows, axis=0))
 
@@ -90,12 +101,18 @@ def make_grid(panels: list[np.ndarray], side_px: int = 96) -> Image.Image:
 def val_images(config, num_images: int, seed: int = 0) -> np.ndarray:
     """Return images [B, C, H, W] drawn from the val split of a config's data set, as evaluation sees them."""
     source = datasets.open_source(
-        config.DATA.DATASET, config.DATA.DATA_PATH, "val", num_classes=config.MODEL.NUM_CLASSES, needs_labels=False,
+        config.DATA.DATASET,
+        config.DATA.DATA_PATH,
+        "val",
+        num_classes=config.MODEL.NUM_CLASSES,
+        needs_labels=False,
         synthetic_hw=image_size_hw(config),
-    )  # fmt: skip
+    )
     rng, transform = np.random.default_rng(seed), recipes.eval_transform(config)
     chosen = rng.permutation(len(source))[:num_images]
-    return np.stack([transform(datasets.read_image(source, index, config.DATA.IMAGE_CHANNELS), rng) for index in chosen])
+    return np.stack(
+        [transform(datasets.read_image(source, index, config.DATA.IMAGE_CHANNELS), rng) for index in chosen]
+    )
 
 
 def main(argv: list[str] | None = None) -> Path:

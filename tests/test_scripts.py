@@ -1,0 +1,151 @@
+"""The shell scripts, the tools and the README do what they say."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted(ROOT.glob("run_*.sh"))
+LAUNCHERS = ["run_pretrain_multi.sh", "run_finetune_multi.sh", "run_linear_probe_multi.sh", "run_eval_multi.sh"]
+
+
+def sh(script, *arguments, **environment):
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ.get("HOME", "/"),
+        "PYTHON": sys.executable,
+        **environment,
+    }
+    return subprocess.run(
+        ["sh", str(ROOT / script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / "setup_venv.sh"], ids=lambda path: path.name)
+def test_scripts_are_posix_sh(script):
+    assert subprocess.run(["sh", "-n", str(script)], check=False).returncode == 0
+    text = script.read_text()
+    assert "[[" not in text
+    assert not text.rstrip().endswith("\\")
+
+
+@pytest.mark.parametrize("script", LAUNCHERS)
+def test_launchers_say_what_is_missing(script):
+    done = sh(script, "-dry_run")
+    assert done.returncode == 2
+    assert "error: DATA.DATA_PATH=/dataset/imagenet/: no such directory; set it with -data_path" in done.stderr
+
+
+def test_launchers_take_settings_from_the_environment(tiny_yaml, tmp_path):
+    settings = {"DATASET": "synthetic", "DEVICE": "cpu", "OUTPUT": str(tmp_path / "a dir"), "BATCH_SIZE": "64"}
+    done = sh(
+        "run_pretrain_multi.sh", "-opts", "TRAIN.NUM_EPOCHS", "1", CFG=tiny_yaml("pretrain"), ACCUM_ITER="2", **settings
+    )
+    assert done.returncode == 0, done.stderr
+    assert "64 per process x 2 accumulated x 1 processes" in done.stdout
+    (run,) = (tmp_path / "a dir").glob("pretrain-*")
+    done = sh(
+        "run_finetune_multi.sh",
+        CFG=tiny_yaml("finetune", "TRAIN.NUM_EPOCHS", 1),
+        PRETRAINED=str(run),
+        AMP="none",
+        **settings,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no effect on CPU" not in done.stdout
+    (run,) = (tmp_path / "a dir").glob("finetune-*")
+    accuracy = re.search(r"acc1 ([\d.]+)", done.stdout).group(1)
+    done = sh("run_eval_multi.sh", CFG=tiny_yaml("finetune"), PRETRAINED=str(run), **settings)
+    assert f"Acc@1 {accuracy}" in done.stdout, done.stderr
+
+
+def test_two_nodes_are_the_same_script_with_two_variables(tiny_yaml, tmp_path):
+    """Two launchers on this machine meet at MASTER and train as one job of two processes."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ.get("HOME", "/"),
+        "PYTHON": sys.executable,
+        "DATASET": "synthetic",
+        "DEVICE": "cpu",
+        "NPROC": "1",
+        "NNODES": "2",
+        "MASTER": f"127.0.0.1:{port}",
+        "BATCH_SIZE": "64",
+        "CFG": tiny_yaml("pretrain", "TRAIN.NUM_EPOCHS", 1),
+    }
+    nodes = [
+        subprocess.Popen(
+            ["sh", str(ROOT / "run_pretrain_multi.sh")],
+            env={**environment, "OUTPUT": str(tmp_path / str(node))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in (0, 1)
+    ]
+    try:
+        outputs = [node.communicate(timeout=200)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert len(list(tmp_path.glob("*/pretrain-*"))) == 1, "one run directory for the job"
+    assert any("2 processes" in output for output in outputs)
+
+
+def test_visualise_keeps_visible_pixels(tiny_run):
+    import numpy as np
+
+    import recipes
+    from engine import fit
+    from tools import visualise
+
+    run = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 1)
+    fit(recipes.build_pretrain(run), recipes.build_train_loader(run), None, run)
+    out = run.directory / "grid.png"
+    assert visualise.main([str(run.directory), "-num", "3", "-out", str(out)]) == out
+    model, config = visualise.load_pretrained(run.directory)
+    images = visualise.val_images(config, 3)
+    original, masked, _, pasted = visualise.draw_panels(model, config, images)
+    visible = ~(masked == 128).all(axis=-1)
+    assert 0.2 < visible.mean() < 0.3
+    assert np.array_equal(original[visible], pasted[visible])
+    assert visualise.make_grid([original, pasted]).size == (2 * (6 * 16 + 2), 3 * (6 * 16 + 2))
+
+
+def test_readme_names_only_what_exists():
+    text = "\n".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+    named = set(re.findall(r"\b((?:configs/|tools/|tests/)?[\w-]+\.(?:py|sh|yaml|toml|txt|md))\b", text))
+    made_by_runs = {"config.yaml", "train_list.txt", "val_list.txt", "log.txt"}
+    missing = {
+        name for name in named - made_by_runs if not (ROOT / name).exists() and not (ROOT / "configs" / name).exists()
+    }
+    assert not missing
+
+
+def test_readme_options_exist():
+    from cli import make_parser
+    from config import _all_keys, get_config
+
+    text = (ROOT / "README.md").read_text()
+    flags = {option for action in make_parser("finetune", "")._actions for option in action.option_strings}
+    commands = re.findall(r"(?:python main_multi|sh run_\w+multi)[^`]*", text)
+    used = {flag for command in commands for flag in re.findall(r"(?<=\s)-[a-z_]{2,}", command)}
+    assert used
+    assert used <= flags
+    keys = set(_all_keys(get_config()))
+    assert set(re.findall(r"\b(?:TRAIN|MODEL|DATA)\.[A-Z_.]+[A-Z]", text)) <= keys
