@@ -1,8 +1,8 @@
-"""Finetune a pretrained Vision Transformer end to end, or evaluate a finetuned one.
+r"""Finetune a pretrained Vision Transformer end to end, or evaluate a finetuned one.
 
-    python main_multi_gpu_finetune.py -cfg configs/vit_base_patch16_224_finetune.yaml \\
+    python main_multi_gpu_finetune.py -cfg configs/vit_base_patch16_224_finetune.yaml \
         -data_path DIR -pretrained FILE
-    python main_multi_gpu_finetune.py -cfg configs/vit_base_patch16_224_finetune.yaml \\
+    python main_multi_gpu_finetune.py -cfg configs/vit_base_patch16_224_finetune.yaml \
         -data_path DIR -pretrained FILE -eval
 
 Uses every visible GPU, or the CPU. Writes config.yaml, log.txt, log.jsonl and checkpoints to

@@ -1,8 +1,8 @@
-"""Train a linear classifier over a frozen pretrained encoder, or evaluate one.
+r"""Train a linear classifier over a frozen pretrained encoder, or evaluate one.
 
-    python main_multi_gpu_linearprobe.py -cfg configs/vit_base_patch16_224_linearprobe.yaml \\
+    python main_multi_gpu_linearprobe.py -cfg configs/vit_base_patch16_224_linearprobe.yaml \
         -data_path DIR -pretrained FILE
-    python main_multi_gpu_linearprobe.py -cfg configs/vit_base_patch16_224_linearprobe.yaml \\
+    python main_multi_gpu_linearprobe.py -cfg configs/vit_base_patch16_224_linearprobe.yaml \
         -data_path DIR -pretrained FILE -eval
 
 Uses every visible GPU, or the CPU. Writes config.yaml, log.txt, log.jsonl and checkpoints to
