@@ -50,16 +50,19 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Print a line, and keep it in log.txt."""
-        if self._run_dir is not None:
-            now = time.strftime("%Y-%m-%d %H:%M:%S")
-            with open(self._run_dir / "log.txt", "a", encoding="utf-8") as file:
-                file.write("".join(f"{now} {line}\n" for line in text.splitlines()))
+        self._keep(text)
         if self._quiet:
             return
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:
             print(text, file=self._stream, flush=True)
+
+    def _keep(self, text: str) -> None:
+        if self._run_dir is not None:
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            with open(self._run_dir / "log.txt", "a", encoding="utf-8") as file:
+                file.write("".join(f"{now} {line}\n" for line in text.splitlines()))
 
     def record(self, event: str, step: int, values: dict[str, float]) -> None:
         """Append one record to log.jsonl."""
@@ -86,9 +89,11 @@ class RunLog:
             self._bar = tqdm(total=total_steps, initial=first_step, file=self._stream, dynamic_ncols=True, unit="step")
 
         def show(step: int, text: str) -> None:
+            line = f"step {step}/{total_steps}  {text}"
             if self._bar is None:
-                self.say(f"step {step}/{total_steps}  {text}")
+                self.say(line)
             else:
+                self._keep(line)
                 self._bar.n = step
                 self._bar.set_postfix_str(text)
 

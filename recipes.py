@@ -36,7 +36,7 @@ def build_pretrain(run: Run) -> Task:
     config = run.config
     paddle.seed(config.SEED)
     model = build_mae_pretrain(config)
-    if config.MODEL.PRETRAINED:
+    if config.MODEL.PRETRAINED and run.resume_from is None:
         run.log.say(str(checkpoint.load_weights(model, config.MODEL.PRETRAINED)))
 
     def loss(model: nn.Layer, batch: list, rng: np.random.Generator) -> paddle.Tensor:
@@ -174,9 +174,10 @@ def _build_classifier(run: Run) -> VisionTransformer:
     config = run.config
     paddle.seed(config.SEED)
     model = build_transformer(config)
+    if run.resume_from is not None:
+        return model  # the engine restores all of it
     if not config.MODEL.PRETRAINED:
-        if run.resume_from is None:
-            run.log.say("warning: no -pretrained weights, so the encoder starts from its initialisation")
+        run.log.say("warning: no -pretrained weights, so the encoder starts from its initialisation")
         return model
     head = [name for name in model.state_dict() if name.startswith("classifier.")]
     report = checkpoint.load_weights(

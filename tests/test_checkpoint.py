@@ -60,7 +60,7 @@ def test_bfloat16_weights_load(tmp_path):
     low = {name: value.astype("bfloat16") for name, value in saved.state_dict().items()}
     paddle.save(low, str(tmp_path / "w.pdparams"))
     checkpoint.load_weights(model, tmp_path / "w.pdparams")
-    assert_close(model.head.weight.numpy(), saved.head.weight.numpy(), 2**-8)  # 8 bits of mantissa
+    assert_close(model.head.weight.numpy(), saved.head.weight.numpy(), 2**-7)  # 8 bits of mantissa; Paddle 2.6 cuts
 
 
 def test_differences_must_be_allowed_and_leave_the_model_alone(tmp_path):

@@ -1,0 +1,80 @@
+import importlib.util
+import io
+import json
+
+import pytest
+
+from metrics import RunLog, Throughput
+
+pytestmark = pytest.mark.quick
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path):
+    stream = io.StringIO()
+    log = RunLog(tmp_path, stream=stream)
+    show = log.progress(10, 0)
+    show(4, "loss 1.5")
+    log.say("two\nlines")
+    log.close()
+    assert stream.getvalue() == "step 4/10  loss 1.5\ntwo\nlines\n"
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["step 4/10  loss 1.5", "two", "lines"]
+
+
+def test_a_bar_on_a_terminal(tmp_path):
+    stream = Terminal()
+    log = RunLog(tmp_path, stream=stream)
+    show = log.progress(10, 2)
+    show(4, "loss 1.5")
+    log.say("saved")
+    log.close()
+    assert "4/10" in stream.getvalue()
+    assert "loss 1.5" in stream.getvalue()
+    assert "saved\n" in stream.getvalue()
+    assert "loss 1.5" in (tmp_path / "log.txt").read_text(), "the file has what the bar showed"
+
+
+def test_quiet_without_directory(capsys):
+    log = RunLog(None, quiet=True)
+    log.say("x")
+    log.record("train", 1, {"loss": 1.0})
+    log.progress(2, 0)(1, "y")
+    assert capsys.readouterr().out == ""
+
+
+def test_rewind_drops_later_and_torn_records(tmp_path):
+    log = RunLog(tmp_path, quiet=True)
+    for step in (1, 2, 3):
+        log.record("train", step, {"loss": step / 2})
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"event": "train", "st')
+    log.rewind(2)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert records == [{"event": "train", "step": step, "loss": step / 2} for step in (1, 2)]
+
+
+def test_throughput(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    clock = Throughput(first_step=10)
+    clock.count(64)
+    now = 104.0
+    clock.pause(2.0)  # evaluation
+    assert clock.rate() == 32.0
+    assert clock.eta(12, 14) == "0:00:02"
+
+
+def test_visualdl_is_optional(tmp_path):
+    if importlib.util.find_spec("visualdl") is None:
+        with pytest.raises(ValueError, match="pip install -r requirements-extras.txt"):
+            RunLog(tmp_path, visualdl=True)
+    else:
+        log = RunLog(tmp_path, quiet=True, visualdl=True)
+        log.record("train", 1, {"loss": 1.0})
+        log.close()
+        assert list((tmp_path / "visualdl").iterdir())
