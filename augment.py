@@ -35,9 +35,7 @@ def random_resized_crop(
     """
     width, height = image.size
     for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        crop_w, crop_h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        crop_h, crop_w = _draw_sides(width * height, rng, scale, ratio)
         if 0 < crop_w <= width and 0 < crop_h <= height:
             top, left = rng.integers(height - crop_h + 1), rng.integers(width - crop_w + 1)
             return _crop_and_resize(image, top, left, crop_h, crop_w, size_hw)
@@ -56,10 +54,8 @@ def random_resized_crop_tf(
 ) -> Image.Image:
     """Crop as the linear probe's recipe does: one draw, its sides clipped to the image (MAE, Appendix A.1)."""
     width, height = image.size
-    area = width * height * rng.uniform(*scale)
-    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-    crop_w = min(width, max(1, round(math.sqrt(area * aspect))))
-    crop_h = min(height, max(1, round(math.sqrt(area / aspect))))
+    crop_h, crop_w = _draw_sides(width * height, rng, scale, ratio)
+    crop_h, crop_w = min(height, max(1, crop_h)), min(width, max(1, crop_w))
     top, left = rng.integers(height - crop_h + 1), rng.integers(width - crop_w + 1)
     return _crop_and_resize(image, top, left, crop_h, crop_w, size_hw)
 
@@ -81,6 +77,15 @@ def resize_and_center_crop(image: Image.Image, size_hw: tuple[int, int], crop_pc
 def random_flip(image: Image.Image, rng: np.random.Generator, prob: float = 0.5) -> Image.Image:
     """Mirror left and right."""
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < prob else image
+
+
+def _draw_sides(
+    area: float, rng: np.random.Generator, scale: Sequence[float], ratio: Sequence[float]
+) -> tuple[int, int]:
+    """Draw height and width of a box: a share of the area, and width / height on a logarithmic scale."""
+    area = area * rng.uniform(*scale)
+    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    return round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
 
 
 def _crop_and_resize(
@@ -258,9 +263,7 @@ def random_erase(
     count = int(rng.integers(1, max_count + 1))
     for _ in range(count):
         for _ in range(10):
-            area = height * width * rng.uniform(0.02, 1 / 3) / count
-            aspect = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
-            box_h, box_w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            box_h, box_w = _draw_sides(height * width / count, rng, (0.02, 1 / 3), (0.3, 1 / 0.3))
             if box_h < height and box_w < width:
                 top, left = rng.integers(height - box_h + 1), rng.integers(width - box_w + 1)
                 shape = {"pixel": (channels, box_h, box_w), "rand": (channels, 1, 1)}.get(mode)

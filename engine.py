@@ -136,7 +136,7 @@ def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) 
     results: dict[str, float] = {}
     window = _Window()
     model.train()
-    if step == plan.total_steps:  # nothing to train: an untrained model is something to compare with
+    if plan.total_steps == 0:  # an untrained model is something to compare with
         _save(task, step, plan, best, False, scaler, run)
     while step < plan.total_steps:
         epoch, first_update = divmod(step, plan.updates_per_epoch)
@@ -156,15 +156,13 @@ def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) 
             if not (evaluates or saves):
                 continue
             started = time.monotonic()
-            is_best = False
             distributed.average_running_statistics(task.model)
+            is_best = False
             if evaluates:
-                scores = evaluate(task, eval_loader, config)
+                scores = _judge(task, eval_loader, step, plan, run)
                 is_best = scores[task.best_metric] > best
                 best = max(best, scores[task.best_metric])
                 results |= scores
-                log.record("eval", step, {"epoch": step / plan.updates_per_epoch, **scores})
-                log.say(f"evaluation after {step} updates: {format_scores(scores)}, best {task.best_metric} {best:.3f}")
             if saves or is_best:
                 _save(task, step, plan, best, is_best, scaler, run)
             clock.pause(time.monotonic() - started)
@@ -192,11 +190,6 @@ def evaluate(task: Task, loader: Loader, config) -> dict[str, float]:
         task.ema.swap(task.model)
     *totals, num_images = distributed.sum_across_ranks(np.array([*totals.numpy(), num_images]))
     return {name: float(total / num_images) for name, total in zip(task.metrics, totals, strict=True)}
-
-
-def format_scores(scores: dict[str, float]) -> str:
-    """Write scores as one line, the way the official code does."""
-    return ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
 
 
 def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
@@ -316,6 +309,14 @@ def _report(loss: float, step: int, lr: float, plan: Plan, clock: Throughput, ru
     eta = clock.eta(step, plan.total_steps)
     show(step, f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.3e}  {rate:.0f} images/s  eta {eta}")
     return {"loss": loss}
+
+
+def _judge(task: Task, loader: Loader, step: int, plan: Plan, run: Run) -> dict[str, float]:
+    scores = evaluate(task, loader, run.config)
+    run.log.record("eval", step, {"epoch": step / plan.updates_per_epoch, **scores})
+    text = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    run.log.say(f"evaluation after {step} updates: {text}")
+    return scores
 
 
 def _is_due(count: int, every: int | None) -> bool:

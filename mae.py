@@ -14,9 +14,8 @@ import math
 import paddle
 from paddle import nn
 
-from config import image_size_hw
 from pos_embed import sincos_table
-from transformer import PatchEmbedding, Transformer, init_linear
+from transformer import PatchEmbedding, Transformer, encoder_options, init_linear
 
 _NORM_PIX_EPS = 1e-6
 
@@ -230,20 +229,10 @@ def build_mae_pretrain(config) -> MAEPretrain:
     """Build the autoencoder that a config describes."""
     model = config.MODEL
     return MAEPretrain(
-        image_hw=image_size_hw(config),
-        patch_size=model.PATCH_SIZE,
-        in_channels=config.DATA.IMAGE_CHANNELS,
-        embed_dim=model.ENCODER.EMBED_DIM,
-        depth=model.ENCODER.DEPTH,
-        num_heads=model.ENCODER.NUM_HEADS,
         decoder_dim=model.DECODER.EMBED_DIM,
         decoder_depth=model.DECODER.DEPTH,
         decoder_heads=model.DECODER.NUM_HEADS,
         mask_ratio=model.MASK_RATIO,
         norm_pix_loss=model.NORM_PIX_LOSS,
-        drop_path=model.DROPPATH,
-        mlp_ratio=model.MLP_RATIO,
-        qkv_bias=model.QKV_BIAS,
-        dropout=model.DROPOUT,
-        attention_dropout=model.ATTENTION_DROPOUT,
+        **encoder_options(config),
     )

@@ -285,22 +285,29 @@ def init_like_torch_conv(conv: nn.Conv2D) -> None:
         nn.initializer.Uniform(-bound, bound)(parameter)
 
 
+def encoder_options(config) -> dict:
+    """Return what a config says of images, patches and the encoder, as arguments of a model."""
+    model = config.MODEL
+    return {
+        "image_hw": image_size_hw(config),
+        "patch_size": model.PATCH_SIZE,
+        "in_channels": config.DATA.IMAGE_CHANNELS,
+        "embed_dim": model.ENCODER.EMBED_DIM,
+        "depth": model.ENCODER.DEPTH,
+        "num_heads": model.ENCODER.NUM_HEADS,
+        "drop_path": model.DROPPATH,
+        "mlp_ratio": model.MLP_RATIO,
+        "qkv_bias": model.QKV_BIAS,
+        "dropout": model.DROPOUT,
+        "attention_dropout": model.ATTENTION_DROPOUT,
+    }
+
+
 def build_transformer(config) -> VisionTransformer:
     """Build the classifier that a config describes; MODEL.TYPE LINEARPROBE gets the batch-norm head."""
-    model = config.MODEL
     return VisionTransformer(
-        image_hw=image_size_hw(config),
-        patch_size=model.PATCH_SIZE,
-        in_channels=config.DATA.IMAGE_CHANNELS,
-        num_classes=model.NUM_CLASSES,
-        embed_dim=model.ENCODER.EMBED_DIM,
-        depth=model.ENCODER.DEPTH,
-        num_heads=model.ENCODER.NUM_HEADS,
-        global_pool=model.GLOBAL_POOL,
-        batch_norm_head=model.TYPE == "LINEARPROBE",
-        drop_path=model.DROPPATH,
-        mlp_ratio=model.MLP_RATIO,
-        qkv_bias=model.QKV_BIAS,
-        dropout=model.DROPOUT,
-        attention_dropout=model.ATTENTION_DROPOUT,
+        num_classes=config.MODEL.NUM_CLASSES,
+        global_pool=config.MODEL.GLOBAL_POOL,
+        batch_norm_head=config.MODEL.TYPE == "LINEARPROBE",
+        **encoder_options(config),
     )
