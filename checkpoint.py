@@ -251,9 +251,12 @@ def save(
     for file in temporary.iterdir():
         _fsync(file)
     _fsync(temporary)
-    if final.exists():  # the same step was saved before, by a run that was continued from an earlier one
-        shutil.rmtree(final)
+    replaced = run_dir / f".replaced-{final.name}"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():  # saved before, by a run that was then continued from an earlier step
+        final.rename(replaced)
     temporary.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
     _point(run_dir / LATEST, final.name)
     if is_best:
         _point(run_dir / BEST, final.name)
