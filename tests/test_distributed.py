@@ -53,42 +53,24 @@ def test_two_processes_are_one_with_the_joint_batch(tmp_path, accum):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
-def test_main_script_starts_its_own_processes(tmp_path, tiny_yaml):
+@pytest.mark.parametrize("mode", ["finetune", "linearprobe"])
+def test_main_script_starts_its_own_processes(tmp_path, tiny_yaml, mode):
     """`-nproc 2` trains, evaluates every image once, and writes one run directory."""
-    command = [
-        sys.executable,
-        str(ROOT / "main_multi_gpu_finetune.py"),
-        "-cfg",
-        tiny_yaml("finetune", "TRAIN.NUM_EPOCHS", 1),
-        "-nproc",
-        "2",
-        "-batch_size",
-        "64",
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=runtime.original_environment(), cwd=tmp_path
-    )
+
+    def run_main(*flags):
+        command = [sys.executable, str(ROOT / f"main_multi_gpu_{mode}.py"), *flags]
+        environment = runtime.original_environment()
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
+
+    cfg = tiny_yaml(mode, "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE_EVAL", 63)  # 256 images: ragged on both ranks
+    done = run_main("-cfg", cfg, "-nproc", "2", "--output", str(tmp_path / "out"), "-opts", "DATA.BATCH_SIZE", "64")
     assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = (tmp_path / "out").glob("finetune-*")
+    (run,) = (tmp_path / "out").glob(f"{mode}-*")
     assert "2 processes" in (run / "log.txt").read_text()
-    records = read_log(run)
-    assert records[-1]["event"] == "eval"
-    assert records[-1]["step"] == 1024 // 128
-    command = [
-        sys.executable,
-        str(ROOT / "main_multi_gpu_finetune.py"),
-        "-cfg",
-        tiny_yaml("finetune"),
-        "-eval",
-        "-pretrained",
-        str(run),
-    ]
-    alone = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=runtime.original_environment(), cwd=tmp_path
-    )
-    assert f"Acc@1 {records[-1]['acc1']:.3f}" in alone.stdout, alone.stdout + alone.stderr
+    last = read_log(run)[-1]
+    assert (last["event"], last["step"]) == ("eval", 1024 // 128)
+    alone = run_main("-cfg", cfg, "-eval", "-pretrained", str(run))
+    assert f"Acc@1 {last['acc1']:.3f}, Acc@5 {last['acc5']:.3f}" in alone.stdout, alone.stdout + alone.stderr
 
 
 def test_ranks_draw_other_masks(tmp_path):
