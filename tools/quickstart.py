@@ -58,7 +58,7 @@ def last_accuracy(name: str) -> float:
 
 def write_report(rows: list[list[object]], path: Path) -> None:
     """Write the page: table, curves, pictures."""
-    logs = {name: report.read_log(OUTPUT / name) for name, _, _ in _STAGES}
+    logs = {name: report.read_log(OUTPUT / name) for name in ("pretrain", "finetune", "probe", "probe-untrained")}
     curves = report.draw_curves(
         [
             ("Pretraining", "loss on hidden patches", {"pretrain": report.curve(logs["pretrain"], "train", "loss")}),
