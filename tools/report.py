@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import logging
 from pathlib import Path
 
 from PIL import Image
@@ -29,6 +30,7 @@ def draw_curves(panels: list[tuple[str, str, dict[str, list[tuple[float, float]]
     """Draw panels side by side: (title, label of y, {legend: [(epoch, value), ...]})."""
     import matplotlib
 
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
