@@ -97,20 +97,20 @@ def main() -> None:
     secs = {name: run_stage(name, mode, flags) for name, mode, flags in _STAGES}
     untrained, probe, evaluated = (last_accuracy(name) for name in ("probe-untrained", "probe", "evaluate"))
     rows = [
-        ["linear probe, untrained encoder", untrained, "", secs["probe-untrained"]],
-        ["linear probe, pretrained encoder", probe, "above the untrained", secs["pretrain"] + secs["probe"]],
+        ["linear probe, untrained encoder", untrained, "", round(secs["probe-untrained"])],
+        ["linear probe, pretrained encoder", probe, "above the untrained", round(secs["pretrain"] + secs["probe"])],
         [
             "finetuned, evaluated from its file",
             evaluated,
             f"at least {MIN_FINETUNED}",
-            secs["finetune"] + secs["evaluate"],
+            round(secs["finetune"] + secs["evaluate"]),
         ],
     ]
     page = OUTPUT / "report.html"
     write_report(rows, page)
     print(f"\n{'stage':<36}{'top-1 %':>9}  {'target':<22}{'seconds':>8}")
     for stage, accuracy, target, seconds in rows:
-        print(f"{stage:<36}{accuracy:>9.2f}  {target:<22}{seconds:>8.0f}")
+        print(f"{stage:<36}{accuracy:>9.2f}  {target:<22}{seconds:>8}")
     print(f"{'all':<36}{'':>9}  {'':<22}{sum(secs.values()):>8.0f}\n\nreport: {page}")
     if evaluated < MIN_FINETUNED or probe <= untrained:
         raise UserError("a target is missed, see the table")
