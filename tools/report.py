@@ -59,12 +59,10 @@ def html_table(header: list[str], rows: list[list[object]]) -> str:
     cells = "".join(f"<th>{html.escape(title)}</th>" for title in header)
     lines = [f"<tr>{cells}</tr>"]
     for row in rows:
-        cells = "".join(
-            f'<td class="number">{value:.2f}</td>'
-            if isinstance(value, float)
-            else f"<td>{html.escape(str(value))}</td>"
-            for value in row
-        )
+        cells = ""
+        for value in row:
+            text = f"{value:.2f}" if isinstance(value, float) else html.escape(str(value))
+            cells += f'<td class="number">{text}</td>' if isinstance(value, (int, float)) else f"<td>{text}</td>"
         lines.append(f"<tr>{cells}</tr>")
     return "<table>\n" + "\n".join(lines) + "\n</table>"
 
