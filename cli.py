@@ -81,7 +81,7 @@ def make_parser(mode: str, description: str) -> argparse.ArgumentParser:
         default=[],
         metavar="KEY VALUE",
     )
-    add("dry_run", "print the plan (model, data, batch, schedule), and stop", action="store_true")
+    add("dry_run", "print the plan (configuration, model, data, batch, schedule), and stop", action="store_true")
     add("device", "cpu or gpu (default: gpu if there is one)", choices=("cpu", "gpu"))
     add("nproc", "processes on this node (default: one per visible GPU, or 1 on CPU)", type=int, metavar="N")
     add("nnodes", "number of nodes (default: 1)", type=int, default=1, metavar="N")
@@ -117,6 +117,8 @@ def start(mode: str, description: str, argv: Sequence[str] | None = None) -> Run
             f"run directory {directory}, paddle {paddle.__version__} on {paddle.device.get_device()}, "
             f"{distributed.world_size()} processes"
         )
+    if args.dry_run:
+        log.say(config.dump())
     return Run(config, directory, log, resume_from, args.dry_run)
 
 

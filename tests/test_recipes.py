@@ -166,6 +166,7 @@ def test_finetuning_options_train(start, opts):
 def test_dry_run_prints_the_plan_and_writes_nothing(start, tmp_path, capsys):
     assert start("pretrain", "-dry_run") == {}
     output = capsys.readouterr().out
+    assert "  NUM_CLASSES: 3\n" in output
     assert "2 epochs x 3 updates = 6 steps, 3 of them warm-up" in output
     assert "0.01 x 8 / 256 = 0.0003125 at its peak" in output
     assert not list(tmp_path.glob("pretrain-*"))
