@@ -110,7 +110,8 @@ def start(mode: str, description: str, argv: Sequence[str] | None = None) -> Run
     directory = None
     if distributed.is_main() and not args.dry_run:
         directory = _open_directory(config, "eval" if config.EVAL else mode, resume_from)
-        (directory / "config.yaml").write_text(config.dump(), encoding="utf-8")
+        if resume_from is None or config.EVAL:  # a run that goes on keeps its own until it is known to fit
+            (directory / "config.yaml").write_text(config.dump(), encoding="utf-8")
     log = RunLog(directory, quiet=not distributed.is_main(), visualdl=config.VISUALDL)
     if directory is not None:
         log.say(
@@ -158,6 +159,8 @@ def _launch_if_needed(mode: str, args: argparse.Namespace, argv: Sequence[str] |
         raise UserError(f"-nproc {nproc} -nnodes {args.nnodes}: both must be at least 1")
     if uses_gpu and num_devices and nproc > num_devices:
         raise UserError(f"-nproc {nproc}: only {num_devices} GPUs are visible")
+    if args.device == "cpu" and max(nproc, args.nnodes) > 1 and paddle.device.is_compiled_with_cuda():
+        raise UserError("-device cpu: several processes on CPU need the CPU build of Paddle (pip install paddlepaddle)")
     if args.nnodes > 1 and not args.master:
         raise UserError(f"-nnodes {args.nnodes} needs -master IP:PORT, the address of the first node")
     if nproc == 1 and args.nnodes == 1:

@@ -9,6 +9,7 @@ PaddleViT's MAE has keep their names and their meaning; a comment marks what is 
 import ast
 import contextlib
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -182,10 +183,12 @@ def _merge_file(config: CfgNode, path: Path, seen: tuple[Path, ...]) -> None:
         raise UserError(f"{path}: not a valid YAML file: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected KEY: VALUE lines, found {type(values).__name__}")
-    base = values.pop("BASE", [])
-    for name in [base] if isinstance(base, str) else base or []:
-        if name:
-            _merge_file(config, path.parent / str(name), (*seen, path))
+    base = values.pop("BASE", None) or []
+    base = [base] if isinstance(base, str) else base
+    if not isinstance(base, list) or not all(isinstance(name, str) for name in base):
+        raise UserError(f"{path}: BASE={base!r} is not a list of YAML files")
+    for name in filter(None, base):
+        _merge_file(config, path.parent / name, (*seen, path))
     _merge_dict(config, values, prefix="", source=str(path))
 
 
@@ -281,7 +284,7 @@ def _check_top(config: CfgNode, require) -> None:
         config.SAVE_FREQ_STEPS is None or config.SAVE_FREQ_STEPS >= 1, "SAVE_FREQ_STEPS", "must be at least 1, or None"
     )
     require(0 <= config.SEED < 2**31, "SEED", "must be from 0 to 2**31 - 1")
-    require(Path(config.RUN).name == config.RUN, "RUN", "must be a plain directory name; SAVE takes the path")
+    require(Path(config.RUN).name == config.RUN != "..", "RUN", "must be a plain directory name; SAVE takes the path")
 
 
 def _check_data(data: CfgNode, require) -> None:
@@ -298,7 +301,8 @@ def _check_data(data: CfgNode, require) -> None:
     require(data.CROP_PCT is None or 0 < data.CROP_PCT <= 1, "DATA.CROP_PCT", "must be above 0 and at most 1, or None")
     for key in ("IMAGENET_MEAN", "IMAGENET_STD"):
         values = data[key]
-        require(all(isinstance(value, (int, float)) for value in values), f"DATA.{key}", "must be a list of numbers")
+        are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+        require(are_numbers, f"DATA.{key}", "must be a list of numbers")
         what = f"needs one number per channel, and DATA.IMAGE_CHANNELS is {data.IMAGE_CHANNELS}"
         require(len(values) == data.IMAGE_CHANNELS, f"DATA.{key}", what)
     require(all(value > 0 for value in data.IMAGENET_STD), "DATA.IMAGENET_STD", "must be above 0")
@@ -320,6 +324,7 @@ def _check_model(config: CfgNode, require) -> None:
             require(part[key] >= 1, f"MODEL.{section}.{key}", "must be at least 1")
         what = f"must be divisible by MODEL.{section}.NUM_HEADS={part.NUM_HEADS}"
         require(part.EMBED_DIM % part.NUM_HEADS == 0, f"MODEL.{section}.EMBED_DIM", what)
+        require(int(part.EMBED_DIM * model.MLP_RATIO) >= 1, "MODEL.MLP_RATIO", "leaves the MLP without hidden units")
         require(part.EMBED_DIM % 4 == 0, f"MODEL.{section}.EMBED_DIM", "must be divisible by 4 (2-D sine-cosine table)")
     height, width = image_size_hw(config)
     num_patches = (height // model.PATCH_SIZE) * (width // model.PATCH_SIZE)
@@ -371,6 +376,7 @@ def _check_train(train: CfgNode, require) -> None:
             f"must be above 0 and at most {limit}, or None",
         )
     require(train.EMA_DECAY is None or 0 < train.EMA_DECAY < 1, "TRAIN.EMA_DECAY", "must be between 0 and 1, or None")
+    require(train.OPTIMIZER.EPS > 0, "TRAIN.OPTIMIZER.EPS", "must be above 0")
     betas = train.OPTIMIZER.BETAS
     are_betas = len(betas) == 2 and all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in betas)
     require(are_betas, "TRAIN.OPTIMIZER.BETAS", "must be two numbers from 0 to below 1")

@@ -15,6 +15,8 @@ Expected layouts below DATA_PATH:
 """
 
 import io
+import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -135,7 +137,7 @@ def _read_list(list_file: Path) -> FileImages:
             continue
         path, _, label = line.strip().rpartition(" ")  # a path may hold spaces
         path, label = path.strip(), label.strip()
-        if not path or not label.lstrip("-").isdecimal():
+        if not path or not re.fullmatch(r"-?\d{1,9}", label):
             problems.append(f"line {number}: expected 'path label', found {line.strip()[:80]!r}")
             continue
         paths.append(list_file.parent / path)
@@ -149,7 +151,7 @@ def _scan_folders(root: Path, split: str, needs_labels: bool) -> FileImages:
     folder = root / split
     if not needs_labels:
         folder = folder if folder.is_dir() else root
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+        paths = _find_images(folder)
         return FileImages(paths, np.full(len(paths), -1, np.int64), folder)
     if not folder.is_dir():
         raise UserError(
@@ -164,10 +166,20 @@ def _scan_folders(root: Path, split: str, needs_labels: bool) -> FileImages:
         raise UserError(f"{folder}: classes that {names_from} does not have: {_abridge(extra)}")
     paths, labels = [], []
     for label, class_name in enumerate(class_names):
-        found = sorted(p for p in (folder / class_name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        found = _find_images(folder / class_name)
         paths += found
         labels += [label] * len(found)
     return FileImages(paths, np.array(labels, np.int64), folder, class_names)
+
+
+def _find_images(folder: Path) -> list[Path]:
+    """List the image files below a folder, in order; linked folders count, too."""
+    walk = os.walk(folder, followlinks=True)
+    return sorted(Path(root) / name for root, _, names in walk for name in names if _is_image(name))
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in _SUFFIXES
 
 
 def _open_cifar(name: str, root: Path, split: str) -> ArrayImages:
@@ -307,8 +319,12 @@ def _abridge(items: Sequence[str], most: int = 5, total: int | None = None) -> s
 
 
 def read_image(source: FileImages | ArrayImages, index: int, channels: int) -> Image.Image:
-    """Decode an image of a source, as grey (1 channel), RGB (3) or RGBA (4)."""
+    """Decode an image of a source, as 8-bit grey (1 channel), RGB (3) or RGBA (4)."""
     image, mode = source.image(index), _PIL_MODES[channels]
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image).astype(np.float32) / 257.0).round().astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels have mode {image.mode}, whose range is unknown; save it with 8 or 16 bits")
     return image if image.mode == mode else image.convert(mode)
 
 

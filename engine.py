@@ -131,6 +131,9 @@ def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) 
         return {}
     scaler = paddle.amp.GradScaler(enable=_autocast_dtype(config, log) == "float16")
     step, best = _restore(task, plan, scaler, run)
+    mean_step = distributed.sum_across_ranks(np.array([step], np.float64))[0] / distributed.world_size()
+    if distributed.sum_across_ranks(np.array([abs(step - mean_step)], np.float64))[0] > 0:
+        raise UserError("-resume: not all nodes see the same checkpoint; -output must be a directory that they share")
     model = distributed.wrap(task.model)
     clock, show = Throughput(step), log.progress(plan.total_steps, step)
     results: dict[str, float] = {}
@@ -331,7 +334,9 @@ def _save(task: Task, step: int, plan: Plan, best: float, is_best: bool, scaler,
             "best": best if math.isfinite(best) else None,
             "images_per_update": plan.images_per_update,
             "num_images": plan.num_images,
+            "updates_per_epoch": plan.updates_per_epoch,
             "seed": run.config.SEED,
+            "optimizer": type(task.optimizer).__name__,
             "scaler": scaler_state,
         }
         path = checkpoint.save(
@@ -356,8 +361,10 @@ def _restore(task: Task, plan: Plan, scaler, run: Run) -> tuple[int, float]:
     state = checkpoint.read_state(run.resume_from)
     expected = {
         "task": task.name,
+        "optimizer": type(task.optimizer).__name__,
         "num_images": plan.num_images,
         "images_per_update": plan.images_per_update,
+        "updates_per_epoch": plan.updates_per_epoch,
         "seed": run.config.SEED,
     }
     for key, value in expected.items():
@@ -366,6 +373,8 @@ def _restore(task: Task, plan: Plan, scaler, run: Run) -> tuple[int, float]:
                 f"-resume {run.resume_from}: that run has {key} {state.get(key)}, this one {value}; "
                 "to start a new run from its weights, use -pretrained"
             )
+    if run.directory is not None:
+        (run.directory / "config.yaml").write_text(run.config.dump(), encoding="utf-8")
     checkpoint.load_training_state(run.resume_from, task.model, task.optimizer, task.ema)
     if state.get("scaler"):
         scaler.load_state_dict(state["scaler"])

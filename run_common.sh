@@ -14,7 +14,7 @@
 #   NNODES        number of nodes; with it, on all nodes the same MASTER=IP:PORT of the first one
 #   NODE_RANK     number of this node; default: by order of arrival
 #   DEVICE        cpu | gpu
-#   PYTHON        interpreter; default: .venv/bin/python if it is there, else python3
+#   PYTHON        interpreter; default: python3 of an activated environment, else .venv/bin/python if it is there
 # Arguments of the script are passed on.
 
 cd "$(dirname "$0")"
@@ -24,7 +24,10 @@ run_main() {
     shift
     if [ -z "${PYTHON:-}" ]; then
         PYTHON=python3
-        [ ! -x .venv/bin/python ] || PYTHON=.venv/bin/python
+        # An environment that the user activated goes first: it may have the GPU build.
+        if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x .venv/bin/python ]; then
+            PYTHON=.venv/bin/python
+        fi
     fi
     AMP=${AMP:-fp16}
     [ "$AMP" != "none" ] || AMP=

@@ -58,8 +58,14 @@ def load(source: str | Path | io.BufferedIOBase, name: str = "", encoding: str =
         UserError: if the file is damaged, or asks for anything but plain data.
     """
     if isinstance(source, (str, Path)):
-        with open(source, "rb") as file:
-            return load(file, name=str(source), encoding=encoding)
+        try:
+            with open(source, "rb") as file:
+                if file.read(4) == b"PK\x03\x04":
+                    raise UserError(f"{source}: a torch file or another zip archive; it must be converted first")
+                file.seek(0)
+                return load(file, name=str(source), encoding=encoding)
+        except OSError as error:
+            raise UserError(f"{source}: {error.strerror}") from error
     try:
         return _PlainDataUnpickler(source, name, encoding).load()
     except UserError:

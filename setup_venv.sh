@@ -19,9 +19,9 @@ setup_venv() {
     venv=$1
     newest=$2
     shift 2
-    if [ ! -x "$venv/bin/python" ]; then
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then # absent, or left half-made
         python=$(find_python "$newest") || exit 1
-        "$python" -m venv "$venv"
+        "$python" -m venv --clear "$venv"
     fi
     wanted=$(cat requirements*.txt; echo "$*")
     if [ "$(cat "$venv/installed.txt" 2>/dev/null)" != "$wanted" ]; then

@@ -9,6 +9,7 @@ Attribute names are PaddleViT's, because they are the keys of its weight files.
 Shapes: B images, C channels, H x W pixels, P patch side, N patches, T = 1 + N tokens, D width, A heads.
 """
 
+import functools
 import math
 
 import paddle
@@ -100,8 +101,17 @@ class Attention(nn.Layer):
 
 
 def _has_fused_attention(tensor: paddle.Tensor) -> bool:
-    """Tell whether Paddle has a fused attention kernel for this tensor; on CPU and in float32 it has none."""
-    return tensor.dtype in (paddle.float16, paddle.bfloat16) and tensor.place.is_gpu_place()
+    """Tell whether Paddle has a fused attention kernel for this tensor: on GPUs from Ampere on, in low precision.
+
+    Paddle 2.6 chooses its flash kernel on older GPUs, too, and fails there.
+    """
+    is_low = tensor.dtype in (paddle.float16, paddle.bfloat16)
+    return is_low and tensor.place.is_gpu_place() and _compute_capability() >= 8
+
+
+@functools.cache
+def _compute_capability() -> int:
+    return paddle.device.cuda.get_device_capability()[0]
 
 
 class Mlp(nn.Layer):

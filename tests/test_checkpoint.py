@@ -100,6 +100,7 @@ def test_position_tables_follow_the_grid(tmp_path):
     [
         (b"", "damaged or not a pickle"),
         (b"text, not weights", "damaged or not a pickle"),
+        (b"PK\x03\x04 as torch writes", "a torch file or another zip archive; it must be converted first"),
         (b"cposix\nsystem\n(S'true'\ntR.", "asks for posix.system"),
         (pickle.dumps({"a": 1}), "entry 'a' is a int, not a tensor"),
         (pickle.dumps([1]), "expected a state dict, found list"),

@@ -125,6 +125,10 @@ def test_paddlevit_yaml_still_loads(tmp_path):
         (["TRAIN.OPTIMIZER.NAME", "SGD"], "must be one of AdamW, AdamWDL, LARS"),
         (["TRAIN.GRAD_CLIP", 0], "TRAIN.GRAD_CLIP=0.0: must be above 0"),
         (["TRAIN.WEIGHT_DECAY", float("nan")], "must not be negative"),
+        (["RUN", ".."], "must be a plain directory name"),
+        (["MODEL.MLP_RATIO", 1e-4], "leaves the MLP without hidden units"),
+        (["TRAIN.OPTIMIZER.EPS", 0], "EPS=0.0: must be above 0"),
+        (["DATA.IMAGENET_STD", [float("nan"), 1, 1]], "must be a list of numbers"),
         (["AMP", "fp8"], "must be False, True, fp16 or bf16"),
         (["TRAIN.ACCUM_ITER", None], "None means as many as TRAIN.TOTAL_BATCH_SIZE needs"),
     ],
@@ -141,6 +145,7 @@ def test_bad_values_are_named(opts, message):
         ("- 1\n", "expected KEY: VALUE lines"),
         ("a: [\n", "not a valid YAML file"),
         ("BASE: ['self.yaml']\n", "in a circle"),
+        ("BASE: 5\n", "BASE=5 is not a list of YAML files"),
         ("a: !!python/object/apply:os.system ['true']\n", "not a valid YAML file"),
     ],
 )

@@ -48,6 +48,14 @@ def test_folders_stand_in_for_absent_lists(image_folder, tmp_path):
     assert len(flat) == 8
 
 
+def test_linked_class_folders_count(image_folder, tmp_path):
+    (tmp_path / "train").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).symlink_to(image_folder / "train" / name)
+    assert len(open_folder(tmp_path, name="folder")) == 16
+    assert len(open_folder(tmp_path, name="folder", needs_labels=False)) == 16
+
+
 def write_cifar(path, name, as_archive):
     rng = np.random.default_rng(0)
     archive, folder, files, test_file, key = datasets._CIFAR[name]
@@ -105,6 +113,8 @@ def test_synthetic_images_are_the_same_every_time():
         ("train/dog/0 1.jpg 3\n", r"1 labels are not from 0 to 2 \(MODEL.NUM_CLASSES=3\): .*0 1.jpg has 3"),
         ("train/dog/0 1.jpg -1\n", "1 labels are not from 0 to 2"),
         ("train/dog/0.jpg\n", "line 25: expected 'path label'"),
+        ("train/dog/0 1.jpg --5\n", "line 25: expected 'path label'"),
+        ("train/dog/0 1.jpg 12345678901234567890\n", "line 25: expected 'path label'"),
         ("train/dog/0 1.jpg 1.5\n", "line 25: expected 'path label'"),
     ],
 )
@@ -235,6 +245,19 @@ def test_grey_and_palette_images_become_rgb(tmp_path):
         (tmp_path / "train" / name).mkdir(parents=True)
         Image.new(mode, (9, 9)).save(tmp_path / "train" / name / "x.png")
     assert load(open_folder(tmp_path), plain)[0][0].shape == (3, 3, 8, 8)
+
+
+def test_sixteen_bit_images_are_scaled_and_unknown_ranges_refused(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    values = np.array([[0, 257, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "train" / "a" / "x.png")
+    source = open_folder(tmp_path)
+    assert np.asarray(datasets.read_image(source, 0, 1)).tolist() == [[0, 1, 255]]
+    assert np.asarray(datasets.read_image(source, 0, 3))[0, 1].tolist() == [1, 1, 1]
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "train" / "a" / "x.tif")
+    (tmp_path / "train" / "a" / "x.png").unlink()
+    with pytest.raises(ValueError, match="x.tif: cannot be read .*mode F, whose range is unknown"):
+        load(open_folder(tmp_path), plain)
 
 
 def test_loaded_archive_is_only_read_from(tmp_path):

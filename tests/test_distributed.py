@@ -86,3 +86,27 @@ def test_ranks_draw_other_masks(tmp_path):
     )
     code, output = launch(tmp_path, script)
     assert code == 0, output
+
+
+def test_nodes_that_see_other_checkpoints_stop(tmp_path):
+    """A run directory on a disk of one node only must not let its ranks start at different steps."""
+    opts = [*TINY, *MODES["pretrain"], "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 4]
+    script = tmp_path / "resume.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import pathlib, paddle, checkpoint, cli, distributed\n"
+        "from config import get_config\n"
+        "from engine import Run\n"
+        "from metrics import RunLog\n"
+        "from tests.joint_batch import train\n"
+        "paddle.set_device('cpu'); distributed.init()\n"
+        "directory = pathlib.Path(sys.argv[1]) if distributed.is_main() else None\n"
+        f"config = get_config(None, {opts!r})\n"
+        "resume_from = checkpoint.find_checkpoint(directory) if directory and len(sys.argv) > 2 else None\n"
+        "cli.run(lambda: train(Run(config, directory, RunLog(directory, quiet=True), resume_from)))\n"
+    )
+    (tmp_path / "run").mkdir()
+    assert launch(tmp_path, script, tmp_path / "run")[0] == 0
+    code, output = launch(tmp_path, script, tmp_path / "run", "resume")
+    assert code != 0
+    assert "error: -resume: not all nodes see the same checkpoint" in output

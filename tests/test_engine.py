@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import paddle
 import pytest
@@ -108,6 +110,25 @@ def test_resume_of_another_run_is_refused(tiny_run):
         train(tiny_run("pretrain", "DATA.BATCH_SIZE", 4, resume_from=step_zero))
     with pytest.raises(ValueError, match="has seed 0, this one 1"):
         train(tiny_run("pretrain", "SEED", 1, resume_from=step_zero))
+
+
+def test_resume_with_another_epoch_length_optimizer_or_file_is_refused(tiny_run):
+    first = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 1)
+    train(first)
+    (first.directory / "config.yaml").write_text("its own")
+    step = checkpoint.find_checkpoint(first.directory)
+    lars = tiny_run("pretrain", "TRAIN.OPTIMIZER.NAME", "LARS", resume_from=step, directory=first.directory)
+    with pytest.raises(ValueError, match="has optimizer AdamW, this one LARS"):
+        train(lars)
+    state = json.loads((step / "state.json").read_text())
+    (step / "state.json").write_text(json.dumps({**state, "updates_per_epoch": 2}))
+    with pytest.raises(ValueError, match="has updates_per_epoch 2, this one 3"):
+        train(tiny_run("pretrain", resume_from=step))
+    (step / "state.json").write_text(json.dumps(state))
+    (step / "optimizer.pdopt").unlink()
+    with pytest.raises(ValueError, match="optimizer.pdopt: No such file"):
+        train(tiny_run("pretrain", resume_from=step))
+    assert (first.directory / "config.yaml").read_text() == "its own", "a refused resume changes nothing"
 
 
 def test_same_seed_same_bits_other_seed_other_masks(tiny_run):

@@ -25,6 +25,7 @@ import datasets
 import mae
 import recipes
 from config import get_config, image_size_hw
+from errors import UserError
 
 _GREY = 0.5
 _GAP_PX = 2
@@ -90,7 +91,9 @@ def make_grid(panels: list[np.ndarray], side_px: int = 96) -> Image.Image:
         cells = [np.repeat(np.repeat(image, factor, axis=0), factor, axis=1) for image in images]
         cells = [
             np.pad(
-                np.broadcast_to(cell, (*cell.shape[:2], 3)), ((0, _GAP_PX), (0, _GAP_PX), (0, 0)), constant_values=255
+                np.broadcast_to(cell[..., :3], (*cell.shape[:2], 3)),
+                ((0, _GAP_PX), (0, _GAP_PX), (0, 0)),
+                constant_values=255,
             )
             for cell in cells
         ]
@@ -108,6 +111,7 @@ def val_images(config, num_images: int, seed: int = 0) -> np.ndarray:
         needs_labels=False,
         synthetic_hw=image_size_hw(config),
     )
+    datasets.check_source(source, num_classes=None, channels=config.DATA.IMAGE_CHANNELS)
     rng, transform = np.random.default_rng(seed), recipes.eval_transform(config)
     chosen = rng.permutation(len(source))[:num_images]
     return np.stack(
@@ -126,15 +130,21 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("-seed", "--seed", type=int, default=0, help="chooses images and masks")
     parser.add_argument("-out", "--out", default="reconstruction.png", help="PNG file to write")
     args = parser.parse_args(argv)
+    out = Path(args.out)
+    if out.suffix.lower() != ".png" or not out.parent.is_dir():
+        raise UserError(f"-out {out}: must be a .png file in a directory that exists")
+    if args.num < 1:
+        raise UserError(f"-num {args.num}: must be at least 1")
+    if args.mask_ratio is not None and not 0 <= args.mask_ratio < 1:
+        raise UserError(f"-mask_ratio {args.mask_ratio}: must be at least 0 and below 1")
     model, config = load_pretrained(args.run)
-    config.defrost()
-    config.DATA.DATASET = args.dataset or config.DATA.DATASET
-    config.DATA.DATA_PATH = args.data_path or config.DATA.DATA_PATH
-    config.freeze()
+    overrides = {"DATA.DATASET": args.dataset, "DATA.DATA_PATH": args.data_path}
+    overrides = [word for key, value in overrides.items() if value is not None for word in (key, value)]
+    config = get_config(checkpoint.resolve_weights(args.run).parent / "config.yaml", overrides)
     panels = draw_panels(model, config, val_images(config, args.num, args.seed), args.seed, args.mask_ratio)
-    make_grid(panels).save(args.out)
-    print(f"wrote {args.out}: original, masked, reconstruction, reconstruction with the visible patches")
-    return Path(args.out)
+    make_grid(panels).save(out)
+    print(f"wrote {out}: original, masked, reconstruction, reconstruction with the visible patches")
+    return out
 
 
 if __name__ == "__main__":
