@@ -92,16 +92,17 @@ def load_weights(
     own = model.state_dict()
     resized = _resize_position_tables(weights, own, model, source_grid_hw or _grid_of(path))
 
+    advice = _advice(weights, own)
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
     common = [name for name in own if name in weights]
     mismatched = [name for name in common if tuple(weights[name].shape) != tuple(own[name].shape)]
-    _raise_unless_allowed(path, "missing from the file", missing, allow_missing)
-    _raise_unless_allowed(path, "not in this model", unexpected, allow_unexpected)
+    _raise_unless_allowed(path, "missing from the file", missing, allow_missing, advice)
+    _raise_unless_allowed(path, "not in this model", unexpected, allow_unexpected, advice)
     shapes = [
         f"{name} {list(weights[name].shape)} in the file, {list(own[name].shape)} in the model" for name in mismatched
     ]
-    _raise_unless_allowed(path, "of another shape", mismatched, allow_mismatched, shapes)
+    _raise_unless_allowed(path, "of another shape", mismatched, allow_mismatched, advice, shapes)
 
     loaded = [name for name in common if name not in mismatched]
     for name in loaded:
@@ -194,8 +195,25 @@ def _as_float(array: np.ndarray, name: str, path: str | Path) -> np.ndarray:
     return array
 
 
+def _advice(weights: dict, own: dict) -> str:
+    """Guess from the names why a file and a model differ, and what to do."""
+    if "mask_token" in weights and "mask_token" not in own:
+        return "the file is a pretrained autoencoder: finetune or probe it first"
+    if "mask_token" in own and "mask_token" not in weights:
+        return "a pretrained autoencoder is needed, and the file holds no decoder"
+    if ("classifier.1.weight" in weights) != ("classifier.1.weight" in own) and "classifier.1.weight" in {
+        *weights,
+        *own,
+    }:
+        return "one is a linear probe and the other is not: use main_multi_gpu_linearprobe.py for probes"
+    head = [name for name in ("classifier.weight", "classifier.1.weight") if name in weights and name in own]
+    if any(weights[name].shape[1:] != tuple(own[name].shape[1:]) for name in head):
+        return f"set MODEL.NUM_CLASSES to the file's {weights[head[0]].shape[-1]}"
+    return "is -cfg, or a setting in -opts, that of another model?"
+
+
 def _raise_unless_allowed(
-    path: Path, what: str, names: list[str], patterns: Sequence[str], descriptions: list[str] | None = None
+    path: Path, what: str, names: list[str], patterns: Sequence[str], advice: str, descriptions: list[str] | None = None
 ) -> None:
     refused = [
         (descriptions or names)[index]
@@ -203,7 +221,7 @@ def _raise_unless_allowed(
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     ]
     if refused:
-        raise UserError(f"{path} does not fit this model: {len(refused)} tensors {what}: {_abridge(refused)}")
+        raise UserError(f"{path} does not fit this model: {len(refused)} tensors {what}: {_abridge(refused)}; {advice}")
 
 
 def _abridge(names: Iterable[str], most: int = 8) -> str:

@@ -133,6 +133,10 @@ def run(main: Callable[[], object]) -> None:
 
 
 def _read_config(mode: str, args: argparse.Namespace):
+    if args.cfg is None and args.resume not in (None, "auto"):
+        args.cfg = checkpoint.find_checkpoint(args.resume) / "config.yaml"  # a run goes on as it was
+    if len(args.opts) % 2:
+        raise UserError(f"-opts takes KEY VALUE pairs with a space between, but got: {' '.join(args.opts)}")
     if args.cfg is None:
         raise UserError(f"-cfg is missing, for example -cfg configs/vit_base_patch16_224_{mode}.yaml")
     opts: list[object] = []
@@ -210,7 +214,7 @@ def _open_directory(config, prefix: str, resume_from: Path | None) -> Path:
         return resume_from.parent
     name = config.RUN or f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = Path(config.SAVE) / name
-    if (directory / checkpoint.LATEST).exists() and not config.EVAL:
+    if (directory / checkpoint.LATEST).exists():
         raise UserError(f"{directory} holds a run already: continue it with -resume auto, or choose another RUN")
     suffix = 1
     while not config.RUN and directory.exists():

@@ -288,9 +288,10 @@ def check_source(source: FileImages | ArrayImages, *, num_classes: int | None, c
                 problems.append(f"{len(folders)} classes have no images: {_abridge(folders)}")
             empty = empty[empty >= len(source.class_names)]
         if len(empty) and not len(outside):
+            named = _abridge([str(label) for label in empty])
             warnings.append(
-                f"{source.origin}: {len(empty)} of MODEL.NUM_CLASSES={num_classes} classes have no images: "
-                + _abridge([str(i) for i in empty])
+                f"{source.origin}: {len(empty)} of MODEL.NUM_CLASSES={num_classes} classes have no images: {named}; "
+                "is MODEL.NUM_CLASSES right?"
             )
     if problems:
         raise UserError(f"{source.origin}: " + "; ".join(problems))

@@ -215,7 +215,11 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
     wanted = train.TOTAL_BATCH_SIZE
     if wanted is not None and wanted != plan.images_per_update:
         per_step = data.BATCH_SIZE * distributed.world_size()
-        hint = f"; -accum_iter {wanted // per_step} makes it so" if wanted % per_step == 0 else ""
+        others = sampler.accum_iter * distributed.world_size()
+        if wanted % per_step == 0:
+            hint = f"; -accum_iter {wanted // per_step} makes it so"
+        else:
+            hint = f"; -batch_size {wanted // others} makes it so" if wanted % others == 0 else ""
         lines.append(
             f"warning: the recipe was tuned for {wanted} images per update, not {plan.images_per_update}{hint}"
         )
@@ -373,11 +377,13 @@ def _restore(task: Task, plan: Plan, scaler, run: Run) -> tuple[int, float]:
                 f"-resume {run.resume_from}: that run has {key} {state.get(key)}, this one {value}; "
                 "to start a new run from its weights, use -pretrained"
             )
+    checkpoint.load_training_state(run.resume_from, task.model, task.optimizer, task.ema)
     if run.directory is not None:
         (run.directory / "config.yaml").write_text(run.config.dump(), encoding="utf-8")
-    checkpoint.load_training_state(run.resume_from, task.model, task.optimizer, task.ema)
     if state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
     run.log.rewind(state["step"])
     run.log.say(f"resumed {run.resume_from} after {state['step']} of {plan.total_steps} updates")
+    if state["step"] >= plan.total_steps:
+        run.log.say("nothing is left to do; a larger TRAIN.NUM_EPOCHS goes on")
     return state["step"], -math.inf if state.get("best") is None else state["best"]

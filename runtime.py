@@ -5,6 +5,7 @@ project, and may be called twice. `MAE_RUNTIME=0` switches all of it off.
 """
 
 import ctypes
+import importlib.util
 import os
 import sys
 import warnings
@@ -32,6 +33,10 @@ def prepare(num_threads: int | None = None) -> dict[str, str]:
     Returns:
         The environment variables that were set by this call.
     """
+    if importlib.util.find_spec("paddle") is None:
+        sys.exit(
+            "error: Paddle is not installed in this environment; see Install in README.md (.venv: . .venv/bin/activate)"
+        )
     if os.environ.get("MAE_RUNTIME") == "0" or "paddle" in sys.modules:
         return {}
     if num_threads is None:

@@ -10,7 +10,7 @@ find_python() {
             return 0
         fi
     done
-    echo "error: no Python 3.10 to 3.$1 found; set PYTHON=/path/to/python" >&2
+    echo "error: ${PYTHON:-none of python3, python3.13, ..., python3.10} is no Python 3.10 to 3.$1; set PYTHON=/path/to/python" >&2
     return 1
 }
 

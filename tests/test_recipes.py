@@ -59,8 +59,15 @@ def test_pretrain_probe_finetune_evaluate_resume(start, tmp_path, capsys):
         assert evaluated == pytest.approx({name: expected[name] for name in evaluated}, rel=1e-6)
         assert start(mode, "-eval", "-resume", run) == evaluated
 
-    with pytest.raises(ValueError, match="the file|this model"):
+    with pytest.raises(ValueError, match="the file is a pretrained autoencoder: finetune or probe it first"):
         start("finetune", "-eval", "-pretrained", pretrained)
+
+    with pytest.raises(ValueError, match="use main_multi_gpu_linearprobe.py for probes"):
+        start("finetune", "-eval", "-pretrained", only_run(tmp_path, "linearprobe"), opts=["MODEL.GLOBAL_POOL", False])
+
+    # A finished run has nothing to do, and its directory is all that it needs.
+    assert MAINS["finetune"](["-resume", str(only_run(tmp_path, "finetune"))]) == {}
+    assert "nothing is left to do; a larger TRAIN.NUM_EPOCHS goes on" in capsys.readouterr().out
 
     # Continue for one more epoch from the newest run.
     resumed = start("finetune", "-resume", "auto", opts=["TRAIN.NUM_EPOCHS", 3])
@@ -100,7 +107,9 @@ def test_weights_reach_the_classifier_and_the_head_is_new(start, tmp_path):
         9,
     )
     assert checkpoint.read_weights(only_run(tmp_path / "other", "finetune"))["classifier.weight"].shape == (32, 9)
-    with pytest.raises(ValueError, match=r"classifier.weight \[32, 3\] in the file, \[32, 9\] in the model"):
+    with pytest.raises(
+        ValueError, match=r"classifier.weight \[32, 3\] in the file, \[32, 9\] in the model.*; set MODEL.NUM_CLASSES to"
+    ):
         start("finetune", "-eval", "-pretrained", only_run(tmp_path, "finetune"), "-opts", "MODEL.NUM_CLASSES", 9)
 
 
@@ -182,7 +191,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(start, tmp_path, capsys):
         ("pretrain", ["-eval"], "judged by finetuning or probing"),
         ("pretrain", ["-image_size", "18"], "18 pixels are not a whole number of patches"),
         ("pretrain", ["-opts", "TRAIN.LEARNING_RATE", "1"], "unknown configuration key TRAIN.LEARNING_RATE"),
-        ("pretrain", ["-opts", "TRAIN.BASE_LR"], "KEY VALUE pairs"),
+        ("pretrain", ["-opts", "TRAIN.BASE_LR=1"], "pairs with a space between, but got: TRAIN.BASE_LR=1"),
         ("finetune", ["-data_path", "nowhere"], "DATA.DATA_PATH=nowhere: no such directory"),
         ("finetune", ["-opts", "MODEL.NUM_CLASSES", "2"], "8 labels are not from 0 to 1"),
         ("finetune", ["-nproc", "2"], "work on the command line only"),
