@@ -201,10 +201,7 @@ def _advice(weights: dict, own: dict) -> str:
         return "the file is a pretrained autoencoder: finetune or probe it first"
     if "mask_token" in own and "mask_token" not in weights:
         return "a pretrained autoencoder is needed, and the file holds no decoder"
-    if ("classifier.1.weight" in weights) != ("classifier.1.weight" in own) and "classifier.1.weight" in {
-        *weights,
-        *own,
-    }:
+    if ("classifier.1.weight" in weights) != ("classifier.1.weight" in own):
         return "one is a linear probe and the other is not: use main_multi_gpu_linearprobe.py for probes"
     head = [name for name in ("classifier.weight", "classifier.1.weight") if name in weights and name in own]
     if any(weights[name].shape[1:] != tuple(own[name].shape[1:]) for name in head):

@@ -49,6 +49,13 @@ def sum_across_ranks(values: np.ndarray) -> np.ndarray:
     return total.numpy()
 
 
+def is_same_on_all_ranks(value: int) -> bool:
+    """Tell whether every rank has the same value; every rank must call it."""
+    own = np.array([value], np.float64)
+    mean = sum_across_ranks(own) / world_size()
+    return not sum_across_ranks(np.abs(own - mean)).any()
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:

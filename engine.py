@@ -131,8 +131,7 @@ def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) 
         return {}
     scaler = paddle.amp.GradScaler(enable=_autocast_dtype(config, log) == "float16")
     step, best = _restore(task, plan, scaler, run)
-    mean_step = distributed.sum_across_ranks(np.array([step], np.float64))[0] / distributed.world_size()
-    if distributed.sum_across_ranks(np.array([abs(step - mean_step)], np.float64))[0] > 0:
+    if not distributed.is_same_on_all_ranks(step):
         raise UserError("-resume: not all nodes see the same checkpoint; -output must be a directory that they share")
     model = distributed.wrap(task.model)
     clock, show = Throughput(step), log.progress(plan.total_steps, step)
@@ -330,19 +329,22 @@ def _is_due(count: int, every: int | None) -> bool:
     return every is not None and count > 0 and count % every == 0
 
 
+def _identity(task: Task, plan: Plan, run: Run) -> dict[str, object]:
+    """Return what a run must share with a checkpoint to continue it."""
+    return {
+        "task": task.name,
+        "optimizer": type(task.optimizer).__name__,
+        "num_images": plan.num_images,
+        "images_per_update": plan.images_per_update,
+        "updates_per_epoch": plan.updates_per_epoch,
+        "seed": run.config.SEED,
+    }
+
+
 def _save(task: Task, step: int, plan: Plan, best: float, is_best: bool, scaler, run: Run) -> None:
     if run.directory is not None:
         scaler_state = {key: np.asarray(value).tolist() for key, value in scaler.state_dict().items()}
-        state = {
-            "task": task.name,
-            "best": best if math.isfinite(best) else None,
-            "images_per_update": plan.images_per_update,
-            "num_images": plan.num_images,
-            "updates_per_epoch": plan.updates_per_epoch,
-            "seed": run.config.SEED,
-            "optimizer": type(task.optimizer).__name__,
-            "scaler": scaler_state,
-        }
+        state = {**_identity(task, plan, run), "best": best if math.isfinite(best) else None, "scaler": scaler_state}
         path = checkpoint.save(
             run.directory,
             step,
@@ -363,15 +365,7 @@ def _restore(task: Task, plan: Plan, scaler, run: Run) -> tuple[int, float]:
     if run.resume_from is None:
         return run.config.TRAIN.LAST_EPOCH * plan.updates_per_epoch, -math.inf
     state = checkpoint.read_state(run.resume_from)
-    expected = {
-        "task": task.name,
-        "optimizer": type(task.optimizer).__name__,
-        "num_images": plan.num_images,
-        "images_per_update": plan.images_per_update,
-        "updates_per_epoch": plan.updates_per_epoch,
-        "seed": run.config.SEED,
-    }
-    for key, value in expected.items():
+    for key, value in _identity(task, plan, run).items():
         if state.get(key) != value:
             raise UserError(
                 f"-resume {run.resume_from}: that run has {key} {state.get(key)}, this one {value}; "

@@ -3,6 +3,8 @@
 This is the only module that knows the three modes. Each `build_*` returns an `engine.Task`.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -203,7 +205,7 @@ def _build_classifier(run: Run) -> VisionTransformer:
 def build_train_loader(run: Run) -> datasets.Loader:
     """Open and check the train split."""
     config = run.config
-    source = _open_checked(run, "train")
+    source = open_split(config, "train", run.log.say)
     accum_iter = config.TRAIN.ACCUM_ITER
     if accum_iter is None:
         per_step = config.DATA.BATCH_SIZE * distributed.world_size()
@@ -223,7 +225,7 @@ def build_train_loader(run: Run) -> datasets.Loader:
 def build_eval_loader(run: Run) -> datasets.Loader:
     """Open and check the val split."""
     config = run.config
-    source = _open_checked(run, "val")
+    source = open_split(config, "val", run.log.say)
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
     sampler = EvalSampler(len(source), batch_size, distributed.rank(), distributed.world_size())
     return _loader(config, source, eval_transform(config), sampler)
@@ -273,8 +275,8 @@ def eval_transform(config) -> datasets.Transform:
     return transform
 
 
-def _open_checked(run: Run, split: str):
-    config = run.config
+def open_split(config, split: str, say: Callable[[str], None]) -> datasets.FileImages | datasets.ArrayImages:
+    """Open and check one split of a config's data set; `say` gets the warnings."""
     needs_labels = config.MODEL.TYPE != "PRETRAIN"
     source = datasets.open_source(
         config.DATA.DATASET,
@@ -286,7 +288,7 @@ def _open_checked(run: Run, split: str):
     )
     num_classes = config.MODEL.NUM_CLASSES if needs_labels else None
     for warning in datasets.check_source(source, num_classes=num_classes, channels=config.DATA.IMAGE_CHANNELS):
-        run.log.say(f"warning: {warning}")
+        say(f"warning: {warning}")
     return source
 
 

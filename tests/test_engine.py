@@ -37,7 +37,7 @@ def test_accumulated_finetuning_with_clipping_is_the_large_batch(tiny_run):
     results = []
     for batch, accum in ((8, 1), (2, 4)):
         run = tiny_run("finetune", *options, "DATA.BATCH_SIZE", batch, "TRAIN.ACCUM_ITER", accum)
-        source = recipes._open_checked(run, "train")
+        source = recipes.open_split(run.config, "train", run.log.say)
         source.images, source.labels = source.images[:21], source.labels[:21]
         sampler = TrainSampler(21, batch, accum)
         loader = datasets.Loader(source, recipes.eval_transform(run.config), sampler)
@@ -148,7 +148,7 @@ def test_zero_epochs_save_the_initial_weights(tiny_run):
 def test_evaluation_is_exact_over_ragged_batches(tiny_run, num_classes):
     run = tiny_run("finetune", "MODEL.NUM_CLASSES", num_classes)
     task = recipes.build_finetune(run)
-    source = recipes._open_checked(run, "val")
+    source = recipes.open_split(run.config, "val", run.log.say)
     source.images, source.labels = source.images[:11], source.labels[:11]
     results = [
         engine.evaluate(

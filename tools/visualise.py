@@ -24,7 +24,7 @@ import cli
 import datasets
 import mae
 import recipes
-from config import get_config, image_size_hw
+from config import get_config
 from errors import UserError
 
 _GREY = 0.5
@@ -103,15 +103,7 @@ def make_grid(panels: list[np.ndarray], side_px: int = 96) -> Image.Image:
 
 def val_images(config, num_images: int, seed: int = 0) -> np.ndarray:
     """Return images [B, C, H, W] drawn from the val split of a config's data set, as evaluation sees them."""
-    source = datasets.open_source(
-        config.DATA.DATASET,
-        config.DATA.DATA_PATH,
-        "val",
-        num_classes=config.MODEL.NUM_CLASSES,
-        needs_labels=False,
-        synthetic_hw=image_size_hw(config),
-    )
-    datasets.check_source(source, num_classes=None, channels=config.DATA.IMAGE_CHANNELS)
+    source = recipes.open_split(config, "val", print)
     rng, transform = np.random.default_rng(seed), recipes.eval_transform(config)
     chosen = rng.permutation(len(source))[:num_images]
     return np.stack(
