@@ -9,7 +9,7 @@ A checkpoint is a directory that is written whole or not at all:
                   config.yaml        the configuration that builds the model
 
 `latest` and `best` in the run directory are links to such directories. Nothing here runs code that a
-file names; see `safe_pickle.py`.
+file names; see `weight_files.py`.
 """
 
 import dataclasses
@@ -26,14 +26,15 @@ import yaml
 from paddle import nn
 
 import safe_pickle
+import weight_files
+from architecture import Architecture
 from errors import UserError
 from pos_embed import resize_table, square_grid
+from stored_tensor import FLOAT_DTYPES, StoredTensor
+from weight_files import BEST, EMA_FILE, LATEST, MODEL_FILE
 
-LATEST, BEST = "latest", "best"
-_MODEL_FILE, _EMA_FILE, _OPTIMIZER_FILE, _STATE_FILE = "model.pdparams", "ema.pdparams", "optimizer.pdopt", "state.json"
-_CONFIG_FILE = "config.yaml"
+_OPTIMIZER_FILE, _STATE_FILE, _CONFIG_FILE = "optimizer.pdopt", "state.json", "config.yaml"
 _POSITION_TABLES = ("encoder_position_embedding", "decoder_position_embedding")
-_PADDLE_NAME_TABLE = "StructuredToParameterName@@"  # what paddle.save adds to a flat state dict
 
 
 # ---- weights -----------------------------------------------------------------------------------
@@ -87,10 +88,16 @@ def load_weights(
         UserError: if the file cannot be read, or any other tensor is missing, unexpected or mis-shaped.
             The model is unchanged then.
     """
-    path = resolve_weights(path)
-    weights = read_weights(path)
-    own = model.state_dict()
-    resized = _resize_position_tables(weights, own, model, source_grid_hw or _grid_of(path))
+    path = weight_files.resolve(path)
+    file = weight_files.read(path)
+    if file.kind == "torch":
+        raise UserError(
+            f"{path}: a torch file, whose names differ; convert it: python -m port_weights {path} NEW.pdparams"
+        )
+    weights, own = dict(file.tensors), model.state_dict()
+    _check_heads(file, model)
+    grid_hw = source_grid_hw or (file.architecture.grid_hw if file.architecture else _grid_of(path))
+    resized = _resize_position_tables(weights, own, model, grid_hw)
 
     advice = _advice(weights, own)
     missing = [name for name in own if name not in weights]
@@ -106,54 +113,13 @@ def load_weights(
 
     loaded = [name for name in common if name not in mismatched]
     for name in loaded:
-        own[name].set_value(_as_float(weights[name], name, path).astype(str(own[name].dtype).split(".")[-1]))
+        own[name].set_value(_read(weights[name], name, path).astype(str(own[name].dtype).split(".")[-1]))
     return LoadReport(path, loaded, missing, unexpected, mismatched, resized)
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
-    """Read a flat {name: array} from a weight file; PaddleViT's `{'model': ...}` and suffix-less names work, too."""
-    path = resolve_weights(path)
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        try:
-            return dict(load_file(path))
-        except Exception as error:  # safetensors has its own exception type
-            raise UserError(f"{path}: not a readable safetensors file: {error}") from error
-    data = safe_pickle.load(path)
-    if isinstance(data, dict) and isinstance(data.get("model"), dict):
-        data = data["model"]
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a state dict, found {type(data).__name__}")
-    weights = {}
-    for name, value in data.items():
-        if name == _PADDLE_NAME_TABLE:
-            continue
-        if isinstance(value, tuple) and len(value) == 2:  # paddle.save writes nested tensors as (auto name, array)
-            value = value[1]
-        if not isinstance(name, str) or not isinstance(value, np.ndarray):
-            raise UserError(f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; is this a weight file?")
-        weights[name] = value
-    if not weights:
-        raise UserError(f"{path}: holds no tensors")
-    return weights
-
-
-def resolve_weights(path: str | Path) -> Path:
-    """Find the weight file behind a path without its suffix, a checkpoint directory, or a run directory.
-
-    A run directory stands for its `best` checkpoint, or for `latest` where nothing was evaluated. Where a
-    checkpoint holds averaged weights, those are meant: they are what was evaluated.
-    """
-    path = Path(path)
-    candidates = [path, *(path.with_name(path.name + suffix) for suffix in (".pdparams", ".safetensors"))]
-    for directory in (path, path / BEST, path / LATEST):
-        candidates += [directory / _EMA_FILE, directory / _MODEL_FILE]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    what = "holds no model.pdparams" if path.is_dir() else "no such file, with or without .pdparams"
-    raise UserError(f"{path}: {what}; expected a .pdparams or .safetensors file, or a checkpoint directory")
+    """Read a flat {name: array} from a weight file, as `load_weights` finds it."""
+    return {name: tensor.read() for name, tensor in weight_files.read(weight_files.resolve(path)).tensors.items()}
 
 
 def _resize_position_tables(weights: dict, own: dict, model: nn.Layer, source_grid_hw) -> list[str]:
@@ -163,11 +129,11 @@ def _resize_position_tables(weights: dict, own: dict, model: nn.Layer, source_gr
         if name not in weights or name not in own:
             continue
         table, grid_hw = weights[name], model.patch_embedding.grid_hw
-        if table.ndim != 3 or table.shape[2] != own[name].shape[2]:
+        if len(table.shape) != 3 or table.shape[2] != own[name].shape[2]:
             continue  # reported as a mismatch
         if table.shape[1] == own[name].shape[1] and source_grid_hw in (None, grid_hw):
             continue
-        weights[name] = resize_table(_as_float(table, name, "position table"), grid_hw, source_grid_hw)
+        weights[name] = StoredTensor.of(resize_table(_read(table, name, "position table"), grid_hw, source_grid_hw))
         source = source_grid_hw or square_grid(table.shape[1] - 1)
         resized.append(f"{name} {source[0]}x{source[1]} -> {grid_hw[0]}x{grid_hw[1]}")
     return resized
@@ -187,20 +153,35 @@ def _grid_of(weight_file: Path) -> tuple[int, int] | None:
         return None
 
 
-def _as_float(array: np.ndarray, name: str, path: str | Path) -> np.ndarray:
-    if array.dtype == np.uint16:  # how Paddle stores bfloat16
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    if array.dtype.kind not in "fiu":
-        raise UserError(f"{path}: {name} has dtype {array.dtype}, which is no weight")
-    return array
+def _read(tensor: StoredTensor, name: str, path: str | Path) -> np.ndarray:
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise UserError(f"{path}: {name} has dtype {tensor.dtype}; weights are {', '.join(FLOAT_DTYPES)}")
+    return tensor.read()
 
 
-def _advice(weights: dict, own: dict) -> str:
+def _check_heads(file: weight_files.WeightFile, model: nn.Layer) -> None:
+    """Refuse weights that say another number of attention heads than the model has: no shape would tell."""
+    architecture = file.architecture
+    for part in ("encoder", "decoder"):
+        tower, stack = getattr(architecture, part, None), getattr(model, part, None)
+        if tower is None or stack is None or tower.width != stack.layers[0].attn.qkv.weight.shape[0]:
+            continue
+        heads = stack.layers[0].attn.num_heads
+        if tower.heads != heads:
+            raise UserError(
+                f"{file.path}: trained with {tower.heads} {part} heads, and this model has {heads}: "
+                f"set MODEL.{part.upper()}.NUM_HEADS {tower.heads}"
+            )
+
+
+def _advice(weights: dict[str, StoredTensor], own: dict) -> str:
     """Guess from the names why a file and a model differ, and what to do."""
     if "mask_token" in weights and "mask_token" not in own:
         return "the file is a pretrained autoencoder: finetune or probe it first"
     if "mask_token" in own and "mask_token" not in weights:
-        return "a pretrained autoencoder is needed, and the file holds no decoder"
+        return "the file is encoder only, and a pretrained autoencoder needs a trained decoder, too"
+    if "encoder_position_embedding" not in weights:
+        return "its names are of another code; convert it: python -m port_weights FILE NEW.pdparams"
     if ("classifier.1.weight" in weights) != ("classifier.1.weight" in own):
         return "one is a linear probe and the other is not: use main_multi_gpu_linearprobe.py for probes"
     head = [name for name in ("classifier.weight", "classifier.1.weight") if name in weights and name in own]
@@ -238,6 +219,7 @@ def save(
     optimizer,
     state: dict,
     config_yaml: str,
+    architecture: Architecture,
     ema_state: dict | None = None,
     is_best: bool = False,
     keep_last: int = 3,
@@ -247,6 +229,7 @@ def save(
     Args:
         step: updates done.
         state: plain values for state.json; `step` is added.
+        architecture: what the weights belong to.
         keep_last: number of checkpoints to keep.
 
     Returns:
@@ -257,15 +240,15 @@ def save(
     temporary = run_dir / f".writing-{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    paddle.save(dict(model.state_dict()), str(temporary / _MODEL_FILE))
+    _write_weights(temporary / MODEL_FILE, model.state_dict(), architecture)
     paddle.save({"optimizer": optimizer_state_by_name(model, optimizer)}, str(temporary / _OPTIMIZER_FILE))
     if ema_state is not None:
-        paddle.save(dict(ema_state), str(temporary / _EMA_FILE))
+        _write_weights(temporary / EMA_FILE, ema_state, architecture)
     (temporary / _STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1), encoding="utf-8")
     (temporary / _CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
     for file in temporary.iterdir():
-        _fsync(file)
-    _fsync(temporary)
+        weight_files.sync(file)
+    weight_files.sync(temporary)
     replaced = run_dir / f".replaced-{final.name}"
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():  # saved before, by a run that was then continued from an earlier step
@@ -275,9 +258,14 @@ def save(
     _point(run_dir / LATEST, final.name)
     if is_best:
         _point(run_dir / BEST, final.name)
-    _fsync(run_dir)
+    weight_files.sync(run_dir)
     _delete_old(run_dir, keep_last)
     return final
+
+
+def _write_weights(path: Path, state: dict, architecture: Architecture) -> None:
+    tensors = {name: StoredTensor.of(value.numpy()) for name, value in state.items()}
+    weight_files.write_pdparams(path, tensors, {"architecture": architecture.to_dict()})
 
 
 def read_state(checkpoint_dir: Path) -> dict:
@@ -292,13 +280,13 @@ def load_training_state(checkpoint_dir: Path, model: nn.Layer, optimizer, ema=No
     """Restore model, optimizer and averaged weights exactly; returns state.json's values."""
     checkpoint_dir = Path(checkpoint_dir)
     state = read_state(checkpoint_dir)
-    load_weights(model, checkpoint_dir / _MODEL_FILE)
+    load_weights(model, checkpoint_dir / MODEL_FILE)
     saved = safe_pickle.load(checkpoint_dir / _OPTIMIZER_FILE)
     set_optimizer_state_by_name(model, optimizer, saved["optimizer"], checkpoint_dir)
     if ema is not None:
-        if not (checkpoint_dir / _EMA_FILE).is_file():
+        if not (checkpoint_dir / EMA_FILE).is_file():
             raise UserError(f"{checkpoint_dir}: holds no averaged weights; set TRAIN.EMA_DECAY None, or start anew")
-        ema.set_state_dict(read_weights(checkpoint_dir / _EMA_FILE))
+        ema.set_state_dict(read_weights(checkpoint_dir / EMA_FILE))
     return state
 
 
@@ -361,11 +349,3 @@ def _delete_old(run_dir: Path, keep_last: int) -> None:
     for path in run_dir.glob("step-*"):
         if path.resolve() not in kept:
             shutil.rmtree(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -39,7 +39,7 @@ _C.MODEL.TYPE = "PRETRAIN"  # PRETRAIN | FINETUNE | LINEARPROBE
 _C.MODEL.NAME = "MAE"
 _C.MODEL.RESUME = None  # checkpoint or run directory to continue, or "auto"
 _C.MODEL.PRETRAINED = None  # weights to start from
-_C.MODEL.NUM_CLASSES = 1000
+_C.MODEL.NUM_CLASSES = 1000  # new: 0 builds the encoder alone, from Python
 _C.MODEL.DROPOUT = 0.0
 _C.MODEL.DROPPATH = 0.0  # of the last block; grows linearly from 0 at the first
 _C.MODEL.ATTENTION_DROPOUT = 0.0
@@ -310,8 +310,9 @@ def _check_data(data: CfgNode, require) -> None:
 
 def _check_model(config: CfgNode, require) -> None:
     model = config.MODEL
-    for key in ("NUM_CLASSES", "PATCH_SIZE", "MLP_RATIO"):
+    for key in ("PATCH_SIZE", "MLP_RATIO"):
         require(model[key] > 0, f"MODEL.{key}", "must be above 0")
+    require(model.NUM_CLASSES >= 0, "MODEL.NUM_CLASSES", "must not be negative")
     for key in ("DROPOUT", "DROPPATH", "ATTENTION_DROPOUT", "MASK_RATIO"):
         require(0 <= model[key] < 1, f"MODEL.{key}", "must be at least 0 and below 1")
     require(model.HEAD_INIT_STD is None or model.HEAD_INIT_STD >= 0, "MODEL.HEAD_INIT_STD", "must not be negative")

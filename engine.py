@@ -18,6 +18,7 @@ import paddle
 from paddle import nn
 from paddle.optimizer import Optimizer
 
+import architecture
 import checkpoint
 import distributed
 from config import amp_dtype
@@ -352,6 +353,7 @@ def _save(task: Task, step: int, plan: Plan, best: float, is_best: bool, scaler,
             optimizer=task.optimizer,
             state=state,
             config_yaml=run.config.dump(),
+            architecture=architecture.of_config(run.config),
             ema_state=task.ema.state_dict() if task.ema else None,
             is_best=is_best,
             keep_last=run.config.KEEP_LAST,

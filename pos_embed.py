@@ -6,8 +6,6 @@ Shapes: N patches = grid height x grid width in row-major order, D width.
 import math
 
 import numpy as np
-import paddle
-import paddle.nn.functional as F
 
 from errors import UserError
 
@@ -60,6 +58,9 @@ def resize_table(
     Returns:
         [1, 1 + grid height * grid width, D] float32.
     """
+    import paddle  # here, because what only looks at weight files does without
+    import paddle.nn.functional as F
+
     num_patches = table.shape[1] - 1
     source = source_grid_hw or square_grid(num_patches)
     if source[0] * source[1] != num_patches:

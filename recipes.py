@@ -145,6 +145,8 @@ _BUILDERS = {"PRETRAIN": build_pretrain, "FINETUNE": build_finetune, "LINEARPROB
 
 def train_or_evaluate(run: Run) -> dict[str, float]:
     """Do what the run asks for, and return its last metrics."""
+    if run.config.MODEL.TYPE != "PRETRAIN" and run.config.MODEL.NUM_CLASSES == 0:
+        raise UserError("MODEL.NUM_CLASSES=0: an encoder without a head; set it to the number of classes in the data")
     if run.config.EVAL:
         return evaluate_only(run)
     train_loader = build_train_loader(run)

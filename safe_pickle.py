@@ -1,58 +1,219 @@
 """Read pickles of plain data without running anything that they name.
 
-`.pdparams`, `.pdopt` and the CIFAR archives are pickles, and `pickle.load` calls whatever a file
-tells it to. This reader resolves an exact list of names that such files need, and refuses the rest.
+`.pdparams`, `.pdopt`, torch's weight files and the CIFAR archives are pickles, and `pickle.load` calls
+whatever a file tells it to. Here no name in a file ever reaches Python's import: an exact list of names that
+plain data needs stands for functions of this module, which check what they get; every other name is refused.
+Arrays have numbers in them and the size that their bytes say.
 """
 
 import io
+import math
+import os
 import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
 
 from errors import UserError
 
-_ALLOWED = {
-    ("collections", "OrderedDict"),
-    ("builtins", "tuple"),
-    ("builtins", "list"),
-    ("builtins", "dict"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("_codecs", "encode"),  # how Python 3 writes bytes for protocol 2
+_ARRAY_CLASS = object()  # stands for numpy.ndarray, which a pickle only ever passes on
+_NUMBER_KINDS = "biuf"
+_MOST_DIMS = 16
+_REFUSED_OPCODES = (
+    pickle.OBJ,
+    pickle.NEWOBJ_EX,
+    pickle.PERSID,
+    pickle.EXT1,
+    pickle.EXT2,
+    pickle.EXT4,
+    pickle.NEXT_BUFFER,
+    pickle.READONLY_BUFFER,
+)
+
+
+def _plain_dtype(code: str, align: bool = False, copy: bool = True) -> np.dtype:
+    code = code.decode("ascii") if isinstance(code, bytes) else code
+    if not re.fullmatch(r"[<>|=]?[biuf]\d{1,2}", code):
+        raise ValueError(f"an array of {code!r}, where plain data has numbers")
+    return np.dtype(code)
+
+
+def _empty_array(kind: object, shape: tuple, code: bytes) -> np.ndarray:
+    if kind is not _ARRAY_CLASS or shape != (0,):
+        raise ValueError("an array is not built as NumPy does it")
+    return np.empty(0, np.int8)
+
+
+def _scalar(dtype: np.dtype, raw: bytes) -> np.generic:
+    return _array_of(raw, dtype, ())[()]
+
+
+def _array_from_buffer(buffer: bytes, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+    return _array_of(buffer, dtype, shape, "F" if order == "F" else "C")
+
+
+def _array_of(raw: bytes, dtype: np.dtype, shape: tuple, order: str = "C") -> np.ndarray:
+    if not isinstance(dtype, np.dtype) or dtype.kind not in _NUMBER_KINDS:
+        raise ValueError(f"an array of {dtype}, where plain data has numbers")
+    if len(shape) > _MOST_DIMS or not all(isinstance(side, int) and side >= 0 for side in shape):
+        raise ValueError(f"an array of shape {shape}")
+    if math.prod(shape) * dtype.itemsize != len(raw):
+        raise ValueError(f"an array of shape {shape} and {len(raw)} bytes")
+    return np.frombuffer(raw, dtype).reshape(shape, order=order)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"text in the encoding {encoding!r}")
+    return text.encode(encoding)
+
+
+def _ordered_dict(*args: object) -> OrderedDict:
+    if args:
+        raise ValueError("an OrderedDict with arguments")
+    return OrderedDict()
+
+
+def _tuple(values: list | tuple = ()) -> tuple:
+    if not isinstance(values, (list, tuple)):
+        raise ValueError("a tuple of something that is no sequence")
+    return tuple(values)
+
+
+_PLAIN_DATA = {
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("builtins", "tuple"): _tuple,
+    ("numpy", "ndarray"): _ARRAY_CLASS,
+    ("numpy", "dtype"): _plain_dtype,
+    ("_codecs", "encode"): _encode,  # how Python 3 writes bytes for protocol 2
 }
+for _core in ("numpy.core", "numpy._core"):
+    _PLAIN_DATA[f"{_core}.multiarray", "_reconstruct"] = _empty_array
+    _PLAIN_DATA[f"{_core}.multiarray", "scalar"] = _scalar
+    _PLAIN_DATA[f"{_core}.numeric", "_frombuffer"] = _array_from_buffer
 
 
-class _PlainDataUnpickler(pickle.Unpickler):
-    def __init__(self, file: io.BufferedIOBase, source: str, encoding: str):
-        super().__init__(file, encoding=encoding)
-        self._source = source
+class _BoundedFile:
+    """A file that knows how much is left, so that a length in a damaged file reserves no memory."""
+
+    def __init__(self, file: io.BufferedIOBase):
+        self._file = file
+        position = file.tell()
+        self._end = file.seek(0, os.SEEK_END)
+        file.seek(position)
+
+    def read(self, size: int = -1) -> bytes:
+        if size > self._end - self._file.tell():
+            raise EOFError("it ends too early")
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        return self._file.readline(1 << 20)
+
+
+# Python's own unpickler, not the one in C: there every opcode can be ruled, and a large memo index costs nothing.
+class _PlainDataUnpickler(pickle._Unpickler):
+    def __init__(self, file: io.BufferedIOBase, encoding: str, names: Mapping, persistent_load: Callable | None):
+        super().__init__(_BoundedFile(file), encoding=encoding)
+        self._names = names
+        if persistent_load is not None:
+            self.persistent_load = persistent_load
 
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) in _ALLOWED:
-            if module.startswith(("numpy.core", "numpy._core")):
-                import numpy as np
+        if (module, name) not in self._names:
+            raise UserError(f"refused, the file asks for {module}.{name}, which plain data never needs")
+        return self._names[module, name]
 
-                package = "numpy._core" if hasattr(np, "_core") else "numpy.core"
-                module = package + module[module.rindex(".") :]
-            return super().find_class(module, name)
-        raise UserError(
-            f"{self._source}: refused, the file asks for {module}.{name}, which plain data never needs. "
-            "Do not use this file unless you trust its source."
-        )
+    def load_inst(self) -> None:  # names a class and makes an instance in one go
+        module, name = (self.readline()[:-1].decode("ascii", "replace") for _ in range(2))
+        raise UserError(f"refused, the file asks for an instance of {module}.{name}, which plain data never needs")
+
+    def load_reduce(self) -> None:
+        args = self.stack.pop()
+        self.stack[-1] = self._call(self.stack[-1], args)
+
+    def load_newobj(self) -> None:
+        args = self.stack.pop()
+        self.stack[-1] = self._call(self.stack[-1], args)
+
+    def _call(self, function: object, args: object) -> object:
+        if not any(function is allowed for allowed in self._names.values()) or not callable(function):
+            raise UserError(f"refused, the file calls a {type(function).__name__}, which plain data never does")
+        return function(*args)
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, np.ndarray):
+            _version, shape, dtype, is_fortran, raw = state
+            raw = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 wrote bytes as text
+            self._replace(target, _array_of(raw, dtype, shape, "F" if is_fortran else "C"))
+        elif isinstance(target, np.dtype):
+            if state[1] not in tuple("<>|=") or any(part is not None for part in state[2:5]):
+                raise ValueError("an array of records, where plain data has numbers")
+            self._replace(target, target.newbyteorder(state[1]))
+        elif isinstance(target, dict):
+            pass  # attributes of a dict subclass, such as the versions that torch adds to a state dict
+        else:
+            raise UserError(f"refused, the file sets attributes of a {type(target).__name__}")
+
+    def _replace(self, old: object, new: object) -> None:
+        self.stack[-1] = new
+        for key in reversed(self.memo):  # it was remembered a moment ago
+            if self.memo[key] is old:
+                self.memo[key] = new
+                break
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_items([key, value])
+
+    def load_setitems(self) -> None:
+        self._set_items(self.pop_mark())
+
+    def _set_items(self, items: list) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict):
+            raise UserError(f"refused, the file sets entries of a {type(target).__name__}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if key in target:
+                raise UserError(f"the file has two entries of the name {key!r}")
+            target[key] = value
+
+    def _refuse_opcode(self) -> None:
+        raise UserError("refused, the file uses a pickle instruction that plain data never needs")
+
+    dispatch: ClassVar[dict] = {
+        **pickle._Unpickler.dispatch,
+        pickle.INST[0]: load_inst,
+        pickle.REDUCE[0]: load_reduce,
+        pickle.NEWOBJ[0]: load_newobj,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        **dict.fromkeys((opcode[0] for opcode in _REFUSED_OPCODES), _refuse_opcode),
+    }
 
 
-def load(source: str | Path | io.BufferedIOBase, name: str = "", encoding: str = "ASCII") -> object:
+def load(
+    source: str | Path | io.BufferedIOBase,
+    name: str = "",
+    encoding: str = "ASCII",
+    extra_names: Mapping[tuple[str, str], object] | None = None,
+    persistent_load: Callable | None = None,
+) -> object:
     """Unpickle plain containers and NumPy arrays.
 
     Args:
-        source: a path, or an open binary file.
+        source: a path, or an open binary file, which is left behind the pickle.
         name: what to call an open file in error messages.
         encoding: how Python 2 strings are decoded ("bytes" leaves them alone; the CIFAR archives).
+        extra_names: {(module, name): function or value} that the file may ask for, too.
+        persistent_load: resolves references to things outside the pickle (`pickle.Unpickler.persistent_load`).
 
     Raises:
         UserError: if the file is damaged, or asks for anything but plain data.
@@ -60,15 +221,13 @@ def load(source: str | Path | io.BufferedIOBase, name: str = "", encoding: str =
     if isinstance(source, (str, Path)):
         try:
             with open(source, "rb") as file:
-                if file.read(4) == b"PK\x03\x04":
-                    raise UserError(f"{source}: a torch file or another zip archive; it must be converted first")
-                file.seek(0)
-                return load(file, name=str(source), encoding=encoding)
+                return load(file, str(source), encoding, extra_names, persistent_load)
         except OSError as error:
             raise UserError(f"{source}: {error.strerror}") from error
+    names = _PLAIN_DATA | dict(extra_names or {})
     try:
-        return _PlainDataUnpickler(source, name, encoding).load()
-    except UserError:
-        raise
+        return _PlainDataUnpickler(source, encoding, names, persistent_load).load()
+    except UserError as error:
+        raise UserError(f"{name}: {error}. Do not use this file unless you trust its source.") from error
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise UserError(f"{name}: damaged or not a pickle file ({type(error).__name__}: {error})") from error

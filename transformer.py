@@ -211,7 +211,7 @@ class VisionTransformer(nn.Layer):
         image_hw: image height and width in pixels.
         patch_size: P in pixels.
         in_channels: C.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier; 0: none, the model returns the features.
         embed_dim, depth, num_heads: size of the encoder.
         global_pool: classify the normalised mean of the patch tokens, not the class token.
         batch_norm_head: put a batch norm without affine parameters before the classifier (linear probe).
@@ -243,12 +243,13 @@ class VisionTransformer(nn.Layer):
         self.token_dropout = nn.Dropout(layer_options.get("dropout", 0.0))
         self.encoder = Transformer(embed_dim, depth, num_heads, drop_path, final_norm=not global_pool, **layer_options)
         self.encoder_norm = nn.LayerNorm(embed_dim, epsilon=LAYER_NORM_EPS) if global_pool else None
-        linear = nn.Linear(embed_dim, num_classes)
-        if batch_norm_head:  # Paddle's momentum is the share of the old statistics: torch's 0.1
+        if num_classes == 0:
+            self.classifier = nn.Identity()
+        elif batch_norm_head:  # Paddle's momentum is the share of the old statistics: torch's 0.1
             norm = nn.BatchNorm1D(embed_dim, momentum=0.9, epsilon=1e-6, weight_attr=False, bias_attr=False)
-            self.classifier = nn.Sequential(norm, linear)
+            self.classifier = nn.Sequential(norm, nn.Linear(embed_dim, num_classes))
         else:
-            self.classifier = linear
+            self.classifier = nn.Linear(embed_dim, num_classes)
         for layer in self.sublayers():
             if isinstance(layer, nn.Linear):
                 init_linear(layer, nn.initializer.Normal(std=0.02))

@@ -9,8 +9,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"errors", "runtime"},
-    {"config", "safe_pickle", "samplers"},
-    {"pos_embed", "augment", "mixup", "optim", "distributed", "metrics", "datasets"},
+    {"config", "safe_pickle", "samplers", "stored_tensor"},
+    {"pos_embed", "augment", "mixup", "optim", "distributed", "metrics", "datasets", "torch_file"},
+    {"architecture"},
+    {"weight_files"},
     {"checkpoint", "transformer"},
     {"mae", "engine"},
     {"cli"},

@@ -24,6 +24,7 @@ import cli
 import datasets
 import mae
 import recipes
+import weight_files
 from config import get_config
 from errors import UserError
 
@@ -33,7 +34,7 @@ _GAP_PX = 2
 
 def load_pretrained(path: str | Path) -> tuple[mae.MAEPretrain, object]:
     """Load a model and its config from a pretraining run or checkpoint of ours."""
-    weights = checkpoint.resolve_weights(path)
+    weights = weight_files.resolve(path)
     config = get_config(weights.parent / "config.yaml")
     model = mae.build_mae_pretrain(config)
     checkpoint.load_weights(model, weights)
@@ -132,7 +133,7 @@ def main(argv: list[str] | None = None) -> Path:
     model, config = load_pretrained(args.run)
     overrides = {"DATA.DATASET": args.dataset, "DATA.DATA_PATH": args.data_path}
     overrides = [word for key, value in overrides.items() if value is not None for word in (key, value)]
-    config = get_config(checkpoint.resolve_weights(args.run).parent / "config.yaml", overrides)
+    config = get_config(weight_files.resolve(args.run).parent / "config.yaml", overrides)
     panels = draw_panels(model, config, val_images(config, args.num, args.seed), args.seed, args.mask_ratio)
     make_grid(panels).save(out)
     print(f"wrote {out}: original, masked, reconstruction, reconstruction with the visible patches")

@@ -1,0 +1,208 @@
+"""Read and write torch's weight files without torch, and without running anything that they name.
+
+A file of `torch.save` (since torch 1.6) is a zip archive, uncompressed: `NAME/data.pkl` is a pickle of plain
+containers in which every tensor is a reference to a range of `NAME/data/KEY`, its raw bytes.
+"""
+
+import collections
+import io
+import math
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+import safe_pickle
+from errors import UserError
+from stored_tensor import StoredTensor
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled number that torch wrote before 1.6
+_DTYPE_OF_STORAGE = {
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+_STORAGE_OF_DTYPE = {dtype: storage for storage, dtype in _DTYPE_OF_STORAGE.items()}
+_LARGEST_PICKLE_BYTES = 256 << 20
+_RESAVE = "python -c \"import torch; torch.save(torch.load('OLD', map_location='cpu', weights_only=True), 'NEW')\""
+_RESAVE_MODEL = _RESAVE.replace("True)", "False)['model']")
+
+
+def is_torch_file(head: bytes) -> bool:
+    """Tell from a file's first bytes whether torch wrote it."""
+    return head.startswith((_ZIP_MAGIC, _LEGACY_MAGIC))
+
+
+def read(path: str | Path) -> object:
+    """Return what a file of `torch.save` holds: plain containers with a `StoredTensor` for each tensor.
+
+    Raises:
+        UserError: if the file is damaged, is of torch's old format, or asks for anything but plain data.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        if file.read(len(_LEGACY_MAGIC)) == _LEGACY_MAGIC:
+            raise UserError(f"{path}: torch's format from before version 1.6; save it again with torch: {_RESAVE}")
+    archive = _Archive(path)
+    names = {
+        ("torch._utils", "_rebuild_tensor_v2"): archive.tensor,
+        ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        ("torch", "Size"): tuple,
+        ("argparse", "Namespace"): dict,  # the official code's arguments; their values are left out
+        **{("torch", storage): dtype for storage, dtype in _DTYPE_OF_STORAGE.items()},
+        **{("torch", dtype): f"torch.{dtype}" for dtype in (*_STORAGE_OF_DTYPE, "long", "float", "half")},
+    }
+    try:
+        return safe_pickle.load(
+            io.BytesIO(archive.pickle), str(path), extra_names=names, persistent_load=archive.storage
+        )
+    except UserError as error:
+        if "refused" in str(error):
+            raise UserError(f"{error} If you do, save its weights alone with torch: {_RESAVE_MODEL}") from error
+        raise
+
+
+class _Archive:
+    """A checked zip archive, from which ranges are read when they are needed."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+                if not members:
+                    raise UserError(f"{path}: an empty zip archive")
+                self._check(members)
+                self._root = self._find_root(members)
+                self._members = {member.filename: member for member in members}
+                self.pickle = archive.read(self._members[f"{self._root}data.pkl"])
+                self._check_byte_order(archive)
+        except (zipfile.BadZipFile, OSError, RuntimeError, struct.error, EOFError) as error:
+            raise UserError(f"{path}: truncated or damaged torch file: {error}") from error
+        self._last: tuple[str, bytes] = ("", b"")
+
+    def _check(self, members: list[zipfile.ZipInfo]) -> None:
+        for member in members:
+            if member.filename.startswith(("/", "\\")) or ".." in member.filename.replace("\\", "/").split("/"):
+                raise UserError(f"{self.path}: refused, its entry {member.filename!r} points outside the archive")
+            if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+                raise UserError(
+                    f"{self.path}: refused, its entry {member.filename!r} is compressed, which torch never does"
+                )
+        name, count = collections.Counter(member.filename for member in members).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"{self.path}: has {count} entries of the name {name!r}")
+        if sum(member.file_size for member in members) > self.path.stat().st_size:
+            raise UserError(f"{self.path}: refused, its entries claim more bytes than the file has")
+
+    def _find_root(self, members: list[zipfile.ZipInfo]) -> str:
+        pickles = [member for member in members if member.filename.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise UserError(f"{self.path}: a zip archive, but not torch's: it has {len(pickles)} entries data.pkl")
+        root = pickles[0].filename[: -len("data.pkl")]
+        if any(member.filename == f"{root}constants.pkl" for member in members):
+            raise UserError(f"{self.path}: a TorchScript program, not weights; save the model's state_dict() instead")
+        if pickles[0].file_size > _LARGEST_PICKLE_BYTES:
+            raise UserError(f"{self.path}: its data.pkl has {pickles[0].file_size:,} bytes, too many for weights")
+        return root
+
+    def _check_byte_order(self, archive: zipfile.ZipFile) -> None:
+        member = self._members.get(f"{self._root}byteorder")
+        if member is not None and archive.read(member) != b"little":
+            raise UserError(f"{self.path}: written on a machine of another byte order; save it again on this one")
+
+    def storage(self, reference: object) -> tuple[str, str, int]:
+        """Resolve a reference to raw bytes as (dtype, key, number of elements)."""
+        kind, dtype, key, _device, num_elements = reference
+        if kind != "storage" or dtype not in _STORAGE_OF_DTYPE or not isinstance(num_elements, int):
+            raise ValueError("a reference to something that is no tensor")
+        member = self._members.get(f"{self._root}data/{key}")
+        itemsize = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+        if member is None:
+            raise UserError(f"the bytes of tensor storage {key!r} are missing")
+        if member.file_size != num_elements * itemsize:
+            raise UserError(
+                f"tensor storage {key!r} has {member.file_size:,} bytes instead of {num_elements * itemsize:,}"
+            )
+        return dtype, str(key), num_elements
+
+    def tensor(
+        self, storage: tuple[str, str, int], offset: int, shape: tuple, strides: tuple, *_options: object
+    ) -> StoredTensor:
+        """Describe a tensor as a strided view of a storage."""
+        dtype, key, num_elements = storage
+        numbers = (offset, *shape, *strides)
+        if len(shape) != len(strides) or not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise ValueError(f"a tensor of shape {shape} and strides {strides}")
+        last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
+        if math.prod(shape) > num_elements or (math.prod(shape) and last >= num_elements):
+            raise ValueError(f"a tensor of shape {shape} in a storage of {num_elements} elements")
+        code = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+
+        def load() -> np.ndarray:
+            flat = np.frombuffer(self._bytes(key), code)[offset:]
+            return np.lib.stride_tricks.as_strided(flat, shape, [stride * code.itemsize for stride in strides])
+
+        return StoredTensor(tuple(shape), dtype, load)
+
+    def _bytes(self, key: str) -> bytes:
+        if self._last[0] != key:  # tensors that share a storage follow each other
+            try:
+                with zipfile.ZipFile(self.path) as archive:
+                    self._last = (key, archive.read(self._members[f"{self._root}data/{key}"]))
+            except (zipfile.BadZipFile, OSError, EOFError, struct.error) as error:
+                raise UserError(f"{self.path}: truncated or damaged torch file: {error}") from error
+        return self._last[1]
+
+
+def write(path: str | Path, tensors: Mapping[str, StoredTensor], wrapper: str | None = None) -> None:
+    """Write what `torch.save(tensors)` or `torch.save({wrapper: tensors})` would, one tensor in memory at a time."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), b"".join(_pickle(tensors, wrapper)))
+        archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
+        archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
+        for key, tensor in enumerate(tensors.values()):
+            with archive.open(zipfile.ZipInfo(f"archive/data/{key}"), "w", force_zip64=True) as file:
+                file.write(np.ascontiguousarray(tensor.load()).data)
+
+
+def _pickle(tensors: Mapping[str, StoredTensor], wrapper: str | None) -> Iterator[bytes]:
+    """Yield the pickle's instructions; a pickler cannot name torch's functions where torch is not installed."""
+    yield pickle.PROTO + b"\x02"
+    if wrapper is not None:
+        yield pickle.EMPTY_DICT + _text(wrapper)
+    yield pickle.EMPTY_DICT
+    for key, (name, tensor) in enumerate(tensors.items()):
+        strides = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
+        yield _text(name) + pickle.GLOBAL + b"torch._utils\n_rebuild_tensor_v2\n" + pickle.MARK
+        yield pickle.MARK + _text("storage") + pickle.GLOBAL + f"torch\n{_STORAGE_OF_DTYPE[tensor.dtype]}\n".encode()
+        yield _text(str(key)) + _text("cpu") + _integer(tensor.size) + pickle.TUPLE + pickle.BINPERSID
+        yield _integer(0) + _integers(tensor.shape) + _integers(strides) + pickle.NEWFALSE
+        yield pickle.GLOBAL + b"collections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
+        yield pickle.TUPLE + pickle.REDUCE + pickle.SETITEM
+    yield (pickle.SETITEM if wrapper is not None else b"") + pickle.STOP
+
+
+def _text(text: str) -> bytes:
+    encoded = text.encode()
+    return pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded
+
+
+def _integer(number: int) -> bytes:
+    encoded = pickle.encode_long(number)
+    return pickle.LONG1 + bytes([len(encoded)]) + encoded
+
+
+def _integers(numbers: tuple[int, ...] | list[int]) -> bytes:
+    return pickle.MARK + b"".join(map(_integer, numbers)) + pickle.TUPLE

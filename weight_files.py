@@ -1,0 +1,286 @@
+"""Weight files of every kind, as named tensors that are read when needed. No Paddle here.
+
+| file | written by |
+|---|---|
+| zip archive (`.pth .pt .th .bin .tar`) | torch, see `torch_file.py` |
+| pickle (`.pdparams .pd`) | Paddle |
+| `.safetensors` | transformers, timm |
+
+A `.pdparams` of ours is Paddle's pickle, followed by a second pickle with what the weights belong to: Paddle's loader
+does not look there. A `.safetensors` keeps the same in its header.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+import safe_pickle
+import torch_file
+from architecture import Architecture
+from errors import UserError
+from stored_tensor import StoredTensor
+
+MODEL_FILE, EMA_FILE = "model.pdparams", "ema.pdparams"
+LATEST, BEST = "latest", "best"
+_PADDLE_NAME_TABLE = "StructuredToParameterName@@"  # what paddle.save adds to a flat state dict
+_METADATA_KEY = "mae_paddle"
+_WRAPPERS = ("model", "state_dict")  # under which training code keeps the weights in a larger file
+_SAFETENSORS_DTYPES = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F64": "float64",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_LARGEST_HEADER_BYTES = 100 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFile:
+    """What a file holds.
+
+    Attributes:
+        path: the file.
+        kind: "torch", "paddle" or "safetensors".
+        tensors: by name, in the file's order.
+        wrapper: entry of the file under which the tensors were, or None.
+        others: names of the entries beside that one, and of values that are no tensors.
+        metadata: what a file of ours says about itself, else empty.
+    """
+
+    path: Path
+    kind: str
+    tensors: dict[str, StoredTensor]
+    wrapper: str | None = None
+    others: tuple[str, ...] = ()
+    metadata: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """Return the architecture that a file of ours says it is for, or None."""
+        values = self.metadata.get("architecture")
+        if values is None:
+            return None
+        try:
+            return Architecture.from_dict(values)
+        except (TypeError, KeyError, ValueError) as error:
+            raise UserError(f"{self.path}: its own description is damaged: {error}") from error
+
+
+def read(path: str | Path) -> WeightFile:
+    """Open a weight file; its first bytes decide what it is, not its name.
+
+    Raises:
+        UserError: if it cannot be read, is damaged, asks for code to be run, or holds no tensors.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    if size == 0:
+        raise UserError(f"{path}: the file is empty")
+    if torch_file.is_torch_file(head):
+        return _unwrap(path, "torch", torch_file.read(path))
+    header_bytes = int.from_bytes(head[:8], "little")
+    looks_right = head[8:9] == b"{" and header_bytes < _LARGEST_HEADER_BYTES
+    if looks_right or path.suffix == ".safetensors":
+        return _read_safetensors(path, size, header_bytes)
+    return _read_paddle(path)
+
+
+def resolve(path: str | Path) -> Path:
+    """Find the weight file behind a path without its suffix, a checkpoint directory, or a run directory.
+
+    A run directory stands for its `best` checkpoint, or for `latest` where nothing was evaluated. Where a
+    checkpoint holds averaged weights, those are meant: they are what was evaluated.
+    """
+    path = Path(path)
+    candidates = [path, *(path.with_name(path.name + suffix) for suffix in (".pdparams", ".safetensors"))]
+    for directory in (path, path / BEST, path / LATEST):
+        candidates += [directory / EMA_FILE, directory / MODEL_FILE]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    what = "holds no model.pdparams" if path.is_dir() else "no such file, with or without .pdparams"
+    raise UserError(f"{path}: {what}; expected a .pdparams or .safetensors file, or a checkpoint directory")
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def _read_paddle(path: Path) -> WeightFile:
+    with open(path, "rb") as file:
+        data = safe_pickle.load(file, str(path))
+        metadata = {}
+        if file.read(1):  # a second pickle
+            file.seek(-1, os.SEEK_CUR)
+            metadata = safe_pickle.load(file, str(path))
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path}: something follows the weights that is not a description of them")
+    return dataclasses.replace(_unwrap(path, "paddle", data), metadata=_parse_metadata(path, metadata))
+
+
+def _unwrap(path: Path, kind: str, data: object) -> WeightFile:
+    """Find the state dict in what a pickle held."""
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a state dict, found {type(data).__name__}")
+    wrapper = next((name for name in _WRAPPERS if isinstance(data.get(name), dict)), None)
+    inner = data if wrapper is None else data[wrapper]
+    tensors, others = {}, [] if wrapper is None else [str(name) for name in data if name != wrapper]
+    for name, value in inner.items():
+        if name == _PADDLE_NAME_TABLE:
+            continue
+        if isinstance(value, tuple) and len(value) == 2:  # paddle.save writes nested tensors as (auto name, array)
+            value = value[1]
+        if isinstance(value, np.ndarray):
+            value = StoredTensor.of(value)
+        if not isinstance(name, str) or not isinstance(value, StoredTensor):
+            others.append(str(name))
+        else:
+            tensors[name] = value
+    if not tensors:
+        holds = f"; its entries: {', '.join(others[:8])}" if others else ""
+        raise UserError(f"{path}: holds no tensors{holds}; is this a weight file?")
+    return WeightFile(path, kind, tensors, wrapper, tuple(others))
+
+
+def _read_safetensors(path: Path, size: int, header_bytes: int) -> WeightFile:
+    import safetensors
+
+    if header_bytes > min(size - 8, _LARGEST_HEADER_BYTES):
+        raise UserError(f"{path}: not a readable safetensors file: truncated, or not one at all")
+    try:
+        with safetensors.safe_open(path, framework="np"):  # checks offsets, shapes and the file's length
+            pass
+        with open(path, "rb") as file:
+            file.seek(8)
+            header = json.loads(file.read(header_bytes), object_pairs_hook=_unique_keys)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # safetensors has its own exception type
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from error
+    metadata = header.pop("__metadata__", None) or {}
+    tensors = {}
+    for name, entry in header.items():
+        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise UserError(f"{path}: {name} has dtype {entry['dtype']}, which is not known here")
+        shape, start = tuple(entry["shape"]), 8 + header_bytes + entry["data_offsets"][0]
+        tensors[name] = StoredTensor(shape, dtype, _range_reader(path, start, shape, dtype))
+    if not tensors:
+        raise UserError(f"{path}: holds no tensors")
+    return WeightFile(path, "safetensors", tensors, metadata=_parse_metadata(path, metadata))
+
+
+def _range_reader(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> Callable[[], np.ndarray]:
+    code = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+    return lambda: np.fromfile(path, code, math.prod(shape), offset=start).reshape(shape)
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise UserError(f"two entries of the name {next(name for name in names if names.count(name) > 1)!r}")
+    return entries
+
+
+def _parse_metadata(path: Path, metadata: dict) -> dict:
+    text = metadata.get(_METADATA_KEY)
+    if text is None:
+        return {}
+    try:
+        values = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: its own description is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: its own description is damaged")
+    return values
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+
+class _StreamingPickler(pickle.Pickler):
+    """Pickle stored tensors as the arrays that they are, and keep none of them in memory."""
+
+    def __init__(self, file):
+        super().__init__(file, protocol=4)
+        self.fast = True  # no memo, which would hold every array until the end
+
+    def reducer_override(self, value: object) -> object:
+        return value.read().__reduce__() if isinstance(value, StoredTensor) else NotImplemented
+
+
+def write_pdparams(path: str | Path, tensors: Mapping[str, StoredTensor], metadata: Mapping | None = None) -> None:
+    """Write a flat state dict that plain `paddle.load` and `set_state_dict` read, and what it belongs to."""
+    with open(path, "wb") as file:
+        _StreamingPickler(file).dump({**tensors, _PADDLE_NAME_TABLE: {name: name for name in tensors}})
+        if metadata:
+            pickle.dump({_METADATA_KEY: json.dumps(metadata)}, file, protocol=4)
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, StoredTensor], metadata: Mapping | None = None) -> None:
+    """Write a `.safetensors` file; all tensors are in memory at once."""
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(tensor.read()).reshape(tensor.shape) for name, tensor in tensors.items()}
+    header = {"format": "pt"} if metadata is None else {_METADATA_KEY: json.dumps(metadata)}
+    save_file(arrays, path, metadata=header)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give the path of a temporary file that becomes `path` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        UserError: if the disk is full or the directory cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        temporary = Path(name)
+        os.close(descriptor)
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; nothing was changed") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Make sure that a file or directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
