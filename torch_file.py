@@ -166,10 +166,12 @@ class _Archive:
         return self._last[1]
 
 
-def write(path: str | Path, tensors: Mapping[str, StoredTensor], wrapper: str | None = None) -> None:
-    """Write what `torch.save(tensors)` or `torch.save({wrapper: tensors})` would, one tensor in memory at a time."""
+def write(
+    path: str | Path, tensors: Mapping[str, StoredTensor], wrapper: str, texts: Mapping[str, str] | None = None
+) -> None:
+    """Write what `torch.save({wrapper: tensors, **texts})` would, one tensor in memory at a time."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), b"".join(_pickle(tensors, wrapper)))
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), b"".join(_pickle(tensors, wrapper, texts or {})))
         archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
         archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
         for key, tensor in enumerate(tensors.values()):
@@ -177,12 +179,9 @@ def write(path: str | Path, tensors: Mapping[str, StoredTensor], wrapper: str | 
                 file.write(np.ascontiguousarray(tensor.load()).data)
 
 
-def _pickle(tensors: Mapping[str, StoredTensor], wrapper: str | None) -> Iterator[bytes]:
+def _pickle(tensors: Mapping[str, StoredTensor], wrapper: str, texts: Mapping[str, str]) -> Iterator[bytes]:
     """Yield the pickle's instructions; a pickler cannot name torch's functions where torch is not installed."""
-    yield pickle.PROTO + b"\x02"
-    if wrapper is not None:
-        yield pickle.EMPTY_DICT + _text(wrapper)
-    yield pickle.EMPTY_DICT
+    yield pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + _text(wrapper) + pickle.EMPTY_DICT
     for key, (name, tensor) in enumerate(tensors.items()):
         strides = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
         yield _text(name) + pickle.GLOBAL + b"torch._utils\n_rebuild_tensor_v2\n" + pickle.MARK
@@ -191,7 +190,10 @@ def _pickle(tensors: Mapping[str, StoredTensor], wrapper: str | None) -> Iterato
         yield _integer(0) + _integers(tensor.shape) + _integers(strides) + pickle.NEWFALSE
         yield pickle.GLOBAL + b"collections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
         yield pickle.TUPLE + pickle.REDUCE + pickle.SETITEM
-    yield (pickle.SETITEM if wrapper is not None else b"") + pickle.STOP
+    yield pickle.SETITEM
+    for name, text in texts.items():
+        yield _text(name) + _text(text) + pickle.SETITEM
+    yield pickle.STOP
 
 
 def _text(text: str) -> bytes:

@@ -58,7 +58,7 @@ class WeightFile:
         tensors: by name, in the file's order.
         wrapper: entry of the file under which the tensors were, or None.
         others: names of the entries beside that one, and of values that are no tensors.
-        metadata: what a file of ours says about itself, else empty.
+        metadata: what a file that this project wrote says about itself, else empty.
     """
 
     path: Path
@@ -70,7 +70,7 @@ class WeightFile:
 
     @property
     def architecture(self) -> Architecture | None:
-        """Return the architecture that a file of ours says it is for, or None."""
+        """Return the architecture that a file says it is for, if this project wrote it."""
         values = self.metadata.get("architecture")
         if values is None:
             return None
@@ -96,7 +96,9 @@ def read(path: str | Path) -> WeightFile:
     if size == 0:
         raise UserError(f"{path}: the file is empty")
     if torch_file.is_torch_file(head):
-        return _unwrap(path, "torch", torch_file.read(path))
+        data = torch_file.read(path)
+        metadata = {key: data.pop(key) for key in [_METADATA_KEY] if isinstance(data, dict) and key in data}
+        return dataclasses.replace(_unwrap(path, "torch", data), metadata=_parse_metadata(path, metadata))
     header_bytes = int.from_bytes(head[:8], "little")
     looks_right = head[8:9] == b"{" and header_bytes < _LARGEST_HEADER_BYTES
     if looks_right or path.suffix == ".safetensors":
@@ -233,7 +235,7 @@ def write_pdparams(path: str | Path, tensors: Mapping[str, StoredTensor], metada
     with open(path, "wb") as file:
         _StreamingPickler(file).dump({**tensors, _PADDLE_NAME_TABLE: {name: name for name in tensors}})
         if metadata:
-            pickle.dump({_METADATA_KEY: json.dumps(metadata)}, file, protocol=4)
+            pickle.dump(_metadata_texts(metadata), file, protocol=4)
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, StoredTensor], metadata: Mapping | None = None) -> None:
@@ -241,8 +243,16 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, StoredTensor], met
     from safetensors.numpy import save_file
 
     arrays = {name: np.ascontiguousarray(tensor.read()).reshape(tensor.shape) for name, tensor in tensors.items()}
-    header = {"format": "pt"} if metadata is None else {_METADATA_KEY: json.dumps(metadata)}
-    save_file(arrays, path, metadata=header)
+    save_file(arrays, path, metadata={"format": "pt", **_metadata_texts(metadata)})  # transformers asks for a format
+
+
+def write_torch(path: str | Path, tensors: Mapping[str, StoredTensor], wrapper: str, metadata: Mapping) -> None:
+    """Write a file that `torch.load` reads, with the weights under an entry `wrapper`."""
+    torch_file.write(path, tensors, wrapper, _metadata_texts(metadata))
+
+
+def _metadata_texts(metadata: Mapping | None) -> dict[str, str]:
+    return {_METADATA_KEY: json.dumps(metadata)} if metadata else {}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,75 @@
+"""Convert weights between implementations of MAE.
+
+    python -m port_weights SRC DST [-to official|timm|transformers]
+
+SRC is a weight file of the official MAE, PaddleViT, PASSL, timm, transformers (or its directory), MAE-Lite, MAE-CT or
+MAWS, or a run or checkpoint of this project; whose it is, is found out. DST is a .pdparams or .safetensors file; a
+.yaml beside it builds the model. With -to, names and layout of another implementation are written.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from errors import UserError
+from port_weights.porting import port
+from port_weights.writing import TARGETS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert, print the report, and return the exit code: 0, or 1 after an error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m port_weights",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SRC")
+    parser.add_argument("destination", metavar="DST")
+    parser.add_argument(
+        "-to", "--to", choices=TARGETS, default="paddle", help="whose names and layout (default: paddle)"
+    )
+    parser.add_argument(
+        "-heads",
+        "--heads",
+        metavar="ENCODER[,DECODER]",
+        help="numbers of attention heads, where neither the file nor its size tells them",
+    )
+    parser.add_argument("-grid", "--grid", metavar="ROWS,COLUMNS", help="patches of the image, where it is not square")
+    parser.add_argument(
+        "-norm_pix_loss",
+        "--norm_pix_loss",
+        choices=("True", "False"),
+        help="whether the decoder predicts normalised pixels, where the file does not tell",
+    )
+    args = parser.parse_args(argv)
+    try:
+        heads = _numbers("-heads", args.heads, (1, 2))
+        grid = _numbers("-grid", args.grid, (2,))
+        report = port(
+            args.source,
+            args.destination,
+            target=args.to,
+            heads=(*heads, None, None)[:2],
+            grid_hw=grid or None,
+            norm_pix_loss=None if args.norm_pix_loss is None else args.norm_pix_loss == "True",
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report)
+    return 0
+
+
+def _numbers(flag: str, text: str | None, counts: tuple[int, ...]) -> tuple[int, ...]:
+    """Read whole numbers above 0, separated by commas."""
+    if text is None:
+        return ()
+    parts = text.split(",")
+    if len(parts) not in counts or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"{flag} {text}: expected {' or '.join(map(str, counts))} whole numbers, separated by a comma")
+    return tuple(int(part) for part in parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

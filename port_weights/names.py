@@ -1,0 +1,59 @@
+"""The same tensors under two names: the official MAE's, which timm and most others share, and ours (PaddleViT's)."""
+
+import re
+
+_TOP = {  # ours: official
+    "cls_token": "cls_token",
+    "encoder_position_embedding": "pos_embed",
+    "patch_embedding.patch_embedding": "patch_embed.proj",
+    "encoder.norm": "norm",
+    "encoder_norm": "fc_norm",
+    "classifier": "head",
+    "classifier.0._mean": "head.0.running_mean",
+    "classifier.0._variance": "head.0.running_var",
+    "classifier.1": "head.1",
+    "mask_token": "mask_token",
+    "decoder_position_embedding": "decoder_pos_embed",
+    "linear_projection": "decoder_embed",
+    "decoder.norm": "decoder_norm",
+    "decoder_pred": "decoder_pred",
+}
+_STACKS = {"encoder.layers": "blocks", "decoder.layers": "decoder_blocks"}
+_IN_LAYER = {
+    "attn_norm": "norm1",
+    "attn.qkv": "attn.qkv",
+    "attn.out": "attn.proj",
+    "mlp_norm": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_REVERSED = [{value: key for key, value in table.items()} for table in (_TOP, _STACKS, _IN_LAYER)]
+
+
+def official_name(name: str) -> str | None:
+    """Return the official name of one of our tensors, or None."""
+    return _translate(name, _TOP, _STACKS, _IN_LAYER)
+
+
+def our_name(name: str) -> str | None:
+    """Return our name of an official tensor, or None."""
+    return _translate(name, *_REVERSED)
+
+
+def is_linear_weight(name: str, ndim: int) -> bool:
+    """Tell whether a tensor is a matrix that torch keeps as [out, in] and Paddle as [in, out]."""
+    return ndim == 2 and name.endswith(".weight")
+
+
+def _translate(name: str, top: dict[str, str], stacks: dict[str, str], in_layer: dict[str, str]) -> str | None:
+    if name in top:
+        return top[name]
+    module, _, kind = name.rpartition(".")
+    if kind not in ("weight", "bias"):
+        return None
+    if module in top:
+        return f"{top[module]}.{kind}"
+    layer = re.fullmatch(r"(.+?)\.(\d{1,3})\.(.+)", module)
+    if layer and layer[1] in stacks and layer[3] in in_layer:
+        return f"{stacks[layer[1]]}.{layer[2]}.{in_layer[layer[3]]}.{kind}"
+    return None

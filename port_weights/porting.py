@@ -1,0 +1,252 @@
+"""Port a weight file: read it, recognise it, check every tensor, and write it whole or not at all."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import weight_files
+from architecture import Architecture, count_layers, infer
+from errors import UserError
+from port_weights.families import Recognised, recognise
+from port_weights.writing import check_destination, write
+from stored_tensor import FLOAT_DTYPES, StoredTensor
+
+_KNOWN_ENCODERS = {  # (width, depth): heads; timm, official MAE and MAWS agree on these
+    (768, 12): 12,
+    (1024, 24): 16,
+    (1280, 32): 16,
+    (2560, 24): 32,
+    (4096, 32): 32,
+}
+_KNOWN_DECODERS = {512: 16}  # width: heads
+_DISPUTED = {
+    192: "MAE-Lite's ViT-Tiny has 12 heads, timm's and DeiT's have 3",
+    384: "MAE-Lite's ViT-Small has 12 heads, timm's and DeiT's have 6",
+}
+_LARGEST_EXPANSION = 4  # bytes of all tensors over bytes of the file; above it, tensors share theirs
+
+
+@dataclasses.dataclass
+class Report:
+    """What became of a file; `str()` gives the lines that the command prints."""
+
+    source: Path
+    family: str
+    architecture: Architecture
+    heads_from: str
+    mapped: int
+    num_elements: int
+    dtypes: list[str]
+    dropped: dict[str, str]
+    notes: list[str]
+    written: list[Path]
+    sha256: str
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.source}: {self.family}",
+            f"  content       {self.architecture.content}",
+            f"  architecture  {self.architecture}",
+            f"  heads         {self.heads_from}",
+            f"  mapped        {self.mapped} tensors, {self.num_elements:,} numbers, {', '.join(self.dtypes)}",
+        ]
+        reasons = sorted(set(self.dropped.values()))
+        for reason in reasons:
+            dropped = [name for name, why in self.dropped.items() if why == reason]
+            more = f", and {len(dropped) - 4} more" if len(dropped) > 4 else ""
+            lines.append(f"  dropped       {', '.join(dropped[:4])}{more}: {reason}")
+        if not reasons:
+            lines.append("  dropped       nothing")
+        lines.append("  missing       nothing")
+        lines += [f"  note          {note}" for note in self.notes]
+        lines.append(f"  source sha256 {self.sha256}")
+        lines += [f"wrote {path}" for path in self.written]
+        return "\n".join(lines)
+
+
+def port(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    target: str = "paddle",
+    heads: tuple[int | None, int | None] = (None, None),
+    grid_hw: tuple[int, int] | None = None,
+    norm_pix_loss: bool | None = None,
+) -> Report:
+    """Convert a weight file.
+
+    Args:
+        source: a weight file of any known family; a directory of transformers; or a run or checkpoint of ours.
+        destination: for "paddle" a `.pdparams` or `.safetensors` file, and a `.yaml` that builds the model goes beside
+            it; for "official" a `.pth` file, for "timm" that or `.safetensors`, for "transformers" a directory.
+        target: whose names and layout to write.
+        heads: attention heads of encoder and decoder, where neither file nor table tells, or against them.
+        grid_hw: patches per column and per row, where the grid is not square.
+        norm_pix_loss: whether the decoder predicts normalised pixels, where the file does not tell.
+
+    Raises:
+        UserError: if the file is not understood, any tensor is missing, unexpected, mis-shaped or not finite, or the
+            destination cannot be written. What was there before is unchanged then.
+    """
+    destination = Path(destination)
+    check_destination(destination, target)
+    path, config = _find_source(Path(source))
+    if destination.exists() and destination.resolve() == path.resolve():
+        raise UserError(f"{destination}: is the source itself; write to another file")
+    file = weight_files.read(path)
+    found = recognise(file, config, grid_hw)
+    tensors, architecture, heads_from = _check(file, found, heads, norm_pix_loss)
+    notes = _notes(file, found, architecture)
+    tensors = {name: _in_float32(tensor.checked(name, path)) for name, tensor in tensors.items()}
+    digest = _sha256(path)
+    counter = _batches_tracked(file)
+    origin = {"file": path.name, "sha256": digest, "family": found.family}
+    description = {"architecture": architecture.to_dict(), "ported_from": origin} | counter
+    written, left_out = write(destination, target, tensors, architecture, description)
+    if left_out:
+        notes.append(f"{len(left_out)} tensors of the decoder were left out: timm has no autoencoder")
+    return Report(
+        source=path,
+        family=found.family,
+        architecture=architecture,
+        heads_from=heads_from,
+        mapped=len(tensors),
+        num_elements=sum(tensor.size for tensor in tensors.values()),
+        dtypes=sorted({tensor.dtype for tensor in found.tensors.values()}),
+        dropped=found.dropped,
+        notes=notes,
+        written=written,
+        sha256=digest,
+    )
+
+
+# ---- reading and checking ----------------------------------------------------------------------
+
+
+def _find_source(source: Path) -> tuple[Path, Mapping]:
+    """Return the weight file that a path stands for, and transformers' config beside it."""
+    path = None
+    if source.is_dir():
+        if (source / "model.safetensors.index.json").is_file():
+            raise UserError(
+                f"{source}: its weights are in several files; save them in one with transformers' save_pretrained"
+            )
+        names = ("model.safetensors", "pytorch_model.bin")
+        path = next((source / name for name in names if (source / name).is_file()), None)
+    path = path or weight_files.resolve(source)
+    config_file = path.parent / "config.json"
+    if not config_file.is_file() or path.suffix not in (".safetensors", ".bin"):
+        return path, {}
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{config_file}: not readable: {error}") from error
+    return path, config if isinstance(config, dict) and "vit" in str(config.get("model_type")) else {}
+
+
+def _check(
+    file: weight_files.WeightFile, found: Recognised, heads: tuple[int | None, int | None], norm_pix_loss: bool | None
+) -> tuple[dict[str, StoredTensor], Architecture, str]:
+    """Infer the architecture, and hold every tensor against it; returns the tensors in its order."""
+    shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
+    try:
+        encoder_heads, encoder_from = _encoder_heads(found, shapes, heads[0])
+        decoder_heads, decoder_from = _decoder_heads(found, shapes, heads[1])
+        pixels = norm_pix_loss if norm_pix_loss is not None else found.norm_pix_loss
+        architecture = infer(shapes, encoder_heads, decoder_heads, found.grid_hw, pixels)
+    except UserError as error:
+        raise UserError(f"{file.path}: {error}") from error
+    expected = architecture.shapes()
+    problems = [f"{name} is missing" for name in expected if name not in shapes]
+    problems += [f"{name} has no place" for name in shapes if name not in expected]
+    problems += [
+        f"{name} is {list(shapes[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
+    ]
+    problems += [
+        f"{name} is {tensor.dtype}, and weights are {', '.join(FLOAT_DTYPES)}"
+        for name, tensor in found.tensors.items()
+        if tensor.dtype not in FLOAT_DTYPES
+    ]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(f"{file.path}: not a whole {found.family} ViT: {'; '.join(problems[:5])}{more}")
+    for part, tower in (("encoder", architecture.encoder), ("decoder", architecture.decoder)):
+        if tower is not None and (tower.heads < 1 or tower.width % tower.heads):
+            raise UserError(f"{file.path}: {tower.heads} heads do not divide the {part}'s width of {tower.width}")
+    size = sum(tensor.nbytes for tensor in found.tensors.values())
+    if size > _LARGEST_EXPANSION * file.path.stat().st_size:
+        raise UserError(f"{file.path}: refused, its tensors claim {size:,} bytes, far more than the file has")
+    source = encoder_from + (f"; decoder {decoder_from}" if architecture.decoder else "")
+    return {name: found.tensors[name] for name in expected}, architecture, source
+
+
+def _encoder_heads(found: Recognised, shapes: Mapping, given: int | None) -> tuple[int, str]:
+    width, depth = shapes["patch_embedding.patch_embedding.weight"][0], count_layers(shapes, "encoder")
+    if given is not None:
+        return given, "as -heads says"
+    if found.heads[0] is not None:
+        return found.heads[0], found.heads_from
+    if (width, depth) in _KNOWN_ENCODERS:
+        return _KNOWN_ENCODERS[width, depth], "as the known model of this width and depth has"
+    why = _DISPUTED.get(width, "no model of this size is known here")
+    raise UserError(
+        f"{width} wide and {depth} deep, but the number of attention heads is not visible in the shapes, and {why}; "
+        "say it with -heads ENCODER[,DECODER]"
+    )
+
+
+def _decoder_heads(found: Recognised, shapes: Mapping, given: int | None) -> tuple[int | None, str]:
+    if "mask_token" not in shapes:
+        return None, ""
+    if given is not None:
+        return given, "as -heads says"
+    if found.heads[1] is not None:
+        return found.heads[1], found.heads_from
+    width = shapes["mask_token"][-1]
+    if width in _KNOWN_DECODERS:
+        return _KNOWN_DECODERS[width], "as the known decoder of this width has"
+    raise UserError(
+        f"a decoder {width} wide, but its number of attention heads is not visible in the shapes, and no decoder of "
+        "this width is known here; say it with -heads ENCODER,DECODER"
+    )
+
+
+def _notes(file: weight_files.WeightFile, found: Recognised, architecture: Architecture) -> list[str]:
+    notes = []
+    if file.wrapper is not None:
+        notes.append(f"the weights were the file's entry {file.wrapper!r}")
+    if any(tensor.dtype != "float32" for tensor in found.tensors.values()):
+        notes.append("written in float32, which holds every value exactly")
+    if architecture.decoder is not None and architecture.norm_pix_loss is None:
+        notes.append(
+            "the file does not tell whether the decoder predicts normalised pixels; taken as normalised, as in the "
+            "official pretraining files (the mae_visualize files are not: -norm_pix_loss False)"
+        )
+    if found.family == "MAE-CT":
+        notes.append("the position table got a zero row for the class token, which MAE-CT leaves without position")
+    return notes
+
+
+def _in_float32(tensor: StoredTensor) -> StoredTensor:
+    return StoredTensor(tensor.shape, "float32", tensor.read_float32)
+
+
+def _batches_tracked(file: weight_files.WeightFile) -> dict[str, int]:
+    """Return torch's count of batches of a linear probe's batch norm, so that it can go back."""
+    for name, tensor in file.tensors.items():
+        if re.search(r"(^|\.)head\.0\.num_batches_tracked$", name) and tensor.size == 1:
+            return {"batches_tracked": int(tensor.read().reshape(()))}
+    return {"batches_tracked": file.metadata["batches_tracked"]} if "batches_tracked" in file.metadata else {}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,117 @@
+"""Write ported weights for a target, whole or not at all."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+import weight_files
+from architecture import Architecture
+from errors import UserError
+from port_weights import export
+from stored_tensor import StoredTensor
+
+Tensors = Mapping[str, StoredTensor]
+
+_TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar")
+_SUFFIXES = {
+    "paddle": (".pdparams", ".safetensors"),
+    "official": _TORCH_SUFFIXES,
+    "timm": (*_TORCH_SUFFIXES, ".safetensors"),
+    "transformers": (),
+}
+TARGETS = tuple(_SUFFIXES)
+_CONFIG_MARK = "# Builds the model of "
+
+
+def check_destination(destination: Path, target: str) -> None:
+    """Raise UserError if weights for a target cannot go there."""
+    if target not in TARGETS:
+        raise UserError(f"-to {target}: must be one of {', '.join(TARGETS)}")
+    if target == "transformers":
+        if destination.exists() and not destination.is_dir():
+            raise UserError(f"{destination}: is a file; for transformers, name a directory")
+        return
+    suffixes = _SUFFIXES[target]
+    if destination.suffix not in suffixes or destination.is_dir():
+        raise UserError(f"{destination}: for {target} weights, name a file that ends in {', '.join(suffixes)}")
+    config_file = destination.with_suffix(".yaml")
+    if target == "paddle" and config_file.exists():
+        with open(config_file, encoding="utf-8", errors="replace") as file:
+            if not file.readline().startswith(_CONFIG_MARK):
+                raise UserError(f"{config_file}: exists, and is not from here; the model's YAML would go there")
+
+
+def write(
+    destination: Path, target: str, tensors: Tensors, architecture: Architecture, description: Mapping
+) -> tuple[list[Path], list[str]]:
+    """Write weights and what goes beside them.
+
+    Args:
+        tensors: under our names.
+        description: kept in the file for target "paddle"; `batches_tracked` goes back to torch.
+
+    Returns:
+        The files written, and the official names of tensors for which the target has no place.
+    """
+    if target == "paddle":
+        text = _config_text(destination, architecture, description)
+        return _write_files(destination, tensors, description, destination.with_suffix(".yaml"), text), []
+    if target == "transformers":
+        renamed, config = export.to_transformers(tensors, architecture)
+        text = json.dumps(config, indent=2) + "\n"
+        return _write_files(
+            destination / "model.safetensors", renamed, description, destination / "config.json", text
+        ), []
+    left_out: list[str] = []
+    if target == "timm":
+        renamed, left_out = export.to_timm(tensors, architecture)
+        encoder = dataclasses.replace(architecture, decoder=None, norm_pix_loss=None)
+        description = {**description, "architecture": encoder.to_dict()}
+    else:
+        renamed = export.to_official(tensors)
+        if architecture.probe:
+            count = np.array(description.get("batches_tracked", 0), np.int64)
+            renamed["head.0.num_batches_tracked"] = StoredTensor.of(count)
+    with weight_files.replacing(destination) as path:
+        if destination.suffix == ".safetensors":
+            weight_files.write_safetensors(path, renamed, description)
+        else:
+            weight_files.write_torch(path, renamed, "model" if target == "official" else "state_dict", description)
+    return [destination], left_out
+
+
+def _write_files(weights: Path, tensors: Tensors, description: Mapping, companion: Path, text: str) -> list[Path]:
+    """Write weights and the text file that goes with them; both appear, or neither."""
+    write_weights = weight_files.write_safetensors if weights.suffix == ".safetensors" else weight_files.write_pdparams
+    with contextlib.ExitStack() as stack:
+        text_path = stack.enter_context(weight_files.replacing(companion))
+        weights_path = stack.enter_context(weight_files.replacing(weights))
+        text_path.write_text(text, encoding="utf-8")
+        write_weights(weights_path, tensors, description)
+    return [weights, companion]
+
+
+def _config_text(weights: Path, architecture: Architecture, description: Mapping) -> str:
+    """Return a YAML that builds the model; its first line marks it as ours."""
+    values: dict = {}
+    for key, value in architecture.settings().items():
+        *sections, leaf = key.split(".")
+        node = values
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    origin = description["ported_from"]
+    lines = [
+        f"{_CONFIG_MARK}{weights.name}, {architecture.content}.",
+        f"# Ported from {origin['file']} ({origin['family']}, sha256 {origin['sha256'][:16]}).",
+    ]
+    if architecture.channels != 3:
+        lines.append(
+            "# The file does not tell what its images were normalised by: check IMAGENET_MEAN and IMAGENET_STD."
+        )
+    return "\n".join(lines) + "\n" + yaml.safe_dump(values, sort_keys=False)
