@@ -19,7 +19,7 @@ import safe_pickle
 from errors import UserError
 from stored_tensor import StoredTensor
 
-_ZIP_MAGIC = b"PK\x03\x04"
+_ZIP_MAGIC = b"PK"
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled number that torch wrote before 1.6
 _DTYPE_OF_STORAGE = {
     "FloatStorage": "float32",

@@ -98,7 +98,7 @@ def port(
         raise UserError(f"{destination}: is the source itself; write to another file")
     file = weight_files.read(path)
     found = recognise(file, config, grid_hw)
-    tensors, architecture, heads_from = _check(file, found, heads, norm_pix_loss)
+    tensors, architecture, heads_from = check(file, found, heads, norm_pix_loss)
     notes = _notes(file, found, architecture)
     tensors = {name: _in_float32(tensor.checked(name, path)) for name, tensor in tensors.items()}
     digest = _sha256(path)
@@ -147,7 +147,7 @@ def _find_source(source: Path) -> tuple[Path, Mapping]:
     return path, config if isinstance(config, dict) and "vit" in str(config.get("model_type")) else {}
 
 
-def _check(
+def check(
     file: weight_files.WeightFile, found: Recognised, heads: tuple[int | None, int | None], norm_pix_loss: bool | None
 ) -> tuple[dict[str, StoredTensor], Architecture, str]:
     """Infer the architecture, and hold every tensor against it; returns the tensors in its order."""
