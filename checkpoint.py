@@ -179,7 +179,7 @@ def _advice(weights: dict[str, StoredTensor], own: dict) -> str:
     if "mask_token" in weights and "mask_token" not in own:
         return "the file is a pretrained autoencoder: finetune or probe it first"
     if "mask_token" in own and "mask_token" not in weights:
-        return "the file is encoder only, and a pretrained autoencoder needs a trained decoder, too"
+        return "the file holds no decoder (it is encoder only, or a classifier), and a trained one is needed here"
     if "encoder_position_embedding" not in weights:
         return "its names are of another code; convert it: python -m port_weights FILE NEW.pdparams"
     if ("classifier.1.weight" in weights) != ("classifier.1.weight" in own):

@@ -123,6 +123,14 @@ def resolve(path: str | Path) -> Path:
     raise UserError(f"{path}: {what}; expected a .pdparams or .safetensors file, or a checkpoint directory")
 
 
+def config_beside(path: Path) -> Path:
+    """Find the YAML that builds the model of a weight file: of the same name, or config.yaml in its directory."""
+    for candidate in (path.with_suffix(".yaml"), path.with_name("config.yaml")):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"{path}: no {path.stem}.yaml or config.yaml beside it tells how to build its model")
+
+
 # ---- reading -----------------------------------------------------------------------------------
 
 
@@ -240,10 +248,14 @@ def write_pdparams(path: str | Path, tensors: Mapping[str, StoredTensor], metada
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, StoredTensor], metadata: Mapping | None = None) -> None:
     """Write a `.safetensors` file; all tensors are in memory at once."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     arrays = {name: np.ascontiguousarray(tensor.read()).reshape(tensor.shape) for name, tensor in tensors.items()}
-    save_file(arrays, path, metadata={"format": "pt", **_metadata_texts(metadata)})  # transformers asks for a format
+    try:  # transformers asks for a format
+        save_file(arrays, path, metadata={"format": "pt", **_metadata_texts(metadata)})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def write_torch(path: str | Path, tensors: Mapping[str, StoredTensor], wrapper: str, metadata: Mapping) -> None:

@@ -172,12 +172,17 @@ def _with_zero_row(table: StoredTensor) -> StoredTensor:
 
 
 def _drop_partial_block(inside: Tensors, prefix: str, dropped: dict[str, str]) -> None:
-    """Drop a last block that only gives attention scores: MAE-Lite's decoupled distillation adds one."""
+    """Drop a last block that only gives attention scores, as MAE-Lite's decoupled distillation adds one.
+
+    The decoder goes, too: it was trained on the output of a lower block, and would get another one here.
+    """
     blocks = sorted({int(match[1]) for match in (re.match(r"blocks\.(\d{1,3})\.", name) for name in inside) if match})
     last = [name for name in inside if blocks and name.startswith(f"blocks.{blocks[-1]}.")]
     if last and {name.split(".", 2)[2].rpartition(".")[0] for name in last} == {"norm1", "attn.qkv"}:
-        for name in last:
-            dropped[prefix + name] = "block that only gives attention scores to a distillation"
+        decoder = [name for name in inside if name.startswith(("decoder_", "mask_token"))]
+        dropped |= {prefix + name: "block that only gives attention scores to a distillation" for name in last}
+        dropped |= {prefix + name: "decoder that was trained on a lower block" for name in decoder}
+        for name in (*last, *decoder):
             del inside[name]
 
 

@@ -75,6 +75,7 @@ def port(
     heads: tuple[int | None, int | None] = (None, None),
     grid_hw: tuple[int, int] | None = None,
     norm_pix_loss: bool | None = None,
+    expected: Architecture | None = None,
 ) -> Report:
     """Convert a weight file.
 
@@ -86,6 +87,7 @@ def port(
         heads: attention heads of encoder and decoder, where neither file nor table tells, or against them.
         grid_hw: patches per column and per row, where the grid is not square.
         norm_pix_loss: whether the decoder predicts normalised pixels, where the file does not tell.
+        expected: what the file must hold.
 
     Raises:
         UserError: if the file is not understood, any tensor is missing, unexpected, mis-shaped or not finite, or the
@@ -99,6 +101,9 @@ def port(
     file = weight_files.read(path)
     found = recognise(file, config, grid_hw)
     tensors, architecture, heads_from = check(file, found, heads, norm_pix_loss)
+    if expected is not None and architecture != expected:
+        found_words, expected_words = (f"{model.content}, {model}" for model in (architecture, expected))
+        raise UserError(f"{path}: is {found_words}; expected {expected_words}")
     notes = _notes(file, found, architecture)
     tensors = {name: _in_float32(tensor.checked(name, path)) for name, tensor in tensors.items()}
     digest = _sha256(path)

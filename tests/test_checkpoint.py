@@ -11,7 +11,10 @@ import weight_files
 from architecture import Architecture, Tower
 from mae import MAEPretrain
 from optim import WeightAverage, build_optimizer, param_groups
+from stored_tensor import StoredTensor
 from tests.conftest import assert_close
+from tests.malformed_weights import safetensors_bytes, torch_bytes
+from tests.weights_by_hand import official_arrays
 from transformer import VisionTransformer
 
 pytestmark = pytest.mark.quick
@@ -19,7 +22,7 @@ pytestmark = pytest.mark.quick
 
 def make_vit(image=(8, 8), seed=0, **options):
     paddle.seed(seed)
-    return VisionTransformer(image, 4, 3, num_classes=3, embed_dim=16, depth=1, num_heads=2, **options)
+    return VisionTransformer(image, 4, 3, **{"num_classes": 3, **options}, embed_dim=16, depth=1, num_heads=2)
 
 
 VIT = Architecture(Tower(16, 1, 2), patch_px=4, grid_hw=(2, 2), num_classes=3)
@@ -133,6 +136,39 @@ def test_safe_pickle_reads_what_numpy_and_paddle_write(tmp_path):
         loaded = safe_pickle.load(tmp_path / "p")
         assert np.array_equal(loaded["a"], data["a"])
         assert loaded["b"] == [1.5]
+
+
+def test_another_number_of_heads_is_refused(tmp_path):
+    """Heads change no shape: without this, the weights would load and give other outputs."""
+    for suffix in ("pdparams", "safetensors"):
+        path = tmp_path / f"w.{suffix}"
+        tensors = {name: StoredTensor.of(value.numpy()) for name, value in make_vit(seed=1).state_dict().items()}
+        write = weight_files.write_pdparams if suffix == "pdparams" else weight_files.write_safetensors
+        write(path, tensors, {"architecture": VIT.to_dict()})
+        checkpoint.load_weights(make_vit(), path)
+        other = VisionTransformer((8, 8), 4, 3, num_classes=3, embed_dim=16, depth=1, num_heads=4)
+        with pytest.raises(
+            ValueError, match="trained with 2 encoder heads, and this model has 4: set MODEL.ENCODER.NUM"
+        ):
+            checkpoint.load_weights(other, path)
+
+
+def test_a_file_without_a_decoder_never_becomes_an_autoencoder(tmp_path):
+    state = make_vit(num_classes=0).state_dict()
+    paddle.save(state, str(tmp_path / "encoder.pdparams"))
+    model, untouched = make_mae(seed=1), make_mae(seed=1)
+    with pytest.raises(ValueError, match="mask_token.*the file holds no decoder"):
+        checkpoint.load_weights(model, tmp_path / "encoder")
+    assert equal(model, untouched)
+
+
+def test_files_of_other_codes_are_sent_to_the_converter(tmp_path):
+    (tmp_path / "w.pth").write_bytes(torch_bytes(official_arrays()))
+    with pytest.raises(ValueError, match="a torch file, whose names differ; convert it: python -m port_weights"):
+        checkpoint.load_weights(make_vit(), tmp_path / "w.pth")
+    (tmp_path / "w.safetensors").write_bytes(safetensors_bytes(official_arrays()))
+    with pytest.raises(ValueError, match="its names are of another code; convert it: python -m port_weights"):
+        checkpoint.load_weights(make_vit(), tmp_path / "w")
 
 
 # ---- training states

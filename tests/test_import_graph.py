@@ -10,13 +10,13 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"errors", "runtime"},
     {"config", "safe_pickle", "samplers", "stored_tensor"},
-    {"pos_embed", "augment", "mixup", "optim", "distributed", "metrics", "datasets", "torch_file"},
+    {"pos_embed", "augment", "mixup", "optim", "distributed", "metrics", "datasets", "torch_file", "download"},
     {"architecture"},
     {"weight_files"},
     {"checkpoint", "transformer"},
     {"mae", "engine"},
     {"cli"},
-    {"recipes"},
+    {"recipes", "zoo"},
     {"main_multi_gpu_pretrain", "main_multi_gpu_finetune", "main_multi_gpu_linearprobe"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}

@@ -2,8 +2,8 @@
 
     python -m tools.visualise RUN -data_path DIR [-dataset NAME] [-num 8] [-mask_ratio 0.75] [-seed 0] [-out FILE.png]
 
-RUN is a pretraining run or one of its checkpoints; images come from the val split of its own data set unless
--dataset and -data_path name another one. Columns: original, masked, reconstruction, reconstruction with the visible
+RUN is a pretraining run, one of its checkpoints, or a ported file with its YAML; images come from the val split of its
+own data set unless -dataset and -data_path name another one. Columns: original, masked, reconstruction, reconstruction with the visible
 patches put back. Models trained on normalised pixels predict each patch up to its mean and contrast; those are taken
 from the original patch.
 """
@@ -33,9 +33,9 @@ _GAP_PX = 2
 
 
 def load_pretrained(path: str | Path) -> tuple[mae.MAEPretrain, object]:
-    """Load a model and its config from a pretraining run or checkpoint of ours."""
+    """Load a model and its config from a pretraining run, a checkpoint, or a file with its YAML beside it."""
     weights = weight_files.resolve(path)
-    config = get_config(weights.parent / "config.yaml")
+    config = get_config(weight_files.config_beside(weights))
     model = mae.build_mae_pretrain(config)
     checkpoint.load_weights(model, weights)
     model.eval()
@@ -115,7 +115,7 @@ def val_images(config, num_images: int, seed: int = 0) -> np.ndarray:
 def main(argv: list[str] | None = None) -> Path:
     """Write the picture, and return its path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="pretraining run or checkpoint directory")
+    parser.add_argument("run", help="pretraining run, checkpoint directory, or ported file")
     parser.add_argument("-dataset", "--dataset", help="instead of the run's own")
     parser.add_argument("-data_path", "--data_path", help="instead of the run's own")
     parser.add_argument("-num", "--num", type=int, default=8, help="number of images")
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> Path:
     model, config = load_pretrained(args.run)
     overrides = {"DATA.DATASET": args.dataset, "DATA.DATA_PATH": args.data_path}
     overrides = [word for key, value in overrides.items() if value is not None for word in (key, value)]
-    config = get_config(weight_files.resolve(args.run).parent / "config.yaml", overrides)
+    config = get_config(weight_files.config_beside(weight_files.resolve(args.run)), overrides)
     panels = draw_panels(model, config, val_images(config, args.num, args.seed), args.seed, args.mask_ratio)
     make_grid(panels).save(out)
     print(f"wrote {out}: original, masked, reconstruction, reconstruction with the visible patches")

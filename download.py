@@ -1,0 +1,240 @@
+"""Download files into a cache: resumable, checked, and never half there.
+
+The cache keys a file by its whole address, because different files may share their last part. In the folder of an
+address lie the file, a record of its size and SHA-256 sum from its first use, and what an interrupted download left.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from errors import UserError
+
+CACHE_VARIABLE, MIRROR_VARIABLE = "MAE_CACHE", "MAE_MIRROR"
+_CHUNK_BYTES = 1 << 20
+_ATTEMPTS = 5
+_TIMEOUT_SECS = 30.0
+_RETRY_CODES = (408, 425, 429, 500, 502, 503, 504)
+
+
+def cache_dir() -> Path:
+    """Return the directory for downloads: $MAE_CACHE, else mae_paddle in the user's cache directory."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mae_paddle"
+
+
+def folder_of(url: str) -> Path:
+    """Return the folder in the cache that belongs to an address."""
+    return cache_dir() / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def is_cached(url: str) -> bool:
+    """Tell whether the file of an address was downloaded before."""
+    return _read_record(folder_of(url)) is not None
+
+
+def mirrored(url: str) -> str:
+    """Return where to fetch an address from: $MAE_MIRROR/host/path, if there is a mirror."""
+    mirror = os.environ.get(MIRROR_VARIABLE)
+    return f"{mirror.rstrip('/')}/{url.partition('://')[2]}" if mirror else url
+
+
+def fetch(
+    url: str,
+    file_name: str = "",
+    *,
+    md5_prefix: str = "",
+    source: str | None = None,
+    say: Callable[[str], None] = print,
+    first_wait_secs: float = 1.0,
+) -> Path:
+    """Return the file of an address, from the cache or the network.
+
+    Args:
+        url: the address, which is the file's identity in the cache.
+        file_name: its name there; the last part of the address, if empty.
+        md5_prefix: beginning of the MD5 sum that the file must have.
+        source: a local path or another address to take it from.
+        say: gets the lines that tell what happens.
+        first_wait_secs: pause before the second attempt; doubles with each further one.
+
+    Raises:
+        UserError: if it cannot be had, or is not the file that it should be. The cache has no wrong file then.
+    """
+    folder = folder_of(url)
+    file = folder / (file_name or urllib.parse.unquote(url.rpartition("/")[2]))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            record = _read_record(folder)
+            if file.is_file() and record:
+                if _sums(file)["sha256"] == record["sha256"]:
+                    return file
+                say(f"warning: {file} has changed since it was downloaded; it is fetched again")
+            part = folder / f"{file.name}.part"
+            address = _address(source) if source else mirrored(url)
+            say(f"fetching {address}")
+            _download(address, part, first_wait_secs)
+            _accept(part, file, url, md5_prefix, record)
+            say(f"saved {file} ({file.stat().st_size:,} bytes)")
+            return file
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written: {error.strerror or error}") from error
+
+
+# ---- checks ------------------------------------------------------------------------------------
+
+
+def _accept(part: Path, file: Path, url: str, md5_prefix: str, record: dict | None) -> None:
+    """Move a whole download into its place if it is the right file; delete it otherwise."""
+    sums = _sums(part)
+    wrong = ""
+    if not sums["md5"].startswith(md5_prefix):
+        wrong = f"its MD5 sum starts with {sums['md5'][: len(md5_prefix)]}, and {md5_prefix} was published"
+    elif record and record["sha256"] != sums["sha256"]:
+        wrong = (
+            f"its SHA-256 sum is {sums['sha256'][:16]}..., and it was {record['sha256'][:16]}... when first used; "
+            f"if the new file is meant, delete {file.parent}"
+        )
+    if wrong:
+        part.unlink()
+        raise UserError(f"{url}: refused, it is not the file that it should be: {wrong}")
+    _write_record(file.parent, {"url": url, "file": file.name, **sums})
+    os.replace(part, file)
+
+
+def _sums(file: Path) -> dict[str, object]:
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    with open(file, "rb") as opened:
+        while chunk := opened.read(_CHUNK_BYTES):
+            md5.update(chunk)
+            sha256.update(chunk)
+    return {"size": file.stat().st_size, "md5": md5.hexdigest(), "sha256": sha256.hexdigest()}
+
+
+def _read_record(folder: Path) -> dict | None:
+    try:
+        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        return record if isinstance(record, dict) and "sha256" in record else None
+    except (OSError, ValueError):
+        return None
+
+
+def _write_record(folder: Path, record: dict) -> None:
+    temporary = folder / "record.json.new"
+    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    os.replace(temporary, folder / "record.json")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time work in a folder."""
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# ---- transfer ----------------------------------------------------------------------------------
+
+
+def _address(source: str) -> str:
+    return source if "://" in source else Path(source).expanduser().resolve().as_uri()
+
+
+def _download(address: str, part: Path, wait_secs: float) -> None:
+    """Complete `part`; an attempt that gets further than the one before does not count."""
+    attempts = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _transfer(address, part)
+            return
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code not in _RETRY_CODES:
+                raise UserError(f"{address}: {_describe(error)}{_offline_advice()}") from error
+            after = part.stat().st_size if part.exists() else 0
+            attempts = 1 if after > before else attempts + 1
+            if attempts >= _ATTEMPTS or _is_hopeless(error):
+                kept = f"; {after:,} bytes are kept, and the same command goes on from there" if after else ""
+                raise UserError(f"{address}: {_describe(error)}{kept}{_offline_advice()}") from error
+        time.sleep(wait_secs * 2 ** (attempts - 1))
+
+
+def _transfer(address: str, part: Path) -> None:
+    """Make one request, and append what comes to `part`; raise ConnectionError if it is not all."""
+    have = part.stat().st_size if part.exists() else 0
+    tag_file = part.with_name(f"{part.name}.tag")  # tells a resumed download that the file is still the same
+    tag = tag_file.read_text(encoding="utf-8") if have and tag_file.is_file() else ""
+    request = urllib.request.Request(address, headers={"User-Agent": "mae-paddle"})
+    if tag:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", tag)
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECS)
+    except urllib.error.HTTPError as error:
+        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        part.unlink()  # what is there is no beginning of this file
+        raise ConnectionError("the server cannot continue the download") from error
+    with response:
+        if response.headers.get_content_type() == "text/html":
+            raise UserError(f"{address}: a web page came instead of a file{_offline_advice()}")
+        start = have if response.status == http.client.PARTIAL_CONTENT else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length is not None else None
+        tag_file.write_text(
+            response.headers.get("ETag") or response.headers.get("Last-Modified") or "", encoding="utf-8"
+        )
+        free = shutil.disk_usage(part.parent).free
+        if total is not None and total - start > free:
+            raise UserError(f"{part.parent}: the disk has {free:,} bytes left, and {total - start:,} are needed")
+        _copy(response, part, start, total)
+    tag_file.unlink(missing_ok=True)
+
+
+def _copy(response, part: Path, start: int, total: int | None) -> None:
+    with (
+        open(part, "r+b" if start else "wb") as file,
+        tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=None) as bar,  # on terminals only
+    ):
+        file.seek(start)
+        while chunk := response.read(_CHUNK_BYTES):
+            file.write(chunk)
+            bar.update(len(chunk))
+        file.truncate()
+        done = file.tell()
+    if total is not None and done < total:
+        raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _is_hopeless(error: Exception) -> bool:
+    """Tell whether there is no use in trying again: no such file, no such host, nothing listens, not trusted."""
+    return isinstance(
+        getattr(error, "reason", error), (FileNotFoundError, socket.gaierror, ConnectionRefusedError, ssl.SSLError)
+    )
+
+
+def _describe(error: Exception) -> str:
+    return str(error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error))
+
+
+def _offline_advice() -> str:
+    return (
+        f". Without a connection: get the file elsewhere, and name it with -from FILE, or set {MIRROR_VARIABLE} to an "
+        "address or file:// directory that has it under HOST/PATH"
+    )
