@@ -3,9 +3,9 @@
     python -m tools.visualise RUN -data_path DIR [-dataset NAME] [-num 8] [-mask_ratio 0.75] [-seed 0] [-out FILE.png]
 
 RUN is a pretraining run, one of its checkpoints, or a ported file with its YAML; images come from the val split of its
-own data set unless -dataset and -data_path name another one. Columns: original, masked, reconstruction, reconstruction with the visible
-patches put back. Models trained on normalised pixels predict each patch up to its mean and contrast; those are taken
-from the original patch.
+own data set unless -dataset and -data_path name another one. Columns: original, masked, reconstruction, reconstruction
+with the visible patches put back. Models trained on normalised pixels predict each patch up to its mean and contrast;
+those are taken from the original patch.
 """
 
 import runtime
