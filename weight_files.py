@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -120,7 +121,9 @@ def resolve(path: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     what = "holds no model.pdparams" if path.is_dir() else "no such file, with or without .pdparams"
-    raise UserError(f"{path}: {what}; expected a .pdparams or .safetensors file, or a checkpoint directory")
+    wanted = "expected a .pdparams or .safetensors file, or a checkpoint directory"
+    name = f"; published weights: python -m zoo fetch {path}" if re.fullmatch(r"vit_\w+\.\w+", str(path)) else ""
+    raise UserError(f"{path}: {what}; {wanted}{name}")
 
 
 def config_beside(path: Path) -> Path:

@@ -31,7 +31,7 @@ _DROPPED = (
 )
 _UNSUPPORTED = (
     (r"relative_position|rel_pos|\.[qv]_bias$", "relative position bias"),
-    (r"\.(gamma_?[12]?|ls[12]\.gamma)$|lambda_[12]", "layer scale"),
+    (r"\.(gamma_?[12]?|ls[12]\.gamma)$|\.lambda_?[12]$", "layer scale"),
     (r"\.[qk]_norm\.", "normalised queries and keys"),
     (r"^dist_token|head_dist|dist_norm", "distillation token or head"),
     (r"reg_token|register", "register tokens"),
@@ -51,6 +51,7 @@ class Recognised:
         heads_from: which of them, in words.
         norm_pix_loss: whether the decoder predicts normalised pixels, where the file tells.
         grid_hw: patches per column and per row, where the file tells.
+        notes: what a user should know.
     """
 
     family: str
@@ -60,6 +61,7 @@ class Recognised:
     heads_from: str = "as the file says"
     norm_pix_loss: bool | None = None
     grid_hw: tuple[int, int] | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def recognise(file: WeightFile, config: Mapping | None = None, grid_hw: tuple[int, int] | None = None) -> Recognised:
@@ -85,7 +87,7 @@ def recognise(file: WeightFile, config: Mapping | None = None, grid_hw: tuple[in
             )
         if own:
             found = convert(file, own[0], config or {}, grid_hw)
-            found.dropped |= dict.fromkeys(file.others, "not weights")
+            found.dropped |= dict.fromkeys(file.others, "another entry of the file")
             return _with_description(found, file)
     shown = ", ".join(list(file.tensors)[:6])
     raise UserError(f"{file.path}: not the weights of a ViT that is known here; its tensors: {shown}, ...")
@@ -127,6 +129,8 @@ def _from_official(file: WeightFile, prefix: str, config: Mapping, grid_hw: tupl
         tensors = _to_paddle_layout(tensors)
     _check_layout(file, tensors, "paddle")
     found = Recognised(family, tensors, dropped, grid_hw=grid_hw)
+    if not has_class_row:
+        found.notes.append("the position table got a zero row for the class token, which has no position in the file")
     if family == "MAE-Lite":
         found.heads = _lite_heads(tensors, is_moco=prefix.endswith("base_encoder."))
         found.heads_from = "as MAE-Lite's models have"
@@ -137,7 +141,7 @@ def _official_family(file: WeightFile, prefix: str, inside: Tensors, dropped: di
     if prefix == "vision_encoder.":
         return "MAWS CLIP, image tower"
     if not has_class_row:
-        return "MAE-CT"
+        return "MAE-CT, or timm without a position for the class token"
     if prefix in ("module.model.", "module.base_encoder.") or any("attn_adapter" in name for name in dropped):
         return "MAE-Lite"
     if file.kind == "paddle":
@@ -216,6 +220,7 @@ _TRANSFORMERS_IN_LAYER = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+_LAYER_NORM_EPS = 1e-6
 _QUERY_KEY_VALUE = re.compile(r"attention\.(?:attention\.(query|key|value)|([qkv])_proj)")
 
 
@@ -243,6 +248,10 @@ def _from_transformers(file: WeightFile, prefix: str, config: Mapping, grid_hw: 
         raise UserError(
             f"{file.path}: config.json says hidden_act={config['hidden_act']!r}; only exact gelu is known here"
         )
+    eps = config.get("layer_norm_eps", _LAYER_NORM_EPS)
+    notes = (
+        [f"config.json says layer_norm_eps={eps}; models here have {_LAYER_NORM_EPS}"] if eps != _LAYER_NORM_EPS else []
+    )
     is_mae = "mask_token" in official or config.get("model_type") == "vit_mae"
     return Recognised(
         "transformers ViTMAE" if is_mae else "transformers ViT",
@@ -252,6 +261,7 @@ def _from_transformers(file: WeightFile, prefix: str, config: Mapping, grid_hw: 
         "as config.json says",
         config.get("norm_pix_loss") if "mask_token" in official else None,
         grid_hw,
+        notes,
     )
 
 

@@ -222,7 +222,7 @@ def _decoder_heads(found: Recognised, shapes: Mapping, given: int | None) -> tup
 
 
 def _notes(file: weight_files.WeightFile, found: Recognised, architecture: Architecture) -> list[str]:
-    notes = []
+    notes = list(found.notes)
     if file.wrapper is not None:
         notes.append(f"the weights were the file's entry {file.wrapper!r}")
     if any(tensor.dtype != "float32" for tensor in found.tensors.values()):
@@ -232,8 +232,6 @@ def _notes(file: weight_files.WeightFile, found: Recognised, architecture: Archi
             "the file does not tell whether the decoder predicts normalised pixels; taken as normalised, as in the "
             "official pretraining files (the mae_visualize files are not: -norm_pix_loss False)"
         )
-    if found.family == "MAE-CT":
-        notes.append("the position table got a zero row for the class token, which MAE-CT leaves without position")
     return notes
 
 

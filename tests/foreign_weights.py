@@ -219,7 +219,9 @@ def mae_ct() -> Case:
     state["pos_embed"] = state["pos_embed"][:, 1:].clone()
     outputs = {"features": class_features(vit).numpy()}
     content = {"state_dict": state, "ctor_kwargs": {"patch_size": PATCH}}
-    return Case(content, outputs, "MAE-CT", encoder_tensors(), (HEADS, None))
+    return Case(
+        content, outputs, "MAE-CT, or timm without a position for the class token", encoder_tensors(), (HEADS, None)
+    )
 
 
 def mae_lite(prefix: str = "module.model.") -> Case:
