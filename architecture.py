@@ -128,12 +128,12 @@ class Architecture:
             "MODEL.MLP_RATIO": self.mlp_ratio,
             "MODEL.QKV_BIAS": self.qkv_bias,
         }
-        if self.channels != 3:  # nothing says what the images were normalised by
+        if self.channels != 3:  # the default has three values
             values |= {"DATA.IMAGENET_MEAN": [0.5] * self.channels, "DATA.IMAGENET_STD": [0.5] * self.channels}
         if self.decoder is None:
             values |= {"MODEL.NUM_CLASSES": self.num_classes, "MODEL.GLOBAL_POOL": self.global_pool}
-        elif self.norm_pix_loss is not None:
-            values["MODEL.NORM_PIX_LOSS"] = self.norm_pix_loss
+        else:
+            values["MODEL.NORM_PIX_LOSS"] = self.norm_pix_loss is not False
         for section, tower in (("ENCODER", self.encoder), ("DECODER", self.decoder)):
             if tower is not None:
                 values[f"MODEL.{section}.DEPTH"] = tower.depth

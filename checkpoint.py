@@ -27,7 +27,7 @@ from paddle import nn
 
 import safe_pickle
 import weight_files
-from architecture import Architecture
+from architecture import Architecture, count_layers
 from errors import UserError
 from pos_embed import resize_table, square_grid
 from stored_tensor import FLOAT_DTYPES, StoredTensor
@@ -176,18 +176,36 @@ def _check_heads(file: weight_files.WeightFile, model: nn.Layer) -> None:
 
 def _advice(weights: dict[str, StoredTensor], own: dict) -> str:
     """Guess from the names why a file and a model differ, and what to do."""
+    if "encoder_position_embedding" not in weights:
+        return "its names are of another code; convert it: python -m port_weights FILE NEW.pdparams"
+    sizes = [_encoder_size(tensors) for tensors in (weights, own)]
+    if sizes[0] != sizes[1]:
+        return "the file's encoder is {} wide and {} deep, the model's {} and {}: is -cfg another model's?".format(
+            *sizes[0], *sizes[1]
+        )
     if "mask_token" in weights and "mask_token" not in own:
         return "the file is a pretrained autoencoder: finetune or probe it first"
     if "mask_token" in own and "mask_token" not in weights:
-        return "the file holds no decoder (it is encoder only, or a classifier), and a trained one is needed here"
-    if "encoder_position_embedding" not in weights:
-        return "its names are of another code; convert it: python -m port_weights FILE NEW.pdparams"
+        return (
+            "the file holds no decoder (it is encoder only, or a classifier), and a trained one is needed here; "
+            "of the published weights, those named mae_full and mae_visualize have one"
+        )
+    heads = ("classifier.weight", "classifier.1.weight")
+    if not any(name in weights for name in heads) and any(name in own for name in heads):
+        return "the file holds no classifier: finetune or probe it first"
     if ("classifier.1.weight" in weights) != ("classifier.1.weight" in own):
         return "one is a linear probe and the other is not: use main_multi_gpu_linearprobe.py for probes"
-    head = [name for name in ("classifier.weight", "classifier.1.weight") if name in weights and name in own]
+    if ("encoder_norm.weight" in weights) != ("encoder_norm.weight" in own):
+        return f"set MODEL.GLOBAL_POOL {'encoder_norm.weight' in weights}, as the file has it"
+    head = [name for name in heads if name in weights and name in own]
     if any(weights[name].shape[1:] != tuple(own[name].shape[1:]) for name in head):
         return f"set MODEL.NUM_CLASSES to the file's {weights[head[0]].shape[-1]}"
     return "is -cfg, or a setting in -opts, that of another model?"
+
+
+def _encoder_size(tensors: dict) -> tuple[int, int]:
+    """Return width and depth."""
+    return tensors["encoder_position_embedding"].shape[-1], count_layers(tensors, "encoder")
 
 
 def _raise_unless_allowed(
@@ -296,6 +314,11 @@ def find_checkpoint(path: str | Path) -> Path:
     for candidate in (path, path / LATEST):
         if (candidate / _STATE_FILE).is_file():
             return candidate.resolve()
+    if path.is_file():
+        raise UserError(
+            f"-resume {path}: a file, and a run's directory is needed; another program's optimizer cannot be "
+            "continued, but its weights can be a start: -pretrained, after python -m port_weights for a torch file"
+        )
     raise UserError(
         f"-resume {path}: neither a checkpoint nor a run directory with one "
         "(to start from weights alone, use -pretrained)"

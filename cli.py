@@ -40,7 +40,9 @@ def make_parser(mode: str, description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
+    parser.add_argument("-h", "-help", "--help", action="help", help="show this help, and stop")
 
     def add(name: str, text: str, **options) -> None:
         parser.add_argument(f"-{name}", f"--{name}", help=text, **options)

@@ -48,10 +48,18 @@ def is_cached(url: str) -> bool:
     return _read_record(folder_of(url)) is not None
 
 
-def mirrored(url: str) -> str:
-    """Return where to fetch an address from: $MAE_MIRROR/host/path, if there is a mirror."""
+def mirrored(url: str, file_name: str = "") -> str:
+    """Return where to fetch an address from: $MAE_MIRROR/HOST/PATH, if there is a mirror.
+
+    An address with a query has no path that a file could have: it is $MAE_MIRROR/HOST/FILE_NAME.
+    """
     mirror = os.environ.get(MIRROR_VARIABLE)
-    return f"{mirror.rstrip('/')}/{url.partition('://')[2]}" if mirror else url
+    if not mirror:
+        return url
+    rest = url.partition("://")[2]
+    if "?" in rest:
+        rest = f"{rest.partition('/')[0]}/{file_name}"
+    return f"{_address(mirror).rstrip('/')}/{rest}"
 
 
 def fetch(
@@ -60,6 +68,7 @@ def fetch(
     *,
     md5_prefix: str = "",
     source: str | None = None,
+    check: Callable[[Path], None] | None = None,
     say: Callable[[str], None] = print,
     first_wait_secs: float = 1.0,
 ) -> Path:
@@ -69,7 +78,8 @@ def fetch(
         url: the address, which is the file's identity in the cache.
         file_name: its name there; the last part of the address, if empty.
         md5_prefix: beginning of the MD5 sum that the file must have.
-        source: a local path or another address to take it from.
+        source: a local path or another address to take it from, even if the cache has it.
+        check: raises UserError if the content of the file is not right.
         say: gets the lines that tell what happens.
         first_wait_secs: pause before the second attempt; doubles with each further one.
 
@@ -82,15 +92,15 @@ def fetch(
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             record = _read_record(folder)
-            if file.is_file() and record:
+            if file.is_file() and record and source is None:
                 if _sums(file)["sha256"] == record["sha256"]:
                     return file
                 say(f"warning: {file} has changed since it was downloaded; it is fetched again")
             part = folder / f"{file.name}.part"
-            address = _address(source) if source else mirrored(url)
+            address = _address(source) if source else mirrored(url, file_name)
             say(f"fetching {address}")
             _download(address, part, first_wait_secs)
-            _accept(part, file, url, md5_prefix, record)
+            _accept(part, file, url, md5_prefix, record, check)
             say(f"saved {file} ({file.stat().st_size:,} bytes)")
             return file
     except OSError as error:
@@ -100,8 +110,13 @@ def fetch(
 # ---- checks ------------------------------------------------------------------------------------
 
 
-def _accept(part: Path, file: Path, url: str, md5_prefix: str, record: dict | None) -> None:
-    """Move a whole download into its place if it is the right file; delete it otherwise."""
+def _accept(
+    part: Path, file: Path, url: str, md5_prefix: str, record: dict | None, check: Callable[[Path], None] | None
+) -> None:
+    """Move a whole download into its place if it is the right file; delete it otherwise.
+
+    Without a record, a file in the cache does not count; so the record comes last.
+    """
     sums = _sums(part)
     wrong = ""
     if not sums["md5"].startswith(md5_prefix):
@@ -114,8 +129,14 @@ def _accept(part: Path, file: Path, url: str, md5_prefix: str, record: dict | No
     if wrong:
         part.unlink()
         raise UserError(f"{url}: refused, it is not the file that it should be: {wrong}")
-    _write_record(file.parent, {"url": url, "file": file.name, **sums})
     os.replace(part, file)
+    if record is None and check is not None:
+        try:
+            check(file)
+        except UserError:
+            file.unlink()
+            raise
+    _write_record(file.parent, {"url": url, "file": file.name, **sums})
 
 
 def _sums(file: Path) -> dict[str, object]:
@@ -153,7 +174,12 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _address(source: str) -> str:
-    return source if "://" in source else Path(source).expanduser().resolve().as_uri()
+    if "://" in source:
+        return source
+    path = Path(source).expanduser().resolve()
+    if not path.exists():
+        raise UserError(f"{source}: no such file or directory")
+    return path.as_uri()
 
 
 def _download(address: str, part: Path, wait_secs: float) -> None:
@@ -235,6 +261,6 @@ def _describe(error: Exception) -> str:
 
 def _offline_advice() -> str:
     return (
-        f". Without a connection: get the file elsewhere, and name it with -from FILE, or set {MIRROR_VARIABLE} to an "
-        "address or file:// directory that has it under HOST/PATH"
+        ". Without a connection: get the file elsewhere and give it to python -m zoo fetch NAME -from FILE, or set "
+        f"{MIRROR_VARIABLE} to an address or a directory that has it under HOST/PATH"
     )

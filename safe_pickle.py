@@ -20,6 +20,11 @@ import numpy as np
 
 from errors import UserError
 
+
+class Attributes(dict):
+    """What is left of an object of another program: its attributes."""
+
+
 _ARRAY_CLASS = object()  # stands for numpy.ndarray, which a pickle only ever passes on
 _NUMBER_KINDS = "biuf"
 _MOST_DIMS = 16
@@ -156,6 +161,8 @@ class _PlainDataUnpickler(pickle._Unpickler):
             if state[1] not in tuple("<>|=") or any(part is not None for part in state[2:5]):
                 raise ValueError("an array of records, where plain data has numbers")
             self._replace(target, target.newbyteorder(state[1]))
+        elif isinstance(target, Attributes):
+            target.update(state)
         elif isinstance(target, dict):
             pass  # attributes of a dict subclass, such as the versions that torch adds to a state dict
         else:

@@ -59,7 +59,7 @@ def read(path: str | Path) -> object:
         ("torch._utils", "_rebuild_tensor_v2"): archive.tensor,
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         ("torch", "Size"): tuple,
-        ("argparse", "Namespace"): dict,  # the official code's arguments; their values are left out
+        ("argparse", "Namespace"): safe_pickle.Attributes,  # the official code's arguments
         **{("torch", storage): dtype for storage, dtype in _DTYPE_OF_STORAGE.items()},
         **{("torch", dtype): f"torch.{dtype}" for dtype in (*_STORAGE_OF_DTYPE, "long", "float", "half")},
     }

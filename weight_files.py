@@ -31,6 +31,7 @@ from stored_tensor import StoredTensor
 
 MODEL_FILE, EMA_FILE = "model.pdparams", "ema.pdparams"
 LATEST, BEST = "latest", "best"
+FOREIGN_FILES = ("model.safetensors", "pytorch_model.bin")  # in a directory of transformers, or of timm on the hub
 _PADDLE_NAME_TABLE = "StructuredToParameterName@@"  # what paddle.save adds to a flat state dict
 _METADATA_KEY = "mae_paddle"
 _WRAPPERS = ("model", "state_dict")  # under which training code keeps the weights in a larger file
@@ -59,6 +60,7 @@ class WeightFile:
         tensors: by name, in the file's order.
         wrapper: entry of the file under which the tensors were, or None.
         others: names of the entries beside that one, and of values that are no tensors.
+        arguments: of the program that wrote the file, where it keeps them (the official code's `args`).
         metadata: what a file that this project wrote says about itself, else empty.
     """
 
@@ -67,6 +69,7 @@ class WeightFile:
     tensors: dict[str, StoredTensor]
     wrapper: str | None = None
     others: tuple[str, ...] = ()
+    arguments: dict = dataclasses.field(default_factory=dict)
     metadata: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -81,8 +84,12 @@ class WeightFile:
             raise UserError(f"{self.path}: its own description is damaged: {error}") from error
 
 
-def read(path: str | Path) -> WeightFile:
+def read(path: str | Path, entry: str | None = None) -> WeightFile:
     """Open a weight file; its first bytes decide what it is, not its name.
+
+    Args:
+        path: the file.
+        entry: under which name it keeps the weights; None: "model", "state_dict", or none.
 
     Raises:
         UserError: if it cannot be read, is damaged, asks for code to be run, or holds no tensors.
@@ -99,12 +106,12 @@ def read(path: str | Path) -> WeightFile:
     if torch_file.is_torch_file(head):
         data = torch_file.read(path)
         metadata = {key: data.pop(key) for key in [_METADATA_KEY] if isinstance(data, dict) and key in data}
-        return dataclasses.replace(_unwrap(path, "torch", data), metadata=_parse_metadata(path, metadata))
+        return dataclasses.replace(_unwrap(path, "torch", data, entry), metadata=_parse_metadata(path, metadata))
     header_bytes = int.from_bytes(head[:8], "little")
     looks_right = head[8:9] == b"{" and header_bytes < _LARGEST_HEADER_BYTES
     if looks_right or path.suffix == ".safetensors":
         return _read_safetensors(path, size, header_bytes)
-    return _read_paddle(path)
+    return _read_paddle(path, entry)
 
 
 def resolve(path: str | Path) -> Path:
@@ -114,12 +121,15 @@ def resolve(path: str | Path) -> Path:
     checkpoint holds averaged weights, those are meant: they are what was evaluated.
     """
     path = Path(path)
-    candidates = [path, *(path.with_name(path.name + suffix) for suffix in (".pdparams", ".safetensors"))]
-    for directory in (path, path / BEST, path / LATEST):
-        candidates += [directory / EMA_FILE, directory / MODEL_FILE]
+    if path.is_dir():
+        candidates = [folder / name for folder in (path, path / BEST, path / LATEST) for name in (EMA_FILE, MODEL_FILE)]
+    else:
+        candidates = [path, *(path.with_name(path.name + suffix) for suffix in (".pdparams", ".safetensors"))]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    if any((path / name).is_file() for name in FOREIGN_FILES):
+        raise UserError(f"{path}: a directory of transformers; convert it: python -m port_weights {path} NEW.pdparams")
     what = "holds no model.pdparams" if path.is_dir() else "no such file, with or without .pdparams"
     wanted = "expected a .pdparams or .safetensors file, or a checkpoint directory"
     name = f"; published weights: python -m zoo fetch {path}" if re.fullmatch(r"vit_\w+\.\w+", str(path)) else ""
@@ -137,7 +147,7 @@ def config_beside(path: Path) -> Path:
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def _read_paddle(path: Path) -> WeightFile:
+def _read_paddle(path: Path, entry: str | None) -> WeightFile:
     with open(path, "rb") as file:
         data = safe_pickle.load(file, str(path))
         metadata = {}
@@ -146,14 +156,17 @@ def _read_paddle(path: Path) -> WeightFile:
             metadata = safe_pickle.load(file, str(path))
     if not isinstance(metadata, dict):
         raise UserError(f"{path}: something follows the weights that is not a description of them")
-    return dataclasses.replace(_unwrap(path, "paddle", data), metadata=_parse_metadata(path, metadata))
+    return dataclasses.replace(_unwrap(path, "paddle", data, entry), metadata=_parse_metadata(path, metadata))
 
 
-def _unwrap(path: Path, kind: str, data: object) -> WeightFile:
+def _unwrap(path: Path, kind: str, data: object, entry: str | None) -> WeightFile:
     """Find the state dict in what a pickle held."""
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a state dict, found {type(data).__name__}")
-    wrapper = next((name for name in _WRAPPERS if isinstance(data.get(name), dict)), None)
+    wrapper = entry or next((name for name in _WRAPPERS if isinstance(data.get(name), dict)), None)
+    if entry is not None and not isinstance(data.get(entry), dict):
+        dicts = [str(name) for name, value in data.items() if isinstance(value, dict)]
+        raise UserError(f"{path}: has no entry {entry!r} with weights; its entries: {', '.join(dicts) or 'none'}")
     inner = data if wrapper is None else data[wrapper]
     tensors, others = {}, [] if wrapper is None else [str(name) for name in data if name != wrapper]
     for name, value in inner.items():
@@ -170,7 +183,9 @@ def _unwrap(path: Path, kind: str, data: object) -> WeightFile:
     if not tensors:
         holds = f"; its entries: {', '.join(others[:8])}" if others else ""
         raise UserError(f"{path}: holds no tensors{holds}; is this a weight file?")
-    return WeightFile(path, kind, tensors, wrapper, tuple(others))
+    arguments = data.get("args")
+    arguments = dict(arguments) if isinstance(arguments, safe_pickle.Attributes) else {}
+    return WeightFile(path, kind, tensors, wrapper, tuple(others), arguments)
 
 
 def _read_safetensors(path: Path, size: int, header_bytes: int) -> WeightFile:

@@ -9,6 +9,7 @@ result is kept beside them. Converted weights keep the licence of their source.
 
 import argparse
 import dataclasses
+import difflib
 import functools
 import math
 import sys
@@ -24,6 +25,13 @@ from errors import UserError
 from port_weights import port
 
 _TABLE = Path(__file__).parent / "zoo.yaml"
+_FAMILIES = {  # what a port may call the files of a source
+    "official MAE": ("official MAE", "MAWS"),
+    "PaddleViT": ("PaddleViT",),
+    "MAWS": ("MAWS",),
+    "MAE-CT": ("MAE-CT",),
+    "MAE-Lite": ("MAE-Lite",),
+}
 _PORT_VERSION = 1  # of the files that `fetch` makes; a new one makes them anew
 
 
@@ -47,6 +55,11 @@ class Weights:
     unsupported: str = ""
 
     @property
+    def file_name(self) -> str:
+        """Name of the file, as its project calls it."""
+        return self.file or self.url.rpartition("/")[2]
+
+    @property
     def num_parameters(self) -> int:
         """Number of elements in all tensors."""
         return sum(math.prod(shape) for shape in self.architecture.shapes().values())
@@ -64,11 +77,16 @@ def find(name: str, family: str | None = None) -> Weights:
     full_name = name if family is None else f"{name}.{family}"
     if full_name in table():
         return table()[full_name]
+    for entry in table().values():  # the name of its file will do
+        if name in (entry.file_name, entry.file_name.partition(".")[0]):
+            return entry
     model = full_name.rpartition(".")[0] or full_name
     families = [known.rpartition(".")[2] for known in table() if known.rpartition(".")[0] == model]
     models = sorted({known.rpartition(".")[0] for known in table()})
     known = f"{model} has {', '.join(families)}" if families else f"the models are {', '.join(models)}"
-    raise UserError(f"no weights are called {full_name}: {known}")
+    close = difflib.get_close_matches(full_name, table(), n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise UserError(f"no weights are called {full_name}: {hint}{known}")
 
 
 def fetch(name: str, source: str | None = None, say: Callable[[str], None] = print) -> Path:
@@ -86,27 +104,31 @@ def fetch(name: str, source: str | None = None, say: Callable[[str], None] = pri
         UserError: if the file cannot be had, is not the right one, or does not hold what the entry says.
     """
     weights = find(name)
+    name = weights.name
     if weights.unsupported:
         raise UserError(f"{name} cannot be used here: {weights.unsupported}")
-    file = download.fetch(weights.url, weights.file, md5_prefix=weights.md5, source=source, say=say)
-    ported = file.parent / f"port{_PORT_VERSION}" / f"{name}.pdparams"
-    if ported.is_file() and ported.stat().st_mtime >= file.stat().st_mtime:
-        return ported
-    wanted = weights.architecture
-    report = port(
-        file,
-        ported,
-        heads=(wanted.encoder.heads, wanted.decoder.heads if wanted.decoder else None),
-        norm_pix_loss=wanted.norm_pix_loss,
-        expected=wanted,
+    folder = download.folder_of(weights.url) / f"port{_PORT_VERSION}"
+    ported = folder / f"{name}.pdparams"
+
+    def port_file(file: Path) -> None:
+        report = port(file, ported, expected=weights.architecture)
+        say(str(report))
+        if not any(word in report.family for word in _FAMILIES[weights.source]):
+            say(f"warning: the file looks like one of {report.family}, and {name} is of {weights.source}")
+        if not weights.md5:
+            say(f"warning: no checksum is published, so the file is taken for {name} on trust")
+
+    file = download.fetch(
+        weights.url, weights.file_name, md5_prefix=weights.md5, source=source, check=port_file, say=say
     )
-    say(str(report))
+    if not ported.is_file():
+        port_file(file)
     return ported
 
 
 def build_model(
     name: str,
-    family: str = "mae",
+    family: str | None = None,
     pretrained: bool = True,
     *,
     num_classes: int | None = None,
@@ -115,8 +137,8 @@ def build_model(
     """Build a model of `zoo.yaml`.
 
     Args:
-        name: MODEL, for example "vit_base_patch16".
-        family: FAMILY, for example "mae", "mae_full" or "mae_finetuned".
+        name: MODEL, for example "vit_base_patch16"; or MODEL.FAMILY, as `python -m zoo list` prints it.
+        family: FAMILY, for example "mae" (where None is given), "mae_full" or "mae_finetuned".
         pretrained: load its weights, downloading them if need be; else they are random.
         num_classes: put a new head of so many outputs on an encoder, or in place of a classifier's own.
         image_size: side, or height and width, in pixels; the position table is interpolated.
@@ -128,7 +150,7 @@ def build_model(
     from mae import build_mae_pretrain
     from transformer import build_transformer
 
-    weights = find(name, family)
+    weights = find(name, family or (None if name in table() else "mae"))
     if weights.unsupported:
         raise UserError(f"{weights.name} cannot be used here: {weights.unsupported}")
     settings = weights.architecture.settings()
@@ -181,7 +203,7 @@ def _list(pattern: str) -> None:
             entry.content,
             entry.source,
             entry.licence,
-            entry.verified,
+            "not usable" if entry.unsupported else entry.verified,
             entry.published,
         )
         for name, entry in table().items()
@@ -222,9 +244,17 @@ def _info(name: str) -> None:
             print(f"{title:13} {value}")
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes -help, too."""
+
+    def __init__(self, **options):
+        super().__init__(**options, allow_abbrev=False, add_help=False)
+        self.add_argument("-h", "-help", "--help", action="help", help="show this help, and stop")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """List, describe or fetch weights; return the exit code: 0, or 1 after an error."""
-    parser = argparse.ArgumentParser(prog="python -m zoo", description="Published weights by name.", allow_abbrev=False)
+    parser = _Parser(prog="python -m zoo", description="Published weights by name.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("list", help="what there is")
     command.add_argument("pattern", nargs="?", default="", help="part of the name")

@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
+    parser.add_argument("-h", "-help", "--help", action="help", help="show this help, and stop")
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("destination", metavar="DST")
     parser.add_argument(
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=("True", "False"),
         help="whether the decoder predicts normalised pixels, where the file does not tell",
     )
+    parser.add_argument("-entry", "--entry", metavar="NAME", help="where SRC keeps the weights, for example model_ema")
     args = parser.parse_args(argv)
     try:
         heads = _numbers("-heads", args.heads, (1, 2))
@@ -52,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             target=args.to,
             heads=(*heads, None, None)[:2],
             grid_hw=grid or None,
+            entry=args.entry,
             norm_pix_loss=None if args.norm_pix_loss is None else args.norm_pix_loss == "True",
         )
     except UserError as error:

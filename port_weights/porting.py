@@ -1,5 +1,6 @@
 """Port a weight file: read it, recognise it, check every tensor, and write it whole or not at all."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,7 +11,8 @@ from pathlib import Path
 import weight_files
 from architecture import Architecture, count_layers, infer
 from errors import UserError
-from port_weights.families import Recognised, recognise
+from port_weights.families import recognise
+from port_weights.recognised import Recognised
 from port_weights.writing import check_destination, write
 from stored_tensor import FLOAT_DTYPES, StoredTensor
 
@@ -75,6 +77,7 @@ def port(
     heads: tuple[int | None, int | None] = (None, None),
     grid_hw: tuple[int, int] | None = None,
     norm_pix_loss: bool | None = None,
+    entry: str | None = None,
     expected: Architecture | None = None,
 ) -> Report:
     """Convert a weight file.
@@ -87,7 +90,8 @@ def port(
         heads: attention heads of encoder and decoder, where neither file nor table tells, or against them.
         grid_hw: patches per column and per row, where the grid is not square.
         norm_pix_loss: whether the decoder predicts normalised pixels, where the file does not tell.
-        expected: what the file must hold.
+        entry: under which name the file keeps the weights, where that is not "model" or "state_dict".
+        expected: what the file must hold; tells heads and normalised pixels, too.
 
     Raises:
         UserError: if the file is not understood, any tensor is missing, unexpected, mis-shaped or not finite, or the
@@ -96,20 +100,27 @@ def port(
     destination = Path(destination)
     check_destination(destination, target)
     path, config = _find_source(Path(source))
-    if destination.exists() and destination.resolve() == path.resolve():
-        raise UserError(f"{destination}: is the source itself; write to another file")
-    file = weight_files.read(path)
+    if destination.resolve() == (path.resolve().parent if target == "transformers" else path.resolve()):
+        raise UserError(f"{destination}: is the source itself; write to another place")
+    file = weight_files.read(path, entry)
     found = recognise(file, config, grid_hw)
+    if expected is not None:
+        found.heads = (expected.encoder.heads, expected.decoder.heads if expected.decoder else None)
+        found.heads_from, found.norm_pix_loss = "as zoo.yaml says", expected.norm_pix_loss
     tensors, architecture, heads_from = check(file, found, heads, norm_pix_loss)
     if expected is not None and architecture != expected:
         found_words, expected_words = (f"{model.content}, {model}" for model in (architecture, expected))
         raise UserError(f"{path}: is {found_words}; expected {expected_words}")
     notes = _notes(file, found, architecture)
+    if architecture.decoder is None and norm_pix_loss is not None:
+        notes.append("-norm_pix_loss is for a decoder, and there is none")
     tensors = {name: _in_float32(tensor.checked(name, path)) for name, tensor in tensors.items()}
     digest = _sha256(path)
     counter = _batches_tracked(file)
     origin = {"file": path.name, "sha256": digest, "family": found.family}
     description = {"architecture": architecture.to_dict(), "ported_from": origin} | counter
+    if found.preprocessing:
+        description["preprocessing"] = found.preprocessing
     written, left_out = write(destination, target, tensors, architecture, description)
     if left_out:
         notes.append(f"{len(left_out)} tensors of the decoder were left out: timm has no autoencoder")
@@ -139,17 +150,24 @@ def _find_source(source: Path) -> tuple[Path, Mapping]:
             raise UserError(
                 f"{source}: its weights are in several files; save them in one with transformers' save_pretrained"
             )
-        names = ("model.safetensors", "pytorch_model.bin")
-        path = next((source / name for name in names if (source / name).is_file()), None)
+        files = [source / name for name in weight_files.FOREIGN_FILES if (source / name).is_file()]
+        path = files[0] if files else None
     path = path or weight_files.resolve(source)
-    config_file = path.parent / "config.json"
-    if not config_file.is_file() or path.suffix not in (".safetensors", ".bin"):
+    if path.suffix not in (".safetensors", ".bin"):
         return path, {}
+    config: dict = {}
+    for name in ("config.json", "preprocessor_config.json"):
+        with contextlib.suppress(FileNotFoundError):
+            config |= _read_json(path.with_name(name))
+    return path, config if "vit" in f"{config.get('model_type')} {config.get('architecture')}" else {}
+
+
+def _read_json(path: Path) -> dict:
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{config_file}: not readable: {error}") from error
-    return path, config if isinstance(config, dict) and "vit" in str(config.get("model_type")) else {}
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable: {error}") from error
+    return values if isinstance(values, dict) else {}
 
 
 def check(
@@ -193,7 +211,8 @@ def check(
 def _encoder_heads(found: Recognised, shapes: Mapping, given: int | None) -> tuple[int, str]:
     width, depth = shapes["patch_embedding.patch_embedding.weight"][0], count_layers(shapes, "encoder")
     if given is not None:
-        return given, "as -heads says"
+        known = found.heads[0] or _KNOWN_ENCODERS.get((width, depth), given)
+        return given, "as -heads says" + (f", although {known} are known for it" if known != given else "")
     if found.heads[0] is not None:
         return found.heads[0], found.heads_from
     if (width, depth) in _KNOWN_ENCODERS:

@@ -33,12 +33,13 @@ def check_destination(destination: Path, target: str) -> None:
     if target not in TARGETS:
         raise UserError(f"-to {target}: must be one of {', '.join(TARGETS)}")
     if target == "transformers":
-        if destination.exists() and not destination.is_dir():
-            raise UserError(f"{destination}: is a file; for transformers, name a directory")
+        if destination.is_file() or destination.suffix in {suffix for some in _SUFFIXES.values() for suffix in some}:
+            raise UserError(f"{destination}: for transformers, name a directory")
         return
     suffixes = _SUFFIXES[target]
     if destination.suffix not in suffixes or destination.is_dir():
-        raise UserError(f"{destination}: for {target} weights, name a file that ends in {', '.join(suffixes)}")
+        others = "; -to chooses another target" if target == "paddle" else ""
+        raise UserError(f"{destination}: for {target} weights, name a file that ends in {', '.join(suffixes)}{others}")
     config_file = destination.with_suffix(".yaml")
     if target == "paddle" and config_file.exists():
         with open(config_file, encoding="utf-8", errors="replace") as file:
@@ -99,7 +100,8 @@ def _write_files(weights: Path, tensors: Tensors, description: Mapping, companio
 def _config_text(weights: Path, architecture: Architecture, description: Mapping) -> str:
     """Return a YAML that builds the model; its first line marks it as ours."""
     values: dict = {}
-    for key, value in architecture.settings().items():
+    settings = architecture.settings() | description.get("preprocessing", {})
+    for key, value in settings.items():
         *sections, leaf = key.split(".")
         node = values
         for section in sections:
@@ -110,8 +112,11 @@ def _config_text(weights: Path, architecture: Architecture, description: Mapping
         f"{_CONFIG_MARK}{weights.name}, {architecture.content}.",
         f"# Ported from {origin['file']} ({origin['family']}, sha256 {origin['sha256'][:16]}).",
     ]
-    if architecture.channels != 3:
+    if not description.get("preprocessing"):
         lines.append(
             "# The file does not tell what its images were normalised by: check IMAGENET_MEAN and IMAGENET_STD."
         )
+    lines.append(
+        "# For Python and -eval. To train, take a recipe of configs/ as -cfg, and these weights as -pretrained."
+    )
     return "\n".join(lines) + "\n" + yaml.safe_dump(values, sort_keys=False)

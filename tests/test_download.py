@@ -159,7 +159,7 @@ def test_a_damaged_cache_is_repaired(server):
 
 
 def test_errors_say_what_to_do(server, tmp_path):
-    advice = "name it with -from FILE, or set MAE_MIRROR"
+    advice = "python -m zoo fetch NAME -from FILE, or set MAE_MIRROR"
     server.answer = 404
     with pytest.raises(UserError, match=f"HTTP Error 404: Not Found.*{advice}"):
         fetch(server)
@@ -186,11 +186,16 @@ def test_mirror_and_local_files(server, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "weights.pth").write_bytes(CONTENT)
     monkeypatch.setenv(download.MIRROR_VARIABLE, f"file://{tmp_path}/disk")
+    (folder.parent / "named.pth").write_bytes(CONTENT)
+    assert download.fetch("https://example.org/download?id=3", "named.pth", say=print).name == "named.pth"
     assert download.fetch("https://example.org/other%20file/weights.pth", say=print).read_bytes() == CONTENT
     local = download.fetch("https://example.org/x", "x.pth", source=str(folder / "weights.pth"), say=print)
     assert local.read_bytes() == CONTENT
     assert local.name == "x.pth"
-    with pytest.raises(UserError, match="No such file"):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(download.MIRROR_VARIABLE, "disk")  # a directory as one types it
+    assert download.fetch("https://example.org/named.pth", say=print).read_bytes() == CONTENT
+    with pytest.raises(UserError, match="no such file"):
         download.fetch("https://example.org/y", source=str(folder / "none"), say=print)
 
 

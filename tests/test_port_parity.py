@@ -1,5 +1,7 @@
 """Ported weights give the outputs of the implementation that they came from (transformers, in torch)."""
 
+import argparse
+import json
 import pickle
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import checkpoint
 import weight_files
 from config import get_config
+from errors import UserError
 from mae import build_mae_pretrain
 from port_weights import port
 from tests.conftest import assert_close
@@ -107,6 +110,28 @@ def test_transformers_models(tmp_path, kind):
     assert report.heads_from.startswith("as -heads says" if kind == "mae in memory" else "as config.json says")
     assert list(report.dropped) == (["pooler.dense.bias", "pooler.dense.weight"] if "pooler" in kind else [])
     compare(build(tmp_path / "ported.pdparams"), outputs)
+
+
+def test_a_config_that_computes_otherwise_is_refused(tmp_path):
+    foreign.mae_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key, value in (("layer_norm_eps", 0.1), ("hidden_act", "relu")):
+        (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+        with pytest.raises(UserError, match=f"config.json says {key}="):
+            port(tmp_path, tmp_path / "ported.pdparams")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-12}))
+    assert port(tmp_path, tmp_path / "ported.pdparams").notes == [
+        "config.json says layer_norm_eps=1e-12; models here have 1e-06"
+    ]
+
+
+def test_arguments_of_the_official_code_tell_the_target(tmp_path):
+    for norm_pix_loss in (False, True):
+        content = {**foreign.official_pretrain_full().content, "args": argparse.Namespace(norm_pix_loss=norm_pix_loss)}
+        torch.save(content, tmp_path / "a.pth")
+        report = port(tmp_path / "a.pth", tmp_path / "b.pdparams", heads=(4, 2))
+        assert report.architecture.norm_pix_loss is norm_pix_loss
+        assert get_config(tmp_path / "b.yaml").MODEL.NORM_PIX_LOSS is norm_pix_loss
 
 
 def test_the_hub_names_decoder_layers_in_another_way(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_errors_are_one_line_and_exit_code_1(tmp_path, capsys):
     assert "no such file" in error(tmp_path / "none", out)
     assert "name a file that ends in .pdparams, .safetensors" in error(source, tmp_path / "b.pth", "-heads", "4")
     assert "for official weights, name a file that ends in .pth" in error(source, out, "-to", "official")
-    assert "is a file; for transformers, name a directory" in error(source, source, "-to", "transformers")
+    assert "for transformers, name a directory" in error(source, source, "-to", "transformers")
     (tmp_path / "b.yaml").write_text("DATA:\n  IMAGE_SIZE: 8\n")
     assert "exists, and is not from here" in error(source, out, "-heads", "4")
     assert not out.exists()
@@ -108,6 +109,33 @@ def test_small_models_need_their_heads(tmp_path):
     (tmp_path / "a.pth").write_bytes(torch_bytes(arrays))
     report = port(tmp_path / "a.pth", tmp_path / "b.pdparams")
     assert (report.architecture.encoder.heads, report.heads_from) == (12, "as MAE-Lite's models have")
+
+
+def test_what_config_files_beside_the_weights_tell(tmp_path):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(official_arrays(dim=192)))
+    pretrained = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "crop_pct": 0.9}
+    config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": pretrained}
+    (folder / "config.json").write_text(json.dumps(config))
+    report = port(folder, tmp_path / "b.pdparams")
+    assert (report.architecture.encoder.heads, report.heads_from) == (3, "as timm's model of that name has")
+    data = get_config(tmp_path / "b.yaml").DATA
+    assert (data.IMAGENET_MEAN, data.IMAGENET_STD, data.CROP_PCT) == ([0.5] * 3, [0.5] * 3, 0.9)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json: not readable"):
+        port(folder, tmp_path / "b.pdparams")
+
+
+def test_another_entry_of_the_file(tmp_path):
+    model, average = official_arrays(), {name: array + 1 for name, array in official_arrays().items()}
+    (tmp_path / "a.pd").write_bytes(pickle.dumps({"model": model, "model_ema": average}))
+    with pytest.raises(UserError, match="has no entry 'model_emb' with weights; its entries: model, model_ema"):
+        port(tmp_path / "a.pd", tmp_path / "b.pdparams", heads=(4, None), entry="model_emb")
+    report = port(tmp_path / "a.pd", tmp_path / "b.pdparams", heads=(4, None), entry="model_ema")
+    assert report.dropped == {"model": "beside the weights; -entry NAME takes them from there instead"}
+    weights = checkpoint.read_weights(tmp_path / "b.pdparams")
+    assert np.array_equal(weights["encoder.norm.weight"], average["norm.weight"])
 
 
 def test_a_grid_that_is_not_square(tmp_path):

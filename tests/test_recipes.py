@@ -265,4 +265,4 @@ def test_flags_are_frozen():
         "cfg dataset data_path output batch_size batch_size_eval image_size accum_iter pretrained resume last_epoch"
     )
     names = f"{paddlevit} eval amp opts dry_run device nproc nnodes master node_rank".split()
-    assert flags == {"-h", "--help"} | {dash + name for name in names for dash in ("-", "--")}
+    assert flags == {"-h", "-help", "--help"} | {dash + name for name in names for dash in ("-", "--")}

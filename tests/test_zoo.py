@@ -112,6 +112,30 @@ def test_a_file_that_is_not_what_the_table_says_is_refused(small_zoo):
         zoo.fetch("vit_test.rpe")
 
 
+def test_a_wrong_file_by_hand_does_not_stay(small_zoo, tmp_path, capsys):
+    right, wrong = tmp_path / "right.pth", tmp_path / "wrong.pth"
+    right.write_bytes(torch_bytes(official_arrays(**SMALL)))
+    wrong.write_bytes(torch_bytes(official_arrays(**SMALL, num_classes=7)))
+    assert zoo.main(["fetch", "vit_test.mae", "-from", str(wrong)]) == 1
+    assert zoo.main(["fetch", "vit_test.mae", "-from", str(right)]) == 0
+    assert zoo.main(["fetch", "vit_test.mae", "-from", str(tmp_path / "none")]) == 1  # not from the cache
+    other = tmp_path / "other.pth"
+    other.write_bytes(torch_bytes({name: array + 1 for name, array in official_arrays(**SMALL).items()}))
+    assert zoo.main(["fetch", "vit_test.mae", "-from", str(other)]) == 1
+    assert "when first used" in capsys.readouterr().err
+    assert zoo.main(["fetch", "vit_test.mae"]) == 0
+    assert "taken for vit_test.mae on trust" not in capsys.readouterr().err  # it was said the first time
+
+
+def test_names_are_found_in_several_ways():
+    assert zoo.find("mae_pretrain_vit_base").name == "vit_base_patch16.mae"
+    assert zoo.find("mae_tiny_400e.pth.tar").name == "vit_tiny_patch16.mae_lite"
+    with pytest.raises(UserError, match="did you mean vit_base_patch16.mae?"):
+        zoo.find("vit_base_patch16.mea")
+    small = zoo.build_model("vit_tiny_patch16.mae_lite_moco_v3", pretrained=False, image_size=32)
+    assert small.patch_embedding.grid_hw == (2, 2)
+
+
 def test_command_line(small_zoo, capsys, tmp_path):
     assert zoo.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()

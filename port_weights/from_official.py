@@ -1,0 +1,128 @@
+"""Files with the official MAE's names, which are timm's: official MAE, timm, PASSL, MAE-Lite, MAE-CT, MAWS, MoCo v3."""
+
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from errors import UserError
+from port_weights.recognised import (
+    Grid,
+    Recognised,
+    Tensors,
+    check_layout,
+    drop_known,
+    layout,
+    rename,
+    split,
+    to_paddle_layout,
+)
+from stored_tensor import StoredTensor
+from weight_files import WeightFile
+
+_TIMM_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
+
+
+def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Recognised:
+    """Map a file with official names; see `families.recognise`."""
+    inside, dropped = split(file, prefix)
+    if prefix.endswith("base_encoder."):  # MoCo v3 keeps its projector in the place of the classifier
+        for name in [name for name in inside if name.startswith("head.")]:
+            dropped[prefix + name] = "head of a contrastive training"
+            del inside[name]
+    _drop_partial_block(inside, prefix, dropped)
+    has_class_row = _has_class_row(file, inside, grid_hw)
+    if not has_class_row:
+        inside["pos_embed"] = _with_zero_row(inside["pos_embed"])
+    family = _official_family(file, prefix, inside, dropped, has_class_row)
+    tensors, unplaced = rename(inside)
+    drop_known(file, unplaced, dropped)
+    if layout(tensors) == "torch":
+        tensors = to_paddle_layout(tensors)
+    check_layout(file, tensors, "paddle")
+    found = Recognised(family, tensors, dropped, grid_hw=grid_hw)
+    if "mask_token" in inside and isinstance(file.arguments.get("norm_pix_loss"), bool):
+        found.norm_pix_loss = file.arguments["norm_pix_loss"]
+    timm_heads = _TIMM_HEADS.get(
+        (re.match(r"(?:vit|deit)_([a-z]+)_patch", config.get("architecture") or "") or [0, 0])[1]
+    )
+    if timm_heads is not None:
+        found.heads, found.heads_from = (timm_heads, None), "as timm's model of that name has"
+    found.preprocessing = _timm_preprocessing(config)
+    if not has_class_row:
+        found.notes.append("the position table got a zero row for the class token, which has no position in the file")
+    if family == "MAE-Lite":
+        found.heads = _lite_heads(tensors, is_moco=prefix.endswith("base_encoder."))
+        found.heads_from = "as MAE-Lite's models have"
+    return found
+
+
+def _timm_preprocessing(config: Mapping) -> dict[str, object]:
+    """Read what timm's config.json says of the images."""
+    values = config.get("pretrained_cfg")
+    if not isinstance(values, dict):
+        return {}
+    keys = {"DATA.IMAGENET_MEAN": "mean", "DATA.IMAGENET_STD": "std", "DATA.CROP_PCT": "crop_pct"}
+    return {key: values[name] for key, name in keys.items() if values.get(name) is not None}
+
+
+def _official_family(file: WeightFile, prefix: str, inside: Tensors, dropped: dict, has_class_row: bool) -> str:
+    if prefix == "vision_encoder.":
+        return "MAWS CLIP, image tower"
+    if not has_class_row:
+        return "MAE-CT, or timm without a position for the class token"
+    if prefix in ("module.model.", "module.base_encoder.") or any("attn_adapter" in name for name in dropped):
+        return "MAE-Lite"
+    if file.kind == "paddle":
+        return "PASSL or PaddleClas"
+    width = inside["patch_embed.proj.weight"].shape[0]
+    if width >= 2560:
+        return "MAWS"
+    if file.wrapper == "model" or "mask_token" in inside:
+        return "official MAE"
+    return "timm ViT or MAWS, which share their names"
+
+
+def _has_class_row(file: WeightFile, inside: Tensors, grid_hw: Grid) -> bool:
+    """Tell whether the position table starts with a row for the class token: MAE-CT's does not."""
+    table = inside.get("pos_embed")
+    if table is None or len(table.shape) != 3:
+        raise UserError(f"{file.path}: pos_embed is {'missing' if table is None else f'of shape {list(table.shape)}'}")
+    rows = table.shape[1]
+    if grid_hw is not None:
+        return rows != grid_hw[0] * grid_hw[1]
+    return math.isqrt(rows) ** 2 != rows
+
+
+def _with_zero_row(table: StoredTensor) -> StoredTensor:
+    shape = (1, table.shape[1] + 1, table.shape[2])
+
+    def load() -> np.ndarray:
+        rows = table.load()
+        return np.concatenate([np.zeros_like(rows[:, :1]), rows], axis=1)
+
+    return StoredTensor(shape, table.dtype, load)
+
+
+def _drop_partial_block(inside: Tensors, prefix: str, dropped: dict[str, str]) -> None:
+    """Drop a last block that only gives attention scores, as MAE-Lite's decoupled distillation adds one.
+
+    The decoder goes, too: it was trained on the output of a lower block, and would get another one here.
+    """
+    blocks = sorted({int(match[1]) for match in (re.match(r"blocks\.(\d{1,3})\.", name) for name in inside) if match})
+    last = [name for name in inside if blocks and name.startswith(f"blocks.{blocks[-1]}.")]
+    if last and {name.split(".", 2)[2].rpartition(".")[0] for name in last} == {"norm1", "attn.qkv"}:
+        decoder = [name for name in inside if name.startswith(("decoder_", "mask_token"))]
+        dropped |= {prefix + name: "block that only gives attention scores to a distillation" for name in last}
+        dropped |= {prefix + name: "decoder that was trained on a lower block" for name in decoder}
+        for name in (*last, *decoder):
+            del inside[name]
+
+
+def _lite_heads(tensors: Tensors, is_moco: bool) -> tuple[int | None, int | None]:
+    """Return MAE-Lite's heads: 12 for tiny and small, but 6 for the small encoder of MoCo v3."""
+    width = tensors["patch_embedding.patch_embedding.weight"].shape[0]
+    encoder = {192: 12, 384: 6 if is_moco else 12}.get(width)
+    mask_token = tensors.get("mask_token")
+    return encoder, {96: 3, 192: 6}.get(mask_token.shape[-1]) if mask_token is not None else None

@@ -1,0 +1,110 @@
+"""Files of transformers: ViT and ViTMAE, as its files and its models in memory name them."""
+
+import re
+from collections.abc import Mapping
+
+from errors import UserError
+from port_weights.recognised import Grid, Recognised, drop_known, rename, split, to_paddle_layout
+from stored_tensor import concatenated
+from weight_files import WeightFile
+
+_TOP = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "layernorm": "norm",
+    "classifier": "head",
+    "decoder.mask_token": "mask_token",
+    "decoder.decoder_pos_embed": "decoder_pos_embed",
+    "decoder.decoder_embed": "decoder_embed",
+    "decoder.decoder_norm": "decoder_norm",
+    "decoder.decoder_pred": "decoder_pred",
+}
+_STACKS = {  # files, and the models of version 5 in memory
+    "encoder.layer": "blocks",
+    "layers": "blocks",
+    "decoder.decoder_layers": "decoder_blocks",
+    "decoder.decoder_encoder.layer": "decoder_blocks",
+}
+_IN_LAYER = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.output.dense": "attn.proj",
+    "attention.o_proj": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_LAYER_NORM_EPS, _LARGEST_LAYER_NORM_EPS = 1e-6, 1e-5
+_QUERY_KEY_VALUE = re.compile(r"attention\.(?:attention\.(query|key|value)|([qkv])_proj)")
+
+
+def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Recognised:
+    """Map a file of transformers; see `families.recognise`."""
+    inside, dropped = split(file, prefix.removesuffix("vit."))
+    official, unplaced, parts = {}, [], {}
+    for name, tensor in inside.items():
+        new_name, part = _transformers_name(name.removeprefix("vit."))
+        if new_name is None:
+            unplaced.append(name)
+        elif part is not None:
+            parts.setdefault(new_name, {})[part] = tensor
+        elif new_name in official:
+            raise UserError(f"{file.path}: two tensors for {new_name}; one of them is {name}")
+        else:
+            official[new_name] = tensor
+    for name, thirds in parts.items():
+        if set(thirds) != set("qkv") or len({(third.shape, third.dtype) for third in thirds.values()}) != 1:
+            raise UserError(f"{file.path}: {name} is joined from query, key and value, which do not fit together")
+        official[name] = concatenated([thirds[part] for part in "qkv"])
+    drop_known(file, unplaced, dropped)
+    tensors, unknown = rename(official)
+    drop_known(file, unknown, dropped)
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise UserError(
+            f"{file.path}: config.json says hidden_act={config['hidden_act']!r}; only exact gelu is known here"
+        )
+    eps = config.get("layer_norm_eps", _LAYER_NORM_EPS)
+    if not isinstance(eps, (int, float)) or eps > _LARGEST_LAYER_NORM_EPS:
+        raise UserError(f"{file.path}: config.json says layer_norm_eps={eps!r}, and models here have {_LAYER_NORM_EPS}")
+    notes = (
+        [f"config.json says layer_norm_eps={eps}; models here have {_LAYER_NORM_EPS}"] if eps != _LAYER_NORM_EPS else []
+    )
+    is_mae = "mask_token" in official or config.get("model_type") == "vit_mae"
+    return Recognised(
+        "transformers ViTMAE" if is_mae else "transformers ViT",
+        to_paddle_layout(tensors),
+        dropped,
+        (config.get("num_attention_heads"), config.get("decoder_num_attention_heads")),
+        "as config.json says",
+        config.get("norm_pix_loss") if "mask_token" in official else None,
+        grid_hw,
+        _transformers_preprocessing(config),
+        notes,
+    )
+
+
+def _transformers_preprocessing(config: Mapping) -> dict[str, object]:
+    """Read what transformers' preprocessor_config.json, which was put into the config, says of the images."""
+    keys = {"DATA.IMAGENET_MEAN": "image_mean", "DATA.IMAGENET_STD": "image_std"}
+    return {key: config[name] for key, name in keys.items() if config.get(name) is not None}
+
+
+def _transformers_name(name: str) -> tuple[str | None, str | None]:
+    """Return the official name, and "q", "k" or "v" for a third of a fused projection."""
+    if name in _TOP:
+        return _TOP[name], None
+    module, _, kind = name.rpartition(".")
+    if module in _TOP:
+        return f"{_TOP[module]}.{kind}", None
+    layer = re.fullmatch(r"(.+?)\.(\d{1,3})\.(.+)", module)
+    if layer is None or layer[1] not in _STACKS or kind not in ("weight", "bias"):
+        return None, None
+    block = f"{_STACKS[layer[1]]}.{layer[2]}"
+    if layer[3] in _IN_LAYER:
+        return f"{block}.{_IN_LAYER[layer[3]]}.{kind}", None
+    third = _QUERY_KEY_VALUE.fullmatch(layer[3])
+    if third is None:
+        return None, None
+    return f"{block}.attn.qkv.{kind}", (third[1] or third[2])[0]

@@ -1,0 +1,119 @@
+"""What a weight file turns out to be, and the steps that all families share."""
+
+import dataclasses
+import re
+
+from errors import UserError
+from port_weights import names
+from stored_tensor import StoredTensor
+from weight_files import WeightFile
+
+Tensors = dict[str, StoredTensor]
+Grid = tuple[int, int] | None
+
+OTHER_NETWORKS = ("tch_model", "teacher", "momentum_encoder", "target_encoder", "ema_model")  # beside the one trained
+_DROPPED = (
+    (rf"(^|\.)({'|'.join(OTHER_NETWORKS)})\.", "another network of the training"),
+    (r"(^|\.)(attn_adapter|hidden_adapter)\.", "adapter of a distillation"),
+    (r"(^|\.)(predictor|projector)\.", "head of a contrastive training"),
+    (r"^(text_encoder\.|text_projection$|vision_projection$|logit_scale$)", "text tower, or projection beside it"),
+    (r"(^|\.)pooler\.", "transformers' pooler, which a MAE does not have"),
+    (r"^head\.0\.num_batches_tracked$", "torch's counter of batches, kept in the description"),
+    (r"^classifier\.0\.(weight|bias)$", "affine part of the probe's batch norm, unused (Paddle 2.2)"),
+)
+_UNSUPPORTED = (
+    (r"relative_position|rel_pos|\.[qv]_bias$", "relative position bias"),
+    (r"\.(gamma_?[12]?|ls[12]\.gamma)$|\.lambda_?[12]$", "layer scale"),
+    (r"\.[qk]_norm\.", "normalised queries and keys"),
+    (r"^dist_token|head_dist|dist_norm", "distillation token or head"),
+    (r"reg_token|register", "register tokens"),
+    (r"^patch_embed\.backbone\.|\.stages?\.|downsample", "a convolutional or hierarchical backbone"),
+)
+
+
+@dataclasses.dataclass
+class Recognised:
+    """A file's tensors under our names and in our layout.
+
+    Attributes:
+        family: whose implementation wrote it, in words.
+        tensors: what belongs to the model.
+        dropped: the rest, with the reason.
+        heads: attention heads of the encoder and the decoder, where the file or its family tells.
+        heads_from: which of them, in words.
+        norm_pix_loss: whether the decoder predicts normalised pixels, where the file tells.
+        grid_hw: patches per column and per row, where the file tells.
+        preprocessing: configuration keys of the images, where the file's config tells them.
+        notes: what a user should know.
+    """
+
+    family: str
+    tensors: Tensors
+    dropped: dict[str, str]
+    heads: tuple[int | None, int | None] = (None, None)
+    heads_from: str = "as the file says"
+    norm_pix_loss: bool | None = None
+    grid_hw: Grid = None
+    preprocessing: dict[str, object] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def split(file: WeightFile, prefix: str) -> tuple[Tensors, dict[str, str]]:
+    """Return the tensors under a prefix, without it, and those elsewhere that can be dropped."""
+    dropped: dict[str, str] = {}
+    drop_known(file, [name for name in file.tensors if not name.startswith(prefix)], dropped)
+    inside = {name[len(prefix) :]: tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
+    return inside, dropped
+
+
+def drop_known(file: WeightFile, unplaced: list[str], dropped: dict[str, str]) -> None:
+    """Note why tensors without a place are dropped; raise if there is no reason for one of them."""
+    unknown = []
+    for name in unplaced:
+        reason = next((reason for pattern, reason in _DROPPED if re.search(pattern, name)), None)
+        if reason is None:
+            unknown.append(name)
+        else:
+            dropped[name] = reason
+    if unknown:
+        has = {what for name in unknown for pattern, what in _UNSUPPORTED if re.search(pattern, name)}
+        why = f"; the model has {', '.join(sorted(has))}, which this project does not" if has else ""
+        more = f", and {len(unknown) - 6} more" if len(unknown) > 6 else ""
+        raise UserError(f"{file.path}: {len(unknown)} tensors have no place: {', '.join(unknown[:6])}{more}{why}")
+
+
+def rename(official: Tensors) -> tuple[Tensors, list[str]]:
+    """Give official tensors our names; returns those without one, too."""
+    tensors, unplaced = {}, []
+    for name, tensor in official.items():
+        ours = names.our_name(name)
+        if ours is None:
+            unplaced.append(name)
+        else:
+            tensors[ours] = tensor
+    return tensors, unplaced
+
+
+def to_paddle_layout(tensors: Tensors) -> Tensors:
+    """Transpose the matrices of linear layers, which torch keeps as [out, in]."""
+    return {
+        name: tensor.transposed() if names.is_linear_weight(name, len(tensor.shape)) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def layout(tensors: Tensors) -> str | None:
+    """Tell from the first fused projection, which is not square, whose layout the matrices have."""
+    qkv = tensors.get("encoder.layers.0.attn.qkv.weight")
+    if qkv is None or len(qkv.shape) != 2:
+        return None
+    rows, columns = qkv.shape
+    return "torch" if rows == 3 * columns else "paddle" if columns == 3 * rows else None
+
+
+def check_layout(file: WeightFile, tensors: Tensors, wanted: str) -> None:
+    """Raise UserError unless the matrices have the wanted layout."""
+    if layout(tensors) != wanted:
+        qkv = tensors.get("encoder.layers.0.attn.qkv.weight")
+        what = "missing" if qkv is None else f"of shape {list(qkv.shape)}"
+        raise UserError(f"{file.path}: the first layer's fused query, key and value projection is {what}")
