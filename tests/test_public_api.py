@@ -72,7 +72,7 @@ def test_readme_snippet_of_the_zoo_runs(tmp_path):
     check = (
         "assert encoder(paddle.ones([1, 3, 224, 224])).shape == [1, 768]\n"
         "assert classifier(paddle.ones([1, 3, 448, 448])).shape == [1, 10]\n"
-        "assert (encoder.cls_token == 0.01).all()\n"
+        "assert (encoder.cls_token == 0.01).all() and not (untrained.cls_token == 0.01).all()\n"
     )
     run(setup + snippet + check, tmp_path, MAE_MIRROR=tmp_path.as_uri(), MAE_CACHE=str(tmp_path / "cache"))
 
