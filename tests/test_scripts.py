@@ -157,7 +157,7 @@ def test_readme_names_only_what_exists():
         "train_list.txt",
         "val_list.txt",
         "log.txt",
-        "base.yaml",
+        "finetuned.yaml",
         "utils.py",
     }  # the last is forbidden
     missing = {
