@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import weight_files
-from architecture import Architecture, count_layers, infer
+from architecture import Architecture, count_layers, infer, of_config
+from config import get_config
 from errors import UserError
 from port_weights.families import recognise
 from port_weights.recognised import Recognised
@@ -104,6 +105,7 @@ def port(
         raise UserError(f"{destination}: is the source itself; write to another place")
     file = weight_files.read(path, entry)
     found = recognise(file, config, grid_hw)
+    _ask_config_beside(path, found)
     if expected is not None:
         found.heads = (expected.encoder.heads, expected.decoder.heads if expected.decoder else None)
         found.heads_from, found.norm_pix_loss = "as zoo.yaml says", expected.norm_pix_loss
@@ -160,6 +162,22 @@ def _find_source(source: Path) -> tuple[Path, Mapping]:
         with contextlib.suppress(FileNotFoundError):
             config |= _read_json(path.with_name(name))
     return path, config if "vit" in f"{config.get('model_type')} {config.get('architecture')}" else {}
+
+
+def _ask_config_beside(path: Path, found: Recognised) -> None:
+    """Take what no shape tells from the YAML of a run of ours, where the weights do not say it themselves."""
+    if found.family != "PaddleViT MAE":
+        return
+    try:
+        config_file = weight_files.config_beside(path)
+        beside = of_config(get_config(config_file))
+    except UserError:
+        return
+    shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
+    if beside.shapes() == shapes:
+        found.heads = (beside.encoder.heads, beside.decoder.heads if beside.decoder else None)
+        found.heads_from = f"as {config_file.name} beside it says"
+        found.norm_pix_loss, found.grid_hw = beside.norm_pix_loss, beside.grid_hw
 
 
 def _read_json(path: Path) -> dict:

@@ -20,6 +20,7 @@ import weight_files
 from architecture import Tower
 from config import get_config
 from errors import UserError
+from mae import build_mae_pretrain
 from port_weights.__main__ import main
 from port_weights.porting import port
 from stored_tensor import StoredTensor
@@ -176,6 +177,20 @@ def test_runs_of_this_project_go_out_and_come_back(tmp_path, tiny_yaml):
     out = tmp_path / "picture.png"
     visualise.main([str(tmp_path / "back"), "-dataset", "synthetic", "-num", "2", "-out", str(out)])
     assert out.stat().st_size > 0
+
+
+def test_a_config_beside_old_weights_tells_the_heads(tmp_path, tiny_config):
+    """Files from before this project described its weights, and PaddleViT's, may lie beside their YAML."""
+    config = tiny_config("pretrain", "MODEL.NORM_PIX_LOSS", False)
+    model = build_mae_pretrain(config)
+    paddle.save(model.state_dict(), str(tmp_path / "model.pdparams"))
+    with pytest.raises(UserError, match="say it with -heads"):
+        port(tmp_path / "model.pdparams", tmp_path / "b.pdparams")
+    (tmp_path / "config.yaml").write_text(config.dump())
+    report = port(tmp_path / "model.pdparams", tmp_path / "b.pdparams")
+    assert report.heads_from == "as config.yaml beside it says; decoder as config.yaml beside it says"
+    assert (report.architecture.encoder.heads, report.architecture.decoder.heads) == (4, 2)
+    assert report.architecture.norm_pix_loss is False
 
 
 def test_old_probes_of_paddle_lose_their_unused_norm(tmp_path, tiny_config):
