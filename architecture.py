@@ -147,11 +147,20 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "Architecture":
-        """Rebuild what `to_dict` gave."""
+        """Rebuild what `to_dict` gave; raise ValueError, TypeError or KeyError if something is wrong with it."""
         values = dict(values)
         for key in ("encoder", "decoder"):
             values[key] = Tower(*values[key]) if values.get(key) is not None else None
-        return cls(**values | {"grid_hw": tuple(values["grid_hw"])})
+        rebuilt = cls(**values | {"grid_hw": tuple(values["grid_hw"])})
+        numbers = [*rebuilt.encoder, *(rebuilt.decoder or ()), *rebuilt.grid_hw, rebuilt.patch_px, rebuilt.channels]
+        if len(rebuilt.grid_hw) != 2 or not all(type(number) is int and 0 < number < 2**20 for number in numbers):
+            raise ValueError("a size is no whole number above 0")
+        if type(rebuilt.num_classes) is not int or not isinstance(rebuilt.mlp_ratio, (int, float)):
+            raise ValueError("a size is no number")
+        flags = (rebuilt.qkv_bias, rebuilt.global_pool, rebuilt.probe, rebuilt.norm_pix_loss)
+        if not all(flag is None or isinstance(flag, bool) for flag in flags):
+            raise ValueError("a switch is neither true nor false")
+        return rebuilt
 
 
 def of_config(config) -> Architecture:
@@ -218,13 +227,19 @@ def infer(
         patch_px=patch_px,
         grid_hw=grid_hw or square_grid(num_patches),
         channels=channels,
-        mlp_ratio=shape("encoder.layers.0.mlp.fc1.weight", 2)[1] / width,
+        mlp_ratio=_mlp_ratio(width, shape("encoder.layers.0.mlp.fc1.weight", 2)[1]),
         qkv_bias="encoder.layers.0.attn.qkv.bias" in shapes,
         num_classes=shape(head, 2)[1] if head in shapes else 0,
         global_pool="encoder_norm.weight" in shapes,
         probe=probe,
         norm_pix_loss=norm_pix_loss,
     )
+
+
+def _mlp_ratio(width: int, hidden: int) -> float:
+    """Return the ratio from which the models get this hidden width, rounding down."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def count_layers(shapes: Mapping[str, object], part: str) -> int:

@@ -88,6 +88,8 @@ def load_weights(
         UserError: if the file cannot be read, or any other tensor is missing, unexpected or mis-shaped.
             The model is unchanged then.
     """
+    if any(isinstance(allowed, str) for allowed in (allow_missing, allow_unexpected, allow_mismatched)):
+        raise ValueError("allow_missing, allow_unexpected and allow_mismatched are lists of patterns, not one text")
     path = weight_files.resolve(path)
     file = weight_files.read(path)
     if file.kind == "torch":
@@ -113,7 +115,10 @@ def load_weights(
 
     loaded = [name for name in common if name not in mismatched]
     for name in loaded:
-        own[name].set_value(_read(weights[name], name, path).astype(str(own[name].dtype).split(".")[-1]))
+        if weights[name].dtype not in FLOAT_DTYPES:
+            raise UserError(f"{path}: {name} has dtype {weights[name].dtype}; weights are {', '.join(FLOAT_DTYPES)}")
+    for name in loaded:
+        own[name].set_value(weights[name].read().astype(str(own[name].dtype).split(".")[-1]))
     return LoadReport(path, loaded, missing, unexpected, mismatched, resized)
 
 
@@ -133,7 +138,7 @@ def _resize_position_tables(weights: dict, own: dict, model: nn.Layer, source_gr
             continue  # reported as a mismatch
         if table.shape[1] == own[name].shape[1] and source_grid_hw in (None, grid_hw):
             continue
-        weights[name] = StoredTensor.of(resize_table(_read(table, name, "position table"), grid_hw, source_grid_hw))
+        weights[name] = StoredTensor.of(resize_table(table.read(), grid_hw, source_grid_hw))
         source = source_grid_hw or square_grid(table.shape[1] - 1)
         resized.append(f"{name} {source[0]}x{source[1]} -> {grid_hw[0]}x{grid_hw[1]}")
     return resized
@@ -142,26 +147,22 @@ def _resize_position_tables(weights: dict, own: dict, model: nn.Layer, source_gr
 def _grid_of(weight_file: Path) -> tuple[int, int] | None:
     """Read the patch grid from the config.yaml beside a weight file of ours."""
     config_file = weight_file.parent / _CONFIG_FILE
-    if not config_file.is_file():
+    if weight_file.name not in (MODEL_FILE, EMA_FILE) or not config_file.is_file():
         return None
     try:
         config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
         size, patch = config["DATA"]["IMAGE_SIZE"], config["MODEL"]["PATCH_SIZE"]
         height, width = (size, size) if isinstance(size, int) else size
         return height // patch, width // patch
-    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
-
-
-def _read(tensor: StoredTensor, name: str, path: str | Path) -> np.ndarray:
-    if tensor.dtype not in FLOAT_DTYPES:
-        raise UserError(f"{path}: {name} has dtype {tensor.dtype}; weights are {', '.join(FLOAT_DTYPES)}")
-    return tensor.read()
 
 
 def _check_heads(file: weight_files.WeightFile, model: nn.Layer) -> None:
     """Refuse weights that say another number of attention heads than the model has: no shape would tell."""
     architecture = file.architecture
+    if architecture is not None and architecture.shapes() != {name: t.shape for name, t in file.tensors.items()}:
+        raise UserError(f"{file.path}: what it says of itself does not fit its tensors")
     for part in ("encoder", "decoder"):
         tower, stack = getattr(architecture, part, None), getattr(model, part, None)
         if tower is None or stack is None or tower.width != stack.layers[0].attn.qkv.weight.shape[0]:

@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -45,7 +46,8 @@ def folder_of(url: str) -> Path:
 
 def is_cached(url: str) -> bool:
     """Tell whether the file of an address was downloaded before."""
-    return _read_record(folder_of(url)) is not None
+    record = _read_record(folder_of(url))
+    return record is not None and (folder_of(url) / str(record.get("file"))).is_file()
 
 
 def mirrored(url: str, file_name: str = "") -> str:
@@ -105,6 +107,8 @@ def fetch(
             return file
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror or error}") from error
+    except KeyboardInterrupt as error:
+        raise UserError(f"{url}: interrupted; the same command goes on from there") from error
 
 
 # ---- checks ------------------------------------------------------------------------------------
@@ -128,8 +132,10 @@ def _accept(
         )
     if wrong:
         part.unlink()
+        _tag_file(part).unlink(missing_ok=True)
         raise UserError(f"{url}: refused, it is not the file that it should be: {wrong}")
     os.replace(part, file)
+    _tag_file(part).unlink(missing_ok=True)
     if record is None and check is not None:
         try:
             check(file)
@@ -190,6 +196,10 @@ def _download(address: str, part: Path, wait_secs: float) -> None:
         try:
             _transfer(address, part)
             return
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{address}: not an address that can be fetched: {error}") from error
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code not in _RETRY_CODES:
                 raise UserError(f"{address}: {_describe(error)}{_offline_advice()}") from error
@@ -204,12 +214,13 @@ def _download(address: str, part: Path, wait_secs: float) -> None:
 def _transfer(address: str, part: Path) -> None:
     """Make one request, and append what comes to `part`; raise ConnectionError if it is not all."""
     have = part.stat().st_size if part.exists() else 0
-    tag_file = part.with_name(f"{part.name}.tag")  # tells a resumed download that the file is still the same
-    tag = tag_file.read_text(encoding="utf-8") if have and tag_file.is_file() else ""
-    request = urllib.request.Request(address, headers={"User-Agent": "mae-paddle"})
-    if tag:
+    tag = _read_tag(part, address) if have else {}
+    if have and have == tag.get("total"):
+        return  # the last command was interrupted after the last byte
+    request = urllib.request.Request(address, headers={"User-Agent": "mae-paddle", "Accept-Encoding": "identity"})
+    if tag.get("version"):
         request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", tag)
+        request.add_header("If-Range", tag["version"])
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECS)
     except urllib.error.HTTPError as error:
@@ -218,19 +229,45 @@ def _transfer(address: str, part: Path) -> None:
         part.unlink()  # what is there is no beginning of this file
         raise ConnectionError("the server cannot continue the download") from error
     with response:
-        if response.headers.get_content_type() == "text/html":
-            raise UserError(f"{address}: a web page came instead of a file{_offline_advice()}")
-        start = have if response.status == http.client.PARTIAL_CONTENT else 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length is not None else None
-        tag_file.write_text(
-            response.headers.get("ETag") or response.headers.get("Last-Modified") or "", encoding="utf-8"
-        )
+        start, total = _check_answer(address, response, have if tag.get("version") else None)
+        version = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        tag = {"address": address, "version": version, "total": total}
+        _tag_file(part).write_text(json.dumps(tag), encoding="utf-8")
         free = shutil.disk_usage(part.parent).free
         if total is not None and total - start > free:
             raise UserError(f"{part.parent}: the disk has {free:,} bytes left, and {total - start:,} are needed")
         _copy(response, part, start, total)
-    tag_file.unlink(missing_ok=True)
+
+
+def _check_answer(address: str, response, asked_from: int | None) -> tuple[int, int | None]:
+    """Return where the answer's bytes start in the file, and the file's size if it is told."""
+    headers = response.headers
+    if headers.get_content_type() == "text/html":
+        raise UserError(f"{address}: a web page came instead of a file{_offline_advice()}")
+    if headers.get("Content-Encoding", "identity") != "identity":
+        raise UserError(f"{address}: the server sends it compressed, which was not asked for{_offline_advice()}")
+    length = headers.get("Content-Length", "")
+    if response.status == http.client.PARTIAL_CONTENT:
+        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("Content-Range", ""))
+        if asked_from is None or found is None or int(found[1]) != asked_from or int(found[2]) + 1 != int(found[3]):
+            raise UserError(f"{address}: the server sends another part of the file than asked for{_offline_advice()}")
+        return asked_from, int(found[3])
+    if response.status not in (None, http.client.OK) or length == "0":
+        raise UserError(f"{address}: the server sends no file (status {response.status}){_offline_advice()}")
+    return 0, int(length) if length.isdecimal() else None
+
+
+def _tag_file(part: Path) -> Path:
+    """Return the file that tells a later command what a part is a part of."""
+    return part.with_name(f"{part.name}.tag")
+
+
+def _read_tag(part: Path, address: str) -> dict:
+    try:
+        tag = json.loads(_tag_file(part).read_text(encoding="utf-8"))
+        return tag if tag["address"] == address else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def _copy(response, part: Path, start: int, total: int | None) -> None:
@@ -249,10 +286,10 @@ def _copy(response, part: Path, start: int, total: int | None) -> None:
 
 
 def _is_hopeless(error: Exception) -> bool:
-    """Tell whether there is no use in trying again: no such file, no such host, nothing listens, not trusted."""
-    return isinstance(
-        getattr(error, "reason", error), (FileNotFoundError, socket.gaierror, ConnectionRefusedError, ssl.SSLError)
-    )
+    """Tell whether there is no use in trying again: no such file, no such host, nothing listens, not an address."""
+    reason = getattr(error, "reason", error)
+    hopeless = (FileNotFoundError, IsADirectoryError, socket.gaierror, ConnectionRefusedError, ssl.SSLError, str)
+    return isinstance(reason, (*hopeless, http.client.InvalidURL)) and not isinstance(error, urllib.error.HTTPError)
 
 
 def _describe(error: Exception) -> str:

@@ -7,6 +7,7 @@ Arrays have numbers in them and the size that their bytes say.
 """
 
 import io
+import itertools
 import math
 import os
 import pickle
@@ -18,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, printable
 
 
 class Attributes(dict):
@@ -28,6 +29,7 @@ class Attributes(dict):
 _ARRAY_CLASS = object()  # stands for numpy.ndarray, which a pickle only ever passes on
 _NUMBER_KINDS = "biuf"
 _MOST_DIMS = 16
+_MOST_INSTRUCTIONS = 2_000_000  # CIFAR-100's train file takes 300,000, weights some thousands
 _REFUSED_OPCODES = (
     pickle.OBJ,
     pickle.NEWOBJ_EX,
@@ -37,13 +39,16 @@ _REFUSED_OPCODES = (
     pickle.EXT4,
     pickle.NEXT_BUFFER,
     pickle.READONLY_BUFFER,
+    pickle.EMPTY_SET,
+    pickle.ADDITEMS,
+    pickle.FROZENSET,
 )
 
 
 def _plain_dtype(code: str, align: bool = False, copy: bool = True) -> np.dtype:
     code = code.decode("ascii") if isinstance(code, bytes) else code
     if not re.fullmatch(r"[<>|=]?[biuf]\d{1,2}", code):
-        raise ValueError(f"an array of {code!r}, where plain data has numbers")
+        raise ValueError(f"an array of {printable(code, 40)!r}, where plain data has numbers")
     return np.dtype(code)
 
 
@@ -63,17 +68,24 @@ def _array_from_buffer(buffer: bytes, dtype: np.dtype, shape: tuple, order: str)
 
 def _array_of(raw: bytes, dtype: np.dtype, shape: tuple, order: str = "C") -> np.ndarray:
     if not isinstance(dtype, np.dtype) or dtype.kind not in _NUMBER_KINDS:
-        raise ValueError(f"an array of {dtype}, where plain data has numbers")
-    if len(shape) > _MOST_DIMS or not all(isinstance(side, int) and side >= 0 for side in shape):
-        raise ValueError(f"an array of shape {shape}")
+        raise ValueError("an array of something that is no number")
+    check_shape(shape)
     if math.prod(shape) * dtype.itemsize != len(raw):
         raise ValueError(f"an array of shape {shape} and {len(raw)} bytes")
     return np.frombuffer(raw, dtype).reshape(shape, order=order)
 
 
+def check_shape(shape: object) -> None:
+    """Raise ValueError unless this is the shape of an array."""
+    if not isinstance(shape, tuple) or len(shape) > _MOST_DIMS:
+        raise ValueError("an array whose shape is none")
+    if not all(type(side) is int and 0 <= side < 2**63 for side in shape):
+        raise ValueError("an array whose sides are no whole numbers")
+
+
 def _encode(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"text in the encoding {encoding!r}")
+        raise ValueError("text in an encoding that plain data never has")
     return text.encode(encoding)
 
 
@@ -110,6 +122,7 @@ class _BoundedFile:
         position = file.tell()
         self._end = file.seek(0, os.SEEK_END)
         file.seek(position)
+        self.size = self._end - position
 
     def read(self, size: int = -1) -> bytes:
         if size > self._end - self._file.tell():
@@ -123,19 +136,36 @@ class _BoundedFile:
 # Python's own unpickler, not the one in C: there every opcode can be ruled, and a large memo index costs nothing.
 class _PlainDataUnpickler(pickle._Unpickler):
     def __init__(self, file: io.BufferedIOBase, encoding: str, names: Mapping, persistent_load: Callable | None):
-        super().__init__(_BoundedFile(file), encoding=encoding)
+        bounded = _BoundedFile(file)
+        super().__init__(bounded, encoding=encoding)
         self._names = names
+        self._budget_bytes = 2 * bounded.size + (1 << 20)  # for what calls make of the file's bytes
         if persistent_load is not None:
             self.persistent_load = persistent_load
 
+    def load(self) -> object:
+        """Do as the base class does, for a limited number of instructions."""
+        self._unframer = pickle._Unframer(self._file_read, self._file_readline)
+        self.read, self.readline = self._unframer.read, self._unframer.readline
+        self.readinto = self._unframer.readinto
+        self.metastack, self.stack, self.proto = [], [], 0
+        self.append = self.stack.append
+        try:
+            for _ in range(_MOST_INSTRUCTIONS):
+                self.dispatch[self.read(1)[0]](self)
+        except pickle._Stop as stop:
+            return stop.value
+        raise UserError("refused, the file has more instructions than plain data needs")
+
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in self._names:
-            raise UserError(f"refused, the file asks for {module}.{name}, which plain data never needs")
+            raise UserError(f"refused, the file asks for {printable(f'{module}.{name}')}, which plain data never needs")
         return self._names[module, name]
 
     def load_inst(self) -> None:  # names a class and makes an instance in one go
         module, name = (self.readline()[:-1].decode("ascii", "replace") for _ in range(2))
-        raise UserError(f"refused, the file asks for an instance of {module}.{name}, which plain data never needs")
+        name = printable(f"{module}.{name}")
+        raise UserError(f"refused, the file asks for an instance of {name}, which plain data never needs")
 
     def load_reduce(self) -> None:
         args = self.stack.pop()
@@ -148,7 +178,11 @@ class _PlainDataUnpickler(pickle._Unpickler):
     def _call(self, function: object, args: object) -> object:
         if not any(function is allowed for allowed in self._names.values()) or not callable(function):
             raise UserError(f"refused, the file calls a {type(function).__name__}, which plain data never does")
-        return function(*args)
+        result = function(*args)
+        self._budget_bytes -= len(result) if isinstance(result, (bytes, tuple)) else 0
+        if self._budget_bytes < 0:
+            raise UserError("refused, the file makes more of its bytes than plain data needs")
+        return result
 
     def load_build(self) -> None:
         state = self.stack.pop()
@@ -170,10 +204,13 @@ class _PlainDataUnpickler(pickle._Unpickler):
 
     def _replace(self, old: object, new: object) -> None:
         self.stack[-1] = new
-        for key in reversed(self.memo):  # it was remembered a moment ago
+        for key in itertools.islice(reversed(self.memo), 4):  # it was remembered a moment ago, if at all
             if self.memo[key] is old:
                 self.memo[key] = new
                 break
+
+    def load_bytearray(self) -> None:  # the base class would reserve the memory before it reads
+        self.append(self.read(int.from_bytes(self.read(8), "little")))
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -187,8 +224,10 @@ class _PlainDataUnpickler(pickle._Unpickler):
         if not isinstance(target, dict):
             raise UserError(f"refused, the file sets entries of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
+            if not (isinstance(key, (str, bytes)) or (type(key) is int and abs(key) < 2**31)):
+                raise UserError(f"refused, the file has an entry whose name is a {type(key).__name__}")
             if key in target:
-                raise UserError(f"the file has two entries of the name {key!r}")
+                raise ValueError(f"two entries of the name {printable(key)!r}")
             target[key] = value
 
     def _refuse_opcode(self) -> None:
@@ -200,6 +239,7 @@ class _PlainDataUnpickler(pickle._Unpickler):
         pickle.REDUCE[0]: load_reduce,
         pickle.NEWOBJ[0]: load_newobj,
         pickle.BUILD[0]: load_build,
+        pickle.BYTEARRAY8[0]: load_bytearray,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         **dict.fromkeys((opcode[0] for opcode in _REFUSED_OPCODES), _refuse_opcode),
@@ -237,4 +277,5 @@ def load(
     except UserError as error:
         raise UserError(f"{name}: {error}. Do not use this file unless you trust its source.") from error
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(f"{name}: damaged or not a pickle file ({type(error).__name__}: {error})") from error
+        reason = printable(f"{type(error).__name__}: {error}")
+        raise UserError(f"{name}: damaged or not a pickle file ({reason})") from error

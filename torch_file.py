@@ -10,15 +10,17 @@ import math
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 import safe_pickle
-from errors import UserError
+from errors import UserError, printable
 from stored_tensor import StoredTensor
 
+_ZIP_ERRORS = (zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError, struct.error, zlib.error)
 _ZIP_MAGIC = b"PK"
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled number that torch wrote before 1.6
 _DTYPE_OF_STORAGE = {
@@ -34,6 +36,14 @@ _DTYPE_OF_STORAGE = {
     "BoolStorage": "bool",
 }
 _STORAGE_OF_DTYPE = {dtype: storage for storage, dtype in _DTYPE_OF_STORAGE.items()}
+_LEFT_OUT = (  # harmless things that training code keeps beside the weights; nothing is made of them
+    ("collections", "Counter"),
+    ("collections", "defaultdict"),
+    ("builtins", "set"),
+    ("torch", "device"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+)
 _LARGEST_PICKLE_BYTES = 256 << 20
 _RESAVE = "python -c \"import torch; torch.save(torch.load('OLD', map_location='cpu', weights_only=True), 'NEW')\""
 _RESAVE_MODEL = _RESAVE.replace("True)", "False)['model']")
@@ -58,8 +68,9 @@ def read(path: str | Path) -> object:
     names = {
         ("torch._utils", "_rebuild_tensor_v2"): archive.tensor,
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-        ("torch", "Size"): tuple,
+        ("torch", "Size"): _size,
         ("argparse", "Namespace"): safe_pickle.Attributes,  # the official code's arguments
+        **dict.fromkeys(_LEFT_OUT, _leave_out),
         **{("torch", storage): dtype for storage, dtype in _DTYPE_OF_STORAGE.items()},
         **{("torch", dtype): f"torch.{dtype}" for dtype in (*_STORAGE_OF_DTYPE, "long", "float", "half")},
     }
@@ -71,6 +82,15 @@ def read(path: str | Path) -> object:
         if "refused" in str(error):
             raise UserError(f"{error} If you do, save its weights alone with torch: {_RESAVE_MODEL}") from error
         raise
+
+
+def _size(sides: tuple = ()) -> tuple:
+    safe_pickle.check_shape(sides)
+    return sides
+
+
+def _leave_out(*_args: object) -> safe_pickle.Attributes:
+    return safe_pickle.Attributes()
 
 
 class _Archive:
@@ -88,21 +108,22 @@ class _Archive:
                 self._members = {member.filename: member for member in members}
                 self.pickle = archive.read(self._members[f"{self._root}data.pkl"])
                 self._check_byte_order(archive)
-        except (zipfile.BadZipFile, OSError, RuntimeError, struct.error, EOFError) as error:
-            raise UserError(f"{path}: truncated or damaged torch file: {error}") from error
+        except UserError:
+            raise
+        except _ZIP_ERRORS as error:
+            raise UserError(f"{path}: truncated or damaged torch file: {printable(error)}") from error
         self._last: tuple[str, bytes] = ("", b"")
 
     def _check(self, members: list[zipfile.ZipInfo]) -> None:
         for member in members:
+            name = printable(member.filename)
             if member.filename.startswith(("/", "\\")) or ".." in member.filename.replace("\\", "/").split("/"):
-                raise UserError(f"{self.path}: refused, its entry {member.filename!r} points outside the archive")
+                raise UserError(f"{self.path}: refused, its entry {name!r} points outside the archive")
             if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-                raise UserError(
-                    f"{self.path}: refused, its entry {member.filename!r} is compressed, which torch never does"
-                )
+                raise UserError(f"{self.path}: refused, its entry {name!r} is compressed, which torch never does")
         name, count = collections.Counter(member.filename for member in members).most_common(1)[0]
         if count > 1:
-            raise UserError(f"{self.path}: has {count} entries of the name {name!r}")
+            raise UserError(f"{self.path}: has {count} entries of the name {printable(name)!r}")
         if sum(member.file_size for member in members) > self.path.stat().st_size:
             raise UserError(f"{self.path}: refused, its entries claim more bytes than the file has")
 
@@ -129,10 +150,11 @@ class _Archive:
             raise ValueError("a reference to something that is no tensor")
         member = self._members.get(f"{self._root}data/{key}")
         itemsize = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+        safe_pickle.check_shape((num_elements,))
         if member is None:
-            raise UserError(f"the bytes of tensor storage {key!r} are missing")
+            raise ValueError(f"the bytes of tensor storage {printable(key)!r} are missing")
         if member.file_size != num_elements * itemsize:
-            raise UserError(
+            raise ValueError(
                 f"tensor storage {key!r} has {member.file_size:,} bytes instead of {num_elements * itemsize:,}"
             )
         return dtype, str(key), num_elements
@@ -142,8 +164,9 @@ class _Archive:
     ) -> StoredTensor:
         """Describe a tensor as a strided view of a storage."""
         dtype, key, num_elements = storage
-        numbers = (offset, *shape, *strides)
-        if len(shape) != len(strides) or not all(isinstance(number, int) and number >= 0 for number in numbers):
+        for numbers in (shape, strides, (offset,)):
+            safe_pickle.check_shape(numbers)
+        if len(shape) != len(strides):
             raise ValueError(f"a tensor of shape {shape} and strides {strides}")
         last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
         if math.prod(shape) > num_elements or (math.prod(shape) and last >= num_elements):
@@ -161,8 +184,8 @@ class _Archive:
             try:
                 with zipfile.ZipFile(self.path) as archive:
                     self._last = (key, archive.read(self._members[f"{self._root}data/{key}"]))
-            except (zipfile.BadZipFile, OSError, EOFError, struct.error) as error:
-                raise UserError(f"{self.path}: truncated or damaged torch file: {error}") from error
+            except _ZIP_ERRORS as error:
+                raise UserError(f"{self.path}: truncated or damaged torch file: {printable(error)}") from error
         return self._last[1]
 
 

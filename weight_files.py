@@ -10,6 +10,7 @@ A `.pdparams` of ours is Paddle's pickle, followed by a second pickle with what 
 does not look there. A `.safetensors` keeps the same in its header.
 """
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -26,7 +27,7 @@ import numpy as np
 import safe_pickle
 import torch_file
 from architecture import Architecture
-from errors import UserError
+from errors import UserError, printable
 from stored_tensor import StoredTensor
 
 MODEL_FILE, EMA_FILE = "model.pdparams", "ema.pdparams"
@@ -48,6 +49,7 @@ _SAFETENSORS_DTYPES = {
     "BOOL": "bool",
 }
 _LARGEST_HEADER_BYTES = 100 << 20
+_LONGEST_NAME = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ class WeightFile:
             return None
         try:
             return Architecture.from_dict(values)
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, IndexError) as error:
             raise UserError(f"{self.path}: its own description is damaged: {error}") from error
 
 
@@ -121,6 +123,8 @@ def resolve(path: str | Path) -> Path:
     checkpoint holds averaged weights, those are meant: they are what was evaluated.
     """
     path = Path(path)
+    if len(path.name) > _LONGEST_NAME - 50:
+        raise UserError(f"{printable(path)}: no such file")
     if path.is_dir():
         candidates = [folder / name for folder in (path, path / BEST, path / LATEST) for name in (EMA_FILE, MODEL_FILE)]
     else:
@@ -163,12 +167,12 @@ def _unwrap(path: Path, kind: str, data: object, entry: str | None) -> WeightFil
     """Find the state dict in what a pickle held."""
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a state dict, found {type(data).__name__}")
-    wrapper = entry or next((name for name in _WRAPPERS if isinstance(data.get(name), dict)), None)
+    wrapper = entry or next((name for name in _WRAPPERS if _has_tensors(data.get(name))), None)
     if entry is not None and not isinstance(data.get(entry), dict):
-        dicts = [str(name) for name, value in data.items() if isinstance(value, dict)]
+        dicts = [printable(name) for name, value in data.items() if isinstance(value, dict)]
         raise UserError(f"{path}: has no entry {entry!r} with weights; its entries: {', '.join(dicts) or 'none'}")
     inner = data if wrapper is None else data[wrapper]
-    tensors, others = {}, [] if wrapper is None else [str(name) for name in data if name != wrapper]
+    tensors, others = {}, [] if wrapper is None else [printable(name) for name in data if name != wrapper]
     for name, value in inner.items():
         if name == _PADDLE_NAME_TABLE:
             continue
@@ -177,15 +181,25 @@ def _unwrap(path: Path, kind: str, data: object, entry: str | None) -> WeightFil
         if isinstance(value, np.ndarray):
             value = StoredTensor.of(value)
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
-            others.append(str(name))
+            others.append(printable(name))
         else:
-            tensors[name] = value
+            tensors[_checked_name(name, path)] = value
     if not tensors:
         holds = f"; its entries: {', '.join(others[:8])}" if others else ""
         raise UserError(f"{path}: holds no tensors{holds}; is this a weight file?")
     arguments = data.get("args")
     arguments = dict(arguments) if isinstance(arguments, safe_pickle.Attributes) else {}
     return WeightFile(path, kind, tensors, wrapper, tuple(others), arguments)
+
+
+def _has_tensors(entry: object) -> bool:
+    return isinstance(entry, dict) and any(isinstance(v, (StoredTensor, np.ndarray, tuple)) for v in entry.values())
+
+
+def _checked_name(name: str, path: Path) -> str:
+    if not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise UserError(f"{path}: the name of a tensor holds control characters, or is too long: {printable(name, 40)}")
+    return name
 
 
 def _read_safetensors(path: Path, size: int, header_bytes: int) -> WeightFile:
@@ -202,7 +216,7 @@ def _read_safetensors(path: Path, size: int, header_bytes: int) -> WeightFile:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # safetensors has its own exception type
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from error
+        raise UserError(f"{path}: not a readable safetensors file: {printable(error)}") from error
     metadata = header.pop("__metadata__", None) or {}
     tensors = {}
     for name, entry in header.items():
@@ -210,7 +224,7 @@ def _read_safetensors(path: Path, size: int, header_bytes: int) -> WeightFile:
         if dtype is None:
             raise UserError(f"{path}: {name} has dtype {entry['dtype']}, which is not known here")
         shape, start = tuple(entry["shape"]), 8 + header_bytes + entry["data_offsets"][0]
-        tensors[name] = StoredTensor(shape, dtype, _range_reader(path, start, shape, dtype))
+        tensors[_checked_name(name, path)] = StoredTensor(shape, dtype, _range_reader(path, start, shape, dtype))
     if not tensors:
         raise UserError(f"{path}: holds no tensors")
     return WeightFile(path, "safetensors", tensors, metadata=_parse_metadata(path, metadata))
@@ -224,8 +238,8 @@ def _range_reader(path: Path, start: int, shape: tuple[int, ...], dtype: str) ->
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise UserError(f"two entries of the name {next(name for name in names if names.count(name) > 1)!r}")
+        name, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]
+        raise UserError(f"two entries of the name {printable(name)!r}")
     return entries
 
 

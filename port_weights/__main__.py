@@ -8,6 +8,7 @@ MAWS, or a run or checkpoint of this project; whose it is, is found out. DST is 
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -58,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             entry=args.entry,
             norm_pix_loss=None if args.norm_pix_loss is None else args.norm_pix_loss == "True",
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 1
     print(report)
     return 0
@@ -70,7 +71,7 @@ def _numbers(flag: str, text: str | None, counts: tuple[int, ...]) -> tuple[int,
     if text is None:
         return ()
     parts = text.split(",")
-    if len(parts) not in counts or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    if len(parts) not in counts or not all(re.fullmatch(r"\s*[1-9]\d{0,5}\s*", part) for part in parts):
         raise UserError(f"{flag} {text}: expected {' or '.join(map(str, counts))} whole numbers, separated by a comma")
     return tuple(int(part) for part in parts)
 

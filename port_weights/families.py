@@ -24,6 +24,7 @@ def recognise(file: WeightFile, config: Mapping | None = None, grid_hw: Grid = N
     Raises:
         UserError: if the names are of no family that is known here, or some tensor has no place.
     """
+    _check_landmarks(file)
     for patch_projection, convert in _CONVERTERS.items():
         prefixes = [
             name.removesuffix(patch_projection)
@@ -51,16 +52,39 @@ def _from_ours(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) ->
             unplaced.append(name)
         else:
             tensors[name] = tensor
+    for kind, neutral in (("weight", 1), ("bias", 0)):
+        affine = inside.get(f"classifier.0.{kind}")
+        if affine is not None and (affine.size > 2**20 or (affine.read() != neutral).any()):
+            raise UserError(
+                f"{file.path}: classifier.0.{kind} is not {neutral}: a batch norm with weights is not known here"
+            )
     drop_known(file, unplaced, dropped)
     check_layout(file, tensors, "paddle")
     return Recognised("this project" if file.metadata else "PaddleViT MAE", tensors, dropped, grid_hw=grid_hw)
 
 
+_LANDMARKS = {  # endings of names, and their numbers of axes
+    "patch_embedding.patch_embedding.weight": 4,
+    "patch_embed.proj.weight": 4,
+    "patch_embeddings.projection.weight": 4,
+    "mask_token": 3,
+    "pos_embed": 3,
+    "position_embedding": 3,
+    "position_embeddings": 3,
+}
 _CONVERTERS: dict[str, Callable[[WeightFile, str, Mapping, Grid], Recognised]] = {
     "patch_embedding.patch_embedding.weight": _from_ours,
     "patch_embed.proj.weight": from_official.convert,
     "embeddings.patch_embeddings.projection.weight": from_transformers.convert,
 }
+
+
+def _check_landmarks(file: WeightFile) -> None:
+    """Refuse shapes that no model has where sizes are read off, so that nothing further on needs to doubt them."""
+    for name, tensor in file.tensors.items():
+        wanted = next((ndim for ending, ndim in _LANDMARKS.items() if name.endswith(ending)), None)
+        if wanted is not None and (len(tensor.shape) != wanted or 0 in tensor.shape):
+            raise UserError(f"{file.path}: {name} is of shape {list(tensor.shape)}")
 
 
 def _with_description(found: Recognised, file: WeightFile) -> Recognised:

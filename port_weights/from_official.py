@@ -13,6 +13,7 @@ from port_weights.recognised import (
     Tensors,
     check_layout,
     drop_known,
+    is_sincos,
     layout,
     rename,
     split,
@@ -32,7 +33,7 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
             dropped[prefix + name] = "head of a contrastive training"
             del inside[name]
     _drop_partial_block(inside, prefix, dropped)
-    has_class_row = _has_class_row(file, inside, grid_hw)
+    has_class_row, grid_hw = _read_table(file, inside, grid_hw)
     if not has_class_row:
         inside["pos_embed"] = _with_zero_row(inside["pos_embed"])
     family = _official_family(file, prefix, inside, dropped, has_class_row)
@@ -52,7 +53,7 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
     found.preprocessing = _timm_preprocessing(config)
     if not has_class_row:
         found.notes.append("the position table got a zero row for the class token, which has no position in the file")
-    if family == "MAE-Lite":
+    if "MAE-Lite" in family:
         found.heads = _lite_heads(tensors, is_moco=prefix.endswith("base_encoder."))
         found.heads_from = "as MAE-Lite's models have"
     return found
@@ -72,7 +73,9 @@ def _official_family(file: WeightFile, prefix: str, inside: Tensors, dropped: di
         return "MAWS CLIP, image tower"
     if not has_class_row:
         return "MAE-CT, or timm without a position for the class token"
-    if prefix in ("module.model.", "module.base_encoder.") or any("attn_adapter" in name for name in dropped):
+    if prefix.endswith("base_encoder."):  # MAE-Lite keeps it under "model", MoCo v3 itself under "state_dict"
+        return "MAE-Lite's MoCo v3" if file.wrapper == "model" else "MoCo v3"
+    if prefix == "module.model." or any("attn_adapter" in name for name in dropped):
         return "MAE-Lite"
     if file.kind == "paddle":
         return "PASSL or PaddleClas"
@@ -84,15 +87,28 @@ def _official_family(file: WeightFile, prefix: str, inside: Tensors, dropped: di
     return "timm ViT or MAWS, which share their names"
 
 
-def _has_class_row(file: WeightFile, inside: Tensors, grid_hw: Grid) -> bool:
-    """Tell whether the position table starts with a row for the class token: MAE-CT's does not."""
+def _read_table(file: WeightFile, inside: Tensors, grid_hw: Grid) -> tuple[bool, Grid]:
+    """Tell whether the position table has a row for the class token, which MAE-CT's has not, and what its grid is."""
     table = inside.get("pos_embed")
-    if table is None or len(table.shape) != 3:
+    if table is None or table.shape[0] != 1 or table.shape[1] < 2:
         raise UserError(f"{file.path}: pos_embed is {'missing' if table is None else f'of shape {list(table.shape)}'}")
     rows = table.shape[1]
     if grid_hw is not None:
-        return rows != grid_hw[0] * grid_hw[1]
-    return math.isqrt(rows) ** 2 != rows
+        num_patches = grid_hw[0] * grid_hw[1]
+        if rows not in (num_patches, num_patches + 1):
+            raise UserError(
+                f"{file.path}: -grid {grid_hw[0]},{grid_hw[1]} does not fit pos_embed, which has {rows} rows"
+            )
+        return rows == num_patches + 1, grid_hw
+    side = math.isqrt(rows)
+    if side * side != rows:
+        return True, None
+    if is_sincos(table, (side, side), has_class_row=False):
+        return False, (side, side)
+    raise UserError(
+        f"{file.path}: pos_embed has {rows} rows: {side}x{side} patches without a row for the class token, or "
+        f"{rows - 1} patches with one? Say -grid ROWS,COLUMNS"
+    )
 
 
 def _with_zero_row(table: StoredTensor) -> StoredTensor:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from errors import UserError
+from errors import UserError, printable
 from port_weights.recognised import Grid, Recognised, drop_known, rename, split, to_paddle_layout
 from stored_tensor import concatenated
 from weight_files import WeightFile
@@ -65,6 +65,7 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
         raise UserError(
             f"{file.path}: config.json says hidden_act={config['hidden_act']!r}; only exact gelu is known here"
         )
+    grid_hw = _grid(file, config, grid_hw)
     eps = config.get("layer_norm_eps", _LAYER_NORM_EPS)
     if not isinstance(eps, (int, float)) or eps > _LARGEST_LAYER_NORM_EPS:
         raise UserError(f"{file.path}: config.json says layer_norm_eps={eps!r}, and models here have {_LAYER_NORM_EPS}")
@@ -76,16 +77,35 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
         "transformers ViTMAE" if is_mae else "transformers ViT",
         to_paddle_layout(tensors),
         dropped,
-        (config.get("num_attention_heads"), config.get("decoder_num_attention_heads")),
+        (_heads(file, config, "num_attention_heads"), _heads(file, config, "decoder_num_attention_heads")),
         "as config.json says",
         config.get("norm_pix_loss") if "mask_token" in official else None,
         grid_hw,
-        _transformers_preprocessing(config),
+        _preprocessing(config),
         notes,
     )
 
 
-def _transformers_preprocessing(config: Mapping) -> dict[str, object]:
+def _heads(file: WeightFile, config: Mapping, key: str) -> int | None:
+    value = config.get(key)
+    if value is not None and (type(value) is not int or value < 1):
+        raise UserError(f"{file.path}: config.json says {key}={printable(value, 40)}, which is no number of heads")
+    return value
+
+
+def _grid(file: WeightFile, config: Mapping, given: Grid) -> Grid:
+    """Return the grid that config.json tells; raise UserError if -grid says another one."""
+    size, patch = config.get("image_size"), config.get("patch_size")
+    sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
+    if not all(type(number) is int and number > 0 for number in (*sides, patch)):
+        return given
+    grid_hw = (sides[0] // patch, sides[1] // patch)
+    if given is not None and given != grid_hw:
+        raise UserError(f"{file.path}: config.json says a grid of {grid_hw[0]}x{grid_hw[1]}, -grid another one")
+    return grid_hw
+
+
+def _preprocessing(config: Mapping) -> dict[str, object]:
     """Read what transformers' preprocessor_config.json, which was put into the config, says of the images."""
     keys = {"DATA.IMAGENET_MEAN": "image_mean", "DATA.IMAGENET_STD": "image_std"}
     return {key: config[name] for key, name in keys.items() if config.get(name) is not None}

@@ -13,7 +13,7 @@ from architecture import Architecture, count_layers, infer, of_config
 from config import get_config
 from errors import UserError
 from port_weights.families import recognise
-from port_weights.recognised import Recognised
+from port_weights.recognised import Recognised, is_sincos
 from port_weights.writing import check_destination, write
 from stored_tensor import FLOAT_DTYPES, StoredTensor
 
@@ -114,8 +114,10 @@ def port(
         found_words, expected_words = (f"{model.content}, {model}" for model in (architecture, expected))
         raise UserError(f"{path}: is {found_words}; expected {expected_words}")
     notes = _notes(file, found, architecture)
-    if architecture.decoder is None and norm_pix_loss is not None:
-        notes.append("-norm_pix_loss is for a decoder, and there is none")
+    if architecture.decoder is None and (norm_pix_loss is not None or heads[1] is not None):
+        notes.append("what -norm_pix_loss and the second number of -heads say is for a decoder, and there is none")
+    if target == "timm" and architecture.encoder.width != 64 * architecture.encoder.heads:
+        notes.append(f"build timm's model with num_heads={architecture.encoder.heads}")
     tensors = {name: _in_float32(tensor.checked(name, path)) for name, tensor in tensors.items()}
     digest = _sha256(path)
     counter = _batches_tracked(file)
@@ -219,6 +221,8 @@ def check(
     for part, tower in (("encoder", architecture.encoder), ("decoder", architecture.decoder)):
         if tower is not None and (tower.heads < 1 or tower.width % tower.heads):
             raise UserError(f"{file.path}: {tower.heads} heads do not divide the {part}'s width of {tower.width}")
+    if file.architecture is not None and file.architecture.shapes() != {name: shapes[name] for name in expected}:
+        raise UserError(f"{file.path}: what it says of itself does not fit its tensors")
     size = sum(tensor.nbytes for tensor in found.tensors.values())
     if size > _LARGEST_EXPANSION * file.path.stat().st_size:
         raise UserError(f"{file.path}: refused, its tensors claim {size:,} bytes, far more than the file has")
@@ -260,6 +264,10 @@ def _decoder_heads(found: Recognised, shapes: Mapping, given: int | None) -> tup
 
 def _notes(file: weight_files.WeightFile, found: Recognised, architecture: Architecture) -> list[str]:
     notes = list(found.notes)
+    table = found.tensors["encoder_position_embedding"]
+    rows, columns = architecture.grid_hw
+    if found.grid_hw is None and not is_sincos(table, architecture.grid_hw):
+        notes.append(f"the grid {rows}x{columns} is taken as square; -grid ROWS,COLUMNS says otherwise")
     if file.wrapper is not None:
         notes.append(f"the weights were the file's entry {file.wrapper!r}")
     if any(tensor.dtype != "float32" for tensor in found.tensors.values()):
@@ -281,7 +289,8 @@ def _batches_tracked(file: weight_files.WeightFile) -> dict[str, int]:
     for name, tensor in file.tensors.items():
         if re.search(r"(^|\.)head\.0\.num_batches_tracked$", name) and tensor.size == 1:
             return {"batches_tracked": int(tensor.read().reshape(()))}
-    return {"batches_tracked": file.metadata["batches_tracked"]} if "batches_tracked" in file.metadata else {}
+    count = file.metadata.get("batches_tracked")
+    return {"batches_tracked": count} if type(count) is int else {}
 
 
 def _sha256(path: Path) -> str:

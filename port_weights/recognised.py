@@ -3,14 +3,19 @@
 import dataclasses
 import re
 
+import numpy as np
+
 from errors import UserError
 from port_weights import names
-from stored_tensor import StoredTensor
+from pos_embed import sincos_table
+from stored_tensor import FLOAT_DTYPES, StoredTensor
 from weight_files import WeightFile
 
 Tensors = dict[str, StoredTensor]
 Grid = tuple[int, int] | None
 
+_LARGEST_TABLE = 1 << 26
+_TABLE_TOLERANCE = 1e-2  # bfloat16 keeps 3 digits
 OTHER_NETWORKS = ("tch_model", "teacher", "momentum_encoder", "target_encoder", "ema_model")  # beside the one trained
 _DROPPED = (
     (rf"(^|\.)({'|'.join(OTHER_NETWORKS)})\.", "another network of the training"),
@@ -92,6 +97,14 @@ def rename(official: Tensors) -> tuple[Tensors, list[str]]:
         else:
             tensors[ours] = tensor
     return tensors, unplaced
+
+
+def is_sincos(table: StoredTensor, grid_hw: tuple[int, int], has_class_row: bool = True) -> bool:
+    """Tell whether a position table [1, rows, D] is the fixed sine-cosine table of a grid."""
+    if table.shape[2] % 4 or table.size > _LARGEST_TABLE or table.dtype not in FLOAT_DTYPES:
+        return False
+    wanted = sincos_table(table.shape[2], grid_hw)[:, 0 if has_class_row else 1 :]
+    return table.shape == wanted.shape and bool(np.abs(table.read() - wanted).max() < _TABLE_TOLERANCE)
 
 
 def to_paddle_layout(tensors: Tensors) -> Tensors:

@@ -41,6 +41,8 @@ def check_destination(destination: Path, target: str) -> None:
         others = "; -to chooses another target" if target == "paddle" else ""
         raise UserError(f"{destination}: for {target} weights, name a file that ends in {', '.join(suffixes)}{others}")
     config_file = destination.with_suffix(".yaml")
+    if target == "paddle" and config_file.is_dir():
+        raise UserError(f"{config_file}: is a directory; the model's YAML would go there")
     if target == "paddle" and config_file.exists():
         with open(config_file, encoding="utf-8", errors="replace") as file:
             if not file.readline().startswith(_CONFIG_MARK):
@@ -90,8 +92,8 @@ def _write_files(weights: Path, tensors: Tensors, description: Mapping, companio
     """Write weights and the text file that goes with them; both appear, or neither."""
     write_weights = weight_files.write_safetensors if weights.suffix == ".safetensors" else weight_files.write_pdparams
     with contextlib.ExitStack() as stack:
+        weights_path = stack.enter_context(weight_files.replacing(weights))  # appears last
         text_path = stack.enter_context(weight_files.replacing(companion))
-        weights_path = stack.enter_context(weight_files.replacing(weights))
         text_path.write_text(text, encoding="utf-8")
         write_weights(weights_path, tensors, description)
     return [weights, companion]

@@ -5,6 +5,8 @@ layout are written out here once more, by hand, so that a mistake in the project
 """
 
 import dataclasses
+import itertools
+import math
 
 import numpy as np
 import torch
@@ -213,9 +215,15 @@ def maws_clip() -> Case:
 
 def mae_ct() -> Case:
     vit = vit_model()
+    with torch.no_grad():  # a fixed table; the class token has no position, so its row is zero
+        table = vit.embeddings.position_embeddings[0]
+        table[:] = 0
+        for row, column, k in itertools.product(range(GRID), range(GRID), range(DIM // 4)):
+            for half, position in enumerate((column, row)):
+                angle = position / 10000 ** (k / (DIM // 4))
+                table[1 + row * GRID + column, half * DIM // 2 + k] = math.sin(angle)
+                table[1 + row * GRID + column, half * DIM // 2 + DIM // 4 + k] = math.cos(angle)
     state = official_encoder(vit)
-    with torch.no_grad():  # MAE-CT's class token has no position: its row is zero
-        vit.embeddings.position_embeddings[:, 0] = 0
     state["pos_embed"] = state["pos_embed"][:, 1:].clone()
     outputs = {"features": class_features(vit).numpy()}
     content = {"state_dict": state, "ctor_kwargs": {"patch_size": PATCH}}
@@ -241,6 +249,7 @@ def mae_lite(prefix: str = "module.model.") -> Case:
 
 def moco_v3() -> Case:
     case = mae_lite("module.base_encoder.")
+    case.family = "MAE-Lite's MoCo v3"
     momentum = {name.replace("base_", "momentum_"): tensor for name, tensor in case.content["model"].items()}
     case.content["model"] |= {name: tensor for name, tensor in momentum.items() if "momentum_" in name}
     case.content["model"]["module.base_encoder.head.0.weight"] = torch.randn(4096, 192)

@@ -68,6 +68,17 @@ def with_pickle(content: bytes) -> bytes:
     return rezipped(lambda members: members.__setitem__("archive/data.pkl", content))
 
 
+def with_flag(flag: int, name: bytes = b"") -> bytes:
+    """Return torch's archive with a bit set in the flags of the entry data/3, and perhaps another name for it."""
+    content = torch_bytes(official_arrays())
+    entry = b"archive/data/3"
+    local, central = content.index(entry) - 30, content.rindex(entry) - 46
+    for start in (local + 6, central + 8):
+        flags = int.from_bytes(content[start : start + 2], "little") | flag
+        content = content[:start] + flags.to_bytes(2, "little") + content[start + 2 :]
+    return content.replace(entry, name.ljust(len(entry), b"x")[: len(entry)]) if name else content
+
+
 def twice_zipped() -> bytes:
     """Return torch's archive with one member twice."""
     buffer = io.BytesIO(torch_bytes(official_arrays()))
@@ -220,7 +231,54 @@ def make_cases() -> dict[str, tuple[str, bytes, str]]:
             pickle.dumps(good, protocol=4) + calls("os", "system", f"touch {CANARY}"),
             "asks for os.system",
         ),
+        "deep tuple as a name": ("a.pdparams", b"\x80\x04})" + b"\x85" * 300_000 + b"Ns.", "whose name is a tuple"),
+        "large number as a name": ("a.pdparams", b"\x80\x04}\x8a\x09" + b"\x7f" * 9 + b"Ns.", "whose name is a int"),
+        "bytearray bomb": ("a.pdparams", b"\x80\x04\x96" + struct.pack("<Q", 6 << 30) + b".", "it ends too early"),
+        "many instructions": (
+            "a.pdparams",
+            b"\x80\x04" + b"}" * 3_000_000 + b".",
+            "more instructions than plain data needs",
+        ),
+        "multiplied bytes": (
+            "a.pdparams",
+            b"\x80\x02c_codecs\nencode\nq\x000"
+            + b"X\x00\x00\x10\x00"
+            + b"a" * (1 << 20)
+            + b"q\x01X\x06\x00\x00\x00latin1q\x020"
+            + b"h\x00h\x01h\x02\x86R" * 50
+            + b".",
+            "makes more of its bytes",
+        ),
+        "shape of many sides": (
+            "a.pdparams",
+            array_pickle((1, (1 << 1600,) * 1000, np.dtype("f4"), False, b"1234")),
+            "an array whose shape is none",
+        ),
+        "forged report line": (
+            "a.pth",
+            torch_bytes(changed(**{"teacher.x\n  heads  checked by the authors": np.zeros(1, np.float32)})),
+            "the name of a tensor holds control characters",
+        ),
+        "duplicates among many": (
+            "a.safetensors",
+            (lambda text: struct.pack("<Q", len(text)) + text)(
+                b'{"__metadata__":{' + b",".join(b'"%d":""' % (i % 150_000) for i in range(150_001)) + b"}}"
+            ),
+            "a.safetensors: ",
+        ),
+        "encrypted entry": ("a.pth", with_flag(0x1), "truncated or damaged torch file"),
+        "name that is no text": ("a.pth", with_flag(0x800, name=b"archive/data/\xff"), "a.pth: "),
         # tensors
+        "projection without sides": (
+            "a.pth",
+            torch_bytes(changed(patch_embed__proj__weight=np.array(1, np.float32))),
+            "patch_embed.proj.weight is of shape []",
+        ),
+        "position table of two images": (
+            "a.pth",
+            torch_bytes(changed(pos_embed=np.zeros((2, 5, 16), np.float32))),
+            "pos_embed is of shape [2, 5, 16]",
+        ),
         "float64": (
             "a.pth",
             torch_bytes(changed(norm__bias=np.zeros(16, np.float64))),

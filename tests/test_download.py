@@ -38,7 +38,8 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.cuts, self.answer, self.etag, self.content, self.requests = [], 200, '"v1"', CONTENT, []
-        self.mime = "application/octet-stream"
+        self.mime, self.shift = "application/octet-stream", 0
+        self.headers = {}
 
     @property
     def address(self) -> str:
@@ -58,8 +59,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Type", server.mime)
         self.send_header("Content-Length", str(len(server.content) - start))
+        if start:
+            last = len(server.content) - 1
+            self.send_header("Content-Range", f"bytes {start + server.shift}-{last}/{last + 1}")
         if server.etag:
             self.send_header("ETag", server.etag)
+        for name, value in server.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         body = server.content[start:]
         self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
@@ -174,6 +180,55 @@ def test_errors_say_what_to_do(server, tmp_path):
     with pytest.raises(UserError, match=f"refused.*{advice}"):
         download.fetch("http://127.0.0.1:9/weights.pth", say=lambda line: None)
     assert not cached(tmp_path)
+
+
+def test_odd_answers_are_refused(server, tmp_path):
+    server.headers = {"Content-Encoding": "gzip"}
+    with pytest.raises(UserError, match="the server sends it compressed"):
+        fetch(server)
+    server.headers, server.content = {}, b""
+    with pytest.raises(UserError, match="the server sends no file"):
+        fetch(server)
+    server.content, server.cuts, server.shift = CONTENT, [1000] + [0] * 10, 7
+    with pytest.raises(UserError, match="another part of the file than asked for"):
+        fetch(server)
+    server.shift, server.cuts = 0, []
+    assert fetch(server).read_bytes() == CONTENT
+    for address in ("http://[bad/x", "ftx://host/x", "http://host:1/a b"):
+        with pytest.raises(UserError):
+            download.fetch(address, source=address, say=print)
+    with pytest.raises(UserError):
+        download.fetch("https://example.org/z", source=str(tmp_path), say=print)
+
+
+def test_a_part_from_elsewhere_is_not_continued(server):
+    server.cuts = [1000] + [0] * 10
+    with pytest.raises(UserError):
+        fetch(server)
+    other = Server()
+    other.content = CONTENT[::-1]
+    thread = threading.Thread(target=other.serve_forever, daemon=True)
+    thread.start()
+    file = download.fetch(
+        server.address + "/a/weights.pth", source=other.address + "/a/weights.pth", say=print, first_wait_secs=0.01
+    )
+    assert file.read_bytes() == CONTENT[::-1]
+    other.shutdown()
+    other.server_close()
+
+
+def test_a_whole_part_is_not_fetched_again(server, monkeypatch):
+    """Interrupted after the last byte, while the sums were computed."""
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(download, "_accept", interrupt)
+        with pytest.raises(UserError, match="interrupted; the same command goes on from there"):
+            fetch(server)
+    assert fetch(server).read_bytes() == CONTENT
+    assert len(server.requests) == 1
 
 
 def test_mirror_and_local_files(server, tmp_path, monkeypatch):

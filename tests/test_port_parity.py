@@ -125,6 +125,20 @@ def test_a_config_that_computes_otherwise_is_refused(tmp_path):
     ]
 
 
+def test_a_grid_in_config_json(tmp_path):
+    model = foreign.vit_model(image_size=(64, 16))
+    model.save_pretrained(tmp_path)
+    report = port(tmp_path, tmp_path / "ported.pdparams")
+    assert report.architecture.grid_hw == (8, 2)
+    images = torch.randn(2, 3, 64, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = model(images).last_hidden_state[:, 0]
+    ours = build(tmp_path / "ported.pdparams")
+    assert_close(ours(paddle.to_tensor(images.numpy())).numpy(), wanted, FLOAT32_RELATIVE)
+    with pytest.raises(UserError, match="config.json says a grid of 8x2, -grid another one"):
+        port(tmp_path, tmp_path / "ported.pdparams", grid_hw=(4, 4))
+
+
 def test_arguments_of_the_official_code_tell_the_target(tmp_path):
     for norm_pix_loss in (False, True):
         content = {**foreign.official_pretrain_full().content, "args": argparse.Namespace(norm_pix_loss=norm_pix_loss)}

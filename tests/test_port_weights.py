@@ -148,11 +148,27 @@ def test_a_grid_that_is_not_square(tmp_path):
     assert report.architecture.image_hw == (8, 12)
     model = build_transformer(get_config(tmp_path / "b.yaml", ["DATA.IMAGE_SIZE", [16, 12]]))
     assert checkpoint.load_weights(model, tmp_path / "b").resized == ["encoder_position_embedding 2x3 -> 4x3"]
+    with pytest.raises(UserError, match="-grid 3,4 does not fit pos_embed, which has 7 rows"):
+        port(tmp_path / "a.pth", tmp_path / "b.pdparams", heads=(4, None), grid_hw=(3, 4))
     without_class_row = arrays | {"pos_embed": arrays["pos_embed"][:, 1:]}
     (tmp_path / "a.pth").write_bytes(torch_bytes(without_class_row))
     report = port(tmp_path / "a.pth", tmp_path / "b.pdparams", heads=(4, None), grid_hw=(2, 3))
     assert report.family == "MAE-CT, or timm without a position for the class token"
     assert not weight_files.read(tmp_path / "b.pdparams").tensors["encoder_position_embedding"].read()[0, 0].any()
+
+
+def test_a_square_number_of_rows_is_not_guessed_at(tmp_path):
+    """3x5 patches and a class row make 16 rows, and so do 4x4 patches without one."""
+    (tmp_path / "a.pth").write_bytes(torch_bytes(official_arrays(num_patches=15)))
+    with pytest.raises(
+        UserError, match="16 rows: 4x4 patches without a row for the class token, or 15 patches with one"
+    ):
+        port(tmp_path / "a.pth", tmp_path / "b.pdparams", heads=(4, None))
+    report = port(tmp_path / "a.pth", tmp_path / "b.pdparams", heads=(4, None), grid_hw=(3, 5))
+    assert report.architecture.grid_hw == (3, 5)
+    (tmp_path / "a.pth").write_bytes(torch_bytes(official_arrays()))
+    report = port(tmp_path / "a.pth", tmp_path / "b.pdparams", heads=(4, None))
+    assert "the grid 2x2 is taken as square" in str(report)
 
 
 def test_other_channels_keep_a_config_that_builds(tmp_path):
@@ -196,12 +212,17 @@ def test_a_config_beside_old_weights_tells_the_heads(tmp_path, tiny_config):
 def test_old_probes_of_paddle_lose_their_unused_norm(tmp_path, tiny_config):
     model = build_transformer(tiny_config("linearprobe"))
     tensors = {name: StoredTensor.of(value.numpy()) for name, value in model.state_dict().items()}
-    tensors |= {f"classifier.0.{kind}": StoredTensor.of(np.ones(32, np.float32)) for kind in ("weight", "bias")}
+    for kind, value in (("weight", 1), ("bias", 0)):
+        tensors[f"classifier.0.{kind}"] = StoredTensor.of(np.full(32, value, np.float32))
     weight_files.write_pdparams(tmp_path / "a.pdparams", tensors)
     report = port(tmp_path / "a.pdparams", tmp_path / "b.pdparams", heads=(4, None))
     assert report.family == "PaddleViT MAE"
     assert list(report.dropped) == ["classifier.0.weight", "classifier.0.bias"]
     assert report.architecture.probe
+    tensors["classifier.0.weight"] = StoredTensor.of(np.full(32, 3, np.float32))
+    weight_files.write_pdparams(tmp_path / "a.pdparams", tensors)
+    with pytest.raises(UserError, match="classifier.0.weight is not 1: a batch norm with weights"):
+        port(tmp_path / "a.pdparams", tmp_path / "b.pdparams", heads=(4, None))
 
 
 def test_the_main_scripts_read_ported_weights(ported, tiny_yaml, tmp_path, capsys):
@@ -237,10 +258,24 @@ def test_what_a_file_says_of_itself(tmp_path, ported):
     assert source.metadata["ported_from"]["family"] == "official MAE"
     assert len(source.metadata["ported_from"]["sha256"]) == 64
     assert json.dumps(source.metadata)
-    damaged = {**source.metadata, "architecture": {"encoder": "x"}}
-    weight_files.write_pdparams(tmp_path / "d.pdparams", source.tensors, damaged)
-    with pytest.raises(UserError, match="its own description is damaged"):
-        port(tmp_path / "d.pdparams", tmp_path / "e.pdparams")
+    good = source.metadata["architecture"]
+    for change, message in (
+        ({"encoder": "x"}, "its own description is damaged"),
+        ({"encoder": [32, 2, "4"]}, "its own description is damaged"),
+        ({"encoder": None}, "its own description is damaged"),
+        ({"grid_hw": ["a", "b"]}, "its own description is damaged"),
+        ({"grid_hw": [4, 4, 4]}, "its own description is damaged"),
+        ({"qkv_bias": "yes"}, "its own description is damaged"),
+        ({"encoder": [64, 2, 4]}, "what it says of itself does not fit its tensors"),
+        ({"grid_hw": [5, 5]}, "instead of"),
+    ):
+        damaged = {**source.metadata, "architecture": {**good, **change}}
+        weight_files.write_pdparams(tmp_path / "d.pdparams", source.tensors, damaged)
+        with pytest.raises(UserError, match=message):
+            port(tmp_path / "d.pdparams", tmp_path / "e.pdparams")
+        with pytest.raises(UserError):
+            checkpoint.load_weights(build_transformer(get_config(tmp_path / "0.yaml")), tmp_path / "d.pdparams")
+    assert not (tmp_path / "e.pdparams").exists()
     assert yaml.safe_load((tmp_path / "0.yaml").read_text())["MODEL"]["NUM_CLASSES"] == 0
 
 
