@@ -1,43 +1,27 @@
-"""Weights and training states on disk.
+"""Weights from a file into a model, with an account of every tensor.
 
-A checkpoint is a directory that is written whole or not at all:
-
-    step-00000312/model.pdparams     flat state dict, readable with plain paddle.load
-                  optimizer.pdopt    optimizer state under structured parameter names
-                  ema.pdparams       averaged weights, if the run keeps them
-                  state.json         step, best metric, loss scaler, ...
-                  config.yaml        the configuration that builds the model
-
-`latest` and `best` in the run directory are links to such directories. Nothing here runs code that a
-file names; see `weight_files.py`.
+Nothing here runs code that a file names; see `weight_files.py`.
 """
 
 import dataclasses
 import fnmatch
-import json
-import os
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import paddle
 import yaml
 from paddle import nn
 
-import safe_pickle
+import manifest
 import weight_files
-from architecture import Architecture, count_layers
+from architecture import count_layers
 from errors import UserError
 from pos_embed import resize_table, square_grid
 from stored_tensor import FLOAT_DTYPES, StoredTensor
-from weight_files import BEST, EMA_FILE, LATEST, MODEL_FILE
+from weight_files import EMA_FILE, MODEL_FILE
 
-_OPTIMIZER_FILE, _STATE_FILE, _CONFIG_FILE = "optimizer.pdopt", "state.json", "config.yaml"
+_CONFIG_FILE = "config.yaml"
 _POSITION_TABLES = ("encoder_position_embedding", "decoder_position_embedding")
-
-
-# ---- weights -----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -91,6 +75,9 @@ def load_weights(
     if any(isinstance(allowed, str) for allowed in (allow_missing, allow_unexpected, allow_mismatched)):
         raise ValueError("allow_missing, allow_unexpected and allow_mismatched are lists of patterns, not one text")
     path = weight_files.resolve(path)
+    damage = manifest.damage(path.parent, only=path.name)
+    if damage is not None:
+        raise UserError(f"{damage}; take another checkpoint of the run")
     file = weight_files.read(path)
     if file.kind == "torch":
         raise UserError(
@@ -225,151 +212,3 @@ def _abridge(names: Iterable[str], most: int = 8) -> str:
     names = list(names)
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-# ---- training states ---------------------------------------------------------------------------
-
-
-def save(
-    run_dir: Path,
-    step: int,
-    *,
-    model: nn.Layer,
-    optimizer,
-    state: dict,
-    config_yaml: str,
-    architecture: Architecture,
-    ema_state: dict | None = None,
-    is_best: bool = False,
-    keep_last: int = 3,
-) -> Path:
-    """Write a checkpoint, point `latest` (and `best`) to it, then delete old ones; `best` is kept.
-
-    Args:
-        step: updates done.
-        state: plain values for state.json; `step` is added.
-        architecture: what the weights belong to.
-        keep_last: number of checkpoints to keep.
-
-    Returns:
-        The checkpoint's directory.
-    """
-    run_dir = Path(run_dir)
-    final = run_dir / f"step-{step:08d}"
-    temporary = run_dir / f".writing-{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    _write_weights(temporary / MODEL_FILE, model.state_dict(), architecture)
-    paddle.save({"optimizer": optimizer_state_by_name(model, optimizer)}, str(temporary / _OPTIMIZER_FILE))
-    if ema_state is not None:
-        _write_weights(temporary / EMA_FILE, ema_state, architecture)
-    (temporary / _STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1), encoding="utf-8")
-    (temporary / _CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
-    for file in temporary.iterdir():
-        weight_files.sync(file)
-    weight_files.sync(temporary)
-    replaced = run_dir / f".replaced-{final.name}"
-    shutil.rmtree(replaced, ignore_errors=True)
-    if final.exists():  # saved before, by a run that was then continued from an earlier step
-        final.rename(replaced)
-    temporary.rename(final)
-    shutil.rmtree(replaced, ignore_errors=True)
-    _point(run_dir / LATEST, final.name)
-    if is_best:
-        _point(run_dir / BEST, final.name)
-    weight_files.sync(run_dir)
-    _delete_old(run_dir, keep_last)
-    return final
-
-
-def _write_weights(path: Path, state: dict, architecture: Architecture) -> None:
-    tensors = {name: StoredTensor.of(value.numpy()) for name, value in state.items()}
-    weight_files.write_pdparams(path, tensors, {"architecture": architecture.to_dict()})
-
-
-def read_state(checkpoint_dir: Path) -> dict:
-    """Read state.json of a checkpoint."""
-    try:
-        return json.loads((Path(checkpoint_dir) / _STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{checkpoint_dir}: not a checkpoint to resume from ({error})") from error
-
-
-def load_training_state(checkpoint_dir: Path, model: nn.Layer, optimizer, ema=None) -> dict:
-    """Restore model, optimizer and averaged weights exactly; returns state.json's values."""
-    checkpoint_dir = Path(checkpoint_dir)
-    state = read_state(checkpoint_dir)
-    load_weights(model, checkpoint_dir / MODEL_FILE)
-    saved = safe_pickle.load(checkpoint_dir / _OPTIMIZER_FILE)
-    set_optimizer_state_by_name(model, optimizer, saved["optimizer"], checkpoint_dir)
-    if ema is not None:
-        if not (checkpoint_dir / EMA_FILE).is_file():
-            raise UserError(f"{checkpoint_dir}: holds no averaged weights; set TRAIN.EMA_DECAY None, or start anew")
-        ema.set_state_dict(read_weights(checkpoint_dir / EMA_FILE))
-    return state
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """Return the checkpoint directory that a checkpoint or run directory stands for (`latest`)."""
-    path = Path(path)
-    for candidate in (path, path / LATEST):
-        if (candidate / _STATE_FILE).is_file():
-            return candidate.resolve()
-    if path.is_file():
-        raise UserError(
-            f"-resume {path}: a file, and a run's directory is needed; another program's optimizer cannot be "
-            "continued, but its weights can be a start: -pretrained, after python -m port_weights for a torch file"
-        )
-    raise UserError(
-        f"-resume {path}: neither a checkpoint nor a run directory with one "
-        "(to start from weights alone, use -pretrained)"
-    )
-
-
-def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]:
-    """Return the optimizer's tensors as {"structured name/accumulator": array}.
-
-    Paddle keys them by automatic names (`linear_4.w_0_moment1_0`), which depend on what else the process built.
-    """
-    names = {parameter.name: name for name, parameter in model.named_parameters()}
-    renamed = {}
-    for key, value in optimizer.state_dict().items():
-        if key in ("LR_Scheduler", "master_weights"):
-            continue  # the engine sets the learning rate; weights are float32 themselves
-        owner = _owner_of(key, names)
-        renamed[f"{names[owner]}/{key[len(owner) + 1 :]}"] = value.numpy()
-    return renamed
-
-
-def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source: Path) -> None:
-    """Restore what `optimizer_state_by_name` returned, for this process's automatic names."""
-    parameters = {name: parameter.name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
-    restored = {}
-    for key, value in state.items():
-        name, accumulator = key.rsplit("/", 1)
-        if name not in parameters:
-            raise UserError(f"{source}: optimizer state of {name}, which this run does not train")
-        restored[f"{parameters[name]}_{accumulator}"] = paddle.to_tensor(value)
-    optimizer.set_state_dict(restored)
-
-
-def _owner_of(key: str, names: dict[str, str]) -> str:
-    owners = [auto_name for auto_name in names if key.startswith(auto_name + "_")]
-    if not owners:
-        raise ValueError(f"optimizer state {key} belongs to no parameter of the model")
-    return max(owners, key=len)
-
-
-def _point(link: Path, target: str) -> None:
-    temporary = link.with_name(f".{link.name}-new")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    os.replace(temporary, link)
-
-
-def _delete_old(run_dir: Path, keep_last: int) -> None:
-    kept = {(run_dir / name).resolve() for name in (LATEST, BEST)}
-    kept |= {path.resolve() for path in sorted(run_dir.glob("step-*"))[-keep_last:]}
-    for path in run_dir.glob("step-*"):
-        if path.resolve() not in kept:
-            shutil.rmtree(path)

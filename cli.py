@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import paddle
 
-import checkpoint
 import distributed
 import runtime
+import training_state
 from config import get_config
 from engine import Run
 from errors import UserError
+from guard import Stopped
 from metrics import RunLog
 
 _FLAG_KEYS = {  # flag: configuration keys that it sets
@@ -126,9 +128,15 @@ def start(mode: str, description: str, argv: Sequence[str] | None = None) -> Run
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run a main function; print what the user can mend as one line, and exit with code 2."""
+    """Run a main function; print what the user can mend as one line, and exit with code 2.
+
+    A run that a signal stopped after it was saved exits with code 75.
+    """
     try:
         main()
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -136,7 +144,7 @@ def run(main: Callable[[], object]) -> None:
 
 def _read_config(mode: str, args: argparse.Namespace):
     if args.cfg is None and args.resume not in (None, "auto"):
-        args.cfg = checkpoint.find_checkpoint(args.resume) / "config.yaml"  # a run goes on as it was
+        args.cfg = training_state.find(args.resume, warn=lambda line: None) / "config.yaml"  # a run goes on as it was
     if len(args.opts) % 2:
         raise UserError(f"-opts takes KEY VALUE pairs with a space between, but got: {' '.join(args.opts)}")
     if args.cfg is None:
@@ -204,11 +212,20 @@ def _find_resume(config, mode: str) -> Path | None:
     if wanted is None:
         return None
     if wanted != "auto":
-        return checkpoint.find_checkpoint(wanted)
+        return _find_on_main(Path(wanted))
     save = Path(config.SAVE)
     runs = [save / config.RUN] if config.RUN else sorted(save.glob(f"{mode}-*"), key=lambda path: path.name)
-    runs = [path for path in runs if (path / checkpoint.LATEST).exists()]
-    return checkpoint.find_checkpoint(runs[-1]) if runs else None
+    runs = [path for path in runs if training_state.has_checkpoint(path)]
+    return _find_on_main(runs[-1]) if runs else None
+
+
+def _find_on_main(path: Path) -> Path:
+    """Let the first rank look which checkpoint is whole, and the others take the same one."""
+    found = training_state.find(path) if distributed.is_main() else None
+    step = int(distributed.sum_across_ranks(np.array([found.name.rpartition("-")[2] if found else 0], np.float64))[0])
+    if found is None:
+        found = path if training_state.is_checkpoint(path) else path / f"step-{step:08d}"
+    return found
 
 
 def _open_directory(config, prefix: str, resume_from: Path | None) -> Path:
@@ -216,7 +233,7 @@ def _open_directory(config, prefix: str, resume_from: Path | None) -> Path:
         return resume_from.parent
     name = config.RUN or f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = Path(config.SAVE) / name
-    if (directory / checkpoint.LATEST).exists():
+    if training_state.has_checkpoint(directory):
         raise UserError(f"{directory} holds a run already: continue it with -resume auto, or choose another RUN")
     suffix = 1
     while not config.RUN and directory.exists():

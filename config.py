@@ -68,6 +68,8 @@ _C.TRAIN.BASE_LR = 1.5e-4  # for LINEAR_SCALED_LR images per update
 _C.TRAIN.WARMUP_START_LR = 0.0  # not scaled by the batch
 _C.TRAIN.END_LR = 0.0  # not scaled by the batch
 _C.TRAIN.GRAD_CLIP = None  # largest global gradient norm
+_C.TRAIN.NONFINITE = "stop"  # new: stop | skip the update, if loss or gradient is infinite or not a number
+_C.TRAIN.MAX_SKIPS = 10  # new: updates in a row that NONFINITE skip may leave out
 _C.TRAIN.ACCUM_ITER = 1  # micro-steps per update; new: None takes what TOTAL_BATCH_SIZE needs
 _C.TRAIN.LINEAR_SCALED_LR = 256  # peak lr = BASE_LR * images per update / this
 _C.TRAIN.TOTAL_BATCH_SIZE = None  # new: images per update that the recipe was tuned for; another number warns
@@ -100,6 +102,7 @@ _C.SAVE = "./output"  # runs go to SAVE/<mode>-<time>
 _C.RUN = ""  # new: name of the run's directory below SAVE instead of <mode>-<time>
 _C.SAVE_FREQ = 10  # epochs
 _C.SAVE_FREQ_STEPS = None  # new: save every this many updates, too
+_C.SAVE_EVERY_MINUTES = None  # new: save when so much time has passed since the last checkpoint, too
 _C.KEEP_LAST = 3  # new: checkpoints kept, besides the best
 _C.REPORT_FREQ = 20  # updates
 _C.VALIDATE_FREQ = 1  # epochs
@@ -127,6 +130,7 @@ _ALTERNATIVE_TYPES = {  # where the default's own type does not say it all
     "TRAIN.CROP_SCALE": (list, None),
     "TRAIN.CUTMIX_MINMAX": (list, None),
     "SAVE_FREQ_STEPS": (int, None),
+    "SAVE_EVERY_MINUTES": (float, None),
     "AMP": (bool, str),
 }
 
@@ -366,6 +370,8 @@ def _check_train(train: CfgNode, require) -> None:
     )
     require(train.LAST_EPOCH <= train.NUM_EPOCHS, "TRAIN.LAST_EPOCH", f"exceeds TRAIN.NUM_EPOCHS={train.NUM_EPOCHS}")
     require(0 <= train.SMOOTHING < 1, "TRAIN.SMOOTHING", "must be at least 0 and below 1")
+    require(train.NONFINITE in ("stop", "skip"), "TRAIN.NONFINITE", "must be stop or skip")
+    require(train.MAX_SKIPS >= 0, "TRAIN.MAX_SKIPS", "must not be negative")
     require(train.MIXUP_MODE in ("batch", "pair", "elem"), "TRAIN.MIXUP_MODE", "must be batch, pair or elem")
     require(
         train.RANDOM_ERASE_MODE in ("pixel", "rand", "const"), "TRAIN.RANDOM_ERASE_MODE", "must be pixel, rand or const"

@@ -19,14 +19,15 @@ from paddle import nn
 from paddle.optimizer import Optimizer
 
 import architecture
-import checkpoint
 import distributed
+import training_state
 from config import amp_dtype
 from datasets import Loader
 from errors import UserError
+from guard import Guard, Stopped, StopRequest
 from metrics import RunLog, Throughput
-from optim import WeightAverage, lr_at
-from samplers import TrainSampler
+from optim import WeightAverage
+from plan import Plan, describe_plan, make_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,51 +75,6 @@ class Run:
     dry_run: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The numbers that follow from configuration, data and ranks."""
-
-    num_images: int
-    images_per_update: int
-    updates_per_epoch: int
-    num_epochs: int
-    warmup_steps: int
-    peak_lr: float
-    end_lr: float
-    start_lr: float
-
-    @property
-    def total_steps(self) -> int:
-        """Updates of the whole run."""
-        return self.updates_per_epoch * self.num_epochs
-
-    def lr_at(self, step: int) -> float:
-        """Return the learning rate of update `step`, before a group's multiplier."""
-        return lr_at(
-            step,
-            peak_lr=self.peak_lr,
-            total_steps=self.total_steps,
-            warmup_steps=self.warmup_steps,
-            end_lr=self.end_lr,
-            start_lr=self.start_lr,
-        )
-
-
-def make_plan(config, loader: Loader) -> Plan:
-    """Derive updates and learning rates; peak lr = BASE_LR * images per update / LINEAR_SCALED_LR."""
-    sampler, train = loader.sampler, config.TRAIN
-    return Plan(
-        num_images=sampler.num_images,
-        images_per_update=sampler.images_per_update,
-        updates_per_epoch=sampler.updates_per_epoch,
-        num_epochs=train.NUM_EPOCHS,
-        warmup_steps=train.WARMUP_EPOCHS * sampler.updates_per_epoch,
-        peak_lr=train.BASE_LR * sampler.images_per_update / train.LINEAR_SCALED_LR,
-        end_lr=train.END_LR,
-        start_lr=train.WARMUP_START_LR,
-    )
-
-
 def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) -> dict[str, float]:
     """Train until the last epoch, and return the last metrics.
 
@@ -127,35 +83,51 @@ def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) 
     """
     config, log = run.config, run.log
     plan = make_plan(config, train_loader)
-    log.say(describe_plan(plan, task, train_loader.sampler, config))
+    log.say(describe_plan(plan, task.name, task.model, train_loader.sampler, config))
     if run.dry_run:
         return {}
     scaler = paddle.amp.GradScaler(enable=_autocast_dtype(config, log) == "float16")
     step, best = _restore(task, plan, scaler, run)
     if not distributed.is_same_on_all_ranks(step):
         raise UserError("-resume: not all nodes see the same checkpoint; -output must be a directory that they share")
+    writer = None
+    if run.directory is not None:
+        writer = training_state.Writer(
+            run.directory, lambda path, is_best: log.say(f"saved {path}" + (" (best)" if is_best else ""))
+        )
+    try:
+        with StopRequest(log.say) as stop:
+            return _train(task, train_loader, eval_loader, run, plan, scaler, step, best, writer, stop)
+    finally:
+        log.close()
+
+
+def _train(task, train_loader, eval_loader, run: Run, plan: Plan, scaler, step, best, writer, stop) -> dict[str, float]:
+    config = run.config
     model = distributed.wrap(task.model)
-    clock, show = Throughput(step), log.progress(plan.total_steps, step)
+    clock, show = Throughput(step), run.log.progress(plan.total_steps, step)
     results: dict[str, float] = {}
-    window = _Window()
+    guard = Guard(config, run)
+    saved_at = time.monotonic()
     model.train()
     if plan.total_steps == 0:  # an untrained model is something to compare with
-        _save(task, step, plan, best, False, scaler, run)
+        _save(task, step, plan, best, False, scaler, run, writer)
     while step < plan.total_steps:
         epoch, first_update = divmod(step, plan.updates_per_epoch)
         batches = train_loader.epoch(epoch, first_update)
         for update in range(first_update, plan.updates_per_epoch):
             lr = plan.lr_at(step)
-            _update(task, model, batches, train_loader.sampler, update, step, lr, scaler, window, config)
+            _update(task, model, batches, train_loader, update, step, lr, scaler, guard, stop, config)
             step += 1
             clock.count(train_loader.sampler.update_size(update))
             is_epoch_end = update + 1 == plan.updates_per_epoch
             done = epoch + 1 if is_epoch_end else 0  # whole epochs done
             is_last = step == plan.total_steps
             saves = _is_due(done, config.SAVE_FREQ) or _is_due(step, config.SAVE_FREQ_STEPS) or is_last
+            saves = saves or guard.stops or guard.agree(_is_late(saved_at, config.SAVE_EVERY_MINUTES))
             if _is_due(step, config.REPORT_FREQ) or is_epoch_end or saves:
-                results = _report(window.pop(), step, lr, plan, clock, run, show)
-            evaluates = eval_loader is not None and (_is_due(done, config.VALIDATE_FREQ) or is_last)
+                results = _report(guard, step, lr, plan, clock, run, show)
+            evaluates = eval_loader is not None and (_is_due(done, config.VALIDATE_FREQ) or is_last) and not guard.stops
             if not (evaluates or saves):
                 continue
             started = time.monotonic()
@@ -167,10 +139,21 @@ def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) 
                 best = max(best, scores[task.best_metric])
                 results |= scores
             if saves or is_best:
-                _save(task, step, plan, best, is_best, scaler, run)
+                _save(task, step, plan, best, is_best, scaler, run, writer)
+                saved_at = time.monotonic()
+            if guard.stops and not is_last:
+                _finish(writer)
+                raise Stopped(f"stopped by a signal after {step} of {plan.total_steps} updates; -resume goes on")
             clock.pause(time.monotonic() - started)
-    log.close()
+    _finish(writer)
     return results
+
+
+def _finish(writer) -> None:
+    """Wait until every checkpoint is written, on all ranks."""
+    if writer is not None:
+        writer.wait()
+    distributed.barrier()
 
 
 @paddle.no_grad()
@@ -195,72 +178,25 @@ def evaluate(task: Task, loader: Loader, config) -> dict[str, float]:
     return {name: float(total / num_images) for name, total in zip(task.metrics, totals, strict=True)}
 
 
-def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
-    """Say in words what is about to happen, and warn where it is not what the recipe was tuned for."""
-    parameters = task.model.parameters()
-    trainable = sum(math.prod(p.shape) for p in parameters if not p.stop_gradient)
-    total = sum(math.prod(p.shape) for p in parameters)
-    data, train = config.DATA, config.TRAIN
-    lines = [
-        f"{task.name}: {type(task.model).__name__}, {trainable:,} of {total:,} parameters train",
-        f"data: {plan.num_images:,} images of {data.DATASET}, {data.IMAGE_SIZE} pixels, "
-        f"{data.NUM_WORKERS} workers per process",
-        f"batch: {data.BATCH_SIZE} per process x {sampler.accum_iter} accumulated x "
-        f"{distributed.world_size()} processes = {plan.images_per_update} images per update",
-        f"schedule: {plan.num_epochs} epochs x {plan.updates_per_epoch} updates = {plan.total_steps} steps, "
-        f"{plan.warmup_steps} of them warm-up",
-        f"learning rate: {train.BASE_LR} x {plan.images_per_update} / {train.LINEAR_SCALED_LR} = {plan.peak_lr:.6g} "
-        f"at its peak, then cosine to {plan.end_lr:g}",
-    ]
-    wanted = train.TOTAL_BATCH_SIZE
-    if wanted is not None and wanted != plan.images_per_update:
-        per_step = data.BATCH_SIZE * distributed.world_size()
-        others = sampler.accum_iter * distributed.world_size()
-        if wanted % per_step == 0:
-            hint = f"; -accum_iter {wanted // per_step} makes it so"
-        else:
-            hint = f"; -batch_size {wanted // others} makes it so" if wanted % others == 0 else ""
-        lines.append(
-            f"warning: the recipe was tuned for {wanted} images per update, not {plan.images_per_update}{hint}"
-        )
-    return "\n".join(lines)
-
-
-class _Window:
-    """Sum of the losses since the last report, on the device, so that no update waits for the host."""
-
-    def __init__(self):
-        self._loss_sum, self._num_images = None, 0
-
-    def add(self, loss: paddle.Tensor, num_images: int) -> None:
-        loss_sum = loss.detach().astype("float32") * num_images
-        self._loss_sum = loss_sum if self._loss_sum is None else self._loss_sum + loss_sum
-        self._num_images += num_images
-
-    def pop(self) -> float:
-        """Return the mean loss over all ranks' images, and start anew."""
-        own = np.array([self._loss_sum.item(), self._num_images], np.float64)
-        loss_sum, num_images = distributed.sum_across_ranks(own)
-        self._loss_sum, self._num_images = None, 0
-        return float(loss_sum / num_images)
-
-
 def _update(
     task: Task,
     model: nn.Layer,
     batches: Iterator,
-    sampler: TrainSampler,
+    loader: Loader,
     update: int,
     step: int,
     lr: float,
     scaler: paddle.amp.GradScaler,
-    window: _Window,
+    guard: Guard,
+    stop: StopRequest,
     config,
 ) -> None:
     """Do one optimizer update: the gradient of the mean loss over all images of all its micro-steps and ranks."""
+    sampler = loader.sampler
     sizes = sampler.micro_sizes(update)
     # Data parallelism averages over ranks, and shares may differ by an image: weigh by images, not by ranks.
     weight = distributed.world_size() / sampler.update_size(update)
+    loss_sum = paddle.zeros([])
     for micro, size in enumerate(sizes):
         rng = _seed_micro_step(config.SEED, step, micro)
         batch = next(batches)
@@ -268,18 +204,21 @@ def _update(
             with _autocast(config):
                 loss = task.loss(model, batch, rng)
             scaler.scale(loss * (size * weight)).backward()
-        window.add(loss, size)
+        loss_sum += loss.detach().astype("float32") * size
     task.optimizer.set_lr(lr)
-    if config.TRAIN.GRAD_CLIP is not None:
+    trained = [p for p in task.model.parameters() if not p.stop_gradient and p.grad is not None]
+    if scaler.is_enable():
         scaler.unscale_(task.optimizer)
-        # Paddle's own grad_clip would clip each parameter group by itself.
-        trained = [p for p in task.model.parameters() if not p.stop_gradient and p.grad is not None]
-        nn.utils.clip_grad_norm_(trained, config.TRAIN.GRAD_CLIP)
-    scaler.step(task.optimizer)
-    scaler.update()
+    if config.TRAIN.GRAD_CLIP is None:
+        norm = paddle.stack([p.grad.astype("float32").square().sum() for p in trained]).sum().sqrt()
+    else:  # Paddle's own grad_clip would clip each parameter group by itself
+        norm = nn.utils.clip_grad_norm_(trained, config.TRAIN.GRAD_CLIP)
+    if guard.passes(loss_sum, sum(sizes), norm, scaler, loader, update, step, lr, stop.requested):
+        scaler.step(task.optimizer)
+        scaler.update()
+        if task.ema is not None:
+            task.ema.update(task.model)
     task.optimizer.clear_grad()
-    if task.ema is not None:
-        task.ema.update(task.model)
 
 
 def _seed_micro_step(seed: int, step: int, micro: int) -> np.random.Generator:
@@ -304,15 +243,12 @@ def _autocast(config):
     return paddle.amp.auto_cast(enable=dtype is not None, dtype=dtype or "float16", level="O1")
 
 
-def _report(loss: float, step: int, lr: float, plan: Plan, clock: Throughput, run: Run, show) -> dict[str, float]:
+def _report(guard: Guard, step: int, lr: float, plan: Plan, clock: Throughput, run: Run, show) -> dict[str, float]:
+    loss, norm = guard.pop()
     rate = clock.rate()
     epoch = step / plan.updates_per_epoch
-    run.log.record("train", step, {"epoch": epoch, "loss": loss, "lr": lr, "images_per_sec": round(rate, 1)})
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} at update {step}, lr {lr:.3g}; checkpoints up to now are intact. Lower "
-            "TRAIN.BASE_LR, set TRAIN.GRAD_CLIP, or use -amp bf16 or float32 instead of fp16"
-        )
+    values = {"epoch": epoch, "loss": loss, "lr": lr, "grad_norm": norm, "images_per_sec": round(rate, 1)}
+    run.log.record("train", step, values)
     eta = clock.eta(step, plan.total_steps)
     show(step, f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.3e}  {rate:.0f} images/s  eta {eta}")
     return {"loss": loss}
@@ -324,6 +260,10 @@ def _judge(task: Task, loader: Loader, step: int, plan: Plan, run: Run) -> dict[
     text = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
     run.log.say(f"evaluation after {step} updates: {text}")
     return scores
+
+
+def _is_late(saved_at: float, minutes: float | None) -> bool:
+    return minutes is not None and time.monotonic() - saved_at >= 60 * minutes
 
 
 def _is_due(count: int, every: int | None) -> bool:
@@ -342,38 +282,37 @@ def _identity(task: Task, plan: Plan, run: Run) -> dict[str, object]:
     }
 
 
-def _save(task: Task, step: int, plan: Plan, best: float, is_best: bool, scaler, run: Run) -> None:
-    if run.directory is not None:
-        scaler_state = {key: np.asarray(value).tolist() for key, value in scaler.state_dict().items()}
-        state = {**_identity(task, plan, run), "best": best if math.isfinite(best) else None, "scaler": scaler_state}
-        path = checkpoint.save(
-            run.directory,
+def _save(task: Task, step: int, plan: Plan, best: float, is_best: bool, scaler, run: Run, writer) -> None:
+    if writer is None:
+        return
+    scaler_state = {key: np.asarray(value).tolist() for key, value in scaler.state_dict().items()}
+    writer.submit(
+        training_state.snapshot(
             step,
-            model=task.model,
-            optimizer=task.optimizer,
-            state=state,
+            task.model,
+            task.optimizer,
+            task.ema.state_dict() if task.ema else None,
+            state={**_identity(task, plan, run), "best": best if math.isfinite(best) else None, "scaler": scaler_state},
             config_yaml=run.config.dump(),
             architecture=architecture.of_config(run.config),
-            ema_state=task.ema.state_dict() if task.ema else None,
             is_best=is_best,
             keep_last=run.config.KEEP_LAST,
         )
-        run.log.say(f"saved {path}" + (" (best)" if is_best else ""))
-    distributed.barrier()
+    )
 
 
 def _restore(task: Task, plan: Plan, scaler, run: Run) -> tuple[int, float]:
     """Return (step, best metric) to start with, and load what belongs to them."""
     if run.resume_from is None:
         return run.config.TRAIN.LAST_EPOCH * plan.updates_per_epoch, -math.inf
-    state = checkpoint.read_state(run.resume_from)
+    state = training_state.read_state(run.resume_from)
     for key, value in _identity(task, plan, run).items():
         if state.get(key) != value:
             raise UserError(
                 f"-resume {run.resume_from}: that run has {key} {state.get(key)}, this one {value}; "
                 "to start a new run from its weights, use -pretrained"
             )
-    checkpoint.load_training_state(run.resume_from, task.model, task.optimizer, task.ema)
+    training_state.load(run.resume_from, task.model, task.optimizer, task.ema)
     if run.directory is not None:
         (run.directory / "config.yaml").write_text(run.config.dump(), encoding="utf-8")
     if state.get("scaler"):

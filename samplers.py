@@ -52,11 +52,21 @@ class TrainSampler:
         share = len(np.array_split(np.arange(self.update_size(update)), self.world_size)[self.rank])
         return [min(self.batch_size, share - start) for start in range(0, share, self.batch_size)]
 
+    def indices(self, update: int, rank: int) -> list[int]:
+        """Return the images of one rank in an update of the epoch that is dealt."""
+        return self._share(self._order(), update, rank).tolist()
+
+    def _order(self) -> np.ndarray:
+        return np.random.default_rng([self.seed, self._epoch]).permutation(self.num_images)
+
+    def _share(self, order: np.ndarray, update: int, rank: int) -> np.ndarray:
+        start = update * self.images_per_update
+        return np.array_split(order[start : start + self.update_size(update)], self.world_size)[rank]
+
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self._epoch]).permutation(self.num_images)
+        order = self._order()
         for update in range(self._first_update, self.updates_per_epoch):
-            start = update * self.images_per_update
-            share = np.array_split(order[start : start + self.update_size(update)], self.world_size)[self.rank]
+            share = self._share(order, update, self.rank)
             for first in range(0, len(share), self.batch_size):
                 yield [(self._epoch, int(index)) for index in share[first : first + self.batch_size]]
 

@@ -278,6 +278,12 @@ def write_pdparams(path: str | Path, tensors: Mapping[str, StoredTensor], metada
             pickle.dump(_metadata_texts(metadata), file, protocol=4)
 
 
+def write_nested(path: str | Path, wrapper: str, tensors: Mapping[str, StoredTensor]) -> None:
+    """Write {wrapper: {name: array}} as a pickle that plain `paddle.load` reads."""
+    with open(path, "wb") as file:
+        _StreamingPickler(file).dump({wrapper: dict(tensors)})
+
+
 def write_safetensors(path: str | Path, tensors: Mapping[str, StoredTensor], metadata: Mapping | None = None) -> None:
     """Write a `.safetensors` file; all tensors are in memory at once."""
     from safetensors import SafetensorError

@@ -1,4 +1,3 @@
-import json
 import pickle
 
 import numpy as np
@@ -10,7 +9,6 @@ import safe_pickle
 import weight_files
 from architecture import Architecture, Tower
 from mae import MAEPretrain
-from optim import WeightAverage, build_optimizer, param_groups
 from stored_tensor import StoredTensor
 from tests.conftest import assert_close
 from tests.malformed_weights import safetensors_bytes, torch_bytes
@@ -169,101 +167,3 @@ def test_files_of_other_codes_are_sent_to_the_converter(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(safetensors_bytes(official_arrays()))
     with pytest.raises(ValueError, match="its names are of another code; convert it: python -m port_weights"):
         checkpoint.load_weights(make_vit(), tmp_path / "w")
-
-
-# ---- training states
-
-
-def trained(seed=0, steps=2):
-    model = make_vit(seed=seed)
-    optimizer = build_optimizer("AdamW", param_groups(model, 0.05, 0.5))
-    for _ in range(steps):
-        step(model, optimizer)
-    return model, optimizer
-
-
-def step(model, optimizer):
-    model(paddle.ones([2, 3, 8, 8])).square().sum().backward()
-    optimizer.set_lr(0.01)
-    optimizer.step()
-    optimizer.clear_grad()
-
-
-def save(run_dir, number, model, optimizer, **options):
-    return checkpoint.save(
-        run_dir,
-        number,
-        model=model,
-        optimizer=optimizer,
-        state={"best": 1.0},
-        config_yaml="SEED: 0\n",
-        architecture=VIT,
-        **options,
-    )
-
-
-def test_optimizer_state_survives_other_automatic_names(tmp_path):
-    model, optimizer = trained()
-    path = save(tmp_path, 2, model, optimizer)
-    paddle.nn.Linear(2, 2)  # shifts Paddle's automatic names
-    other, other_optimizer = trained(seed=5, steps=0)
-    assert [p.name for p in other.parameters()] != [p.name for p in model.parameters()]
-    state = checkpoint.load_training_state(path, other, other_optimizer)
-    assert state == {"step": 2, "best": 1.0}
-    step(model, optimizer)
-    step(other, other_optimizer)
-    assert equal(model, other)
-
-
-def test_checkpoint_reads_with_plain_paddle(tmp_path):
-    model, optimizer = trained()
-    path = save(tmp_path, 2, model, optimizer)
-    other = make_vit(seed=9)
-    missing, unexpected = other.set_state_dict(paddle.load(str(path / "model.pdparams")))
-    assert not missing
-    assert not unexpected
-    assert equal(model, other)
-
-
-def test_latest_best_and_retention(tmp_path):
-    model, optimizer = trained(steps=1)
-    for number in range(1, 7):
-        save(tmp_path, number, model, optimizer, is_best=number == 2, keep_last=2)
-    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000005", "step-00000006"]
-    assert checkpoint.find_checkpoint(tmp_path).name == "step-00000006"
-    assert weight_files.resolve(tmp_path) == tmp_path / "best" / "model.pdparams"
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_half_written_checkpoint_is_no_checkpoint(tmp_path, monkeypatch):
-    model, optimizer = trained(steps=1)
-    save(tmp_path, 1, model, optimizer)
-    monkeypatch.setattr(json, "dumps", lambda *args, **options: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        save(tmp_path, 2, model, optimizer)
-    monkeypatch.undo()
-    assert checkpoint.find_checkpoint(tmp_path).name == "step-00000001"
-    save(tmp_path, 2, model, optimizer)
-    assert checkpoint.find_checkpoint(tmp_path).name == "step-00000002"
-
-
-def test_averaged_weights_are_kept_and_meant(tmp_path):
-    model, optimizer = trained(steps=1)
-    average = WeightAverage(model, 0.5)
-    step(model, optimizer)
-    average.update(model)
-    path = save(tmp_path, 1, model, optimizer, ema_state=average.state_dict())
-    other = make_vit(seed=3)
-    checkpoint.load_weights(other, path)
-    assert (other.head.weight == average.state_dict()["classifier.weight"]).all()
-    restored = WeightAverage(other, 0.5)
-    checkpoint.load_training_state(
-        path, other, trained(steps=0)[1] and build_optimizer("AdamW", param_groups(other, 0.05, 0.5)), restored
-    )
-    assert equal(other, model)
-    assert all((restored.state_dict()[name] == value).all() for name, value in average.state_dict().items())
-
-
-def test_resume_needs_a_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="neither a checkpoint nor a run directory"):
-        checkpoint.find_checkpoint(tmp_path)

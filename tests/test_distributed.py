@@ -94,7 +94,7 @@ def test_nodes_that_see_other_checkpoints_stop(tmp_path):
     script = tmp_path / "resume.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import pathlib, paddle, checkpoint, cli, distributed\n"
+        "import pathlib, paddle, training_state, cli, distributed\n"
         "from config import get_config\n"
         "from engine import Run\n"
         "from metrics import RunLog\n"
@@ -102,7 +102,7 @@ def test_nodes_that_see_other_checkpoints_stop(tmp_path):
         "paddle.set_device('cpu'); distributed.init()\n"
         "directory = pathlib.Path(sys.argv[1]) if distributed.is_main() else None\n"
         f"config = get_config(None, {opts!r})\n"
-        "resume_from = checkpoint.find_checkpoint(directory) if directory and len(sys.argv) > 2 else None\n"
+        "resume_from = training_state.find(directory) if directory and len(sys.argv) > 2 else None\n"
         "cli.run(lambda: train(Run(config, directory, RunLog(directory, quiet=True), resume_from)))\n"
     )
     (tmp_path / "run").mkdir()

@@ -1,4 +1,7 @@
+import dataclasses
 import json
+import math
+import signal
 
 import numpy as np
 import paddle
@@ -8,6 +11,10 @@ import checkpoint
 import datasets
 import engine
 import recipes
+import training_state
+import weight_files
+from engine import fit
+from errors import UserError
 from metrics import RunLog, count_correct
 from samplers import EvalSampler, TrainSampler
 from tests.conftest import assert_close
@@ -116,7 +123,7 @@ def test_resume_with_another_epoch_length_optimizer_or_file_is_refused(tiny_run)
     first = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 1)
     train(first)
     (first.directory / "config.yaml").write_text("its own")
-    step = checkpoint.find_checkpoint(first.directory)
+    step = training_state.find(first.directory)
     lars = tiny_run("pretrain", "TRAIN.OPTIMIZER.NAME", "LARS", resume_from=step, directory=first.directory)
     with pytest.raises(ValueError, match="has optimizer AdamW, this one LARS"):
         train(lars)
@@ -187,10 +194,102 @@ def test_best_is_kept_and_averaged_weights_are_evaluated(tiny_run):
     assert 0 < (after - before).abs().max() < (task.model.head.weight - before).abs().max()
 
 
-def test_not_finite_loss_stops_the_run(tiny_run):
-    run = tiny_run("pretrain", "TRAIN.BASE_LR", 1e30, "TRAIN.WARMUP_EPOCHS", 0, "REPORT_FREQ", 1)
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at update \d+, lr .*TRAIN.BASE_LR"):
-        train(run)
+def fit_pretrain(run):
+    """Train on all of the data set, and return the weights."""
+    task = recipes.build_pretrain(run)
+    fit(task, recipes.build_train_loader(run), None, run)
+    return weights(task)
+
+
+def poison(run, updates):
+    """Make the loss of some updates, counted from 1, not a number; returns the task to train."""
+    task, count = recipes.build_pretrain(run), 0
+
+    def loss(model, batch, rng):
+        nonlocal count
+        count += 1
+        value = task.loss(model, batch, rng)
+        return value * float("nan") if count in updates else value
+
+    return dataclasses.replace(task, loss=loss)
+
+
+def test_numbers_that_are_not_finite_stop_the_run(tiny_run):
+    run = tiny_run("pretrain", "SAVE_FREQ_STEPS", 1, "TRAIN.NUM_EPOCHS", 1)
+    loader = recipes.build_train_loader(run)
+    with pytest.raises(
+        UserError, match="not finite at update 4 on ranks .0., lr .*nonfinite-00000004.json.*TRAIN.BASE_LR"
+    ):
+        fit(poison(run, {4}), loader, None, run)
+    details = json.loads((run.directory / "nonfinite-00000004.json").read_text())
+    assert (details["step"], details["loss"]) == (4, "nan")
+    assert details["images"]["0"] == [f"synthetic train image {index}" for index in loader.sampler.indices(3, 0)]
+    assert training_state.find(run.directory).name == "step-00000003"  # what was good is kept
+
+
+def test_numbers_that_are_not_finite_leave_an_update_out(tiny_run):
+    opts = ["TRAIN.NUM_EPOCHS", 1, "TRAIN.NONFINITE", "skip", "TRAIN.MAX_SKIPS", 2]
+    run = tiny_run("pretrain", *opts)
+    task = poison(run, {1, 2, 4})
+    before = {name: value.numpy() for name, value in task.model.state_dict().items()}
+    results = fit(task, recipes.build_train_loader(run), None, run)
+    assert math.isfinite(results["loss"])
+    after = task.model.state_dict()
+    assert all(np.isfinite(value.numpy()).all() for value in after.values())
+    assert any((value.numpy() != before[name]).any() for name, value in after.items())
+    assert len(list(run.directory.glob("nonfinite-*.json"))) == 3
+    run = tiny_run("pretrain", *opts)
+    with pytest.raises(UserError, match="not finite at update 5 .*and at the 2 updates before"):
+        fit(poison(run, {3, 4, 5}), recipes.build_train_loader(run), None, run)
+
+
+def test_signals_stop_after_the_update_and_the_run_goes_on_bit_by_bit(tiny_run):
+    opts = ["TRAIN.NUM_EPOCHS", 2, "DATA.BATCH_SIZE", 64]
+    undisturbed = fit_pretrain(tiny_run("pretrain", *opts))
+    run = tiny_run("pretrain", *opts)
+    task, count = recipes.build_pretrain(run), 0
+
+    def loss(model, batch, rng):
+        nonlocal count
+        count += 1
+        if count == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return task.loss(model, batch, rng)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        fit(dataclasses.replace(task, loss=loss), recipes.build_train_loader(run), None, run)
+    assert stopped.value.code == 75
+    assert "stopped by a signal after 5 of 32 updates; -resume goes on" in str(stopped.value)
+    assert signal.getsignal(signal.SIGTERM) is before
+    step = training_state.find(run.directory)
+    assert step.name == "step-00000005"
+    resumed = fit_pretrain(tiny_run("pretrain", *opts, directory=run.directory, resume_from=step))
+    assert all(np.array_equal(undisturbed[name], resumed[name]) for name in undisturbed)
+
+
+def test_saves_by_the_clock(tiny_run):
+    run = tiny_run(
+        "pretrain", "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 256, "SAVE_EVERY_MINUTES", 0.0, "KEEP_LAST", 99
+    )
+    fit_pretrain(run)
+    assert len(list(run.directory.glob("step-*"))) == 4  # after each update
+
+
+def test_a_save_that_fails_ends_the_run_and_loses_nothing(tiny_run, monkeypatch):
+    run = tiny_run("pretrain", "SAVE_FREQ_STEPS", 1, "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 64)
+    write = weight_files.write_nested
+
+    def full(path, wrapper, tensors):
+        if "00000003" in str(path):
+            raise OSError(28, "No space left on device")
+        write(path, wrapper, tensors)
+
+    monkeypatch.setattr(weight_files, "write_nested", full)
+    with pytest.raises(UserError, match="step-00000003: the checkpoint cannot be written: No space left on device"):
+        fit_pretrain(run)
+    assert training_state.find(run.directory).name == "step-00000002"
+    assert not list(run.directory.glob(".writing-*"))
 
 
 def test_amp_on_cpu_warns_once_and_computes_in_float32(tiny_run, capsys):
@@ -205,7 +304,7 @@ def test_amp_on_cpu_warns_once_and_computes_in_float32(tiny_run, capsys):
 def test_plan_warns_of_an_untested_batch(tiny_run):
     run = tiny_run("pretrain", "TRAIN.TOTAL_BATCH_SIZE", 64)
     task, loader = image_masked_task(run), recipes.build_train_loader(run)
-    text = engine.describe_plan(engine.make_plan(run.config, loader), task, loader.sampler, run.config)
+    text = engine.describe_plan(engine.make_plan(run.config, loader), task.name, task.model, loader.sampler, run.config)
     assert "tuned for 64 images per update, not 8; -accum_iter 8 makes it so" in text
     run = tiny_run("pretrain", "TRAIN.TOTAL_BATCH_SIZE", 64, "TRAIN.ACCUM_ITER", None)
     assert recipes.build_train_loader(run).sampler.accum_iter == 8

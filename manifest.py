@@ -1,0 +1,44 @@
+"""Sums of the files in a directory, so that damage is noticed: `manifest.json` with size and SHA-256 of each."""
+
+import hashlib
+import json
+from pathlib import Path
+
+NAME = "manifest.json"
+
+
+def write(directory: Path) -> None:
+    """Write the sums of all files that are there."""
+    sums = {path.name: _sums(path) for path in sorted(directory.iterdir()) if path.is_file() and path.name != NAME}
+    (directory / NAME).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+
+
+def damage(directory: Path, only: str | None = None) -> str | None:
+    """Say what is wrong with a directory's files, or with one of them; None if nothing is, or there is no manifest."""
+    file = directory / NAME
+    if not file.is_file():
+        return None
+    try:
+        sums = json.loads(file.read_text(encoding="utf-8"))
+        wanted = {name: (entry["size"], entry["sha256"]) for name, entry in sums.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return f"{file} is damaged"
+    for name, (size, sha256) in wanted.items():
+        path = directory / name
+        if only not in (None, name):
+            continue
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != size:
+            return f"{path} has {path.stat().st_size:,} bytes instead of {size:,}"
+        if _sums(path)["sha256"] != sha256:
+            return f"{path} is damaged: its SHA-256 sum is another than when it was written"
+    return None
+
+
+def _sums(path: Path) -> dict[str, object]:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -1,0 +1,87 @@
+"""How many updates a run makes, with which learning rates, and what to tell the user of it beforehand."""
+
+import dataclasses
+import math
+
+from paddle import nn
+
+import distributed
+from datasets import Loader
+from optim import lr_at
+from samplers import TrainSampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The numbers that follow from configuration, data and ranks."""
+
+    num_images: int
+    images_per_update: int
+    updates_per_epoch: int
+    num_epochs: int
+    warmup_steps: int
+    peak_lr: float
+    end_lr: float
+    start_lr: float
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        return self.updates_per_epoch * self.num_epochs
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of update `step`, before a group's multiplier."""
+        return lr_at(
+            step,
+            peak_lr=self.peak_lr,
+            total_steps=self.total_steps,
+            warmup_steps=self.warmup_steps,
+            end_lr=self.end_lr,
+            start_lr=self.start_lr,
+        )
+
+
+def make_plan(config, loader: Loader) -> Plan:
+    """Derive updates and learning rates; peak lr = BASE_LR * images per update / LINEAR_SCALED_LR."""
+    sampler, train = loader.sampler, config.TRAIN
+    return Plan(
+        num_images=sampler.num_images,
+        images_per_update=sampler.images_per_update,
+        updates_per_epoch=sampler.updates_per_epoch,
+        num_epochs=train.NUM_EPOCHS,
+        warmup_steps=train.WARMUP_EPOCHS * sampler.updates_per_epoch,
+        peak_lr=train.BASE_LR * sampler.images_per_update / train.LINEAR_SCALED_LR,
+        end_lr=train.END_LR,
+        start_lr=train.WARMUP_START_LR,
+    )
+
+
+def describe_plan(plan: Plan, name: str, model: nn.Layer, sampler: TrainSampler, config) -> str:
+    """Say in words what is about to happen, and warn where it is not what the recipe was tuned for."""
+    parameters = model.parameters()
+    trainable = sum(math.prod(p.shape) for p in parameters if not p.stop_gradient)
+    total = sum(math.prod(p.shape) for p in parameters)
+    data, train = config.DATA, config.TRAIN
+    lines = [
+        f"{name}: {type(model).__name__}, {trainable:,} of {total:,} parameters train",
+        f"data: {plan.num_images:,} images of {data.DATASET}, {data.IMAGE_SIZE} pixels, "
+        f"{data.NUM_WORKERS} workers per process",
+        f"batch: {data.BATCH_SIZE} per process x {sampler.accum_iter} accumulated x "
+        f"{distributed.world_size()} processes = {plan.images_per_update} images per update",
+        f"schedule: {plan.num_epochs} epochs x {plan.updates_per_epoch} updates = {plan.total_steps} steps, "
+        f"{plan.warmup_steps} of them warm-up",
+        f"learning rate: {train.BASE_LR} x {plan.images_per_update} / {train.LINEAR_SCALED_LR} = {plan.peak_lr:.6g} "
+        f"at its peak, then cosine to {plan.end_lr:g}",
+    ]
+    wanted = train.TOTAL_BATCH_SIZE
+    if wanted is not None and wanted != plan.images_per_update:
+        per_step = data.BATCH_SIZE * distributed.world_size()
+        others = sampler.accum_iter * distributed.world_size()
+        if wanted % per_step == 0:
+            hint = f"; -accum_iter {wanted // per_step} makes it so"
+        else:
+            hint = f"; -batch_size {wanted // others} makes it so" if wanted % others == 0 else ""
+        lines.append(
+            f"warning: the recipe was tuned for {wanted} images per update, not {plan.images_per_update}{hint}"
+        )
+    return "\n".join(lines)
