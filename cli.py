@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 
 import distributed
-import runtime
+import launch
 import training_state
 from config import get_config
 from engine import Run
@@ -107,7 +107,7 @@ def start(mode: str, description: str, argv: Sequence[str] | None = None) -> Run
     args = make_parser(mode, description).parse_args(argv)
     config = _read_config(mode, args)
     if "PADDLE_TRAINER_ID" not in os.environ:
-        _launch_if_needed(mode, args, argv, config.SAVE)
+        launch.launch_if_needed(mode, args, argv, config.SAVE)
     _set_device(args.device)
     distributed.init()
     resume_from = _find_resume(config, mode)
@@ -136,6 +136,7 @@ def run(main: Callable[[], object]) -> None:
         main()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
+        launch.note_stop()
         raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -162,37 +163,6 @@ def _read_config(mode: str, args: argparse.Namespace):
     if config.EVAL and mode == "pretrain":
         raise UserError("-eval: a pretrained autoencoder is judged by finetuning or probing it")
     return config
-
-
-def _launch_if_needed(mode: str, args: argparse.Namespace, argv: Sequence[str] | None, save: str) -> None:
-    """Replace this process by one process per device, where there is more than one."""
-    uses_gpu = args.device != "cpu" and paddle.device.is_compiled_with_cuda()
-    num_devices = paddle.device.cuda.device_count() if uses_gpu else 0
-    nproc = args.nproc if args.nproc is not None else max(1, num_devices)
-    if nproc < 1 or args.nnodes < 1:
-        raise UserError(f"-nproc {nproc} -nnodes {args.nnodes}: both must be at least 1")
-    if uses_gpu and num_devices and nproc > num_devices:
-        raise UserError(f"-nproc {nproc}: only {num_devices} GPUs are visible")
-    if args.device == "cpu" and max(nproc, args.nnodes) > 1 and paddle.device.is_compiled_with_cuda():
-        raise UserError("-device cpu: several processes on CPU need the CPU build of Paddle (pip install paddlepaddle)")
-    if args.nnodes > 1 and not args.master:
-        raise UserError(f"-nnodes {args.nnodes} needs -master IP:PORT, the address of the first node")
-    if nproc == 1 and args.nnodes == 1:
-        return
-    if argv is not None:
-        raise UserError("-nproc and -nnodes start processes, so they work on the command line only")
-    launch = ["-m", "paddle.distributed.launch", "--log_dir", str(Path(save) / "launch-logs"), "--log_level", "ERROR"]
-    if num_devices:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        devices = visible.split(",") if visible else [str(index) for index in range(num_devices)]
-        launch += ["--devices", ",".join(devices[:nproc])]
-    else:
-        launch += ["--nproc_per_node", str(nproc)]
-    if args.nnodes > 1:
-        launch += ["--nnodes", str(args.nnodes), "--master", args.master]
-        launch += ["--rank", str(args.node_rank)] if args.node_rank is not None else []
-    script = Path(__file__).resolve().parent / f"main_multi_gpu_{mode}.py"
-    os.execve(sys.executable, [sys.executable, *launch, str(script), *sys.argv[1:]], runtime.original_environment())
 
 
 def _set_device(device: str | None) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ import distributed
 from datasets import Loader
 from errors import UserError
 
+_SAME_SIGNAL_SECS = 2.0  # signals that follow each other so closely are one
 EXIT_STOPPED = 75  # of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)
 
 
@@ -30,7 +32,7 @@ class StopRequest:
     """Notes SIGTERM and SIGINT while it is entered; the second one ends the process at once."""
 
     def __init__(self, say: Callable[[str], None]):
-        self.requested, self._say, self._before = False, say, {}
+        self.requested, self._say, self._before, self._noted_at = False, say, {}, 0.0
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -45,10 +47,13 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.requested:
+        now = time.monotonic()
+        if self.requested and now - self._noted_at > _SAME_SIGNAL_SECS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.requested = True
+        if self.requested:
+            return  # schedulers signal every process of a job, and so does the one that started this
+        self.requested, self._noted_at = True, now
         self._say(
             f"{signal.Signals(number).name}: the run stops and saves after this update; once more stops it at once"
         )

@@ -27,7 +27,7 @@ ROWS = [
     {"checkpoint", "transformer"},
     {"training_state"},
     {"mae", "plan", "guard"},
-    {"engine"},
+    {"engine", "launch"},
     {"cli"},
     {"recipes", "zoo"},
     {"main_multi_gpu_pretrain", "main_multi_gpu_finetune", "main_multi_gpu_linearprobe"},
