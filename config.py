@@ -32,6 +32,7 @@ _C.DATA.CROP_PCT = None  # evaluation: share of the resized side that is kept; N
 _C.DATA.NUM_WORKERS = 4  # loader processes per process; 0: load in the training process
 _C.DATA.IMAGENET_MEAN = [0.485, 0.456, 0.406]  # per channel, of pixels in [0, 1]
 _C.DATA.IMAGENET_STD = [0.229, 0.224, 0.225]
+_C.DATA.BAD_IMAGES = "error"  # new: error | skip those that cannot be read, and list them in the run directory
 _C.DATA.DROP_LAST = False  # new: True drops the images that do not fill the last update of an epoch
 
 _C.MODEL = CfgNode()
@@ -297,6 +298,7 @@ def _check_data(data: CfgNode, require) -> None:
     require(
         data.BATCH_SIZE_EVAL is None or data.BATCH_SIZE_EVAL >= 1, "DATA.BATCH_SIZE_EVAL", "must be at least 1, or None"
     )
+    require(data.BAD_IMAGES in ("error", "skip"), "DATA.BAD_IMAGES", "must be error or skip")
     require(data.NUM_WORKERS >= 0, "DATA.NUM_WORKERS", "must not be negative")
     sides = data.IMAGE_SIZE if isinstance(data.IMAGE_SIZE, list) else [data.IMAGE_SIZE] * 2
     is_size = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)

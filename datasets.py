@@ -1,7 +1,4 @@
-"""Images from lists, folders, archives or thin air, and the loader that turns them into batches.
-
-What an image looks like after augmentation depends on (seed, epoch, image index) alone: not on the number of
-workers, on ranks, or on what was loaded before. Order and batches are a function of (seed, epoch).
+"""Images from lists, folders, archives or thin air, and their checks.
 
 Expected layouts below DATA_PATH:
 
@@ -18,21 +15,18 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import paddle
 from PIL import Image
 
 import safe_pickle
 from errors import UserError
-from samplers import EvalSampler, TrainSampler
-
-Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-_PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _CIFAR = {  # archive, folder, train files, test file, key of the labels
     "cifar10": (
         "cifar-10-python.tar.gz",
@@ -69,10 +63,12 @@ class FileImages:
         return str(self.paths[index])
 
     def image(self, index: int) -> Image.Image:
-        """Decode an image."""
-        with Image.open(self.paths[index]) as image:
-            image.load()
-            return image
+        """Decode an image; one that claims more pixels than a photo has is refused before that."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(self.paths[index]) as image:
+                image.load()
+                return image
 
 
 class ArrayImages:
@@ -264,11 +260,11 @@ def check_source(source: FileImages | ArrayImages, *, num_classes: int | None, c
     Raises:
         UserError: naming missing files, labels out of range, and empty classes.
     """
-    if channels not in _PIL_MODES:
+    if channels not in PIL_MODES:
         raise UserError(f"DATA.IMAGE_CHANNELS={channels}: image files are read with 1, 3 or 4 channels")
     if len(source) == 0:
         raise UserError(f"{source.origin}: no images found")
-    problems, warnings = [], []
+    problems, notes = [], []
     if isinstance(source, FileImages):
         missing = _find_missing(source.paths)
         if missing:
@@ -289,13 +285,13 @@ def check_source(source: FileImages | ArrayImages, *, num_classes: int | None, c
             empty = empty[empty >= len(source.class_names)]
         if len(empty) and not len(outside):
             named = _abridge([str(label) for label in empty])
-            warnings.append(
+            notes.append(
                 f"{source.origin}: {len(empty)} of MODEL.NUM_CLASSES={num_classes} classes have no images: {named}; "
                 "is MODEL.NUM_CLASSES right?"
             )
     if problems:
         raise UserError(f"{source.origin}: " + "; ".join(problems))
-    return warnings
+    return notes
 
 
 def _find_missing(paths: list[Path]) -> list[str]:
@@ -314,87 +310,3 @@ def _find_missing(paths: list[Path]) -> list[str]:
 def _abridge(items: Sequence[str], most: int = 5, total: int | None = None) -> str:
     total = len(items) if total is None else total
     return ", ".join(items[:most]) + (f" and {total - most} more" if total > most else "")
-
-
-# ---- loading -----------------------------------------------------------------------------------
-
-
-def read_image(source: FileImages | ArrayImages, index: int, channels: int) -> Image.Image:
-    """Decode an image of a source, as 8-bit grey (1 channel), RGB (3) or RGBA (4)."""
-    image, mode = source.image(index), _PIL_MODES[channels]
-    if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image).astype(np.float32) / 257.0).round().astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"its pixels have mode {image.mode}, whose range is unknown; save it with 8 or 16 bits")
-    return image if image.mode == mode else image.convert(mode)
-
-
-class _Samples(paddle.io.Dataset):
-    """Source and transform behind the keys (epoch, index) that the samplers deal."""
-
-    def __init__(self, source: FileImages | ArrayImages, transform: Transform, channels: int, seed: int):
-        super().__init__()
-        self._source, self._transform, self._seed = source, transform, seed
-        self._channels = channels
-
-    def __getitem__(self, key: tuple[int, int]):
-        epoch, index = key
-        try:
-            image = read_image(self._source, index, self._channels)
-            array = self._transform(image, np.random.default_rng([self._seed, epoch, index]))
-            return array, self._source.labels[index]
-        except Exception as error:  # an exception in a worker would only say "Blocking queue is killed"
-            return f"{self._source.describe(index)}: cannot be read as an image ({type(error).__name__}: {error})"
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-
-def _collate(samples: list) -> list[np.ndarray]:
-    for sample in samples:
-        if isinstance(sample, str):
-            return [np.frombuffer(sample.encode(), np.uint8)]
-    return [np.stack([image for image, _ in samples]), np.array([label for _, label in samples], np.int64)]
-
-
-class Loader:
-    """Batches `[images [B, C, H, W] float32, labels [B] int64]` of a source.
-
-    Args:
-        sampler: a `TrainSampler` or `EvalSampler`.
-        num_workers: processes that load; 0: load here.
-    """
-
-    def __init__(
-        self,
-        source: FileImages | ArrayImages,
-        transform: Transform,
-        sampler: TrainSampler | EvalSampler,
-        *,
-        channels: int = 3,
-        seed: int = 0,
-        num_workers: int = 0,
-    ):
-        self.source, self.sampler = source, sampler
-        self._loader = paddle.io.DataLoader(
-            _Samples(source, transform, channels, seed),
-            batch_sampler=sampler,
-            collate_fn=_collate,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            return_list=True,
-        )
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[list[paddle.Tensor]]:
-        for batch in self._loader:
-            if len(batch) == 1:
-                raise UserError(bytes(batch[0].numpy()).decode())
-            yield batch
-
-    def epoch(self, epoch: int, first_update: int = 0) -> Iterator[list[paddle.Tensor]]:
-        """Iterate the micro-steps of an epoch, from an update on."""
-        self.sampler.set_position(epoch, first_update)
-        return iter(self)

@@ -22,9 +22,9 @@ import architecture
 import distributed
 import training_state
 from config import amp_dtype
-from datasets import Loader
 from errors import UserError
 from guard import Guard, Stopped, StopRequest
+from loading import Loader
 from metrics import RunLog, Throughput
 from optim import WeightAverage
 from plan import Plan, describe_plan, make_plan
@@ -66,6 +66,7 @@ class Run:
         log: silent on all ranks but the first.
         resume_from: checkpoint directory to continue.
         dry_run: print the plan, and stop.
+        num_bad_images: that could not be read and were skipped by this rank.
     """
 
     config: object
@@ -73,6 +74,16 @@ class Run:
     log: RunLog
     resume_from: Path | None = None
     dry_run: bool = False
+    num_bad_images: int = 0
+
+    def note_bad_image(self, note: str) -> None:
+        """Keep what was wrong with an image that was skipped, in a file of the run directory."""
+        self.num_bad_images += 1
+        if self.num_bad_images in (1, 10, 100, 1000):
+            self.log.say(f"warning: {self.num_bad_images} images skipped so far, the last one {note}")
+        if self.directory is not None:
+            with open(self.directory / "bad_images.txt", "a", encoding="utf-8") as file:
+                file.write(note + "\n")
 
 
 def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) -> dict[str, float]:

@@ -10,8 +10,8 @@ import numpy as np
 import paddle
 
 import distributed
-from datasets import Loader
 from errors import UserError
+from loading import Loader
 
 _SAME_SIGNAL_SECS = 2.0  # signals that follow each other so closely are one
 EXIT_STOPPED = 75  # of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)

@@ -6,7 +6,7 @@ import math
 from paddle import nn
 
 import distributed
-from datasets import Loader
+from loading import Loader
 from optim import lr_at
 from samplers import TrainSampler
 

@@ -15,6 +15,7 @@ import augment
 import checkpoint
 import datasets
 import distributed
+import loading
 from config import image_size_hw
 from engine import Run, Task, evaluate, fit
 from errors import UserError
@@ -116,17 +117,17 @@ def evaluate_only(run: Run) -> dict[str, float]:
     if source is None:
         raise UserError("-eval needs weights: -pretrained FILE, or a run or checkpoint directory")
     model = build_transformer(config)
-    loader = build_eval_loader(run)
+    val_loader = build_eval_loader(run)
     if run.dry_run:
         return {}
     # Paddle 2.2 saved the probe's batch norm with an unused affine part.
     report = checkpoint.load_weights(model, source, allow_unexpected=("classifier.0.weight", "classifier.0.bias"))
     run.log.say(str(report))
-    scores = evaluate(Task("eval", model, None, None, _evaluate_classifier, _CLASSIFIER_METRICS), loader, config)
+    scores = evaluate(Task("eval", model, None, None, _evaluate_classifier, _CLASSIFIER_METRICS), val_loader, config)
     run.log.record("eval", 0, scores)
     run.log.say(
         f"Acc@1 {scores['acc1']:.3f}, Acc@5 {scores['acc5']:.3f}, loss {scores['loss']:.3f} "
-        f"on {len(loader.source):,} images"
+        f"on {len(val_loader.source):,} images"
     )
     return scores
 
@@ -204,7 +205,7 @@ def _build_classifier(run: Run) -> VisionTransformer:
 # ---- data --------------------------------------------------------------------------------------
 
 
-def build_train_loader(run: Run) -> datasets.Loader:
+def build_train_loader(run: Run) -> loading.Loader:
     """Open and check the train split."""
     config = run.config
     source = open_split(config, "train", run.log.say)
@@ -221,19 +222,19 @@ def build_train_loader(run: Run) -> datasets.Loader:
         seed=config.SEED,
         drop_last=config.DATA.DROP_LAST,
     )
-    return _loader(config, source, train_transform(config), sampler)
+    return _loader(run, source, train_transform(config), sampler)
 
 
-def build_eval_loader(run: Run) -> datasets.Loader:
+def build_eval_loader(run: Run) -> loading.Loader:
     """Open and check the val split."""
     config = run.config
     source = open_split(config, "val", run.log.say)
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
     sampler = EvalSampler(len(source), batch_size, distributed.rank(), distributed.world_size())
-    return _loader(config, source, eval_transform(config), sampler)
+    return _loader(run, source, eval_transform(config), sampler)
 
 
-def train_transform(config) -> datasets.Transform:
+def train_transform(config) -> loading.Transform:
     """Return the train transform of the config's mode: PIL image and generator to float32 [C, H, W]."""
     size_hw, train, data = image_size_hw(config), config.TRAIN, config.DATA
     mode = config.MODEL.TYPE
@@ -265,7 +266,7 @@ def train_transform(config) -> datasets.Transform:
     return transform
 
 
-def eval_transform(config) -> datasets.Transform:
+def eval_transform(config) -> loading.Transform:
     """Return the evaluation transform: resize, centre crop, normalise."""
     size_hw, data = image_size_hw(config), config.DATA
     crop_pct = data.CROP_PCT or (0.875 if max(size_hw) <= 224 else 1.0)  # official rule
@@ -294,12 +295,15 @@ def open_split(config, split: str, say: Callable[[str], None]) -> datasets.FileI
     return source
 
 
-def _loader(config, source, transform: datasets.Transform, sampler) -> datasets.Loader:
-    return datasets.Loader(
+def _loader(run: Run, source, transform: loading.Transform, sampler) -> loading.Loader:
+    data = run.config.DATA
+    return loading.Loader(
         source,
         transform,
         sampler,
-        channels=config.DATA.IMAGE_CHANNELS,
-        seed=config.SEED,
-        num_workers=config.DATA.NUM_WORKERS,
+        channels=data.IMAGE_CHANNELS,
+        seed=run.config.SEED,
+        num_workers=data.NUM_WORKERS,
+        bad_images=data.BAD_IMAGES,
+        note_bad=run.note_bad_image,
     )

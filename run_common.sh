@@ -14,6 +14,7 @@
 #   NNODES        number of nodes; with it, on all nodes the same MASTER=IP:PORT of the first one
 #   NODE_RANK     number of this node; default: by order of arrival
 #   DEVICE        cpu | gpu
+#   RETRIES       how often to go on from the last checkpoint after a crash; not after a user error or a signal
 #   PYTHON        interpreter; default: python3 of an activated environment, else .venv/bin/python if it is there
 # Arguments of the script are passed on.
 
@@ -31,7 +32,7 @@ run_main() {
     fi
     AMP=${AMP:-fp16}
     [ "$AMP" != "none" ] || AMP=
-    exec "$PYTHON" "main_multi_gpu_$mode.py" -cfg "$CFG" \
+    set -- "$PYTHON" "main_multi_gpu_$mode.py" -cfg "$CFG" \
         ${DATASET:+-dataset "$DATASET"} \
         ${DATA_PATH:+-data_path "$DATA_PATH"} \
         ${OUTPUT:+-output "$OUTPUT"} \
@@ -46,4 +47,35 @@ run_main() {
         ${NODE_RANK:+-node_rank "$NODE_RANK"} \
         ${DEVICE:+-device "$DEVICE"} \
         "$@"
+    [ -n "${RETRIES:-}" ] || exec "$@"
+    # Without a name, "auto" could go on with an older run if this one crashed before its first checkpoint.
+    case " $* " in
+    *" -resume "* | *" --resume "*) ;;
+    *" RUN "*) set -- "$@" -resume auto ;;
+    *) set -- "$@" -resume auto -opts RUN "$mode-$(date +%Y%m%d-%H%M%S)" ;;
+    esac
+    retry "$@"
+}
+
+# Run a command until it succeeds, was asked to stop (75, or a signal), has nothing to retry (2), or was tried often enough.
+retry() {
+    attempt=0
+    while :; do
+        "$@" &
+        child=$!
+        trap 'kill -TERM "$child" 2>/dev/null' TERM INT
+        code=0
+        wait "$child" || code=$?
+        while kill -0 "$child" 2>/dev/null; do # a signal ended the waiting, not the command
+            code=0
+            wait "$child" || code=$?
+        done
+        trap - TERM INT
+        attempt=$((attempt + 1))
+        case $code in
+        0 | 2 | 75 | 130 | 143) exit "$code" ;;
+        esac
+        [ "$attempt" -le "$RETRIES" ] || exit "$code"
+        echo "exit code $code: going on from the last checkpoint, retry $attempt of $RETRIES" >&2
+    done
 }

@@ -17,6 +17,7 @@ import paddle
 import datasets
 import distributed
 import engine
+import loading
 import recipes
 from config import get_config
 from metrics import RunLog
@@ -50,7 +51,7 @@ def train(run: engine.Run, given_masks: bool = True) -> dict[str, np.ndarray]:
         seed=config.SEED,
     )
     task = image_masked_task(run) if given_masks else recipes.build_pretrain(run)
-    engine.fit(task, datasets.Loader(source, recipes.eval_transform(config), sampler), None, run)
+    engine.fit(task, loading.Loader(source, recipes.eval_transform(config), sampler), None, run)
     return {name: value.numpy().copy() for name, value in task.model.state_dict().items()}
 
 

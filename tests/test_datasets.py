@@ -9,6 +9,8 @@ from PIL import Image
 
 import augment
 import datasets
+import loading
+from errors import UserError
 from samplers import EvalSampler, TrainSampler
 
 pytestmark = pytest.mark.quick
@@ -214,7 +216,7 @@ def test_evaluation_pads_nothing():
 
 
 def load(source, transform, epoch=0, workers=0):
-    loader = datasets.Loader(source, transform, TrainSampler(len(source), 5, seed=1), seed=1, num_workers=workers)
+    loader = loading.Loader(source, transform, TrainSampler(len(source), 5, seed=1), seed=1, num_workers=workers)
     return [[part.numpy() for part in batch] for batch in loader.epoch(epoch)]
 
 
@@ -252,8 +254,8 @@ def test_sixteen_bit_images_are_scaled_and_unknown_ranges_refused(tmp_path):
     values = np.array([[0, 257, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "train" / "a" / "x.png")
     source = open_folder(tmp_path)
-    assert np.asarray(datasets.read_image(source, 0, 1)).tolist() == [[0, 1, 255]]
-    assert np.asarray(datasets.read_image(source, 0, 3))[0, 1].tolist() == [1, 1, 1]
+    assert np.asarray(loading.read_image(source, 0, 1)).tolist() == [[0, 1, 255]]
+    assert np.asarray(loading.read_image(source, 0, 3))[0, 1].tolist() == [1, 1, 1]
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "train" / "a" / "x.tif")
     (tmp_path / "train" / "a" / "x.png").unlink()
     with pytest.raises(ValueError, match="x.tif: cannot be read .*mode F, whose range is unknown"):
@@ -268,3 +270,74 @@ def test_loaded_archive_is_only_read_from(tmp_path):
         datasets.open_source("cifar10", str(tmp_path), "train", num_classes=3)
     with pytest.raises(ValueError, match="damaged or not a pickle"):
         datasets._read_cifar_batch(io.BytesIO(b"\x80\x02garbage").getvalue(), "x")
+
+
+# ---- damaged files
+
+
+def damaged_copy(content: bytes, number: int) -> bytes:
+    """Damage a JPEG in one of several ways."""
+    rng = np.random.default_rng(number)
+    kind = number % 5
+    if kind == 0:
+        return content[: rng.integers(0, len(content))]
+    if kind == 1:
+        return b""
+    if kind == 2:
+        return b"this is no image"
+    if kind == 3:
+        return rng.bytes(len(content))
+    flipped = bytearray(content)
+    for position in rng.integers(0, len(content), 20):
+        flipped[position] ^= 1 << rng.integers(8)
+    return bytes(flipped)
+
+
+@pytest.fixture(scope="module")
+def damaged_folder(tmp_path_factory):
+    """Return 200 damaged files among 40 good ones, all of one class."""
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / "train" / "a").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 24, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    for number in range(240):
+        content = buffer.getvalue() if number % 6 == 5 else damaged_copy(buffer.getvalue(), number)
+        (folder / "train" / "a" / f"{number:03}.jpg").write_bytes(content)
+    return folder
+
+
+def can_be_read(source, index) -> bool:
+    try:
+        loading.read_image(source, index, 3)
+        return True
+    except Exception:
+        return False
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_images_follow_the_policy(damaged_folder, workers):
+    source = datasets.open_source("folder", str(damaged_folder), "train", num_classes=1)
+    readable = [can_be_read(source, index) for index in range(240)]
+    assert 40 <= sum(readable) < 150  # flipped bits may leave an image that still decodes
+    notes = []
+    options = {"num_workers": workers, "bad_images": "skip", "note_bad": notes.append}
+    resize = lambda image, rng: np.asarray(image.resize((8, 8)), np.float32)
+    train = loading.Loader(source, resize, TrainSampler(240, 16), **options)
+    batches = list(train.epoch(0))
+    assert [batch[0].shape[0] for batch in batches] == [16] * 15  # a bad image is replaced by the next good one
+    bad = {source.describe(index) for index in range(240) if not readable[index]}
+    assert {note.partition(": cannot be read")[0] for note in notes} == bad
+    assert len(notes) == len(bad)  # each once
+    evaluation = loading.Loader(source, resize, EvalSampler(240, 16), **options)
+    assert sum(batch[0].shape[0] for batch in evaluation) == sum(readable)  # left out
+    with pytest.raises(UserError, match="cannot be read as an image .*-opts DATA.BAD_IMAGES skip goes on without it"):
+        list(loading.Loader(source, resize, EvalSampler(240, 16), num_workers=workers))
+
+
+def test_decompression_bombs_are_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "train" / "bomb.png")  # 100 million pixels in some kilobytes
+    source = datasets.open_source("folder", str(tmp_path), "train", num_classes=1, needs_labels=False)
+    with pytest.raises(Warning, match="could be decompression bomb"):
+        loading.read_image(source, 0, 3)

@@ -8,8 +8,8 @@ import paddle
 import pytest
 
 import checkpoint
-import datasets
 import engine
+import loading
 import recipes
 import training_state
 import weight_files
@@ -47,7 +47,7 @@ def test_accumulated_finetuning_with_clipping_is_the_large_batch(tiny_run):
         source = recipes.open_split(run.config, "train", run.log.say)
         source.images, source.labels = source.images[:21], source.labels[:21]
         sampler = TrainSampler(21, batch, accum)
-        loader = datasets.Loader(source, recipes.eval_transform(run.config), sampler)
+        loader = loading.Loader(source, recipes.eval_transform(run.config), sampler)
         task = recipes.build_finetune(run)
         engine.fit(task, loader, None, run)
         results.append(weights(task))
@@ -85,9 +85,9 @@ def test_resume_continues_bit_by_bit(tiny_run, mode, stop):
         source = train_loader.source
         source.images, source.labels = source.images[:20], source.labels[:20]
         sampler = TrainSampler(20, 4, 2)
-        train_loader = datasets.Loader(source, recipes.train_transform(run.config), sampler)
+        train_loader = loading.Loader(source, recipes.train_transform(run.config), sampler)
         if mode != "pretrain":
-            eval_loader = datasets.Loader(source, recipes.eval_transform(run.config), EvalSampler(20, 8))
+            eval_loader = loading.Loader(source, recipes.eval_transform(run.config), EvalSampler(20, 8))
         task = recipes._BUILDERS[mode.upper()](run)
         engine.fit(task, train_loader, eval_loader, run)
         return task
@@ -159,7 +159,7 @@ def test_evaluation_is_exact_over_ragged_batches(tiny_run, num_classes):
     source.images, source.labels = source.images[:11], source.labels[:11]
     results = [
         engine.evaluate(
-            task, datasets.Loader(source, recipes.eval_transform(run.config), EvalSampler(11, size)), run.config
+            task, loading.Loader(source, recipes.eval_transform(run.config), EvalSampler(11, size)), run.config
         )
         for size in (11, 4)
     ]

@@ -22,7 +22,7 @@ ROWS = [
         "download",
         "manifest",
     },
-    {"architecture"},
+    {"architecture", "loading"},
     {"weight_files"},
     {"checkpoint", "transformer"},
     {"training_state"},

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -266,3 +267,17 @@ def test_flags_are_frozen():
     )
     names = f"{paddlevit} eval amp opts dry_run device nproc nnodes master node_rank".split()
     assert flags == {"-h", "-help", "--help"} | {dash + name for name in names for dash in ("-", "--")}
+
+
+@pytest.mark.quick
+def test_bad_images_are_listed_in_the_run(start, image_folder, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    shutil.copytree(image_folder, folder)
+    bad = folder / "train" / "dog" / "3 1.jpg"
+    bad.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="3 1.jpg: cannot be read as an image"):
+        start("pretrain", "-data_path", folder)
+    start("pretrain", "-data_path", folder, opts=["DATA.BAD_IMAGES", "skip", "RUN", "skipping"])
+    assert "warning: 1 images skipped so far, the last one" in capsys.readouterr().out
+    (line,) = (tmp_path / "skipping" / "bad_images.txt").read_text().splitlines()
+    assert line.startswith(str(bad))

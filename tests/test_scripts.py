@@ -68,6 +68,36 @@ def test_launchers_take_settings_from_the_environment(tiny_yaml, tmp_path):
     assert f"Acc@1 {accuracy}" in done.stdout, done.stderr
 
 
+def test_retries_go_on_after_a_crash_and_only_then(tiny_yaml, tmp_path):
+    """A site module that Python loads by itself kills the first process when it has saved twice."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import glob, os, signal, sys, threading, time\n"
+        f"mark = {str(tmp_path / 'killed')!r}\n"
+        "def watch():\n"
+        f"    while len(glob.glob({str(tmp_path / 'runs')!r} + '/*/step-*')) < 2:\n"
+        "        time.sleep(0.01)\n"
+        "    open(mark, 'w').close()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if 'main_multi_gpu' in ' '.join(sys.orig_argv) and not os.path.exists(mark):\n"
+        "    threading.Thread(target=watch, daemon=True).start()\n"
+    )
+    settings = {
+        "CFG": tiny_yaml("pretrain", "TRAIN.NUM_EPOCHS", 4, "SAVE_FREQ_STEPS", 4, "DATA.BATCH_SIZE", 32),
+        "DATASET": "synthetic",
+        "DEVICE": "cpu",
+        "OUTPUT": str(tmp_path / "runs"),
+        "PYTHONPATH": str(tmp_path),
+    }
+    done = sh("run_pretrain_multi.sh", **settings, RETRIES="2")
+    assert done.returncode == 0, done.stderr
+    assert "exit code 137: going on from the last checkpoint, retry 1 of 2" in done.stderr
+    assert "resumed" in done.stdout
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    done = sh("run_pretrain_multi.sh", "-opts", "NO.KEY", "1", **settings, RETRIES="2")
+    assert done.returncode == 2
+    assert "retry" not in done.stderr
+
+
 def test_two_nodes_are_the_same_script_with_two_variables(tiny_yaml, tmp_path):
     """Two launchers on this machine meet at MASTER and train as one job of two processes."""
     import socket

@@ -21,7 +21,7 @@ from PIL import Image
 
 import checkpoint
 import cli
-import datasets
+import loading
 import mae
 import recipes
 import weight_files
@@ -107,9 +107,7 @@ def val_images(config, num_images: int, seed: int = 0) -> np.ndarray:
     source = recipes.open_split(config, "val", print)
     rng, transform = np.random.default_rng(seed), recipes.eval_transform(config)
     chosen = rng.permutation(len(source))[:num_images]
-    return np.stack(
-        [transform(datasets.read_image(source, index, config.DATA.IMAGE_CHANNELS), rng) for index in chosen]
-    )
+    return np.stack([transform(loading.read_image(source, index, config.DATA.IMAGE_CHANNELS), rng) for index in chosen])
 
 
 def main(argv: list[str] | None = None) -> Path:
