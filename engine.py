@@ -110,6 +110,8 @@ def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) 
         with StopRequest(log.say) as stop:
             return _train(task, train_loader, eval_loader, run, plan, scaler, step, best, writer, stop)
     finally:
+        if writer is not None:
+            writer.join()
         log.close()
 
 

@@ -144,11 +144,15 @@ class Writer:
         self._thread = threading.Thread(target=self._write, args=(saved,), name="checkpoint writer")
         self._thread.start()
 
-    def wait(self) -> None:
-        """Return when everything is on the disk; raise what went wrong."""
+    def join(self) -> None:
+        """Return when nothing is being written any more."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def wait(self) -> None:
+        """Return when everything is on the disk; raise what went wrong."""
+        self.join()
         if self._error is not None:
             error, self._error = self._error, None
             raise error

@@ -188,6 +188,7 @@ def test_readme_names_only_what_exists():
         "val_list.txt",
         "log.txt",
         "finetuned.yaml",
+        "bad_images.txt",
         "utils.py",
     }  # the last is forbidden
     missing = {
