@@ -28,6 +28,7 @@ from loading import Loader
 from metrics import RunLog, Throughput
 from optim import WeightAverage
 from plan import Plan, describe_plan, make_plan
+from samplers import TrainSampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) 
     if run.dry_run:
         return {}
     scaler = paddle.amp.GradScaler(enable=_autocast_dtype(config, log) == "float16")
-    step, best = _restore(task, plan, scaler, run)
+    step, best, images_done = _restore(task, plan, train_loader.sampler, scaler, run)
     if not distributed.is_same_on_all_ranks(step):
         raise UserError("-resume: not all nodes see the same checkpoint; -output must be a directory that they share")
     writer = None
@@ -108,15 +109,17 @@ def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) 
         )
     try:
         with StopRequest(log.say) as stop:
-            return _train(task, train_loader, eval_loader, run, plan, scaler, step, best, writer, stop)
+            return _train(task, train_loader, eval_loader, run, plan, scaler, step, best, images_done, writer, stop)
     finally:
         if writer is not None:
             writer.join()
         log.close()
 
 
-def _train(task, train_loader, eval_loader, run: Run, plan: Plan, scaler, step, best, writer, stop) -> dict[str, float]:
-    config = run.config
+def _train(
+    task, train_loader, eval_loader, run: Run, plan: Plan, scaler, step, best, images_done, writer, stop
+) -> dict[str, float]:
+    config, sampler = run.config, train_loader.sampler
     model = distributed.wrap(task.model)
     clock, show = Throughput(step), run.log.progress(plan.total_steps, step)
     results: dict[str, float] = {}
@@ -124,15 +127,16 @@ def _train(task, train_loader, eval_loader, run: Run, plan: Plan, scaler, step, 
     saved_at = time.monotonic()
     model.train()
     if plan.total_steps == 0:  # an untrained model is something to compare with
-        _save(task, step, plan, best, False, scaler, run, writer)
+        _save(task, step, plan, sampler, best, False, scaler, run, writer)
     while step < plan.total_steps:
         epoch, first_update = divmod(step, plan.updates_per_epoch)
-        batches = train_loader.epoch(epoch, first_update)
+        batches = train_loader.epoch(epoch, first_update, images_done)
+        images_done = None  # only the first epoch was begun by somebody else
         for update in range(first_update, plan.updates_per_epoch):
             lr = plan.lr_at(step)
             _update(task, model, batches, train_loader, update, step, lr, scaler, guard, stop, config)
             step += 1
-            clock.count(train_loader.sampler.update_size(update))
+            clock.count(sampler.update_size(update))
             is_epoch_end = update + 1 == plan.updates_per_epoch
             done = epoch + 1 if is_epoch_end else 0  # whole epochs done
             is_last = step == plan.total_steps
@@ -152,7 +156,7 @@ def _train(task, train_loader, eval_loader, run: Run, plan: Plan, scaler, step, 
                 best = max(best, scores[task.best_metric])
                 results |= scores
             if saves or is_best:
-                _save(task, step, plan, best, is_best, scaler, run, writer)
+                _save(task, step, plan, sampler, best, is_best, scaler, run, writer)
                 saved_at = time.monotonic()
             if guard.stops and not is_last:
                 _finish(writer)
@@ -289,15 +293,20 @@ def _identity(task: Task, plan: Plan, run: Run) -> dict[str, object]:
         "task": task.name,
         "optimizer": type(task.optimizer).__name__,
         "num_images": plan.num_images,
-        "images_per_update": plan.images_per_update,
-        "updates_per_epoch": plan.updates_per_epoch,
         "seed": run.config.SEED,
     }
 
 
-def _save(task: Task, step: int, plan: Plan, best: float, is_best: bool, scaler, run: Run, writer) -> None:
+def _save(task: Task, step: int, plan: Plan, sampler, best: float, is_best: bool, scaler, run: Run, writer) -> None:
     if writer is None:
         return
+    epoch, update = divmod(step, plan.updates_per_epoch) if plan.updates_per_epoch else (0, 0)
+    progress = {
+        "epoch": epoch,
+        "images_done": sampler.images_before(update) if update else 0,
+        "images_per_update": plan.images_per_update,
+        "ranks": distributed.world_size(),
+    }
     scaler_state = {key: np.asarray(value).tolist() for key, value in scaler.state_dict().items()}
     writer.submit(
         training_state.snapshot(
@@ -305,7 +314,12 @@ def _save(task: Task, step: int, plan: Plan, best: float, is_best: bool, scaler,
             task.model,
             task.optimizer,
             task.ema.state_dict() if task.ema else None,
-            state={**_identity(task, plan, run), "best": best if math.isfinite(best) else None, "scaler": scaler_state},
+            state={
+                **_identity(task, plan, run),
+                **progress,
+                "best": best if math.isfinite(best) else None,
+                "scaler": scaler_state,
+            },
             config_yaml=run.config.dump(),
             architecture=architecture.of_config(run.config),
             is_best=is_best,
@@ -314,10 +328,10 @@ def _save(task: Task, step: int, plan: Plan, best: float, is_best: bool, scaler,
     )
 
 
-def _restore(task: Task, plan: Plan, scaler, run: Run) -> tuple[int, float]:
-    """Return (step, best metric) to start with, and load what belongs to them."""
+def _restore(task: Task, plan: Plan, sampler: TrainSampler, scaler, run: Run) -> tuple[int, float, int | None]:
+    """Return (step, best metric, images of the epoch that are done) to start with, and load what belongs to them."""
     if run.resume_from is None:
-        return run.config.TRAIN.LAST_EPOCH * plan.updates_per_epoch, -math.inf
+        return run.config.TRAIN.LAST_EPOCH * plan.updates_per_epoch, -math.inf, None
     state = training_state.read_state(run.resume_from)
     for key, value in _identity(task, plan, run).items():
         if state.get(key) != value:
@@ -331,7 +345,31 @@ def _restore(task: Task, plan: Plan, scaler, run: Run) -> tuple[int, float]:
     if state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
     run.log.rewind(state["step"])
-    run.log.say(f"resumed {run.resume_from} after {state['step']} of {plan.total_steps} updates")
-    if state["step"] >= plan.total_steps:
+    step, images_done = _position(state, plan, sampler)
+    run.log.say(f"resumed {run.resume_from} after {step} of {plan.total_steps} updates")
+    then = (state.get("ranks"), state.get("images_per_update"))
+    now = (distributed.world_size(), plan.images_per_update)
+    if then[0] is not None and then != now:
+        run.log.say(
+            f"warning: {now[0]} ranks with {now[1]} images per update go on where {then[0]} with {then[1]} ended: the "
+            "epoch's other images follow, each once, but the run is no longer bit-identical to an undisturbed one"
+        )
+    if step >= plan.total_steps:
         run.log.say("nothing is left to do; a larger TRAIN.NUM_EPOCHS goes on")
-    return state["step"], -math.inf if state.get("best") is None else state["best"]
+    return step, -math.inf if state.get("best") is None else state["best"], images_done
+
+
+def _position(state: dict, plan: Plan, sampler: TrainSampler) -> tuple[int, int | None]:
+    """Return the step at which a saved run goes on, and the images of that epoch that are done.
+
+    With another number of images per update, an epoch has another number of updates: the run goes on so that the
+    epoch's last update is the last of the new count.
+    """
+    if "images_done" not in state:  # saved before other numbers were possible
+        if state.get("images_per_update") != plan.images_per_update:
+            raise UserError("-resume: a checkpoint of an older version goes on with the same images per update only")
+        return state["step"], None
+    left = sampler.updates_left(state["images_done"])
+    if state["images_done"] == 0:
+        return state["epoch"] * plan.updates_per_epoch, None
+    return (state["epoch"] + 1) * plan.updates_per_epoch - left, state["images_done"]

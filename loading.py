@@ -128,7 +128,7 @@ class Loader:
                 self._noted.add(note)
                 self._note_bad(note)
 
-    def epoch(self, epoch: int, first_update: int = 0) -> Iterator[list[paddle.Tensor]]:
-        """Iterate the micro-steps of an epoch, from an update on."""
-        self.sampler.set_position(epoch, first_update)
+    def epoch(self, epoch: int, first_update: int = 0, images_done: int | None = None) -> Iterator[list[paddle.Tensor]]:
+        """Iterate the micro-steps of an epoch, from an update on; see `TrainSampler.set_position`."""
+        self.sampler.set_position(epoch, first_update, images_done)
         return iter(self)

@@ -12,7 +12,8 @@ class TrainSampler:
 
     Update u takes images u*E to (u+1)*E of the epoch's random order, where E = batch_size * accum_iter * ranks;
     every rank has a contiguous share of it, cut into micro-steps of `batch_size`. The last update of an epoch is
-    smaller, or left out with `drop_last`. So the same images make an update, however they are dealt.
+    smaller, or left out with `drop_last`. So the same images make an update, however they are dealt. An epoch that was
+    begun with another E goes on with the images that are left.
     """
 
     def __init__(
@@ -29,23 +30,37 @@ class TrainSampler:
         self.num_images, self.batch_size, self.accum_iter = num_images, batch_size, accum_iter
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.images_per_update = batch_size * accum_iter * world_size
-        full, rest = divmod(num_images, self.images_per_update)
-        self.updates_per_epoch = full + (0 if drop_last or rest < world_size else 1)
+        self.drop_last = drop_last
+        self.updates_per_epoch = self.updates_left(0)
         if self.updates_per_epoch == 0:
             raise UserError(
                 f"{num_images} images are too few: an update takes {self.images_per_update} "
                 f"(batch size {batch_size} x accumulation {accum_iter} x {world_size} processes)"
                 + ("; DATA.DROP_LAST False uses smaller ones" if drop_last else "")
             )
-        self._epoch, self._first_update = 0, 0
+        self._epoch, self._first_update, self._shift = 0, 0, 0
 
-    def set_position(self, epoch: int, first_update: int = 0) -> None:
-        """Make the next iteration start at an update of an epoch."""
+    def set_position(self, epoch: int, first_update: int = 0, images_done: int | None = None) -> None:
+        """Make the next iteration start at an update of an epoch.
+
+        Args:
+            images_done: of the epoch, where it began with another number of images per update.
+        """
         self._epoch, self._first_update = epoch, first_update
+        self._shift = 0 if images_done is None else images_done - first_update * self.images_per_update
+
+    def updates_left(self, images_done: int) -> int:
+        """Return how many updates the rest of an epoch makes."""
+        full, rest = divmod(self.num_images - images_done, self.images_per_update)
+        return full + (0 if self.drop_last or rest < self.world_size else 1)
+
+    def images_before(self, update: int) -> int:
+        """Return how many images of the epoch go before an update."""
+        return update * self.images_per_update + self._shift
 
     def update_size(self, update: int) -> int:
         """Return the number of images in an update, over all ranks."""
-        return min(self.images_per_update, self.num_images - update * self.images_per_update)
+        return min(self.images_per_update, self.num_images - self.images_before(update))
 
     def micro_sizes(self, update: int) -> list[int]:
         """Return the sizes of this rank's micro-steps in an update."""
@@ -60,7 +75,7 @@ class TrainSampler:
         return np.random.default_rng([self.seed, self._epoch]).permutation(self.num_images)
 
     def _share(self, order: np.ndarray, update: int, rank: int) -> np.ndarray:
-        start = update * self.images_per_update
+        start = self.images_before(update)
         return np.array_split(order[start : start + self.update_size(update)], self.world_size)[rank]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

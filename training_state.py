@@ -287,7 +287,7 @@ def _point(link: Path, target: str) -> None:
 
 def _delete_old(run_dir: Path, keep_last: int) -> None:
     kept = {(run_dir / name).resolve() for name in (LATEST, BEST)}
-    kept |= {path.resolve() for path in sorted(run_dir.glob("step-*"))[-keep_last:]}
+    kept |= {path.resolve() for path in _newest_first(run_dir)[:keep_last]}
     for path in run_dir.glob("step-*"):
         if path.resolve() not in kept:
             shutil.rmtree(path)

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import math
@@ -113,9 +114,7 @@ def test_resume_of_another_run_is_refused(tiny_run):
     first = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
     train(first)
     step_zero = first.directory / "step-00000000"
-    with pytest.raises(ValueError, match="has images_per_update 8, this one 4; to start a new run"):
-        train(tiny_run("pretrain", "DATA.BATCH_SIZE", 4, resume_from=step_zero))
-    with pytest.raises(ValueError, match="has seed 0, this one 1"):
+    with pytest.raises(ValueError, match="has seed 0, this one 1; to start a new run"):
         train(tiny_run("pretrain", "SEED", 1, resume_from=step_zero))
 
 
@@ -128,8 +127,8 @@ def test_resume_with_another_epoch_length_optimizer_or_file_is_refused(tiny_run)
     with pytest.raises(ValueError, match="has optimizer AdamW, this one LARS"):
         train(lars)
     state = json.loads((step / "state.json").read_text())
-    (step / "state.json").write_text(json.dumps({**state, "updates_per_epoch": 2}))
-    with pytest.raises(ValueError, match="has updates_per_epoch 2, this one 3"):
+    (step / "state.json").write_text(json.dumps({**state, "num_images": 20}))
+    with pytest.raises(ValueError, match="has num_images 20, this one 21"):
         train(tiny_run("pretrain", resume_from=step))
     (step / "state.json").write_text(json.dumps(state))
     (step / "optimizer.pdopt").unlink()
@@ -317,3 +316,62 @@ def test_linear_probe_trains_the_head_only(tiny_run):
     engine.fit(task, recipes.build_train_loader(run), None, run)
     changed = {name for name, value in weights(task).items() if not np.array_equal(value, before[name])}
     assert changed == {"classifier.0._mean", "classifier.0._variance", "classifier.1.weight", "classifier.1.bias"}
+
+
+def test_a_run_goes_on_with_other_images_per_update_and_sees_each_once(tiny_run, capsys):
+    """21 images in updates of 4: stopped after 3 updates of the second epoch, continued in updates of 6, then of 5."""
+    seen = []
+
+    def go(updates, batch, resume_from=None, directory=None):
+        options = ["DATA.BATCH_SIZE", batch, "TRAIN.NUM_EPOCHS", 3, "SAVE_FREQ_STEPS", 1]
+        fields = {"directory": directory} if directory else {}
+        run = tiny_run("pretrain", *options, resume_from=resume_from, **fields)
+        run.log = RunLog(run.directory)
+        source = recipes.open_split(run.config, "train", print)
+        source.images, source.labels = source.images[:21], source.labels[:21]
+        loader = loading.Loader(source, recipes.eval_transform(run.config), TrainSampler(21, batch))
+        task, count = recipes.build_pretrain(run), 0
+
+        def loss(model, batch, rng):
+            nonlocal count
+            count += 1
+            if count == updates:
+                signal.raise_signal(signal.SIGTERM)
+            return task.loss(model, batch, rng)
+
+        with contextlib.suppress(SystemExit):
+            fit(dataclasses.replace(task, loss=loss), loader, None, run)
+        state = training_state.read_state(training_state.find(run.directory))
+        seen.append((state["epoch"], state["images_done"], state["step"]))
+        return run.directory
+
+    directory = go(9, 4)  # an epoch is 6 updates: 9 are one epoch and 12 images
+    assert seen[-1] == (1, 12, 9)
+    go(1, 6, training_state.find(directory), directory)  # an epoch is 4 updates now; 9 images are 2 of them
+    assert seen[-1] == (1, 18, 7)
+    assert "1 ranks with 6 images per update go on where 1 with 4 ended" in capsys.readouterr().out
+    go(1, 5, training_state.find(directory), directory)  # 5 updates; the 3 images that are left are the last one
+    assert seen[-1] == (2, 0, 10)
+    go(99, 5, training_state.find(directory), directory)
+    assert seen[-1] == (3, 0, 15)
+
+
+@pytest.mark.parametrize(("first", "then"), [((4, 1), (3, 2)), ((2, 2), (4, 1)), ((3, 2), (4, 1))])
+def test_the_rest_of_an_epoch_is_dealt_once(first, then):
+    for updates in range(1, 4):
+        before = TrainSampler(23, first[0], world_size=first[1], seed=5)
+        dealt = [
+            index for update in range(updates) for rank in range(first[1]) for index in before.indices(update, rank)
+        ]
+        samplers = [TrainSampler(23, then[0], world_size=then[1], rank=rank, seed=5) for rank in range(then[1])]
+        done = len(dealt)
+        left = samplers[0].updates_left(done)
+        for sampler in samplers:
+            sampler.set_position(0, sampler.updates_per_epoch - left, done)
+            sizes = [
+                sum(sampler.micro_sizes(u)) for u in range(sampler.updates_per_epoch - left, sampler.updates_per_epoch)
+            ]
+            own = [index for batch in sampler for _, index in batch]
+            assert sum(sizes) == len(own)
+            dealt += own
+        assert len(set(dealt)) == len(dealt) > 23 - then[1]  # fewer images than ranks are left out
