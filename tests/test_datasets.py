@@ -1,4 +1,5 @@
 import io
+import json
 import pickle
 import shutil
 import tarfile
@@ -12,6 +13,7 @@ import datasets
 import loading
 from errors import UserError
 from samplers import EvalSampler, TrainSampler
+from tools import check_dataset
 
 pytestmark = pytest.mark.quick
 
@@ -339,5 +341,23 @@ def test_decompression_bombs_are_refused(tmp_path):
     (tmp_path / "train").mkdir()
     Image.new("1", (10_000, 10_000)).save(tmp_path / "train" / "bomb.png")  # 100 million pixels in some kilobytes
     source = datasets.open_source("folder", str(tmp_path), "train", num_classes=1, needs_labels=False)
-    with pytest.raises(Warning, match="could be decompression bomb"):
+    with pytest.warns(Warning, match="bomb"), pytest.raises(ValueError, match="10000x10000 pixels, which looks like a"):
         loading.read_image(source, 0, 3)
+
+
+def test_check_dataset_reports(image_folder, damaged_folder, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    arguments = ["-dataset", "imagenet2012", "-data_path", str(image_folder), "-full", "-json", str(report)]
+    assert check_dataset.main(arguments) == 0
+    assert "train: images 24, classes 3, smallest_class 8, largest_class 8" in capsys.readouterr().out
+    assert json.loads(report.read_text())["ok"] is True
+    assert check_dataset.main([*arguments, "-num_classes", "2"]) == 1
+    assert "labels are not from 0 to 1" in capsys.readouterr().out
+    # A folder without a val split, with damaged images that only -full finds.
+    arguments = ["-dataset", "folder", "-data_path", str(damaged_folder), "-json", str(report)]
+    assert check_dataset.main([*arguments, "-full"]) == 1
+    values = json.loads(report.read_text())
+    assert len(values["train"]["undecodable"]) > 90
+    assert "no such directory" in values["val"]["problems"][0]
+    with pytest.raises(UserError, match="-dataset mnist: must be one of"):
+        check_dataset.main(["-dataset", "mnist"])

@@ -1,0 +1,100 @@
+"""Check a data set before anything is trained on it.
+
+    python -m tools.check_dataset -dataset folder -data_path DIR [-num_classes N] [-full] [-json FILE]
+
+Reports, for the train and the val split, what a training would stop at (missing files, labels out of range, empty
+classes, with -full images that cannot be decoded), and counts per class. Exit code 0 if all is well, 1 if not.
+"""
+
+import runtime
+
+runtime.prepare()
+
+import argparse
+import collections
+import concurrent.futures
+import json
+import os
+import sys
+from pathlib import Path
+
+import cli
+import datasets
+import loading
+from config import DATASETS
+from errors import UserError
+
+_SPLITS = ("train", "val")
+
+
+def check_split(name: str, data_path: str, split: str, num_classes: int | None, full: bool, channels: int = 3) -> dict:
+    """Check one split.
+
+    Args:
+        name: as `-dataset`.
+        num_classes: labels must be below it; None: as many as the split's largest label tells.
+        full: decode every image.
+        channels: that a model wants.
+
+    Returns:
+        Plain values: "images", "classes", "smallest_class", "largest_class", "problems", "warnings", "undecodable".
+    """
+    report: dict = {"problems": [], "warnings": [], "undecodable": []}
+    try:
+        source = datasets.open_source(name, data_path, split, num_classes=num_classes or 10)
+        if num_classes is None:
+            num_classes = len(source.class_names or ()) or int(source.labels.max(initial=-1)) + 1
+        report |= {"images": len(source), "classes": num_classes}
+        counts = collections.Counter(source.labels.tolist())
+        report |= {"smallest_class": min(counts.values(), default=0), "largest_class": max(counts.values(), default=0)}
+        report["warnings"] = datasets.check_source(source, num_classes=max(1, num_classes), channels=channels)
+    except UserError as error:
+        report["problems"].append(str(error))
+        return report
+    if full:
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            results = pool.map(lambda index: _decode(source, index, channels), range(len(source)))
+            report["undecodable"] = [result for result in results if result]
+    return report
+
+
+def _decode(source: datasets.FileImages | datasets.ArrayImages, index: int, channels: int) -> str | None:
+    try:
+        loading.read_image(source, index, channels)
+        return None
+    except Exception as error:
+        return f"{source.describe(index)}: {type(error).__name__}: {' '.join(str(error).splitlines())}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the report, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-dataset", "--dataset", required=True, help="as in training")
+    parser.add_argument("-data_path", "--data_path", default=".", help="as in training")
+    parser.add_argument("-num_classes", "--num_classes", type=int, help="MODEL.NUM_CLASSES; default: what the data has")
+    parser.add_argument("-full", "--full", action="store_true", help="decode every image")
+    parser.add_argument("-json", "--json", metavar="FILE", help="write the report there, too")
+    args = parser.parse_args(argv)
+    if args.dataset not in DATASETS:
+        raise UserError(f"-dataset {args.dataset}: must be one of {', '.join(DATASETS)}")
+    reports = {
+        split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full) for split in _SPLITS
+    }
+    for split, report in reports.items():
+        keys = ("images", "classes", "smallest_class", "largest_class")
+        counts = ", ".join(f"{key} {report[key]:,}" for key in keys if key in report)
+        print(f"{split}: {counts}" if counts else f"{split}:")
+        for title in ("problems", "warnings", "undecodable"):
+            for line in report[title][:20]:
+                print(f"  {title}: {line}")
+            if len(report[title]) > 20:
+                print(f"  {title}: and {len(report[title]) - 20} more")
+    is_good = not any(report["problems"] or report["undecodable"] for report in reports.values())
+    print("all is well" if is_good else "not as it should be")
+    if args.json:
+        Path(args.json).write_text(json.dumps({"ok": is_good, **reports}, indent=1), encoding="utf-8")
+    return 0 if is_good else 1
+
+
+if __name__ == "__main__":
+    cli.run(lambda: sys.exit(main()))
