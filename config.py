@@ -32,6 +32,7 @@ _C.DATA.CROP_PCT = None  # evaluation: share of the resized side that is kept; N
 _C.DATA.NUM_WORKERS = 4  # loader processes per process; 0: load in the training process
 _C.DATA.IMAGENET_MEAN = [0.485, 0.456, 0.406]  # per channel, of pixels in [0, 1]
 _C.DATA.IMAGENET_STD = [0.229, 0.224, 0.225]
+_C.DATA.LIST_OUTSIDE = False  # new: list files may name files outside DATA_PATH
 _C.DATA.BAD_IMAGES = "error"  # new: error | skip those that cannot be read, and list them in the run directory
 _C.DATA.DROP_LAST = False  # new: True drops the images that do not fill the last update of an epoch
 

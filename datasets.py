@@ -96,6 +96,7 @@ def open_source(
     num_classes: int,
     needs_labels: bool = True,
     synthetic_hw: tuple[int, int] = (32, 32),
+    list_outside: bool = False,
 ) -> FileImages | ArrayImages:
     """Open one split of a data set; see the module's docstring for layouts.
 
@@ -105,6 +106,7 @@ def open_source(
         num_classes: how many patterns the synthetic set has.
         needs_labels: False to pretrain: unsorted folders will do.
         synthetic_hw: size of the synthetic images.
+        list_outside: list files may name files outside their directory.
     """
     root = Path(data_path).expanduser()
     if name == "digits":
@@ -117,11 +119,11 @@ def open_source(
         return _open_cifar(name, root, split)
     list_file = root / f"{split}_list.txt"
     if name == "imagenet2012" and list_file.is_file():
-        return _read_list(list_file)
+        return _read_list(list_file, list_outside)
     return _scan_folders(root, split, needs_labels)
 
 
-def _read_list(list_file: Path) -> FileImages:
+def _read_list(list_file: Path, list_outside: bool) -> FileImages:
     paths, labels, problems = [], [], []
     try:
         lines = list_file.read_text(encoding="utf-8").splitlines()
@@ -134,6 +136,9 @@ def _read_list(list_file: Path) -> FileImages:
         path, label = path.strip(), label.strip()
         if not path or not re.fullmatch(r"-?\d{1,9}", label):
             problems.append(f"line {number}: expected 'path label', found {line.strip()[:80]!r}")
+            continue
+        if not list_outside and (os.path.isabs(path) or ".." in Path(path).parts):
+            problems.append(f"line {number}: {path[:80]!r} is outside; -opts DATA.LIST_OUTSIDE True allows it")
             continue
         paths.append(list_file.parent / path)
         labels.append(int(label))

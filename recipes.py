@@ -288,6 +288,7 @@ def open_split(config, split: str, say: Callable[[str], None]) -> datasets.FileI
         num_classes=config.MODEL.NUM_CLASSES,
         needs_labels=needs_labels,
         synthetic_hw=image_size_hw(config),
+        list_outside=config.DATA.LIST_OUTSIDE,
     )
     num_classes = config.MODEL.NUM_CLASSES if needs_labels else None
     for warning in datasets.check_source(source, num_classes=num_classes, channels=config.DATA.IMAGE_CHANNELS):

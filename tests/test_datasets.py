@@ -361,3 +361,11 @@ def test_check_dataset_reports(image_folder, damaged_folder, tmp_path, capsys):
     assert "no such directory" in values["val"]["problems"][0]
     with pytest.raises(UserError, match="-dataset mnist: must be one of"):
         check_dataset.main(["-dataset", "mnist"])
+
+
+@pytest.mark.parametrize("path", ["../a.jpg", "train/../../a.jpg", "/etc/passwd"])
+def test_lists_do_not_point_outside(tmp_path, path):
+    (tmp_path / "train_list.txt").write_text(f"{path} 0\n")
+    with pytest.raises(UserError, match="line 1: .* is outside; -opts DATA.LIST_OUTSIDE True allows it"):
+        open_folder(tmp_path)
+    assert len(open_folder(tmp_path, list_outside=True)) == 1
