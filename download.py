@@ -276,7 +276,7 @@ def _copy(response, part: Path, start: int, total: int | None) -> None:
         tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=None) as bar,  # on terminals only
     ):
         file.seek(start)
-        while chunk := response.read(_CHUNK_BYTES):
+        while chunk := response.read1(_CHUNK_BYTES):  # what has come is kept, even if the connection breaks then
             file.write(chunk)
             bar.update(len(chunk))
         file.truncate()
