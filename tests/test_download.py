@@ -48,6 +48,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        # Everything is taken from the server before the client gets a byte, after which the test may change it.
         server, wanted = self.server, self.headers.get("Range")
         server.requests.append((self.path, wanted))
         if server.answer != 200:
@@ -56,19 +57,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         start = 0
         if wanted and self.headers.get("If-Range") == server.etag:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        content, shift, headers, etag = server.content, server.shift, server.headers, server.etag
+        body = content[start:][: server.cuts.pop(0)] if server.cuts else content[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Type", server.mime)
-        self.send_header("Content-Length", str(len(server.content) - start))
+        self.send_header("Content-Length", str(len(content) - start))
         if start:
-            last = len(server.content) - 1
-            self.send_header("Content-Range", f"bytes {start + server.shift}-{last}/{last + 1}")
-        if server.etag:
-            self.send_header("ETag", server.etag)
-        for name, value in server.headers.items():
+            last = len(content) - 1
+            self.send_header("Content-Range", f"bytes {start + shift}-{last}/{last + 1}")
+        if etag:
+            self.send_header("ETag", etag)
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        body = server.content[start:]
-        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
+        self.wfile.write(body)
 
     def log_message(self, *args):
         pass
