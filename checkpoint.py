@@ -5,7 +5,7 @@ Nothing here runs code that a file names; see `weight_files.py`.
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from paddle import nn
 import manifest
 import weight_files
 from architecture import count_layers
-from errors import UserError
+from errors import UserError, abridge
 from pos_embed import resize_table, square_grid
 from stored_tensor import FLOAT_DTYPES, StoredTensor
 from weight_files import EMA_FILE, MODEL_FILE
@@ -44,7 +44,7 @@ class LoadReport:
             ("in the file but not in the model, ignored", self.unexpected),
         ):
             if names:
-                lines.append(f"  {title}: {_abridge(names)}")
+                lines.append(f"  {title}: {abridge(names)}")
         return "\n".join(lines)
 
 
@@ -205,10 +205,4 @@ def _raise_unless_allowed(
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     ]
     if refused:
-        raise UserError(f"{path} does not fit this model: {len(refused)} tensors {what}: {_abridge(refused)}; {advice}")
-
-
-def _abridge(names: Iterable[str], most: int = 8) -> str:
-    names = list(names)
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+        raise UserError(f"{path} does not fit this model: {len(refused)} tensors {what}: {abridge(refused)}; {advice}")

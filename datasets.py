@@ -15,14 +15,13 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 import safe_pickle
-from errors import UserError
+from errors import UserError, abridge
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -143,7 +142,7 @@ def _read_list(list_file: Path, list_outside: bool) -> FileImages:
         paths.append(list_file.parent / path)
         labels.append(int(label))
     if problems:
-        raise UserError(f"{list_file}: " + _abridge(problems))
+        raise UserError(f"{list_file}: " + abridge(problems, 5))
     return FileImages(paths, np.array(labels, np.int64), list_file)
 
 
@@ -163,7 +162,7 @@ def _scan_folders(root: Path, split: str, needs_labels: bool) -> FileImages:
     class_names = sorted(entry.name for entry in names_from.iterdir() if entry.is_dir())
     extra = sorted({entry.name for entry in folder.iterdir() if entry.is_dir()} - set(class_names))
     if extra:
-        raise UserError(f"{folder}: classes that {names_from} does not have: {_abridge(extra)}")
+        raise UserError(f"{folder}: classes that {names_from} does not have: {abridge(extra, 5)}")
     paths, labels = [], []
     for label, class_name in enumerate(class_names):
         found = _find_images(folder / class_name)
@@ -272,23 +271,23 @@ def check_source(source: FileImages | ArrayImages, *, num_classes: int | None, c
     if isinstance(source, FileImages):
         missing = _find_missing(source.paths)
         if missing:
-            problems.append(f"{len(missing)} files are missing: {_abridge(missing)}")
+            problems.append(f"{len(missing)} files are missing: {abridge(missing, 5)}")
     if num_classes is not None:
         outside = np.flatnonzero((source.labels < 0) | (source.labels >= num_classes))
         if len(outside):
-            named = [f"{source.describe(i)} has {source.labels[i]}" for i in outside[:8]]
+            named = [f"{source.describe(i)} has {source.labels[i]}" for i in outside[:5]]
             problems.append(
                 f"{len(outside)} labels are not from 0 to {num_classes - 1} (MODEL.NUM_CLASSES={num_classes}): "
-                + _abridge(named, total=len(outside))
+                + abridge(named, 5, total=len(outside))
             )
         empty = np.setdiff1d(np.arange(num_classes), source.labels)
         if source.class_names is not None:
             folders = [source.class_names[i] for i in empty if i < len(source.class_names)]
             if folders:
-                problems.append(f"{len(folders)} classes have no images: {_abridge(folders)}")
+                problems.append(f"{len(folders)} classes have no images: {abridge(folders, 5)}")
             empty = empty[empty >= len(source.class_names)]
         if len(empty) and not len(outside):
-            named = _abridge([str(label) for label in empty])
+            named = abridge([str(label) for label in empty], 5)
             notes.append(
                 f"{source.origin}: {len(empty)} of MODEL.NUM_CLASSES={num_classes} classes have no images: {named}; "
                 "is MODEL.NUM_CLASSES right?"
@@ -309,8 +308,3 @@ def _find_missing(paths: list[Path]) -> list[str]:
         if path.name not in present[folder]:
             missing.append(str(path))
     return missing
-
-
-def _abridge(items: Sequence[str], most: int = 5, total: int | None = None) -> str:
-    total = len(items) if total is None else total
-    return ", ".join(items[:most]) + (f" and {total - most} more" if total > most else "")

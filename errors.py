@@ -1,4 +1,6 @@
-"""The one exception type for what a user can mend."""
+"""The one exception type for what a user can mend, and the wording of its messages."""
+
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
@@ -14,3 +16,18 @@ def printable(text: object, most: int = 200) -> str:
     text = str(text)[: most + 1]
     text = text if len(text) <= most else text[:most] + "..."
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's type and message without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def abridge(items: Sequence[str], most: int = 8, separator: str = ", ", total: int | None = None) -> str:
+    """Join the first of many items, and say how many more there are.
+
+    Args:
+        total: number of items, where `items` has only the first of them.
+    """
+    more = (len(items) if total is None else total) - most
+    return separator.join(items[:most]) + (f" and {more:,} more" if more > 0 else "")

@@ -11,7 +11,7 @@ import paddle
 from PIL import Image
 
 from datasets import PIL_MODES, ArrayImages, FileImages
-from errors import UserError
+from errors import UserError, one_line
 from samplers import EvalSampler, TrainSampler
 
 Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
@@ -50,8 +50,7 @@ class _Samples(paddle.io.Dataset):
                 array = self._transform(image, np.random.default_rng([self._seed, epoch, index]))
                 return array, self._source.labels[other], notes
             except Exception as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".splitlines())
-                notes.append(f"{self._source.describe(other)}: cannot be read as an image ({reason})")
+                notes.append(f"{self._source.describe(other)}: cannot be read as an image ({one_line(error)})")
             if self._bad_images == "error":
                 return f"{notes[0]}; -opts DATA.BAD_IMAGES skip goes on without it"
             if not self._replaces:

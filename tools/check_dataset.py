@@ -22,7 +22,7 @@ import cli
 import datasets
 import loading
 from config import DATASETS
-from errors import UserError
+from errors import UserError, one_line
 
 _SPLITS = ("train", "val")
 
@@ -63,7 +63,7 @@ def _decode(source: datasets.FileImages | datasets.ArrayImages, index: int, chan
         loading.read_image(source, index, channels)
         return None
     except Exception as error:
-        return f"{source.describe(index)}: {type(error).__name__}: {' '.join(str(error).splitlines())}"
+        return f"{source.describe(index)}: {one_line(error)}"
 
 
 def main(argv: list[str] | None = None) -> int:
