@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import manifest
 from errors import UserError
 
 CACHE_VARIABLE, MIRROR_VARIABLE = "MAE_CACHE", "MAE_MIRROR"
@@ -95,7 +96,7 @@ def fetch(
         with _locked(folder):
             record = _read_record(folder)
             if file.is_file() and record and source is None:
-                if _sums(file)["sha256"] == record["sha256"]:
+                if manifest.digests(file, "sha256")["sha256"] == record["sha256"]:
                     return file
                 say(f"warning: {file} has changed since it was downloaded; it is fetched again")
             part = folder / f"{file.name}.part"
@@ -121,7 +122,7 @@ def _accept(
 
     Without a record, a file in the cache does not count; so the record comes last.
     """
-    sums = _sums(part)
+    sums = manifest.digests(part, "md5", "sha256")
     wrong = ""
     if not sums["md5"].startswith(md5_prefix):
         wrong = f"its MD5 sum starts with {sums['md5'][: len(md5_prefix)]}, and {md5_prefix} was published"
@@ -142,16 +143,7 @@ def _accept(
         except UserError:
             file.unlink()
             raise
-    _write_record(file.parent, {"url": url, "file": file.name, **sums})
-
-
-def _sums(file: Path) -> dict[str, object]:
-    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-    with open(file, "rb") as opened:
-        while chunk := opened.read(_CHUNK_BYTES):
-            md5.update(chunk)
-            sha256.update(chunk)
-    return {"size": file.stat().st_size, "md5": md5.hexdigest(), "sha256": sha256.hexdigest()}
+    _write_record(file.parent, {"url": url, "file": file.name, "size": file.stat().st_size, **sums})
 
 
 def _read_record(folder: Path) -> dict | None:

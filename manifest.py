@@ -9,7 +9,11 @@ NAME = "manifest.json"
 
 def write(directory: Path) -> None:
     """Write the sums of all files that are there."""
-    sums = {path.name: _sums(path) for path in sorted(directory.iterdir()) if path.is_file() and path.name != NAME}
+    sums = {
+        path.name: {"size": path.stat().st_size, **digests(path, "sha256")}
+        for path in sorted(directory.iterdir())
+        if path.is_file() and path.name != NAME
+    }
     (directory / NAME).write_text(json.dumps(sums, indent=1), encoding="utf-8")
 
 
@@ -31,14 +35,16 @@ def damage(directory: Path, only: str | None = None) -> str | None:
             return f"{path} is missing"
         if path.stat().st_size != size:
             return f"{path} has {path.stat().st_size:,} bytes instead of {size:,}"
-        if _sums(path)["sha256"] != sha256:
+        if digests(path, "sha256")["sha256"] != sha256:
             return f"{path} is damaged: its SHA-256 sum is another than when it was written"
     return None
 
 
-def _sums(path: Path) -> dict[str, object]:
-    digest = hashlib.sha256()
+def digests(path: Path, *algorithms: str) -> dict[str, str]:
+    """Return hexadecimal sums of a file by algorithm ("sha256", "md5"), from one reading of it."""
+    sums = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+            for digest in sums.values():
+                digest.update(chunk)
+    return {name: digest.hexdigest() for name, digest in sums.items()}

@@ -9,19 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"errors", "runtime"},
-    {"config", "safe_pickle", "samplers", "stored_tensor"},
-    {
-        "pos_embed",
-        "augment",
-        "mixup",
-        "optim",
-        "distributed",
-        "metrics",
-        "datasets",
-        "torch_file",
-        "download",
-        "manifest",
-    },
+    {"config", "manifest", "safe_pickle", "samplers", "stored_tensor"},
+    {"pos_embed", "augment", "mixup", "optim", "distributed", "metrics", "datasets", "torch_file", "download"},
     {"architecture", "loading"},
     {"weight_files"},
     {"checkpoint", "transformer"},
