@@ -369,7 +369,7 @@ def _position(state: dict, plan: Plan, sampler: TrainSampler) -> tuple[int, int 
         if state.get("images_per_update") != plan.images_per_update:
             raise UserError("-resume: a checkpoint of an older version goes on with the same images per update only")
         return state["step"], None
-    left = sampler.updates_left(state["images_done"])
     if state["images_done"] == 0:
         return state["epoch"] * plan.updates_per_epoch, None
+    left = sampler.updates_left(state["images_done"])
     return (state["epoch"] + 1) * plan.updates_per_epoch - left, state["images_done"]

@@ -167,11 +167,7 @@ class _PlainDataUnpickler(pickle._Unpickler):
         name = printable(f"{module}.{name}")
         raise UserError(f"refused, the file asks for an instance of {name}, which plain data never needs")
 
-    def load_reduce(self) -> None:
-        args = self.stack.pop()
-        self.stack[-1] = self._call(self.stack[-1], args)
-
-    def load_newobj(self) -> None:
+    def load_call(self) -> None:
         args = self.stack.pop()
         self.stack[-1] = self._call(self.stack[-1], args)
 
@@ -236,8 +232,8 @@ class _PlainDataUnpickler(pickle._Unpickler):
     dispatch: ClassVar[dict] = {
         **pickle._Unpickler.dispatch,
         pickle.INST[0]: load_inst,
-        pickle.REDUCE[0]: load_reduce,
-        pickle.NEWOBJ[0]: load_newobj,
+        pickle.REDUCE[0]: load_call,
+        pickle.NEWOBJ[0]: load_call,
         pickle.BUILD[0]: load_build,
         pickle.BYTEARRAY8[0]: load_bytearray,
         pickle.SETITEM[0]: load_setitem,

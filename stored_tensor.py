@@ -11,6 +11,11 @@ from errors import UserError
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 
 
+def bits_dtype(dtype: str) -> np.dtype:
+    """Return NumPy's type for the elements of a stored tensor: uint16 for bfloat16, which NumPy does not have."""
+    return np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
     """A tensor in a file.
@@ -39,14 +44,14 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
-        return self.size * (2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize)
+        return self.size * bits_dtype(self.dtype).itemsize
 
     def read(self) -> np.ndarray:
         """Return the tensor with its elements unchanged; bfloat16 becomes float32, which holds all its values."""
-        array = self.load()
-        if self.dtype == "bfloat16":
-            return (array.astype(np.uint32) << 16).view(np.float32)
-        return array
+        return self._values(self.load())
+
+    def _values(self, bits: np.ndarray) -> np.ndarray:
+        return (bits.astype(np.uint32) << 16).view(np.float32) if self.dtype == "bfloat16" else bits
 
     def read_float32(self) -> np.ndarray:
         """Return the tensor in float32, contiguous."""
@@ -61,7 +66,7 @@ class StoredTensor:
 
         def load() -> np.ndarray:
             array = self.load()
-            values = self.read() if self.dtype == "bfloat16" else array
+            values = self._values(array)
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise UserError(f"{path}: {name} holds values that are not finite; the file is damaged")
             return array

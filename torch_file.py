@@ -18,7 +18,7 @@ import numpy as np
 
 import safe_pickle
 from errors import UserError, printable
-from stored_tensor import StoredTensor
+from stored_tensor import StoredTensor, bits_dtype
 
 _ZIP_ERRORS = (zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError, struct.error, zlib.error)
 _ZIP_MAGIC = b"PK"
@@ -149,7 +149,7 @@ class _Archive:
         if kind != "storage" or dtype not in _STORAGE_OF_DTYPE or not isinstance(num_elements, int):
             raise ValueError("a reference to something that is no tensor")
         member = self._members.get(f"{self._root}data/{key}")
-        itemsize = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+        itemsize = bits_dtype(dtype).itemsize
         safe_pickle.check_shape((num_elements,))
         if member is None:
             raise ValueError(f"the bytes of tensor storage {printable(key)!r} are missing")
@@ -171,7 +171,7 @@ class _Archive:
         last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
         if math.prod(shape) > num_elements or (math.prod(shape) and last >= num_elements):
             raise ValueError(f"a tensor of shape {shape} in a storage of {num_elements} elements")
-        code = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+        code = bits_dtype(dtype)
 
         def load() -> np.ndarray:
             flat = np.frombuffer(self._bytes(key), code)[offset:]

@@ -28,7 +28,7 @@ import safe_pickle
 import torch_file
 from architecture import Architecture
 from errors import UserError, printable
-from stored_tensor import StoredTensor
+from stored_tensor import StoredTensor, bits_dtype
 
 MODEL_FILE, EMA_FILE = "model.pdparams", "ema.pdparams"
 LATEST, BEST = "latest", "best"
@@ -49,7 +49,8 @@ _SAFETENSORS_DTYPES = {
     "BOOL": "bool",
 }
 _LARGEST_HEADER_BYTES = 100 << 20
-_LONGEST_NAME = 300
+_LONGEST_NAME = 300  # of a tensor
+_LONGEST_FILE_NAME = 250  # bytes, with room for a suffix below the usual limit of a file system
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +108,8 @@ def read(path: str | Path, entry: str | None = None) -> WeightFile:
         raise UserError(f"{path}: the file is empty")
     if torch_file.is_torch_file(head):
         data = torch_file.read(path)
-        metadata = {key: data.pop(key) for key in [_METADATA_KEY] if isinstance(data, dict) and key in data}
-        return dataclasses.replace(_unwrap(path, "torch", data, entry), metadata=_parse_metadata(path, metadata))
+        description = data.pop(_METADATA_KEY, None) if isinstance(data, dict) else None
+        return _unwrap(path, "torch", data, entry, description)
     header_bytes = int.from_bytes(head[:8], "little")
     looks_right = head[8:9] == b"{" and header_bytes < _LARGEST_HEADER_BYTES
     if looks_right or path.suffix == ".safetensors":
@@ -123,7 +124,7 @@ def resolve(path: str | Path) -> Path:
     checkpoint holds averaged weights, those are meant: they are what was evaluated.
     """
     path = Path(path)
-    if len(path.name) > _LONGEST_NAME - 50:
+    if len(os.fsencode(path.name)) > _LONGEST_FILE_NAME - len(".safetensors"):
         raise UserError(f"{printable(path)}: no such file")
     if path.is_dir():
         candidates = [folder / name for folder in (path, path / BEST, path / LATEST) for name in (EMA_FILE, MODEL_FILE)]
@@ -160,11 +161,11 @@ def _read_paddle(path: Path, entry: str | None) -> WeightFile:
             metadata = safe_pickle.load(file, str(path))
     if not isinstance(metadata, dict):
         raise UserError(f"{path}: something follows the weights that is not a description of them")
-    return dataclasses.replace(_unwrap(path, "paddle", data, entry), metadata=_parse_metadata(path, metadata))
+    return _unwrap(path, "paddle", data, entry, metadata.get(_METADATA_KEY))
 
 
-def _unwrap(path: Path, kind: str, data: object, entry: str | None) -> WeightFile:
-    """Find the state dict in what a pickle held."""
+def _unwrap(path: Path, kind: str, data: object, entry: str | None, description: object) -> WeightFile:
+    """Find the state dict in what a pickle held, beside the description of it."""
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a state dict, found {type(data).__name__}")
     wrapper = entry or next((name for name in _WRAPPERS if _has_tensors(data.get(name))), None)
@@ -189,7 +190,7 @@ def _unwrap(path: Path, kind: str, data: object, entry: str | None) -> WeightFil
         raise UserError(f"{path}: holds no tensors{holds}; is this a weight file?")
     arguments = data.get("args")
     arguments = dict(arguments) if isinstance(arguments, safe_pickle.Attributes) else {}
-    return WeightFile(path, kind, tensors, wrapper, tuple(others), arguments)
+    return WeightFile(path, kind, tensors, wrapper, tuple(others), arguments, _parse_description(path, description))
 
 
 def _has_tensors(entry: object) -> bool:
@@ -227,12 +228,11 @@ def _read_safetensors(path: Path, size: int, header_bytes: int) -> WeightFile:
         tensors[_checked_name(name, path)] = StoredTensor(shape, dtype, _range_reader(path, start, shape, dtype))
     if not tensors:
         raise UserError(f"{path}: holds no tensors")
-    return WeightFile(path, "safetensors", tensors, metadata=_parse_metadata(path, metadata))
+    return WeightFile(path, "safetensors", tensors, metadata=_parse_description(path, metadata.get(_METADATA_KEY)))
 
 
 def _range_reader(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> Callable[[], np.ndarray]:
-    code = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
-    return lambda: np.fromfile(path, code, math.prod(shape), offset=start).reshape(shape)
+    return lambda: np.fromfile(path, bits_dtype(dtype), math.prod(shape), offset=start).reshape(shape)
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
@@ -243,8 +243,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     return entries
 
 
-def _parse_metadata(path: Path, metadata: dict) -> dict:
-    text = metadata.get(_METADATA_KEY)
+def _parse_description(path: Path, text: object) -> dict:
     if text is None:
         return {}
     try:
