@@ -105,8 +105,12 @@ class Architecture:
             shapes |= _linear("decoder_pred", width, math.prod(patch_size))
         return shapes
 
+    def hidden_width(self, tower: Tower) -> int:
+        """Return the hidden width of a tower's MLPs."""
+        return int(tower.width * self.mlp_ratio)
+
     def _layers(self, part: str, tower: Tower) -> Shapes:
-        dim, hidden = tower.width, int(tower.width * self.mlp_ratio)
+        dim, hidden = tower.width, self.hidden_width(tower)
         shapes: Shapes = {}
         for index in range(tower.depth):
             prefix = f"{part}.layers.{index}"

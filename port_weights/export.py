@@ -10,10 +10,7 @@ Tensors = dict[str, StoredTensor]
 
 def to_official(tensors: Tensors) -> Tensors:
     """Return tensors as the official code names them, matrices as [out, in]."""
-    return {
-        names.official_name(name): tensor.transposed() if names.is_linear_weight(name, len(tensor.shape)) else tensor
-        for name, tensor in tensors.items()
-    }
+    return {names.official_name(name): tensor for name, tensor in names.transpose_linear(tensors).items()}
 
 
 def to_timm(tensors: Tensors, architecture: Architecture) -> tuple[Tensors, list[str]]:
@@ -55,9 +52,8 @@ def to_transformers(tensors: Tensors, architecture: Architecture) -> tuple[Tenso
         raise UserError(f"transformers' ViT has no classifier that {what}; -to official or timm keep it")
     base = "vit." if architecture.decoder is not None or architecture.num_classes else ""
     renamed: Tensors = {}
-    for name, tensor in tensors.items():
+    for name, tensor in names.transpose_linear(tensors).items():
         module, _, kind = name.rpartition(".")
-        tensor = tensor.transposed() if names.is_linear_weight(name, len(tensor.shape)) else tensor
         if name in _TOP or name in _HEADS:
             renamed[f"{base}{_TOP[name]}" if name in _TOP else _HEADS[name]] = tensor
         elif module in _TOP or module in _HEADS:
@@ -85,7 +81,7 @@ def _transformers_config(architecture: Architecture) -> dict[str, object]:
         "hidden_size": architecture.encoder.width,
         "num_hidden_layers": architecture.encoder.depth,
         "num_attention_heads": architecture.encoder.heads,
-        "intermediate_size": int(architecture.encoder.width * architecture.mlp_ratio),
+        "intermediate_size": architecture.hidden_width(architecture.encoder),
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
@@ -103,7 +99,7 @@ def _transformers_config(architecture: Architecture) -> dict[str, object]:
             "decoder_hidden_size": architecture.decoder.width,
             "decoder_num_hidden_layers": architecture.decoder.depth,
             "decoder_num_attention_heads": architecture.decoder.heads,
-            "decoder_intermediate_size": int(architecture.decoder.width * architecture.mlp_ratio),
+            "decoder_intermediate_size": architecture.hidden_width(architecture.decoder),
             "norm_pix_loss": architecture.norm_pix_loss is not False,
         }
     return config

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from errors import UserError
+from port_weights import names
 from port_weights.recognised import (
     Grid,
     Recognised,
@@ -17,7 +18,6 @@ from port_weights.recognised import (
     layout,
     rename,
     split,
-    to_paddle_layout,
 )
 from stored_tensor import StoredTensor
 from weight_files import WeightFile
@@ -40,16 +40,14 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
     tensors, unplaced = rename(inside)
     drop_known(file, unplaced, dropped)
     if layout(tensors) == "torch":
-        tensors = to_paddle_layout(tensors)
+        tensors = names.transpose_linear(tensors)
     check_layout(file, tensors, "paddle")
     found = Recognised(family, tensors, dropped, grid_hw=grid_hw)
     if "mask_token" in inside and isinstance(file.arguments.get("norm_pix_loss"), bool):
         found.norm_pix_loss = file.arguments["norm_pix_loss"]
-    timm_heads = _TIMM_HEADS.get(
-        (re.match(r"(?:vit|deit)_([a-z]+)_patch", config.get("architecture") or "") or [0, 0])[1]
-    )
-    if timm_heads is not None:
-        found.heads, found.heads_from = (timm_heads, None), "as timm's model of that name has"
+    size = re.match(r"(?:vit|deit)_([a-z]+)_patch", str(config.get("architecture")))
+    if size and size[1] in _TIMM_HEADS:
+        found.heads, found.heads_from = (_TIMM_HEADS[size[1]], None), "as timm's model of that name has"
     found.preprocessing = _timm_preprocessing(config)
     if not has_class_row:
         found.notes.append("the position table got a zero row for the class token, which has no position in the file")

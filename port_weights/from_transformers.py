@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 
 from errors import UserError, printable
-from port_weights.recognised import Grid, Recognised, drop_known, rename, split, to_paddle_layout
+from port_weights import names
+from port_weights.recognised import Grid, Recognised, drop_known, rename, split
 from stored_tensor import concatenated
 from weight_files import WeightFile
 
@@ -74,15 +75,15 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
     )
     is_mae = "mask_token" in official or config.get("model_type") == "vit_mae"
     return Recognised(
-        "transformers ViTMAE" if is_mae else "transformers ViT",
-        to_paddle_layout(tensors),
-        dropped,
-        (_heads(file, config, "num_attention_heads"), _heads(file, config, "decoder_num_attention_heads")),
-        "as config.json says",
-        config.get("norm_pix_loss") if "mask_token" in official else None,
-        grid_hw,
-        _preprocessing(config),
-        notes,
+        family="transformers ViTMAE" if is_mae else "transformers ViT",
+        tensors=names.transpose_linear(tensors),
+        dropped=dropped,
+        heads=(_heads(file, config, "num_attention_heads"), _heads(file, config, "decoder_num_attention_heads")),
+        heads_from="as config.json says",
+        norm_pix_loss=config.get("norm_pix_loss") if "mask_token" in official else None,
+        grid_hw=grid_hw,
+        preprocessing=_preprocessing(config),
+        notes=notes,
     )
 
 

@@ -1,6 +1,9 @@
 """The same tensors under two names: the official MAE's, which timm and most others share, and ours (PaddleViT's)."""
 
 import re
+from collections.abc import Mapping
+
+from stored_tensor import StoredTensor
 
 _TOP = {  # ours: official
     "cls_token": "cls_token",
@@ -40,9 +43,12 @@ def our_name(name: str) -> str | None:
     return _translate(name, *_REVERSED)
 
 
-def is_linear_weight(name: str, ndim: int) -> bool:
-    """Tell whether a tensor is a matrix that torch keeps as [out, in] and Paddle as [in, out]."""
-    return ndim == 2 and name.endswith(".weight")
+def transpose_linear(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Transpose the matrices of linear layers: torch keeps them as [out, in], Paddle as [in, out]."""
+    return {
+        name: tensor.transposed() if len(tensor.shape) == 2 and name.endswith(".weight") else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _translate(name: str, top: dict[str, str], stacks: dict[str, str], in_layer: dict[str, str]) -> str | None:

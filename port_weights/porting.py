@@ -2,16 +2,16 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import manifest
 import weight_files
 from architecture import Architecture, count_layers, infer, of_config
 from config import get_config
-from errors import UserError
+from errors import UserError, abridge
 from port_weights.families import recognise
 from port_weights.recognised import Recognised, is_sincos
 from port_weights.writing import check_destination, write
@@ -59,8 +59,7 @@ class Report:
         reasons = sorted(set(self.dropped.values()))
         for reason in reasons:
             dropped = [name for name, why in self.dropped.items() if why == reason]
-            more = f", and {len(dropped) - 4} more" if len(dropped) > 4 else ""
-            lines.append(f"  dropped       {', '.join(dropped[:4])}{more}: {reason}")
+            lines.append(f"  dropped       {abridge(dropped, 4)}: {reason}")
         if not reasons:
             lines.append("  dropped       nothing")
         lines.append("  missing       nothing")
@@ -119,7 +118,7 @@ def port(
     if target == "timm" and architecture.encoder.width != 64 * architecture.encoder.heads:
         notes.append(f"build timm's model with num_heads={architecture.encoder.heads}")
     tensors = {name: _in_float32(tensor.checked(name, path)) for name, tensor in tensors.items()}
-    digest = _sha256(path)
+    digest = manifest.digests(path, "sha256")["sha256"]
     counter = _batches_tracked(file)
     origin = {"file": path.name, "sha256": digest, "family": found.family}
     description = {"architecture": architecture.to_dict(), "ported_from": origin} | counter
@@ -216,8 +215,7 @@ def check(
         if tensor.dtype not in FLOAT_DTYPES
     ]
     if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise UserError(f"{file.path}: not a whole {found.family} ViT: {'; '.join(problems[:5])}{more}")
+        raise UserError(f"{file.path}: not a whole {found.family} ViT: {abridge(problems, 5, '; ')}")
     for part, tower in (("encoder", architecture.encoder), ("decoder", architecture.decoder)):
         if tower is not None and (tower.heads < 1 or tower.width % tower.heads):
             raise UserError(f"{file.path}: {tower.heads} heads do not divide the {part}'s width of {tower.width}")
@@ -291,11 +289,3 @@ def _batches_tracked(file: weight_files.WeightFile) -> dict[str, int]:
             return {"batches_tracked": int(tensor.read().reshape(()))}
     count = file.metadata.get("batches_tracked")
     return {"batches_tracked": count} if type(count) is int else {}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, abridge
 from port_weights import names
 from pos_embed import sincos_table
 from stored_tensor import FLOAT_DTYPES, StoredTensor
@@ -83,8 +83,7 @@ def drop_known(file: WeightFile, unplaced: list[str], dropped: dict[str, str]) -
     if unknown:
         has = {what for name in unknown for pattern, what in _UNSUPPORTED if re.search(pattern, name)}
         why = f"; the model has {', '.join(sorted(has))}, which this project does not" if has else ""
-        more = f", and {len(unknown) - 6} more" if len(unknown) > 6 else ""
-        raise UserError(f"{file.path}: {len(unknown)} tensors have no place: {', '.join(unknown[:6])}{more}{why}")
+        raise UserError(f"{file.path}: {len(unknown)} tensors have no place: {abridge(unknown, 6)}{why}")
 
 
 def rename(official: Tensors) -> tuple[Tensors, list[str]]:
@@ -105,14 +104,6 @@ def is_sincos(table: StoredTensor, grid_hw: tuple[int, int], has_class_row: bool
         return False
     wanted = sincos_table(table.shape[2], grid_hw)[:, 0 if has_class_row else 1 :]
     return table.shape == wanted.shape and bool(np.abs(table.read() - wanted).max() < _TABLE_TOLERANCE)
-
-
-def to_paddle_layout(tensors: Tensors) -> Tensors:
-    """Transpose the matrices of linear layers, which torch keeps as [out, in]."""
-    return {
-        name: tensor.transposed() if names.is_linear_weight(name, len(tensor.shape)) else tensor
-        for name, tensor in tensors.items()
-    }
 
 
 def layout(tensors: Tensors) -> str | None:
