@@ -13,6 +13,7 @@ import paddle
 import distributed
 import launch
 import training_state
+from arguments import Parser
 from config import get_config
 from engine import Run
 from errors import UserError
@@ -35,20 +36,10 @@ _FLAG_KEYS = {  # flag: configuration keys that it sets
 }
 
 
-def make_parser(mode: str, description: str) -> argparse.ArgumentParser:
-    """Build the parser; every flag may be written with one dash or two."""
-    parser = argparse.ArgumentParser(
-        prog=f"main_multi_gpu_{mode}.py",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    parser.add_argument("-h", "-help", "--help", action="help", help="show this help, and stop")
-
-    def add(name: str, text: str, **options) -> None:
-        parser.add_argument(f"-{name}", f"--{name}", help=text, **options)
-
+def make_parser(mode: str, description: str) -> Parser:
+    """Build the parser of a main script."""
+    parser = Parser(prog=f"main_multi_gpu_{mode}.py", description=description)
+    add = parser.add
     add("cfg", "YAML file of the recipe, see configs/", metavar="FILE")
     add("dataset", "imagenet2012, folder, cifar10, cifar100, digits or synthetic", metavar="NAME")
     add("data_path", "directory of the data set", metavar="DIR")
@@ -145,7 +136,8 @@ def run(main: Callable[[], object]) -> None:
 
 def _read_config(mode: str, args: argparse.Namespace):
     if args.cfg is None and args.resume not in (None, "auto"):
-        args.cfg = training_state.find(args.resume, warn=lambda line: None) / "config.yaml"  # a run goes on as it was
+        # A run goes on as it was. What else its checkpoint holds is checked when it is loaded.
+        args.cfg = training_state.find(args.resume, lambda line: None, only="config.yaml") / "config.yaml"
     if len(args.opts) % 2:
         raise UserError(f"-opts takes KEY VALUE pairs with a space between, but got: {' '.join(args.opts)}")
     if args.cfg is None:

@@ -167,23 +167,26 @@ class Writer:
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def find(path: str | Path, warn: Callable[[str], None] = print) -> Path:
+def find(path: str | Path, warn: Callable[[str], None] = print, only: str | None = None) -> Path:
     """Return the checkpoint directory that a checkpoint or run directory stands for.
 
     A run directory stands for its newest checkpoint that is whole; `warn` is told of damaged ones.
+
+    Args:
+        only: the one file of the checkpoint that is needed, and checked; None: all of them.
 
     Raises:
         UserError: if there is none, or the checkpoint that was named is damaged.
     """
     path = Path(path)
     if is_checkpoint(path):
-        damage = manifest.damage(path)
+        damage = manifest.damage(path, only)
         if damage is not None:
             raise UserError(f"-resume {path}: {damage}; name the run's directory to go on from the newest whole one")
         return path.resolve()
     damaged = 0
     for candidate in _newest_first(path):
-        damage = manifest.damage(candidate)
+        damage = manifest.damage(candidate, only)
         if damage is None and (candidate / _STATE_FILE).is_file():
             return candidate.resolve()
         warn(f"warning: {damage or f'{candidate / _STATE_FILE} is missing'}; the checkpoint before it is used")

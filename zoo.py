@@ -7,7 +7,6 @@ What there is stands in `zoo.yaml`. Files are downloaded into a cache (`download
 result is kept beside them. Converted weights keep the licence of their source.
 """
 
-import argparse
 import dataclasses
 import difflib
 import functools
@@ -20,6 +19,7 @@ import yaml
 
 import download
 from architecture import Architecture, Tower
+from arguments import Parser
 from config import get_config
 from errors import UserError
 from port_weights import port
@@ -244,17 +244,9 @@ def _info(name: str) -> None:
             print(f"{title:13} {value}")
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that takes -help, too."""
-
-    def __init__(self, **options):
-        super().__init__(**options, allow_abbrev=False, add_help=False)
-        self.add_argument("-h", "-help", "--help", action="help", help="show this help, and stop")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """List, describe or fetch weights; return the exit code: 0, or 1 after an error."""
-    parser = _Parser(prog="python -m zoo", description="Published weights by name.")
+    parser = Parser(prog="python -m zoo", description="Published weights by name.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("list", help="what there is")
     command.add_argument("pattern", nargs="?", default="", help="part of the name")
@@ -262,9 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("name", metavar="NAME")
     command = commands.add_parser("fetch", help="download and port it; prints where it is")
     command.add_argument("name", metavar="NAME")
-    command.add_argument(
-        "-from", "--from", dest="source", metavar="FILE_OR_URL", help="take the original file from there"
-    )
+    command.add("from", "take the original file from there", dest="source", metavar="FILE_OR_URL")
     args = parser.parse_args(argv)
     try:
         if args.command == "list":

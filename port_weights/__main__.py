@@ -7,11 +7,11 @@ MAWS, or a run or checkpoint of this project; whose it is, is found out. DST is 
 .yaml beside it builds the model. With -to, names and layout of another implementation are written.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
 
+from arguments import Parser
 from errors import UserError
 from port_weights.porting import port
 from port_weights.writing import TARGETS
@@ -19,33 +19,22 @@ from port_weights.writing import TARGETS
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert, print the report, and return the exit code: 0, or 1 after an error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m port_weights",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    parser.add_argument("-h", "-help", "--help", action="help", help="show this help, and stop")
+    parser = Parser(prog="python -m port_weights", description=__doc__)
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("destination", metavar="DST")
-    parser.add_argument(
-        "-to", "--to", choices=TARGETS, default="paddle", help="whose names and layout (default: paddle)"
-    )
-    parser.add_argument(
-        "-heads",
-        "--heads",
+    parser.add("to", "whose names and layout (default: paddle)", choices=TARGETS, default="paddle")
+    parser.add(
+        "heads",
+        "numbers of attention heads, where neither the file nor its size tells them",
         metavar="ENCODER[,DECODER]",
-        help="numbers of attention heads, where neither the file nor its size tells them",
     )
-    parser.add_argument("-grid", "--grid", metavar="ROWS,COLUMNS", help="patches of the image, where it is not square")
-    parser.add_argument(
-        "-norm_pix_loss",
-        "--norm_pix_loss",
+    parser.add("grid", "patches of the image, where it is not square", metavar="ROWS,COLUMNS")
+    parser.add(
+        "norm_pix_loss",
+        "whether the decoder predicts normalised pixels, where the file does not tell",
         choices=("True", "False"),
-        help="whether the decoder predicts normalised pixels, where the file does not tell",
     )
-    parser.add_argument("-entry", "--entry", metavar="NAME", help="where SRC keeps the weights, for example model_ema")
+    parser.add("entry", "where SRC keeps the weights, for example model_ema", metavar="NAME")
     args = parser.parse_args(argv)
     try:
         heads = _numbers("-heads", args.heads, (1, 2))

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
-    {"errors", "runtime"},
+    {"arguments", "errors", "runtime"},
     {"config", "manifest", "safe_pickle", "samplers", "stored_tensor"},
     {"pos_embed", "augment", "mixup", "optim", "distributed", "metrics", "datasets", "torch_file", "download"},
     {"architecture", "loading"},

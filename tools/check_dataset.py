@@ -10,7 +10,6 @@ import runtime
 
 runtime.prepare()
 
-import argparse
 import collections
 import concurrent.futures
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 import cli
 import datasets
 import loading
+from arguments import Parser
 from config import DATASETS
 from errors import UserError, one_line
 
@@ -68,12 +68,12 @@ def _decode(source: datasets.FileImages | datasets.ArrayImages, index: int, chan
 
 def main(argv: list[str] | None = None) -> int:
     """Print the report, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-dataset", "--dataset", required=True, help="as in training")
-    parser.add_argument("-data_path", "--data_path", default=".", help="as in training")
-    parser.add_argument("-num_classes", "--num_classes", type=int, help="MODEL.NUM_CLASSES; default: what the data has")
-    parser.add_argument("-full", "--full", action="store_true", help="decode every image")
-    parser.add_argument("-json", "--json", metavar="FILE", help="write the report there, too")
+    parser = Parser(prog="python -m tools.check_dataset", description=__doc__)
+    parser.add("dataset", "as in training", required=True)
+    parser.add("data_path", "as in training", default=".")
+    parser.add("num_classes", "MODEL.NUM_CLASSES; default: what the data has", type=int)
+    parser.add("full", "decode every image", action="store_true")
+    parser.add("json", "write the report there, too", metavar="FILE")
     args = parser.parse_args(argv)
     if args.dataset not in DATASETS:
         raise UserError(f"-dataset {args.dataset}: must be one of {', '.join(DATASETS)}")

@@ -12,7 +12,6 @@ import runtime
 
 runtime.prepare()
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ import loading
 import mae
 import recipes
 import weight_files
+from arguments import Parser
 from config import get_config
 from errors import UserError
 
@@ -112,14 +112,14 @@ def val_images(config, num_images: int, seed: int = 0) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> Path:
     """Write the picture, and return its path."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m tools.visualise", description=__doc__)
     parser.add_argument("run", help="pretraining run, checkpoint directory, or ported file")
-    parser.add_argument("-dataset", "--dataset", help="instead of the run's own")
-    parser.add_argument("-data_path", "--data_path", help="instead of the run's own")
-    parser.add_argument("-num", "--num", type=int, default=8, help="number of images")
-    parser.add_argument("-mask_ratio", "--mask_ratio", type=float, help="instead of the model's own")
-    parser.add_argument("-seed", "--seed", type=int, default=0, help="chooses images and masks")
-    parser.add_argument("-out", "--out", default="reconstruction.png", help="PNG file to write")
+    parser.add("dataset", "instead of the run's own")
+    parser.add("data_path", "instead of the run's own")
+    parser.add("num", "number of images", type=int, default=8)
+    parser.add("mask_ratio", "instead of the model's own", type=float)
+    parser.add("seed", "chooses images and masks", type=int, default=0)
+    parser.add("out", "PNG file to write", default="reconstruction.png")
     args = parser.parse_args(argv)
     out = Path(args.out)
     if out.suffix.lower() != ".png" or not out.parent.is_dir():
