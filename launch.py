@@ -6,7 +6,6 @@ runs in a session of its own; this process passes a signal on to the ranks, whic
 
 import argparse
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -22,7 +21,6 @@ from errors import UserError
 from guard import EXIT_STOPPED
 
 _STOP_NOTE = "MAE_STOP_NOTE"  # file that a rank makes when it has stopped as it was asked to
-_PR_SET_PDEATHSIG = 1
 
 
 def launch_if_needed(mode: str, args: argparse.Namespace, argv: Sequence[str] | None, save: str) -> None:
@@ -71,7 +69,7 @@ def _run(command: list[str]) -> int:
             command,
             env=environment,
             start_new_session=True,
-            preexec_fn=_stop_with_parent if os.name == "posix" else None,
+            preexec_fn=runtime.end_with_parent if os.name == "posix" else None,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: _stop_ranks(launcher.pid))
@@ -85,8 +83,3 @@ def _stop_ranks(launcher_pid: int) -> None:
             parent = int(status.read_text().rpartition(")")[2].split()[1])
             if parent == launcher_pid:
                 os.kill(int(status.parent.name), signal.SIGTERM)
-
-
-def _stop_with_parent() -> None:
-    with contextlib.suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -4,43 +4,45 @@ What an image looks like after augmentation depends on (seed, epoch, image index
 workers, on ranks, or on what was loaded before. Order and batches are a function of (seed, epoch).
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import paddle
-from PIL import Image
+from PIL import Image, ImageOps
 
 from datasets import PIL_MODES, ArrayImages, FileImages
 from errors import UserError, one_line
 from samplers import EvalSampler, TrainSampler
+from workers import WorkerPool
 
 Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
 _MOST_BAD_IN_A_ROW = 100
 
 
 def read_image(source: FileImages | ArrayImages, index: int, channels: int) -> Image.Image:
-    """Decode an image of a source, as 8-bit grey (1 channel), RGB (3) or RGBA (4)."""
+    """Decode an image of a source, upright, as 8-bit grey (1 channel), RGB (3) or RGBA (4)."""
     image, mode = source.image(index), PIL_MODES[channels]
+    with contextlib.suppress(Exception):  # pixels that are whole are worth more than a damaged note on how to turn them
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
         image = Image.fromarray((np.asarray(image).astype(np.float32) / 257.0).round().astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"its pixels have mode {image.mode}, whose range is unknown; save it with 8 or 16 bits")
+    elif "transparency" in image.info and mode == "RGB":
+        image = image.convert("RGBA")  # else Pillow warns of palettes
     return image if image.mode == mode else image.convert(mode)
 
 
-class _Samples(paddle.io.Dataset):
-    """Source and transform behind the keys (epoch, index) that the samplers deal.
-
-    A sample is (array or None, label, what was wrong with which image); an error is a text. An exception in a worker
-    would only say "Blocking queue is killed".
-    """
+class _Reader:
+    """Reads and transforms the images behind the keys (epoch, index) that the samplers deal. Without Paddle."""
 
     def __init__(self, source, transform: Transform, channels: int, seed: int, bad_images: str, replaces: bool):
-        super().__init__()
         self._source, self._transform, self._channels, self._seed = source, transform, channels, seed
         self._bad_images, self._replaces = bad_images, replaces
 
-    def __getitem__(self, key: tuple[int, int]):
+    def sample(self, key: tuple[int, int]) -> tuple[np.ndarray | None, int, list[str]]:
+        """Return an image's array (None: left out), its label, and what was wrong with which image."""
         epoch, index = key
         notes = []
         for other in range(index, index + _MOST_BAD_IN_A_ROW):
@@ -48,30 +50,25 @@ class _Samples(paddle.io.Dataset):
             try:
                 image = read_image(self._source, other, self._channels)
                 array = self._transform(image, np.random.default_rng([self._seed, epoch, index]))
-                return array, self._source.labels[other], notes
+                return array, int(self._source.labels[other]), notes
             except Exception as error:
                 notes.append(f"{self._source.describe(other)}: cannot be read as an image ({one_line(error)})")
             if self._bad_images == "error":
-                return f"{notes[0]}; -opts DATA.BAD_IMAGES skip goes on without it"
+                raise UserError(f"{notes[0]}; -opts DATA.BAD_IMAGES skip goes on without it")
             if not self._replaces:
                 return None, -1, notes
-        return f"{notes[0]}, and neither can the {_MOST_BAD_IN_A_ROW - 1} after it"
+        raise UserError(f"{notes[0]}, and neither can the {_MOST_BAD_IN_A_ROW - 1} after it")
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-
-def _collate(samples: list) -> list[np.ndarray]:
-    """Return [images, labels, notes as UTF-8]; [text as UTF-8] after an error; [nothing, notes] if no image is left."""
-    for sample in samples:
-        if isinstance(sample, str):
-            return [np.frombuffer(sample.encode(), np.uint8)]
-    text = "\n".join(note for _, _, notes in samples for note in notes)
-    notes = np.frombuffer(text.encode() or b" ", np.uint8)
-    good = [(array, label) for array, label, _ in samples if array is not None]
-    if not good:
-        return [np.zeros(1, np.uint8), notes]
-    return [np.stack([array for array, _ in good]), np.array([label for _, label in good], np.int64), notes]
+    def fill(self, keys: list[tuple[int, int]], out: np.ndarray) -> tuple[list[int], list[str]]:
+        """Write a batch to `out` [B, ...]; returns the labels of what is there, and notes."""
+        labels, notes = [], []
+        for key in keys:
+            array, label, some = self.sample(key)
+            notes += some
+            if array is not None:
+                out[len(labels)] = array
+                labels.append(label)
+        return labels, notes
 
 
 class Loader:
@@ -99,33 +96,31 @@ class Loader:
     ):
         self.source, self.sampler = source, sampler
         self._note_bad, self._noted = note_bad, set()
-        self._loader = paddle.io.DataLoader(
-            _Samples(source, transform, channels, seed, bad_images, isinstance(sampler, TrainSampler)),
-            batch_sampler=sampler,
-            collate_fn=_collate,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            return_list=True,
-        )
+        self._reader = _Reader(source, transform, channels, seed, bad_images, isinstance(sampler, TrainSampler))
+        self._num_workers = num_workers
+        self._pool: WorkerPool | None = None
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:
-        for batch in self._loader:
-            if len(batch) == 1:
-                raise UserError(bytes(batch[0].numpy()).decode())
-            *batch, notes = batch
-            if notes.shape[0] > 1:
-                self._note(bytes(notes.numpy()).decode().splitlines())
-            if len(batch) == 2:
-                yield batch
+        if self._pool is None:
+            self._pool = self._start()
+        for images, (labels, notes) in self._pool.run(self.sampler):
+            for note in notes:
+                if note not in self._noted:
+                    self._noted.add(note)
+                    self._note_bad(note)
+            if labels:
+                yield [paddle.to_tensor(images[: len(labels)]), paddle.to_tensor(labels, "int64")]
 
-    def _note(self, notes: list[str]) -> None:
-        for note in notes:
-            if note not in self._noted:
-                self._noted.add(note)
-                self._note_bad(note)
+    def _start(self) -> WorkerPool:
+        """Start the workers, with room for batches of what the transform makes of the first image."""
+        samples = (self._reader.sample(key)[0] for keys in self.sampler for key in keys)
+        first = next((sample for sample in samples if sample is not None), None)
+        if first is None:
+            raise UserError(f"{self.source.origin}: none of its images can be read")
+        return WorkerPool(self._reader.fill, self._num_workers, (self.sampler.batch_size, *first.shape), first.dtype)
 
     def epoch(self, epoch: int, first_update: int = 0, images_done: int | None = None) -> Iterator[list[paddle.Tensor]]:
         """Iterate the micro-steps of an epoch, from an update on; see `TrainSampler.set_position`."""

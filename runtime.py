@@ -4,13 +4,16 @@
 project, and may be called twice. `MAE_RUNTIME=0` switches all of it off.
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 _KEEP_BYTES = 1 << 30
 
@@ -58,6 +61,12 @@ def prepare(num_threads: int | None = None) -> dict[str, str]:
 def original_environment() -> dict[str, str]:
     """Return the environment without what `prepare` added: for processes that share this machine's cores."""
     return {key: value for key, value in os.environ.items() if key not in _changed}
+
+
+def end_with_parent() -> None:
+    """Have this process get SIGTERM when the one that started it dies (Linux only)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def num_cores() -> int:

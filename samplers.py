@@ -94,11 +94,11 @@ class EvalSampler:
 
     def __init__(self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1):
         self._indices = list(range(rank, num_images, world_size))
-        self._batch_size = batch_size
+        self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for first in range(0, len(self._indices), self._batch_size):
-            yield [(0, index) for index in self._indices[first : first + self._batch_size]]
+        for first in range(0, len(self._indices), self.batch_size):
+            yield [(0, index) for index in self._indices[first : first + self.batch_size]]
 
     def __len__(self) -> int:
-        return -(-len(self._indices) // self._batch_size)
+        return -(-len(self._indices) // self.batch_size)

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"arguments", "errors", "runtime"},
-    {"config", "manifest", "safe_pickle", "samplers", "stored_tensor"},
+    {"config", "manifest", "safe_pickle", "samplers", "stored_tensor", "workers"},
     {"pos_embed", "augment", "mixup", "optim", "distributed", "metrics", "datasets", "torch_file", "download"},
     {"architecture", "loading"},
     {"weight_files"},
@@ -48,7 +48,7 @@ def test_imports_point_up(path):
     assert not imports(path) & {"paddlenlp", "torch", "tools", "tests", "benchmarks"}
 
 
-@pytest.mark.parametrize("module", ["errors", "runtime", "config", "safe_pickle", "samplers"])
+@pytest.mark.parametrize("module", ["errors", "runtime", "config", "safe_pickle", "samplers", "workers"])
 def test_first_rows_do_without_paddle(module):
     assert "paddle" not in imports(ROOT / f"{module}.py")
 

@@ -1,0 +1,99 @@
+"""Work done by other processes, in order, with results in memory that all of them share.
+
+Paddle's own loader processes use Paddle, where another thread may hold a lock at the moment of the fork, which is then
+never released; they say "Blocking queue is killed" of any exception; and they need much of /dev/shm, of which
+containers have little. The processes here do without Paddle. An exception in one of them is raised in the parent.
+"""
+
+import concurrent.futures
+import gc
+import math
+import mmap
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+
+import runtime
+
+_JOBS_PER_WORKER = 2  # one in work and one waiting
+
+_fill: Callable[[object, np.ndarray], object]  # in a worker: what its pool was made with
+_slots: list[np.ndarray]
+
+
+class WorkerPool:
+    """Processes that fill arrays.
+
+    Args:
+        fill: `(job, out) -> result`; writes its array to `out`, and returns something small beside it.
+        num_workers: processes; 0: everything is done by this one.
+        shape: of `out`.
+        dtype: of `out`.
+    """
+
+    def __init__(self, fill: Callable, num_workers: int, shape: tuple[int, ...], dtype: np.dtype):
+        self._fill = fill
+        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        # Anonymous memory: no name that a killed process would leave behind, and none of /dev/shm.
+        memory = [mmap.mmap(-1, num_bytes) for _ in range(1 + _JOBS_PER_WORKER * num_workers)]
+        self._slots = [np.frombuffer(block, dtype).reshape(shape) for block in memory]
+        self._executor = None
+        if num_workers > 0:
+            self._executor = concurrent.futures.ProcessPoolExecutor(
+                num_workers,
+                multiprocessing.get_context("fork"),  # `fill` and all that it knows need not be copied
+                initializer=_begin,
+                initargs=(fill, self._slots, os.getpid()),
+            )
+
+    def run(self, jobs: Iterable) -> Iterator[tuple[np.ndarray, object]]:
+        """Yield (array, result) of every job, in order; an array is overwritten when the next one is asked for.
+
+        Raises:
+            RuntimeError: if a process died.
+        """
+        if self._executor is None:
+            for job in jobs:
+                yield self._slots[0], self._fill(job, self._slots[0])
+            return
+        jobs, free, pending = iter(jobs), list(range(len(self._slots))), deque()
+        try:
+            while True:
+                for job in jobs if free else ():
+                    slot = free.pop()
+                    pending.append((slot, self._executor.submit(_work, job, slot)))
+                    if not free:
+                        break
+                if not pending:
+                    return
+                slot, future = pending.popleft()
+                yield self._slots[slot], future.result()
+                free.append(slot)
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a process that loads data died; if the machine ran out of memory, lower DATA.NUM_WORKERS"
+            ) from error
+        finally:  # the slots are free again when nobody writes to them
+            for _, future in pending:
+                future.cancel()
+            concurrent.futures.wait([future for _, future in pending])
+
+
+def _begin(fill: Callable, slots: list[np.ndarray], parent: int) -> None:
+    global _fill, _slots
+    _fill, _slots = fill, slots
+    gc.freeze()  # what the parent had is not this process's to collect: its tensors would ask Paddle for locks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; a terminal signals all
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    runtime.end_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _work(job: object, slot: int) -> object:
+    return _fill(job, _slots[slot])
