@@ -15,10 +15,10 @@ import launch
 import training_state
 from arguments import Parser
 from config import get_config
-from engine import Run
 from errors import UserError
 from guard import Stopped
 from metrics import RunLog
+from task import Run
 
 _FLAG_KEYS = {  # flag: configuration keys that it sets
     "dataset": ("DATA.DATASET",),

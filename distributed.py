@@ -49,6 +49,15 @@ def sum_across_ranks(values: np.ndarray) -> np.ndarray:
     return total.numpy()
 
 
+def gather_texts(texts: list[str]) -> list[str]:
+    """Return the texts of all ranks; every rank must call it."""
+    if world_size() == 1 or not sum_across_ranks(np.array([len(texts)], np.float64))[0]:
+        return list(texts)
+    gathered: list[list[str]] = []
+    dist.all_gather_object(gathered, list(texts))
+    return [text for part in gathered for text in part]
+
+
 def is_same_on_all_ranks(value: int) -> bool:
     """Tell whether every rank has the same value; every rank must call it."""
     own = np.array([value], np.float64)

@@ -12,6 +12,7 @@ import paddle
 import distributed
 from errors import UserError
 from loading import Loader
+from task import Run
 
 _SAME_SIGNAL_SECS = 2.0  # signals that follow each other so closely are one
 EXIT_STOPPED = 75  # of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)
@@ -67,8 +68,9 @@ class Guard:
     scale is too large for the gradients; those are no errors.
     """
 
-    def __init__(self, config, run):
-        self._config, self._run = config, run
+    def __init__(self, run: Run, loader: Loader, has_scaler: bool, stop: StopRequest):
+        self._run, self._config, self._loader, self._stop = run, run.config, loader, stop
+        self._has_scaler = has_scaler
         self._loss_sum, self._num_images, self._norm = 0.0, 0, 0.0
         self._skipped = 0
         self.stops = False
@@ -80,28 +82,26 @@ class Guard:
         return bool(distributed.sum_across_ranks(np.array([float(mine)]))[0])
 
     def passes(
-        self,
-        loss_sum: paddle.Tensor,
-        num_images: int,
-        norm: paddle.Tensor,
-        scaler: paddle.amp.GradScaler,
-        loader: Loader,
-        update: int,
-        step: int,
-        lr: float,
-        stop_requested: bool,
+        self, loss_sum: paddle.Tensor, num_images: int, norm: paddle.Tensor, update: int, step: int, lr: float
     ) -> bool:
-        """Tell whether the update may be made; all ranks get the same answer.
+        """Tell whether an update may be made; all ranks get the same answer.
+
+        Args:
+            loss_sum: over this rank's images.
+            num_images: of this rank.
+            norm: of the gradient.
+            update: of the epoch.
+            step: updates done before.
 
         Raises:
             UserError: on all ranks, if the run must not go on.
         """
         loss, norm = loss_sum.item(), norm.item()
-        is_bad = not math.isfinite(loss) or (not math.isfinite(norm) and not scaler.is_enable())
+        is_bad = not math.isfinite(loss) or (not math.isfinite(norm) and not self._has_scaler)
         ranks = np.zeros(distributed.world_size())
         ranks[distributed.rank()] = is_bad
         total = distributed.sum_across_ranks(
-            np.array([stop_requested, 0.0 if is_bad else loss, num_images, *ranks], np.float64)
+            np.array([self._stop.requested, 0.0 if is_bad else loss, num_images, *ranks], np.float64)
         )
         self.stops = bool(total[0])
         bad_ranks = [int(rank) for rank in np.flatnonzero(total[3:])]
@@ -111,7 +111,7 @@ class Guard:
             self._norm, self._skipped = norm, 0
             return True
         self._skipped += 1
-        file = self._describe(bad_ranks, loader, update, step + 1, lr, loss, norm)
+        file = self._describe(bad_ranks, update, step + 1, lr, loss, norm)
         what = f"loss or gradient is not finite at update {step + 1} on ranks {bad_ranks}, lr {lr:.3g}"
         advice = "Lower TRAIN.BASE_LR, set TRAIN.GRAD_CLIP, or use bf16 or float32 instead of fp16"
         if self._config.TRAIN.NONFINITE == "stop":
@@ -127,12 +127,12 @@ class Guard:
         self._loss_sum, self._num_images = 0.0, 0
         return loss, self._norm
 
-    def _describe(self, bad_ranks: list[int], loader: Loader, update: int, step: int, lr, loss, norm) -> str:
+    def _describe(self, bad_ranks: list[int], update: int, step: int, lr, loss, norm) -> str:
         """Write what is known of a bad update into the run directory; returns the file's name."""
         name = f"nonfinite-{step:08d}.json"
         if self._run.directory is not None:
             images = {
-                rank: [loader.source.describe(index) for index in loader.sampler.indices(update, rank)]
+                rank: [self._loader.source.describe(i) for i in self._loader.sampler.indices(update, rank)]
                 for rank in bad_ranks
             }
             values = {"step": step, "lr": lr, "ranks": bad_ranks, "loss": str(loss), "grad_norm": str(norm)}

@@ -1,6 +1,6 @@
 """What pretraining, finetuning and linear probing are: model, loss, optimizer, evaluation, transforms.
 
-This is the only module that knows the three modes. Each `build_*` returns an `engine.Task`.
+This is the only module that knows the three modes. Each `build_*` returns an `task.Task`.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,14 @@ import datasets
 import distributed
 import loading
 from config import image_size_hw
-from engine import Run, Task, evaluate, fit
+from engine import evaluate, fit
 from errors import UserError
 from mae import build_mae_pretrain
 from metrics import count_correct
 from mixup import Mixup, smooth_one_hot, soft_cross_entropy
 from optim import WeightAverage, build_optimizer, param_groups
 from samplers import EvalSampler, TrainSampler
+from task import Run, Task
 from transformer import VisionTransformer, build_transformer
 
 # What a pretraining file holds and a classifier does not.
@@ -123,7 +124,7 @@ def evaluate_only(run: Run) -> dict[str, float]:
     # Paddle 2.2 saved the probe's batch norm with an unused affine part.
     report = checkpoint.load_weights(model, source, allow_unexpected=("classifier.0.weight", "classifier.0.bias"))
     run.log.say(str(report))
-    scores = evaluate(Task("eval", model, None, None, _evaluate_classifier, _CLASSIFIER_METRICS), val_loader, config)
+    scores = evaluate(Task("eval", model, None, None, _evaluate_classifier, _CLASSIFIER_METRICS), val_loader, run)
     run.log.record("eval", 0, scores)
     run.log.say(
         f"Acc@1 {scores['acc1']:.3f}, Acc@5 {scores['acc5']:.3f}, loss {scores['loss']:.3f} "
@@ -306,5 +307,5 @@ def _loader(run: Run, source, transform: loading.Transform, sampler) -> loading.
         seed=run.config.SEED,
         num_workers=data.NUM_WORKERS,
         bad_images=data.BAD_IMAGES,
-        note_bad=run.note_bad_image,
+        note_bad=run.bad_images.append,
     )

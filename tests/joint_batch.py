@@ -22,11 +22,12 @@ import recipes
 from config import get_config
 from metrics import RunLog
 from samplers import TrainSampler
+from task import Run, Task
 
 NUM_IMAGES = 21
 
 
-def image_masked_task(run: engine.Run) -> engine.Task:
+def image_masked_task(run: Run) -> Task:
     """Return the pretraining task with noise computed from the pixels, so that ranks and batches cannot matter."""
     task = recipes.build_pretrain(run)
 
@@ -34,10 +35,10 @@ def image_masked_task(run: engine.Run) -> engine.Task:
         pixels = batch[0].reshape([batch[0].shape[0], 16, -1]).sum(axis=-1)  # [B, N]
         return model(batch[0], noise=paddle.sin(pixels * 1000.0))[0]
 
-    return engine.Task(task.name, task.model, task.optimizer, loss)
+    return Task(task.name, task.model, task.optimizer, loss)
 
 
-def train(run: engine.Run, given_masks: bool = True) -> dict[str, np.ndarray]:
+def train(run: Run, given_masks: bool = True) -> dict[str, np.ndarray]:
     """Train, and return the weights."""
     config = run.config
     source = datasets.open_source("synthetic", "", "train", num_classes=4, synthetic_hw=(16, 16))
@@ -75,7 +76,7 @@ def main() -> None:
     directory = Path(directory) if distributed.is_main() else None
     # Ranks that draw other initial weights show that wrapping the model makes them equal.
     config = get_config(None, opts)
-    run = engine.Run(config, directory, RunLog(directory, quiet=True))
+    run = Run(config, directory, RunLog(directory, quiet=True))
     weights = train(run)
     for name, value in weights.items():
         spread = distributed.sum_across_ranks(value) / distributed.world_size() - value

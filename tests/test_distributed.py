@@ -9,8 +9,8 @@ import pytest
 
 import runtime
 from config import get_config
-from engine import Run
 from metrics import RunLog
+from task import Run
 from tests.conftest import MODES, TINY, assert_close
 from tests.joint_batch import comparable, train
 from tools.report import read_log
@@ -96,7 +96,7 @@ def test_nodes_that_see_other_checkpoints_stop(tmp_path):
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import pathlib, paddle, training_state, cli, distributed\n"
         "from config import get_config\n"
-        "from engine import Run\n"
+        "from task import Run\n"
         "from metrics import RunLog\n"
         "from tests.joint_batch import train\n"
         "paddle.set_device('cpu'); distributed.init()\n"

@@ -157,9 +157,7 @@ def test_evaluation_is_exact_over_ragged_batches(tiny_run, num_classes):
     source = recipes.open_split(run.config, "val", run.log.say)
     source.images, source.labels = source.images[:11], source.labels[:11]
     results = [
-        engine.evaluate(
-            task, loading.Loader(source, recipes.eval_transform(run.config), EvalSampler(11, size)), run.config
-        )
+        engine.evaluate(task, loading.Loader(source, recipes.eval_transform(run.config), EvalSampler(11, size)), run)
         for size in (11, 4)
     ]
     task.model.eval()

@@ -11,7 +11,7 @@ ROWS = [
     {"arguments", "errors", "runtime"},
     {"config", "manifest", "safe_pickle", "samplers", "stored_tensor", "workers"},
     {"pos_embed", "augment", "mixup", "optim", "distributed", "metrics", "datasets", "torch_file", "download"},
-    {"architecture", "loading"},
+    {"architecture", "loading", "task"},
     {"weight_files"},
     {"checkpoint", "transformer"},
     {"training_state"},
