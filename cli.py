@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import training_state
 from arguments import Parser
 from config import get_config
 from errors import UserError
-from guard import Stopped
+from guard import EXIT_STOPPED, Stopped
 from metrics import RunLog
 from task import Run
 
@@ -99,6 +100,7 @@ def start(mode: str, description: str, argv: Sequence[str] | None = None) -> Run
     config = _read_config(mode, args)
     if "PADDLE_TRAINER_ID" not in os.environ:
         launch.launch_if_needed(mode, args, argv, config.SAVE)
+    launch.join()
     _set_device(args.device)
     distributed.init()
     resume_from = _find_resume(config, mode)
@@ -127,11 +129,15 @@ def run(main: Callable[[], object]) -> None:
         main()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        launch.note_stop()
+        launch.note_end(EXIT_STOPPED, str(stopped))
         raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        launch.note_end(2, f"error: {error}")
         sys.exit(2)
+    except Exception:
+        launch.note_end(1, traceback.format_exc())
+        raise
 
 
 def _read_config(mode: str, args: argparse.Namespace):

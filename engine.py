@@ -55,6 +55,7 @@ class _Training:
         step: updates done.
         best: highest value of the task's best metric up to now.
         images_done: of the epoch that the run goes on with, if it was begun with another number of images per update.
+        owes_evaluation: the weights should have been evaluated, but the run was asked to stop.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class _Training:
         self.guard = Guard(run, train_loader, self.scaler.is_enable(), stop)
         self.step, self.best = run.config.TRAIN.LAST_EPOCH * plan.updates_per_epoch, -math.inf
         self.images_done: int | None = None
+        self.owes_evaluation = False
         self.writer: training_state.Writer | None = None
         if run.directory is not None:
             self.writer = training_state.Writer(
@@ -81,6 +83,8 @@ class _Training:
         results: dict[str, float] = {}
         if plan.total_steps == 0:  # an untrained model is something to compare with
             self.save(is_best=False)
+        if self.owes_evaluation:
+            results |= self._evaluate_and_save(evaluates=True, saves=False)
         while self.step < plan.total_steps:
             epoch, first_update = divmod(self.step, plan.updates_per_epoch)
             batches = self.train_loader.epoch(epoch, first_update, self.images_done)
@@ -137,24 +141,28 @@ class _Training:
         if _is_due(step, config.REPORT_FREQ) or done or saves:
             results = self._report(lr)
         evaluates = self.eval_loader is not None and (_is_due(done, config.VALIDATE_FREQ) or is_last)
-        evaluates = evaluates and not guard.stops
-        if not (evaluates or saves):
-            return results
+        self.owes_evaluation = evaluates and guard.stops  # which may take longer than who asked to stop will wait
+        if evaluates or saves:
+            results |= self._evaluate_and_save(evaluates and not guard.stops, saves)
+        if guard.stops and (not is_last or self.owes_evaluation):
+            self._finish()
+            raise Stopped(f"stopped by a signal after {step} of {plan.total_steps} updates; -resume goes on")
+        return results
+
+    def _evaluate_and_save(self, evaluates: bool, saves: bool) -> dict[str, float]:
+        """Do one of them, or both; what is the best up to now is saved, too. Returns the scores."""
         started = time.monotonic()
         distributed.average_running_statistics(self.task.model)
-        is_best = False
+        scores, is_best = {}, False
         if evaluates:
             scores = self._judge()
             is_best = scores[self.task.best_metric] > self.best
             self.best = max(self.best, scores[self.task.best_metric])
-            results |= scores
+            self.owes_evaluation = False
         if saves or is_best:
             self.save(is_best)
-        if guard.stops and not is_last:
-            self._finish()
-            raise Stopped(f"stopped by a signal after {step} of {plan.total_steps} updates; -resume goes on")
         self.clock.pause(time.monotonic() - started)
-        return results
+        return scores
 
     def _report(self, lr: float) -> dict[str, float]:
         loss, norm = self.guard.pop()
@@ -198,6 +206,7 @@ class _Training:
             "images_done": self.train_loader.sampler.images_before(update) if update else 0,
             "images_per_update": plan.images_per_update,
             "ranks": distributed.world_size(),
+            "owes_evaluation": self.owes_evaluation,
             "best": self.best if math.isfinite(self.best) else None,
             "scaler": {key: np.asarray(value).tolist() for key, value in self.scaler.state_dict().items()},
         }
@@ -240,6 +249,7 @@ class _Training:
             self.scaler.load_state_dict(state["scaler"])
         log.rewind(state["step"])
         self.best = -math.inf if state.get("best") is None else state["best"]
+        self.owes_evaluation = self.eval_loader is not None and state.get("owes_evaluation", False)
         self.step, self.images_done = _position(state, plan, self.train_loader.sampler)
         log.say(f"resumed {directory} after {self.step} of {plan.total_steps} updates")
         then = (state.get("ranks"), state.get("images_per_update"))

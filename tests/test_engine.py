@@ -265,6 +265,38 @@ def test_signals_stop_after_the_update_and_the_run_goes_on_bit_by_bit(tiny_run):
     assert all(np.array_equal(undisturbed[name], resumed[name]) for name in undisturbed)
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_evaluation_that_a_stop_left_out_is_made_up_for(tiny_run, epoch):
+    opts = ["TRAIN.NUM_EPOCHS", 2, "DATA.BATCH_SIZE", 128]  # 8 updates an epoch
+
+    def train(run, stop_at=None):
+        task, count = recipes.build_finetune(run), 0
+
+        def loss(model, batch, rng):
+            nonlocal count
+            count += 1
+            if count == stop_at:
+                signal.raise_signal(signal.SIGTERM)
+            return task.loss(model, batch, rng)
+
+        loaders = recipes.build_train_loader(run), recipes.build_eval_loader(run)
+        return fit(dataclasses.replace(task, loss=loss), *loaders, run)
+
+    undisturbed = tiny_run("finetune", *opts)
+    wanted = train(undisturbed)
+    run = tiny_run("finetune", *opts)
+    with pytest.raises(SystemExit):
+        train(run, stop_at=8 * epoch)
+    assert len([record for record in read_log(run.directory) if record["event"] == "eval"]) == epoch - 1
+    step = training_state.find(run.directory)
+    results = train(tiny_run("finetune", *opts, directory=run.directory, resume_from=step))
+    assert results["acc1"] == wanted["acc1"]
+    scores = [[r for r in read_log(each.directory) if r["event"] == "eval"] for each in (undisturbed, run)]
+    assert scores[0] == scores[1]
+    bests = [(each.directory / "best" / "model.pdparams").read_bytes() for each in (undisturbed, run)]
+    assert bests[0] == bests[1]
+
+
 def test_saves_by_the_clock(tiny_run):
     run = tiny_run(
         "pretrain", "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 256, "SAVE_EVERY_MINUTES", 0.0, "KEEP_LAST", 99

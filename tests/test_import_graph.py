@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"arguments", "errors", "runtime"},
-    {"config", "manifest", "safe_pickle", "samplers", "stored_tensor", "workers"},
+    {"config", "heartbeat", "manifest", "safe_pickle", "samplers", "stored_tensor", "workers"},
     {"pos_embed", "augment", "mixup", "optim", "distributed", "metrics", "datasets", "torch_file", "download"},
     {"architecture", "loading", "task"},
     {"weight_files"},
