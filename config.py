@@ -6,17 +6,14 @@ The order is defaults < BASE files < file < overrides. The result is a frozen ya
 PaddleViT's MAE has keep their names and their meaning; a comment marks what is new.
 """
 
-import ast
-import contextlib
-import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from yacs.config import CfgNode
 
 from errors import UserError
+from strict_config import Merger
 
 _C = CfgNode()
 _C.BASE = [""]  # YAML files to load first, relative to the file that names them
@@ -148,14 +145,14 @@ def get_config(cfg_file: str | Path | None = None, opts: Sequence[object] | None
         UserError: (a ValueError) naming the key and the value, if a key is unknown, or a value has the
             wrong type or is impossible.
     """
-    config = _C.clone()
+    config, merger = _C.clone(), Merger(_C, _ALTERNATIVE_TYPES)
     if cfg_file is not None:
-        _merge_file(config, Path(cfg_file), seen=())
+        merger.merge_file(config, Path(cfg_file))
     opts = list(opts or [])
     if len(opts) % 2:
         raise UserError(f"-opts takes KEY VALUE pairs, but got {len(opts)} words: {' '.join(map(str, opts))}")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
-        _set(config, str(key), value, source="-opts")
+        merger.set(config, str(key), value, source="-opts")
     _validate(config)
     config.freeze()
     return config
@@ -172,99 +169,6 @@ def amp_dtype(config: CfgNode) -> str | None:
     if config.AMP is False:
         return None
     return "bfloat16" if config.AMP == "bf16" else "float16"
-
-
-def _merge_file(config: CfgNode, path: Path, seen: tuple[Path, ...]) -> None:
-    if path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"-cfg {path}: a configuration is a .yaml file")
-    path = path.resolve()
-    if path in seen:
-        raise UserError(f"{path}: BASE files include each other in a circle")
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file) or {}
-    except OSError as error:
-        raise UserError(f"-cfg {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not a valid YAML file: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected KEY: VALUE lines, found {type(values).__name__}")
-    base = values.pop("BASE", None) or []
-    base = [base] if isinstance(base, str) else base
-    if not isinstance(base, list) or not all(isinstance(name, str) for name in base):
-        raise UserError(f"{path}: BASE={base!r} is not a list of YAML files")
-    for name in filter(None, base):
-        _merge_file(config, path.parent / name, (*seen, path))
-    _merge_dict(config, values, prefix="", source=str(path))
-
-
-def _merge_dict(config: CfgNode, values: dict, prefix: str, source: str) -> None:
-    for key, value in values.items():
-        full_key = f"{prefix}{key}"
-        if isinstance(value, dict):
-            _merge_dict(config, value, f"{full_key}.", source)
-        elif value is None and isinstance(_lookup(config, full_key, source), CfgNode):
-            continue  # an empty section
-        else:
-            _set(config, full_key, value, source)
-
-
-def _lookup(config: CfgNode, key: str, source: str) -> object:
-    node = config
-    for part in key.split("."):
-        if not isinstance(node, CfgNode) or part not in node:
-            close = difflib.get_close_matches(key, _all_keys(config), n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"{source}: unknown configuration key {key}{hint}")
-        node = node[part]
-    return node
-
-
-def _all_keys(config: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in config.items():
-        keys += _all_keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [prefix + key]
-    return keys
-
-
-def _set(config: CfgNode, key: str, value: object, source: str) -> None:
-    default = _lookup(_C, key, source)
-    if isinstance(default, CfgNode):
-        raise UserError(
-            f"{source}: {key} is a section, not a value; name one of {', '.join(_all_keys(default, key + '.'))}"
-        )
-    kinds = _ALTERNATIVE_TYPES.get(key, (type(default),))
-    *parents, leaf = key.split(".")
-    node = config
-    for part in parents:
-        node = node[part]
-    node[leaf] = _coerce(value, kinds, key, source)
-
-
-def _coerce(value: object, kinds: tuple, key: str, source: str) -> object:
-    """Turn a YAML or command line value into one of `kinds`, without guessing."""
-    candidates = [value]
-    if isinstance(value, str):  # YAML reads 1e-4, None and (0.9, 0.95) as text, and so does a shell
-        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            candidates.insert(0, ast.literal_eval(value.strip()))
-    for candidate in candidates:
-        for kind in kinds:
-            if kind is None and candidate is None:
-                return None
-            if kind is bool and isinstance(candidate, bool):
-                return candidate
-            if isinstance(candidate, bool):
-                continue
-            if kind is int and isinstance(candidate, int):
-                return candidate
-            if kind is float and isinstance(candidate, (int, float)):
-                return float(candidate)
-            if kind is list and isinstance(candidate, (list, tuple)):
-                return list(candidate)
-    if str in kinds and isinstance(value, str):
-        return value
-    names = " or ".join("None" if kind is None else kind.__name__ for kind in kinds)
-    raise UserError(f"{source}: {key}={value!r} is not of type {names}")
 
 
 def _validate(config: CfgNode) -> None:

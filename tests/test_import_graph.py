@@ -9,8 +9,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"arguments", "errors", "runtime"},
-    {"config", "heartbeat", "manifest", "safe_pickle", "samplers", "stored_tensor", "workers"},
-    {"pos_embed", "augment", "mixup", "optim", "distributed", "metrics", "datasets", "torch_file", "download"},
+    {"strict_config", "heartbeat", "manifest", "safe_pickle", "samplers", "stored_tensor", "workers"},
+    {
+        "config",
+        "pos_embed",
+        "augment",
+        "mixup",
+        "optim",
+        "distributed",
+        "metrics",
+        "datasets",
+        "torch_file",
+        "download",
+    },
     {"architecture", "loading", "task"},
     {"weight_files"},
     {"checkpoint", "transformer"},

@@ -199,7 +199,8 @@ def test_readme_names_only_what_exists():
 
 def test_readme_options_exist():
     from cli import make_parser
-    from config import _all_keys, get_config
+    from config import get_config
+    from strict_config import all_keys
 
     text = (ROOT / "README.md").read_text()
     flags = {option for action in make_parser("finetune", "")._actions for option in action.option_strings}
@@ -207,5 +208,5 @@ def test_readme_options_exist():
     used = {flag for command in commands for flag in re.findall(r"(?<=\s)-[a-z_]{2,}", command)}
     assert used
     assert used <= flags
-    keys = set(_all_keys(get_config()))
+    keys = set(all_keys(get_config()))
     assert set(re.findall(r"\b(?:TRAIN|MODEL|DATA)\.[A-Z_.]+[A-Z]", text)) <= keys
