@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import yaml
 from paddle import nn
 
 import manifest
@@ -18,6 +17,7 @@ from architecture import count_layers
 from errors import UserError, abridge
 from pos_embed import resize_table, square_grid
 from stored_tensor import FLOAT_DTYPES, StoredTensor
+from strict_config import read_yaml
 from weight_files import EMA_FILE, MODEL_FILE
 
 _CONFIG_FILE = "config.yaml"
@@ -137,11 +137,11 @@ def _grid_of(weight_file: Path) -> tuple[int, int] | None:
     if weight_file.name not in (MODEL_FILE, EMA_FILE) or not config_file.is_file():
         return None
     try:
-        config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+        config = read_yaml(config_file)
         size, patch = config["DATA"]["IMAGE_SIZE"], config["MODEL"]["PATCH_SIZE"]
         height, width = (size, size) if isinstance(size, int) else size
         return height // patch, width // patch
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
 
 

@@ -11,6 +11,7 @@ Expected layouts below DATA_PATH:
     synthetic      nothing: generated patterns, one per class
 """
 
+import contextlib
 import io
 import os
 import re
@@ -21,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 import safe_pickle
-from errors import UserError, abridge
+from errors import UserError, abridge, printable
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -304,7 +305,9 @@ def _find_missing(paths: list[Path]) -> list[str]:
     for path in paths:
         folder = path.parent
         if folder not in present:
-            present[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+            present[folder] = set()
+            with contextlib.suppress(OSError, ValueError):  # no directory, or not even a possible name of one
+                present[folder] = {entry.name for entry in folder.iterdir()}
         if path.name not in present[folder]:
-            missing.append(str(path))
+            missing.append(printable(path))
     return missing

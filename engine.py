@@ -286,6 +286,8 @@ def _position(state: dict, plan: Plan, sampler: TrainSampler) -> tuple[int, int 
         if state.get("images_per_update") != plan.images_per_update:
             raise UserError("-resume: a checkpoint of an older version goes on with the same images per update only")
         return state["step"], None
+    if not state["images_done"] <= plan.num_images:
+        raise UserError(f"-resume: a checkpoint after {state['images_done']} of {plan.num_images} images is damaged")
     if state["images_done"] == 0:
         return state["epoch"] * plan.updates_per_epoch, None
     left = sampler.updates_left(state["images_done"])

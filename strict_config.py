@@ -41,7 +41,7 @@ class Merger:
         path = path.resolve()
         if path in seen:
             raise UserError(f"{path}: BASE files include each other in a circle")
-        values = _read_yaml(path)
+        values = read_yaml(path)
         base = values.pop("BASE", None) or []
         base = [base] if isinstance(base, str) else base
         if not isinstance(base, list) or not all(isinstance(name, str) for name in base):
@@ -84,13 +84,14 @@ class Merger:
         return node
 
 
-def _read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
+    """Read a YAML file of KEY: VALUE lines; raise UserError if it is anything else."""
     try:
         with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file) or {}
     except OSError as error:
         raise UserError(f"-cfg {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except Exception as error:  # values such as 2001-99-99 raise nearly anything
         raise UserError(f"{path}: not a valid YAML file: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected KEY: VALUE lines, found {type(values).__name__}")

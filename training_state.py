@@ -31,10 +31,11 @@ import manifest
 import safe_pickle
 import weight_files
 from architecture import Architecture
-from errors import UserError
+from errors import UserError, abridge, one_line, printable
 from stored_tensor import StoredTensor
 from weight_files import BEST, EMA_FILE, LATEST, MODEL_FILE
 
+_COUNTS = ("step", "epoch", "images_done", "images_per_update", "ranks")
 _OPTIMIZER_FILE, _STATE_FILE, _CONFIG_FILE = "optimizer.pdopt", "state.json", "config.yaml"
 
 
@@ -224,11 +225,20 @@ def _newest_first(run_dir: Path) -> list[Path]:
 
 
 def read_state(checkpoint_dir: Path) -> dict:
-    """Read state.json of a checkpoint."""
+    """Read state.json of a checkpoint; what it counts is checked to be a number."""
+    file = Path(checkpoint_dir) / _STATE_FILE
     try:
-        return json.loads((Path(checkpoint_dir) / _STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{checkpoint_dir}: not a checkpoint to resume from ({error})") from error
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{checkpoint_dir}: not a checkpoint to resume from ({one_line(error)})") from error
+    if not isinstance(state, dict) or "step" not in state:
+        raise UserError(f"{file}: damaged, it does not tell how far the run is")
+    for key in _COUNTS:
+        if key in state and (type(state[key]) is not int or state[key] < 0):
+            raise UserError(f"{file}: damaged, its {key} is {printable(state[key], 40)}")
+    if not isinstance(state.get("best"), (int, float, type(None))) or not isinstance(state.get("scaler", {}), dict):
+        raise UserError(f"{file}: damaged, its best metric or its loss scaler is not as it was written")
+    return state
 
 
 def load(checkpoint_dir: Path, model: nn.Layer, optimizer, ema=None) -> dict:
@@ -263,15 +273,28 @@ def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]
 
 
 def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source: Path) -> None:
-    """Restore what `optimizer_state_by_name` returned, for this process's automatic names."""
-    parameters = {name: parameter.name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
-    restored = {}
+    """Restore what `optimizer_state_by_name` returned, for this process's automatic names.
+
+    Raises:
+        UserError: unless it is the state of all parameters that train, and of no other.
+    """
+    parameters = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    restored, accumulators = {}, {name: set() for name in parameters}
     for key, value in state.items():
-        name, accumulator = key.rsplit("/", 1)
+        name, _, accumulator = str(key).rpartition("/")
         if name not in parameters:
-            raise UserError(f"{source}: optimizer state of {name}, which this run does not train")
-        restored[f"{parameters[name]}_{accumulator}"] = paddle.to_tensor(value)
-    optimizer.set_state_dict(restored)
+            raise UserError(f"{source}: optimizer state of {printable(name)}, which this run does not train")
+        shapes = (tuple(parameters[name].shape), (1,), ())
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.shape not in shapes:
+            raise UserError(f"{source}: optimizer state {printable(key)} is not as this run's")
+        accumulators[name].add(accumulator)
+        restored[f"{parameters[name].name}_{accumulator}"] = paddle.to_tensor(value)
+    kinds = set.union(set(), *accumulators.values())
+    incomplete = [name for name, own in accumulators.items() if own != kinds]
+    if incomplete:
+        raise UserError(f"{source}: the optimizer state of {abridge(incomplete)} is not whole")
+    if restored:  # a run that has done no update has none
+        optimizer.set_state_dict(restored)
 
 
 def _owner_of(key: str, names: dict[str, str]) -> str:
