@@ -101,7 +101,7 @@ def start(mode: str, description: str, argv: Sequence[str] | None = None) -> Run
     if "PADDLE_TRAINER_ID" not in os.environ:
         launch.launch_if_needed(mode, args, argv, config.SAVE)
     launch.join()
-    _set_device(args.device)
+    _set_device(args.device, config.DETERMINISTIC)
     distributed.init()
     resume_from = _find_resume(config, mode)
     directory = None
@@ -163,7 +163,7 @@ def _read_config(mode: str, args: argparse.Namespace):
     return config
 
 
-def _set_device(device: str | None) -> None:
+def _set_device(device: str | None, deterministic: bool) -> None:
     has_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if device == "gpu" and not has_gpu:
         raise UserError("-device gpu: Paddle sees no GPU (is paddlepaddle-gpu installed, and the driver?)")
@@ -171,6 +171,9 @@ def _set_device(device: str | None) -> None:
         paddle.set_device("cpu")
         paddle.set_flags({"FLAGS_use_stride_kernel": False})  # strided copies are several times slower on CPU
     else:
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+            paddle.set_flags({"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1})
         paddle.set_device(f"gpu:{paddle.distributed.ParallelEnv().device_id}")
 
 

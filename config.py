@@ -106,6 +106,7 @@ _C.KEEP_LAST = 3  # new: checkpoints kept, besides the best
 _C.REPORT_FREQ = 20  # updates
 _C.VALIDATE_FREQ = 1  # epochs
 _C.SEED = 0
+_C.DETERMINISTIC = False  # new: on GPU, the slower algorithms that give the same bits each time; on CPU all do
 _C.EVAL = False
 _C.AMP = False  # False | True or "fp16" | "bf16"
 _C.VISUALDL = False  # new: write VisualDL scalars into the run directory

@@ -298,6 +298,14 @@ def check_source(source: FileImages | ArrayImages, *, num_classes: int | None, c
     return notes
 
 
+def describe_source(source: FileImages | ArrayImages) -> str:
+    """Say how many images and classes there are."""
+    labels, counts = np.unique(source.labels, return_counts=True)
+    if not len(source) or labels[0] < 0:
+        return f"{len(source):,} images without labels"
+    return f"{len(source):,} images of {len(labels):,} classes, {counts.min():,} to {counts.max():,} each"
+
+
 def _find_missing(paths: list[Path]) -> list[str]:
     """List the paths that are no files, with one directory listing per directory."""
     present: dict[Path, set[str]] = {}

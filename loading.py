@@ -18,6 +18,7 @@ from workers import WorkerPool
 
 Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
 _MOST_BAD_IN_A_ROW = 100
+SKIP_ADVICE = "; -opts DATA.BAD_IMAGES skip goes on without it"
 
 
 def read_image(source: FileImages | ArrayImages, index: int, channels: int) -> Image.Image:
@@ -32,6 +33,19 @@ def read_image(source: FileImages | ArrayImages, index: int, channels: int) -> I
     elif "transparency" in image.info and mode == "RGB":
         image = image.convert("RGBA")  # else Pillow warns of palettes
     return image if image.mode == mode else image.convert(mode)
+
+
+def why_unreadable(source: FileImages | ArrayImages, index: int, channels: int) -> str | None:
+    """Say why an image cannot be decoded; None if it can."""
+    try:
+        read_image(source, index, channels)
+        return None
+    except Exception as error:  # damaged files raise nearly anything
+        return _describe_unreadable(source, index, error)
+
+
+def _describe_unreadable(source: FileImages | ArrayImages, index: int, error: Exception) -> str:
+    return f"{source.describe(index)}: cannot be read as an image ({one_line(error)})"
 
 
 class _Reader:
@@ -52,9 +66,9 @@ class _Reader:
                 array = self._transform(image, np.random.default_rng([self._seed, epoch, index]))
                 return array, int(self._source.labels[other]), notes
             except Exception as error:
-                notes.append(f"{self._source.describe(other)}: cannot be read as an image ({one_line(error)})")
+                notes.append(_describe_unreadable(self._source, other, error))
             if self._bad_images == "error":
-                raise UserError(f"{notes[0]}; -opts DATA.BAD_IMAGES skip goes on without it")
+                raise UserError(notes[0] + SKIP_ADVICE)
             if not self._replaces:
                 return None, -1, notes
         raise UserError(f"{notes[0]}, and neither can the {_MOST_BAD_IN_A_ROW - 1} after it")

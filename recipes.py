@@ -279,8 +279,11 @@ def eval_transform(config) -> loading.Transform:
     return transform
 
 
+_NUM_TRIED = 8
+
+
 def open_split(config, split: str, say: Callable[[str], None]) -> datasets.FileImages | datasets.ArrayImages:
-    """Open and check one split of a config's data set; `say` gets the warnings."""
+    """Open and check one split of a config's data set, and decode a few of its images; `say` gets what was found."""
     needs_labels = config.MODEL.TYPE != "PRETRAIN"
     source = datasets.open_source(
         config.DATA.DATASET,
@@ -294,7 +297,19 @@ def open_split(config, split: str, say: Callable[[str], None]) -> datasets.FileI
     num_classes = config.MODEL.NUM_CLASSES if needs_labels else None
     for warning in datasets.check_source(source, num_classes=num_classes, channels=config.DATA.IMAGE_CHANNELS):
         say(f"warning: {warning}")
+    problems = [loading.why_unreadable(source, i, config.DATA.IMAGE_CHANNELS) for i in _spread(len(source))]
+    problems = [problem for problem in problems if problem]
+    if problems and config.DATA.BAD_IMAGES == "error":
+        raise UserError(problems[0] + loading.SKIP_ADVICE)
+    for problem in problems:
+        say(f"warning: {problem}")
+    say(f"{split}: {datasets.describe_source(source)}")
     return source
+
+
+def _spread(count: int) -> list[int]:
+    """Choose some images of a data set to look at before all are needed."""
+    return sorted(set(np.linspace(0, count - 1, _NUM_TRIED).astype(int).tolist()))
 
 
 def _loader(run: Run, source, transform: loading.Transform, sampler) -> loading.Loader:

@@ -281,3 +281,17 @@ def test_bad_images_are_listed_in_the_run(start, image_folder, tmp_path, capsys)
     assert "warning: 1 images skipped so far, the last one" in capsys.readouterr().out
     (line,) = (tmp_path / "skipping" / "bad_images.txt").read_text().splitlines()
     assert line.startswith(str(bad))
+
+
+@pytest.mark.quick
+def test_the_start_of_a_run_looks_at_the_data(start, image_folder, tmp_path, capsys):
+    start("finetune", "-dry_run")
+    output = capsys.readouterr().out
+    assert "train: 24 images of 3 classes, 8 to 8 each" in output
+    assert "val: 12 images of 3 classes, 4 to 4 each" in output
+    shutil.copytree(image_folder, tmp_path / "photos")
+    (tmp_path / "photos" / "val" / "cat" / "0 0.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="0 0.jpg: cannot be read as an image .*-opts DATA.BAD_IMAGES skip goes on"):
+        start("finetune", "-dry_run", "-data_path", tmp_path / "photos")
+    start("finetune", "-dry_run", "-data_path", tmp_path / "photos", opts=["DATA.BAD_IMAGES", "skip"])
+    assert "0 0.jpg: cannot be read as an image" in capsys.readouterr().out

@@ -22,7 +22,7 @@ import datasets
 import loading
 from arguments import Parser
 from config import DATASETS
-from errors import UserError, one_line
+from errors import UserError
 
 _SPLITS = ("train", "val")
 
@@ -53,17 +53,9 @@ def check_split(name: str, data_path: str, split: str, num_classes: int | None, 
         return report
     if full:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = pool.map(lambda index: _decode(source, index, channels), range(len(source)))
+            results = pool.map(lambda index: loading.why_unreadable(source, index, channels), range(len(source)))
             report["undecodable"] = [result for result in results if result]
     return report
-
-
-def _decode(source: datasets.FileImages | datasets.ArrayImages, index: int, channels: int) -> str | None:
-    try:
-        loading.read_image(source, index, channels)
-        return None
-    except Exception as error:
-        return f"{source.describe(index)}: {one_line(error)}"
 
 
 def main(argv: list[str] | None = None) -> int:
