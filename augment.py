@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from fast_jpeg import LazyJpeg
+
 BICUBIC = Image.Resampling.BICUBIC
 _MAX_LEVEL = 10.0
 
@@ -21,12 +23,12 @@ _MAX_LEVEL = 10.0
 
 
 def random_resized_crop(
-    image: Image.Image,
+    image: Image.Image | LazyJpeg,
     size_hw: tuple[int, int],
     rng: np.random.Generator,
     scale: Sequence[float] = (0.08, 1.0),
     ratio: Sequence[float] = (3 / 4, 4 / 3),
-) -> Image.Image:
+) -> Image.Image | np.ndarray:
     """Crop a random area and aspect ratio, and resize it (bicubic); ten tries, then a centre crop.
 
     Args:
@@ -46,12 +48,12 @@ def random_resized_crop(
 
 
 def random_resized_crop_tf(
-    image: Image.Image,
+    image: Image.Image | LazyJpeg,
     size_hw: tuple[int, int],
     rng: np.random.Generator,
     scale: Sequence[float] = (0.08, 1.0),
     ratio: Sequence[float] = (3 / 4, 4 / 3),
-) -> Image.Image:
+) -> Image.Image | np.ndarray:
     """Crop as the linear probe's recipe does: one draw, its sides clipped to the image (MAE, Appendix A.1)."""
     width, height = image.size
     crop_h, crop_w = _draw_sides(width * height, rng, scale, ratio)
@@ -74,9 +76,13 @@ def resize_and_center_crop(image: Image.Image, size_hw: tuple[int, int], crop_pc
     return image.crop((left, top, left + size_hw[1], top + size_hw[0]))
 
 
-def random_flip(image: Image.Image, rng: np.random.Generator, prob: float = 0.5) -> Image.Image:
-    """Mirror left and right."""
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < prob else image
+def random_flip(
+    image: Image.Image | np.ndarray, rng: np.random.Generator, prob: float = 0.5
+) -> Image.Image | np.ndarray:
+    """Mirror left and right; of an array, a view."""
+    if rng.random() >= prob:
+        return image
+    return image[:, ::-1] if isinstance(image, np.ndarray) else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def _draw_sides(
@@ -89,10 +95,12 @@ def _draw_sides(
 
 
 def _crop_and_resize(
-    image: Image.Image, top: int, left: int, height: int, width: int, size_hw: tuple[int, int]
-) -> Image.Image:
-    image = image.crop((left, top, left + width, top + height))
-    return image.resize((size_hw[1], size_hw[0]), BICUBIC)
+    image: Image.Image | LazyJpeg, top: int, left: int, height: int, width: int, size_hw: tuple[int, int]
+) -> Image.Image | np.ndarray:
+    box = (left, top, left + width, top + height)
+    if isinstance(image, LazyJpeg):
+        return image.crop_and_resize(box, size_hw)
+    return image.crop(box).resize((size_hw[1], size_hw[0]), BICUBIC)
 
 
 # ---- single operations: (image, strength, fill) -> image ---------------------------------------
@@ -236,38 +244,17 @@ def color_jitter(image: Image.Image, rng: np.random.Generator, strength: float) 
     return image
 
 
-# ---- arrays ------------------------------------------------------------------------------------
+# ---- pixels ------------------------------------------------------------------------------------
 
 
-def to_array(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Return a normalised float32 array [C, H, W] of an 8-bit image."""
-    array = np.asarray(image, dtype=np.float32)
-    array = array[:, :, None] if array.ndim == 2 else array
-    array = (array / 255.0 - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.ascontiguousarray(array.transpose(2, 0, 1))
+def as_pixels(image: Image.Image | np.ndarray) -> np.ndarray:
+    """Return an 8-bit image as uint8 [H, W, C]."""
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def random_erase(
-    array: np.ndarray, rng: np.random.Generator, prob: float = 0.25, mode: str = "pixel", max_count: int = 1
-) -> np.ndarray:
-    """Erase random rectangles of a normalised image [C, H, W], in place (arXiv 1708.04896, as in timm).
-
-    Args:
-        prob: of erasing at all.
-        mode: fill with normal noise per pixel ("pixel"), per channel ("rand"), or zero ("const").
-        max_count: rectangles; their number is drawn from 1 to this, and shares the area of 2 % to 1/3.
-    """
-    if max_count < 1 or rng.random() >= prob:
-        return array
-    channels, height, width = array.shape
-    count = int(rng.integers(1, max_count + 1))
-    for _ in range(count):
-        for _ in range(10):
-            box_h, box_w = _draw_sides(height * width / count, rng, (0.02, 1 / 3), (0.3, 1 / 0.3))
-            if box_h < height and box_w < width:
-                top, left = rng.integers(height - box_h + 1), rng.integers(width - box_w + 1)
-                shape = {"pixel": (channels, box_h, box_w), "rand": (channels, 1, 1)}.get(mode)
-                noise = 0.0 if shape is None else rng.standard_normal(shape, dtype=np.float32)
-                array[:, top : top + box_h, left : left + box_w] = noise
-                break
-    return array
+def as_image(pixels: Image.Image | np.ndarray) -> Image.Image:
+    """Return uint8 [H, W, C] as an image."""
+    if isinstance(pixels, Image.Image):
+        return pixels
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))

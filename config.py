@@ -31,6 +31,7 @@ _C.DATA.IMAGENET_MEAN = [0.485, 0.456, 0.406]  # per channel, of pixels in [0, 1
 _C.DATA.IMAGENET_STD = [0.229, 0.224, 0.225]
 _C.DATA.LIST_OUTSIDE = False  # new: list files may name files outside DATA_PATH
 _C.DATA.BAD_IMAGES = "error"  # new: error | skip those that cannot be read, and list them in the run directory
+_C.DATA.FAST_DECODE = False  # new: decode training JPEGs by simplejpeg and OpenCV, with slightly other pixels
 _C.DATA.DROP_LAST = False  # new: True drops the images that do not fill the last update of an epoch
 
 _C.MODEL = CfgNode()

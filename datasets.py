@@ -9,6 +9,8 @@ Expected layouts below DATA_PATH:
     cifar100       cifar-100-python.tar.gz, or its folder cifar-100-python/
     digits         nothing: 1,797 handwritten digits, 8x8 pixels, that come with scikit-learn
     synthetic      nothing: generated patterns, one per class
+
+A directory that `tools.pack_dataset` made takes the place of the first two.
 """
 
 import contextlib
@@ -21,7 +23,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import packed_images
 import safe_pickle
+from encoded_images import EncodedImages
 from errors import UserError, abridge, printable
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -41,7 +45,7 @@ _CIFAR = {  # archive, folder, train files, test file, key of the labels
 # ---- sources of images -------------------------------------------------------------------------
 
 
-class FileImages:
+class FileImages(EncodedImages):
     """Image files with labels.
 
     Args:
@@ -54,20 +58,13 @@ class FileImages:
     def __init__(self, paths: list[Path], labels: np.ndarray, origin: Path, class_names: list[str] | None = None):
         self.paths, self.labels, self.origin, self.class_names = paths, labels, origin, class_names
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    def read(self, index: int) -> bytes:
+        """Read an image file."""
+        return self.paths[index].read_bytes()
 
     def describe(self, index: int) -> str:
         """Name an image in a message."""
         return str(self.paths[index])
-
-    def image(self, index: int) -> Image.Image:
-        """Decode an image; one that claims more pixels than a photo has is refused before that."""
-        with Image.open(self.paths[index]) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow itself refuses twice as many
-                raise ValueError(f"claims {image.width}x{image.height} pixels, which looks like a decompression bomb")
-            image.load()
-            return image
 
 
 class ArrayImages:
@@ -88,6 +85,9 @@ class ArrayImages:
         return Image.fromarray(self.images[index])
 
 
+Images = EncodedImages | ArrayImages
+
+
 def open_source(
     name: str,
     data_path: str,
@@ -97,7 +97,7 @@ def open_source(
     needs_labels: bool = True,
     synthetic_hw: tuple[int, int] = (32, 32),
     list_outside: bool = False,
-) -> FileImages | ArrayImages:
+) -> Images:
     """Open one split of a data set; see the module's docstring for layouts.
 
     Args:
@@ -113,6 +113,8 @@ def open_source(
         return _open_digits(split)
     if name == "synthetic":
         return _make_synthetic(split, num_classes, synthetic_hw)
+    if packed_images.is_packed(root):
+        return packed_images.PackedImages(root, split)
     if not root.exists():
         raise UserError(f"DATA.DATA_PATH={data_path}: no such directory; set it with -data_path")
     if name in _CIFAR:
@@ -251,7 +253,7 @@ def _make_synthetic(split: str, num_classes: int, size_hw: tuple[int, int]) -> A
 # ---- checks ------------------------------------------------------------------------------------
 
 
-def check_source(source: FileImages | ArrayImages, *, num_classes: int | None, channels: int) -> list[str]:
+def check_source(source: Images, *, num_classes: int | None, channels: int) -> list[str]:
     """Check a source before anything is trained on it.
 
     Args:
@@ -298,7 +300,7 @@ def check_source(source: FileImages | ArrayImages, *, num_classes: int | None, c
     return notes
 
 
-def describe_source(source: FileImages | ArrayImages) -> str:
+def describe_source(source: Images) -> str:
     """Say how many images and classes there are."""
     labels, counts = np.unique(source.labels, return_counts=True)
     if not len(source) or labels[0] < 0:

@@ -1,4 +1,4 @@
-"""Mixup and CutMix on a batch, with the soft targets that they make.
+"""Augmentation of whole batches, on their device: random erasing, Mixup and CutMix with the soft targets they make.
 
 Semantics are timm's: the partner of an image is its mirror image in the batch (first with last), lambda
 is corrected for the clipped box, label smoothing is folded into the targets. Any batch size works.
@@ -6,6 +6,7 @@ is corrected for the clipped box, label smoothing is folded into the targets. An
 Shapes: B images, C channels, H x W pixels, K classes.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,6 +100,51 @@ class Mixup:
             box = (top, bottom, left, right)
         area = (box[1] - box[0]) * (box[3] - box[2])
         return 1.0 - area / (height * width), box
+
+
+def random_erase(
+    images: paddle.Tensor, rng: np.random.Generator, prob: float = 0.25, mode: str = "pixel", max_count: int = 1
+) -> paddle.Tensor:
+    """Erase random rectangles of normalised images [B, C, H, W] (arXiv 1708.04896, as in timm).
+
+    Args:
+        prob: of an image to be erased at all.
+        mode: fill with normal noise per pixel ("pixel"), per channel and rectangle ("rand"), or zero ("const"); noise
+            comes from Paddle's generator.
+        max_count: rectangles; an image's number is drawn from 1 to this, and they share the area of 2 % to 1/3.
+    """
+    batch, channels, height, width = images.shape
+    counts = np.where(rng.random(batch) < prob, rng.integers(1, max_count + 1, batch), 0) if max_count else np.zeros(1)
+    for number in range(1, int(counts.max(initial=0)) + 1):
+        boxes = _draw_boxes(counts, number, (height, width), rng)  # [B, 4]
+        rows, columns = np.arange(height), np.arange(width)
+        in_rows = (rows >= boxes[:, :1]) & (rows < boxes[:, 1:2])  # [B, H]
+        in_columns = (columns >= boxes[:, 2:3]) & (columns < boxes[:, 3:])  # [B, W]
+        inside = paddle.to_tensor(in_rows[:, None, :, None]) & paddle.to_tensor(in_columns[:, None, None, :])
+        if mode == "const":
+            noise = paddle.zeros([1], images.dtype)
+        else:
+            noise = paddle.randn(images.shape if mode == "pixel" else [batch, channels, 1, 1], images.dtype)
+        images = paddle.where(inside.expand(images.shape), noise.expand(images.shape), images)
+    return images
+
+
+def _draw_boxes(counts: np.ndarray, number: int, size_hw: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Draw the boxes (top, bottom, left, right) of the images with at least `number` of them; empty ones elsewhere.
+
+    Of ten draws of area and aspect, the first that fits is taken; where none does, nothing is erased.
+    """
+    height, width = size_hw
+    area = rng.uniform(0.02, 1 / 3, (len(counts), 10)) * height * width / np.maximum(counts, 1)[:, None]
+    aspect = np.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3), area.shape))
+    box_h, box_w = np.rint(np.sqrt(area / aspect)).astype(int), np.rint(np.sqrt(area * aspect)).astype(int)
+    fits = (box_h < height) & (box_w < width)
+    first = fits.argmax(axis=1)[:, None]
+    box_h, box_w = (np.take_along_axis(sides, first, axis=1)[:, 0] for sides in (box_h, box_w))
+    is_used = fits.any(axis=1) & (counts >= number)
+    box_h, box_w = np.where(is_used, box_h, 0), np.where(is_used, box_w, 0)
+    top, left = rng.integers(height - box_h + 1), rng.integers(width - box_w + 1)
+    return np.stack([top, top + box_h, left, left + box_w], axis=1)
 
 
 def smooth_one_hot(labels: paddle.Tensor, num_classes: int, smoothing: float) -> paddle.Tensor:

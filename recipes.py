@@ -19,9 +19,10 @@ import loading
 from config import image_size_hw
 from engine import evaluate, fit
 from errors import UserError
+from fast_jpeg import LazyJpeg
 from mae import build_mae_pretrain
 from metrics import count_correct
-from mixup import Mixup, smooth_one_hot, soft_cross_entropy
+from mixup import Mixup, random_erase, smooth_one_hot, soft_cross_entropy
 from optim import WeightAverage, build_optimizer, param_groups
 from samplers import EvalSampler, TrainSampler
 from task import Run, Task
@@ -70,6 +71,7 @@ def build_finetune(run: Run) -> Task:
 
     def loss(model: nn.Layer, batch: list, rng: np.random.Generator) -> paddle.Tensor:
         images, labels = batch
+        images = random_erase(images, rng, train.RANDOM_ERASE_PROB, train.RANDOM_ERASE_MODE, train.RANDOM_ERASE_COUNT)
         if mixup.prob > 0:
             images, targets = mixup(images, labels, rng)
         else:
@@ -236,7 +238,7 @@ def build_eval_loader(run: Run) -> loading.Loader:
 
 
 def train_transform(config) -> loading.Transform:
-    """Return the train transform of the config's mode: PIL image and generator to float32 [C, H, W]."""
+    """Return the train transform of the config's mode; random erasing is the loss's, see `build_finetune`."""
     size_hw, train, data = image_size_hw(config), config.TRAIN, config.DATA
     mode = config.MODEL.TYPE
     scale = train.CROP_SCALE or ([0.2, 1.0] if mode == "PRETRAIN" else [0.08, 1.0])
@@ -249,22 +251,20 @@ def train_transform(config) -> loading.Transform:
     fill = tuple(round(255 * mean) for mean in data.IMAGENET_MEAN)
     fill = fill[0] if len(fill) == 1 else fill
 
-    def transform(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    def pixels(image: Image.Image | LazyJpeg, rng: np.random.Generator) -> np.ndarray:
         image = augment.random_flip(crop(image, size_hw, rng, scale), rng, train.FLIP_PROB)
         if mode != "FINETUNE":
-            return augment.to_array(image, data.IMAGENET_MEAN, data.IMAGENET_STD)
+            return augment.as_pixels(image)
+        image = augment.as_image(image)
         if train.AUTO_AUGMENT:
             image = augment.auto_augment(image, rng, fill)
         elif train.RAND_AUGMENT:
             image = augment.rand_augment(image, rng, train.RAND_AUGMENT_LAYERS, train.RAND_AUGMENT_MAGNITUDE, fill=fill)
         elif train.COLOR_JITTER > 0:
             image = augment.color_jitter(image, rng, train.COLOR_JITTER)
-        array = augment.to_array(image, data.IMAGENET_MEAN, data.IMAGENET_STD)
-        return augment.random_erase(
-            array, rng, train.RANDOM_ERASE_PROB, train.RANDOM_ERASE_MODE, train.RANDOM_ERASE_COUNT
-        )
+        return augment.as_pixels(image)
 
-    return transform
+    return loading.Transform(pixels, data.IMAGENET_MEAN, data.IMAGENET_STD, takes_jpegs=True)
 
 
 def eval_transform(config) -> loading.Transform:
@@ -272,17 +272,16 @@ def eval_transform(config) -> loading.Transform:
     size_hw, data = image_size_hw(config), config.DATA
     crop_pct = data.CROP_PCT or (0.875 if max(size_hw) <= 224 else 1.0)  # official rule
 
-    def transform(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        image = augment.resize_and_center_crop(image, size_hw, crop_pct)
-        return augment.to_array(image, data.IMAGENET_MEAN, data.IMAGENET_STD)
+    def pixels(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        return augment.as_pixels(augment.resize_and_center_crop(image, size_hw, crop_pct))
 
-    return transform
+    return loading.Transform(pixels, data.IMAGENET_MEAN, data.IMAGENET_STD)
 
 
 _NUM_TRIED = 8
 
 
-def open_split(config, split: str, say: Callable[[str], None]) -> datasets.FileImages | datasets.ArrayImages:
+def open_split(config, split: str, say: Callable[[str], None]) -> datasets.Images:
     """Open and check one split of a config's data set, and decode a few of its images; `say` gets what was found."""
     needs_labels = config.MODEL.TYPE != "PRETRAIN"
     source = datasets.open_source(
@@ -321,6 +320,7 @@ def _loader(run: Run, source, transform: loading.Transform, sampler) -> loading.
         channels=data.IMAGE_CHANNELS,
         seed=run.config.SEED,
         num_workers=data.NUM_WORKERS,
+        fast_decode=data.FAST_DECODE,
         bad_images=data.BAD_IMAGES,
         note_bad=run.bad_images.append,
     )

@@ -42,6 +42,7 @@ def test_accumulation_is_the_large_batch_ragged_end_included(tiny_run, batch, ac
 
 def test_accumulated_finetuning_with_clipping_is_the_large_batch(tiny_run):
     options = ["MODEL.DROPPATH", 0.0, "TRAIN.MIXUP_PROB", 0.0, "TRAIN.GRAD_CLIP", 0.05, "TRAIN.NUM_EPOCHS", 2]
+    options += ["TRAIN.RANDOM_ERASE_PROB", 0.0]
     results = []
     for batch, accum in ((8, 1), (2, 4)):
         run = tiny_run("finetune", *options, "DATA.BATCH_SIZE", batch, "TRAIN.ACCUM_ITER", accum)

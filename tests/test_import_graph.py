@@ -8,22 +8,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
-    {"arguments", "errors", "runtime"},
-    {"strict_config", "heartbeat", "manifest", "safe_pickle", "samplers", "stored_tensor", "workers"},
-    {
-        "config",
-        "pos_embed",
-        "augment",
-        "mixup",
-        "optim",
-        "distributed",
-        "metrics",
-        "datasets",
-        "torch_file",
-        "download",
-    },
-    {"architecture", "loading", "task"},
-    {"weight_files"},
+    {"arguments", "encoded_images", "errors", "runtime"},
+    {"fast_jpeg", "heartbeat", "manifest", "packed_images", "safe_pickle", "samplers", "strict_config", "workers"},
+    {"augment", "config", "datasets", "distributed", "download", "metrics", "mixup", "optim", "pos_embed"},
+    {"stored_tensor"},
+    {"architecture", "loading", "task", "torch_file"},
+    {"flops", "weight_files"},
     {"checkpoint", "transformer"},
     {"training_state"},
     {"mae", "plan", "guard"},

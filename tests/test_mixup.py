@@ -2,7 +2,7 @@ import numpy as np
 import paddle
 import pytest
 
-from mixup import Mixup, smooth_one_hot, soft_cross_entropy
+from mixup import Mixup, random_erase, smooth_one_hot, soft_cross_entropy
 from tests.conftest import assert_close
 
 pytestmark = pytest.mark.quick
@@ -71,3 +71,32 @@ def test_soft_cross_entropy_by_hand():
     log_prob = logits - np.log(np.exp(logits).sum())
     expected = -(targets * log_prob).sum()
     assert_close(soft_cross_entropy(paddle.to_tensor(logits), paddle.to_tensor(targets)).numpy(), expected, 1e-6)
+
+
+def erase(value, rng, count=1, **options):
+    return random_erase(paddle.full([count, 3, 40, 40], value), rng, **options).numpy()
+
+
+def test_random_erase_draws_noise_per_pixel_over_2_to_33_percent():
+    paddle.seed(0)
+    erased = erase(7.0, np.random.default_rng(0), 200, prob=1.0) != 7.0
+    areas = erased.any(axis=1).mean(axis=(1, 2))
+    assert 0.015 < min(areas) < 0.06
+    assert 0.28 < max(areas) < 0.35
+    boxes = [image.any(axis=0) for image in erased]
+    assert all(box.sum() == box.any(axis=0).sum() * box.any(axis=1).sum() for box in boxes), "rectangles"
+    assert len({(box.any(axis=0).argmax(), box.any(axis=1).argmax()) for box in boxes}) > 100
+    assert (erase(7.0, np.random.default_rng(0), prob=0.0) == 7.0).all()
+    assert (erase(7.0, np.random.default_rng(0), prob=1.0, max_count=0) == 7.0).all()
+    const = erase(7.0, np.random.default_rng(0), prob=1.0, mode="const")
+    assert set(np.unique(const)) == {0.0, 7.0}
+    per_channel = erase(7.0, np.random.default_rng(0), prob=1.0, mode="rand")[0]
+    assert all(len(np.unique(channel)) == 2 for channel in per_channel)
+    assert len(np.unique(per_channel)) == 4
+
+
+def test_random_erase_leaves_the_share_of_images_that_it_should():
+    erased = (erase(7.0, np.random.default_rng(0), 400, prob=0.25) != 7.0).any(axis=(1, 2, 3))
+    assert 0.18 < erased.mean() < 0.32
+    several = erase(7.0, np.random.default_rng(0), 50, prob=1.0, mode="const", max_count=3) == 0.0
+    assert 0.0 < several.any(axis=1).mean() < 1 / 3

@@ -85,7 +85,8 @@ def test_classifier_import_is_small():
         "assert 'paddle' not in sys.modules\n"
         "from transformer import build_transformer as build_model\n"
         f"ours = {{path.stem for path in __import__('pathlib').Path({str(ROOT)!r}).glob('*.py')}}\n"
-        "assert ours & set(sys.modules) == {'config', 'errors', 'transformer', 'pos_embed'}, ours & set(sys.modules)\n"
+        "loaded = ours & set(sys.modules)\n"
+        "assert loaded == {'config', 'errors', 'transformer', 'pos_embed', 'strict_config'}, loaded\n"
         "assert not {'paddlenlp', 'torch', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
     )
     run(code, ROOT)

@@ -1,0 +1,233 @@
+"""Pack a data set into few large files, resized, for fast reading.
+
+    python -m tools.pack_dataset SRC DST [-dataset imagenet2012] [-size 256] [-quality 95]
+    python -m tools.pack_dataset -verify DST
+
+SRC is a directory as `-data_path` takes it, DST a new one that takes its place in every recipe. Training photos are
+resized (bicubic) so that their shorter side has -size pixels, never enlarged, and stored as JPEG; -size 0 keeps every
+file as it is. Files of the val split are kept as they are, so that evaluation gives the same numbers. The same command
+goes on where it was interrupted. An image that cannot be read is an error, or left out and listed with -skip_bad.
+"""
+
+import runtime
+
+runtime.prepare()
+
+import concurrent.futures
+import hashlib
+import io
+import json
+import os
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+import cli
+import datasets
+import loading
+import manifest
+import packed_images
+from arguments import Parser
+from errors import UserError, abridge
+
+_KINDS = {"L": 1, "LA": 1, "I;16": 1}  # modes that stay grey
+_FIELDS = ("offset", "size", "label")
+
+
+def encode(source: datasets.Images, index: int, size: int, quality: int) -> bytes:
+    """Return an image of a source as a file: as it is, or resized to a shorter side of `size` pixels as JPEG."""
+    if size == 0:
+        data = source.read(index)
+        loading.read_image(source, index, 3)  # raises if it cannot be decoded
+        return data
+    image = loading.read_image(source, index, _KINDS.get(source.image(index).mode, 3))
+    scale = size / min(image.size)
+    if scale < 1:
+        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def pack_split(
+    source: datasets.Images, root: Path, split: str, *, size: int, quality: int, per_shard: int, skip_bad: bool
+) -> dict:
+    """Write the shards and the index of a split; shards that are there already stay.
+
+    Returns:
+        What packed.json says of it, and under "bad" the images that were left out.
+    """
+    shards, bad, parts = [], [], []
+    starts = range(0, len(source), per_shard)
+    with concurrent.futures.ThreadPoolExecutor(runtime.num_cores()) as pool:
+        for number, start in enumerate(tqdm(starts, f"{split} shards", disable=None)):
+            shard = root / f"{split}-{number:05d}.tar"
+            done = shard.with_suffix(".npz")  # written last
+            if not done.is_file():
+                indices = range(start, min(start + per_shard, len(source)))
+                _write_shard(pool, source, indices, shard, size, quality, skip_bad)
+            with np.load(done, allow_pickle=False) as part:
+                parts.append({"shard": np.full(len(part["label"]), number), **{key: part[key] for key in _FIELDS}})
+                bad += part["bad"].tolist()
+                about = {"file": shard.name, "size": shard.stat().st_size, "sha256": str(part["sha256"])}
+                shards.append({**about, "images": len(part["label"])})
+    index = {key: np.concatenate([part[key] for part in parts]) for key in ("shard", *_FIELDS)}
+    np.savez(packed_images.index_file(root, split), **index)
+    return {"shards": shards, "class_names": source.class_names, "bad": bad}
+
+
+def _write_shard(pool, source, indices: range, shard: Path, size: int, quality: int, skip_bad: bool) -> None:
+    def encode_one(index: int) -> bytes | str:
+        try:
+            return encode(source, index, size, quality)
+        except Exception as error:  # damaged files raise nearly anything
+            return loading.describe_unreadable(source, index, error)
+
+    found = {key: [] for key in _FIELDS}
+    bad, temporary = [], shard.with_suffix(".tmp")
+    with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for index, data in zip(indices, pool.map(encode_one, indices), strict=True):
+            if isinstance(data, str):
+                if not skip_bad:
+                    raise UserError(f"{data}; -skip_bad leaves it out")
+                bad.append(data)
+                continue
+            member = tarfile.TarInfo(f"{index:09d}-{_safe_name(source.describe(index))}")
+            member.size = len(data)
+            found["offset"].append(tar.offset + packed_images.TAR_BLOCK_BYTES)
+            tar.addfile(member, io.BytesIO(data))
+            found["size"].append(len(data))
+            found["label"].append(int(source.labels[index]))
+    os.replace(temporary, shard)
+    sums = manifest.digests(shard, "sha256")
+    arrays = {key: np.array(values, np.int64) for key, values in found.items()}
+    done = shard.with_suffix(".npz")
+    np.savez(done.with_suffix(".tmp.npz"), **arrays, bad=np.array(bad, str), **sums)
+    os.replace(done.with_suffix(".tmp.npz"), done)
+
+
+def _safe_name(name: str) -> str:
+    """Return the end of a path in a form that fits into a tar header with the number before it."""
+    name = "".join(char if char.isalnum() or char in "._-" else "_" for char in name[-60:])
+    return name.encode("ascii", "replace").decode("ascii").replace("?", "_")
+
+
+def pack(src: Path, dst: Path, *, dataset: str, size: int, quality: int, per_shard: int, skip_bad: bool) -> dict:
+    """Pack the train split and, where there is one, the val split; returns what packed.json says.
+
+    Raises:
+        UserError: if the source is not in order, or DST holds something else.
+    """
+    sources = {}
+    for split in ("train", "val"):
+        if split == "val" and not ((src / "val").is_dir() or (src / "val_list.txt").is_file()):
+            continue
+        source = _open(dataset, src, split)
+        if not isinstance(source, datasets.FileImages):
+            raise UserError(f"-dataset {dataset}, {src}: image files are packed, and this is something else")
+        datasets.check_source(source, num_classes=None, channels=3)
+        sources[split] = source
+    plan = {"version": packed_images.VERSION, "size": size, "quality": quality, "images_per_shard": per_shard}
+    plan |= {"source": {split: _sum_of(source) for split, source in sources.items()}}
+    _begin(dst, plan)
+    splits = {}
+    for split, source in sources.items():
+        options = {"size": size if split == "train" else 0, "quality": quality, "per_shard": per_shard}
+        splits[split] = pack_split(source, dst, split, **options, skip_bad=skip_bad)
+    info = {**plan, "splits": splits}
+    temporary = dst / f"{packed_images.INFO_FILE}.tmp"
+    temporary.write_text(json.dumps(info, indent=1), encoding="utf-8")
+    os.replace(temporary, dst / packed_images.INFO_FILE)  # from now on it is a packed data set
+    for part in dst.glob("*-[0-9]*.npz"):
+        part.unlink()
+    (dst / "plan.json").unlink()
+    return info
+
+
+def _open(dataset: str, src: Path, split: str) -> datasets.Images:
+    """Open a split with its labels; a folder to pretrain on may have none."""
+    try:
+        return datasets.open_source(dataset, str(src), split, num_classes=1)
+    except UserError:
+        if split == "val":
+            raise
+        return datasets.open_source(dataset, str(src), split, num_classes=1, needs_labels=False)
+
+
+def _sum_of(source: datasets.Images) -> str:
+    """Return a sum of what a source lists, so that an interrupted packing goes on with the same only."""
+    digest = hashlib.sha256(source.labels.tobytes())
+    for index in range(len(source)):
+        digest.update(source.describe(index).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
+def _begin(dst: Path, plan: dict) -> None:
+    if packed_images.is_packed(dst):
+        raise UserError(f"{dst}: is a packed data set already; choose another directory, or delete it")
+    dst.mkdir(parents=True, exist_ok=True)
+    file, text = dst / "plan.json", json.dumps(plan, indent=1)
+    if not file.exists() and any(dst.iterdir()):
+        raise UserError(f"{dst}: is not empty; choose another directory")
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"{dst}: was begun with other settings or another source; choose another directory, or delete it"
+        )
+    file.write_text(text, encoding="utf-8")
+
+
+def verify(dst: Path) -> list[str]:
+    """Compare every shard with its sum; returns what is wrong."""
+    problems = []
+    try:
+        info = json.loads((dst / packed_images.INFO_FILE).read_text(encoding="utf-8"))
+        for split, about in info["splits"].items():
+            packed_images.PackedImages(dst, split)
+            for shard in tqdm(about["shards"], f"{split} shards", disable=None):
+                if manifest.digests(dst / shard["file"], "sha256")["sha256"] != shard["sha256"]:
+                    problems.append(f"{dst / shard['file']}: its SHA-256 sum is another than when it was written")
+    except UserError as error:
+        problems.append(str(error))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problems.append(f"{dst}: not a packed data set: {error!r}")
+    return problems
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Pack or verify, and return the exit code."""
+    parser = Parser(prog="python -m tools.pack_dataset", description=__doc__)
+    parser.add_argument("paths", nargs="+", metavar="SRC DST", help="where it is, and where it goes")
+    parser.add("dataset", "as in training (default: imagenet2012)", default="imagenet2012")
+    parser.add("size", "pixels of the shorter side (default: 256); 0: files as they are", type=int, default=256)
+    parser.add("quality", "of the JPEGs (default: 95)", type=int, default=95)
+    parser.add("per_shard", "images in a file (default: 10000)", type=int, default=10_000)
+    parser.add("skip_bad", "leave out what cannot be read", action="store_true")
+    parser.add("verify", "compare a packed data set with its sums", action="store_true")
+    args = parser.parse_args(argv)
+    if args.verify:
+        problems = [problem for path in args.paths for problem in verify(Path(path))]
+        print("\n".join(problems) or "all is well")
+        return 1 if problems else 0
+    if len(args.paths) != 2:
+        raise UserError("SRC and DST are needed: where the data set is, and where it goes")
+    if args.size < 0 or not 1 <= args.quality <= 100 or args.per_shard < 1:
+        raise UserError("-size must not be negative, -quality from 1 to 100, -per_shard at least 1")
+    src, dst = (Path(path).expanduser() for path in args.paths)
+    options = {"dataset": args.dataset, "size": args.size, "quality": args.quality, "per_shard": args.per_shard}
+    info = pack(src, dst, **options, skip_bad=args.skip_bad)
+    for split, about in info["splits"].items():
+        num_images = sum(shard["images"] for shard in about["shards"])
+        num_bytes = sum(shard["size"] for shard in about["shards"])
+        print(f"{split}: {num_images:,} images, {num_bytes / 2**20:,.0f} MiB in {len(about['shards'])} files")
+        if about["bad"]:
+            print(f"  left out {len(about['bad'])}: {abridge(about['bad'], 5, '; ')}")
+    print(f"use it with -data_path {dst}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(lambda: sys.exit(main()))
