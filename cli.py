@@ -101,7 +101,7 @@ def start(mode: str, description: str, argv: Sequence[str] | None = None) -> Run
     if "PADDLE_TRAINER_ID" not in os.environ:
         launch.launch_if_needed(mode, args, argv, config.SAVE)
     launch.join()
-    _set_device(args.device, config.DETERMINISTIC)
+    set_device(args.device, config.DETERMINISTIC)
     distributed.init()
     resume_from = _find_resume(config, mode)
     directory = None
@@ -163,7 +163,8 @@ def _read_config(mode: str, args: argparse.Namespace):
     return config
 
 
-def _set_device(device: str | None, deterministic: bool) -> None:
+def set_device(device: str | None = None, deterministic: bool = False) -> None:
+    """Choose the CPU, or this rank's GPU (None: if there is one), and set the device's flags."""
     has_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if device == "gpu" and not has_gpu:
         raise UserError("-device gpu: Paddle sees no GPU (is paddlepaddle-gpu installed, and the driver?)")

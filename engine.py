@@ -40,7 +40,7 @@ def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) 
     if run.dry_run:
         return {}
     with StopRequest(run.log.say) as stop:
-        training = _Training(task, train_loader, eval_loader, run, plan, stop)
+        training = Training(task, train_loader, eval_loader, run, plan, stop)
         try:
             training.restore()
             return training.train()
@@ -48,7 +48,7 @@ def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) 
             training.close()
 
 
-class _Training:
+class Training:
     """The loop: what it works with, and where it stands.
 
     Attributes:
@@ -73,13 +73,18 @@ class _Training:
                 run.directory, lambda path, is_best: run.log.say(f"saved {path}" + (" (best)" if is_best else ""))
             )
 
+    def start(self) -> None:
+        """Make ready for updates; ranks get the same weights."""
+        self.model = distributed.wrap(self.task.model)
+        self.model.train()
+        self.clock = Throughput(self.step)
+        self.show = self.run.log.progress(self.plan.total_steps, self.step)
+        self.saved_at = time.monotonic()
+
     def train(self) -> dict[str, float]:
         """Train until the last epoch, and return the last metrics."""
         plan, sampler = self.plan, self.train_loader.sampler
-        self.model = distributed.wrap(self.task.model)
-        self.clock, self.show = Throughput(self.step), self.run.log.progress(plan.total_steps, self.step)
-        self.saved_at = time.monotonic()
-        self.model.train()
+        self.start()
         results: dict[str, float] = {}
         if plan.total_steps == 0:  # an untrained model is something to compare with
             self.save(is_best=False)
@@ -91,14 +96,14 @@ class _Training:
             self.images_done = None
             for update in range(first_update, plan.updates_per_epoch):
                 lr = plan.lr_at(self.step)
-                self._update(batches, update, lr)
+                self.update(batches, update, lr)
                 self.step += 1
                 self.clock.count(sampler.update_size(update))
                 results |= self._look_up(lr)
         self._finish()
         return results
 
-    def _update(self, batches: Iterator, update: int, lr: float) -> None:
+    def update(self, batches: Iterator, update: int, lr: float) -> None:
         """Do one optimizer update: the gradient of the mean loss over all images of all its micro-steps and ranks."""
         task, sampler, config = self.task, self.train_loader.sampler, self.run.config
         sizes = sampler.micro_sizes(update)

@@ -1,6 +1,6 @@
 """How much a model computes per image, and what share of a GPU's peak that is. No Paddle here.
 
-Multiply-accumulates (MAC) of the published formulas: one matrix product counts as rows x inner x columns, norms, biases,
+Multiply-accumulates (MAC) of the published formulas: a matrix product counts as rows x inner x columns; norms, biases,
 GELU and softmax as nothing. A training step is three forward passes' worth; one MAC is two FLOPs. As in published
 figures the patch projection counts all patches, although only the visible ones are projected here (0.9 % of ViT-Base).
 """

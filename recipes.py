@@ -144,7 +144,7 @@ def _evaluate_classifier(model: nn.Layer, batch: list) -> list[paddle.Tensor]:
 
 # ---- modes -------------------------------------------------------------------------------------
 
-_BUILDERS = {"PRETRAIN": build_pretrain, "FINETUNE": build_finetune, "LINEARPROBE": build_linearprobe}
+BUILDERS = {"PRETRAIN": build_pretrain, "FINETUNE": build_finetune, "LINEARPROBE": build_linearprobe}
 
 
 def train_or_evaluate(run: Run) -> dict[str, float]:
@@ -155,7 +155,7 @@ def train_or_evaluate(run: Run) -> dict[str, float]:
         return evaluate_only(run)
     train_loader = build_train_loader(run)
     eval_loader = None if run.config.MODEL.TYPE == "PRETRAIN" else build_eval_loader(run)
-    return fit(_BUILDERS[run.config.MODEL.TYPE](run), train_loader, eval_loader, run)
+    return fit(BUILDERS[run.config.MODEL.TYPE](run), train_loader, eval_loader, run)
 
 
 # ---- parts -------------------------------------------------------------------------------------

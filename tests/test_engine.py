@@ -90,7 +90,7 @@ def test_resume_continues_bit_by_bit(tiny_run, mode, stop):
         train_loader = loading.Loader(source, recipes.train_transform(run.config), sampler)
         if mode != "pretrain":
             eval_loader = loading.Loader(source, recipes.eval_transform(run.config), EvalSampler(20, 8))
-        task = recipes._BUILDERS[mode.upper()](run)
+        task = recipes.BUILDERS[mode.upper()](run)
         engine.fit(task, train_loader, eval_loader, run)
         return task
 

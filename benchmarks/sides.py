@@ -1,0 +1,137 @@
+"""What is timed: one step of ours, and one of a peer in torch, on the same synthetic batch. Imported by worker.py only.
+
+A side is a function (config, batch size) -> step, where step() does one update or one forward pass, and returns when
+the device is done.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+import runtime
+
+Step = Callable[[], None]
+
+
+def make_step(side: str, config, batch_size: int) -> Step:
+    """Build the step of a side: "ours" or "torch"; MODEL.TYPE and EVAL say which."""
+    shape = (batch_size, *_image_shape(config))
+    images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    labels = np.random.default_rng(1).integers(0, max(1, config.MODEL.NUM_CLASSES), batch_size)
+    return (_ours if side == "ours" else _torch)(config, images, labels)
+
+
+def _image_shape(config) -> tuple[int, int, int]:
+    size = config.DATA.IMAGE_SIZE
+    return (config.DATA.IMAGE_CHANNELS, *((size, size) if isinstance(size, int) else size))
+
+
+def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
+    import paddle
+
+    import cli
+    import recipes
+    from engine import Training
+    from guard import StopRequest
+    from metrics import RunLog
+    from plan import make_plan
+    from samplers import TrainSampler
+    from task import Run
+
+    cli.set_device()
+    run = Run(config, None, RunLog(None, quiet=True))
+    task = recipes.BUILDERS[config.MODEL.TYPE](run)
+    batch = [paddle.to_tensor(images), paddle.to_tensor(labels.astype(np.int64))]
+    synchronise = paddle.device.synchronize if paddle.device.is_compiled_with_cuda() else lambda: None
+    if config.EVAL:
+        task.model.eval()
+
+        def forward() -> None:
+            with paddle.no_grad():
+                task.model(batch[0])
+            synchronise()
+
+        return forward
+    loader = _OneBatch(batch, TrainSampler(len(images) * 1000, len(images)))
+    training = Training(task, loader, None, run, make_plan(config, loader), StopRequest(print))
+    training.start()
+    batches = loader.epoch()
+
+    def update() -> None:
+        training.update(batches, 0, 1e-4)
+        training.step += 1
+        synchronise()
+
+    return update
+
+
+class _OneBatch:
+    """A loader that gives the same batch again and again."""
+
+    source = None
+
+    def __init__(self, batch: list, sampler):
+        self._batch, self.sampler = batch, sampler
+
+    def epoch(self) -> Iterator[list]:
+        """Give it for ever."""
+        return itertools.repeat(self._batch)
+
+
+def _torch(config, images: np.ndarray, labels: np.ndarray) -> Step:
+    """Build transformers' ViTMAE, or its ViT classifier, with torch's AdamW."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(runtime.num_cores())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    inputs = {"pixel_values": torch.from_numpy(images).to(device)}
+    encoder, model = config.MODEL.ENCODER, config.MODEL
+    sizes = {
+        "hidden_size": encoder.EMBED_DIM,
+        "num_hidden_layers": encoder.DEPTH,
+        "num_attention_heads": encoder.NUM_HEADS,
+        "intermediate_size": int(encoder.EMBED_DIM * model.MLP_RATIO),
+        "image_size": images.shape[-1],
+        "patch_size": model.PATCH_SIZE,
+        "num_channels": images.shape[1],
+    }
+    if model.TYPE == "PRETRAIN":
+        decoder = model.DECODER
+        settings = transformers.ViTMAEConfig(
+            **sizes,
+            decoder_hidden_size=decoder.EMBED_DIM,
+            decoder_num_hidden_layers=decoder.DEPTH,
+            decoder_num_attention_heads=decoder.NUM_HEADS,
+            decoder_intermediate_size=int(decoder.EMBED_DIM * model.MLP_RATIO),
+            mask_ratio=model.MASK_RATIO,
+            norm_pix_loss=model.NORM_PIX_LOSS,
+        )
+        network = transformers.ViTMAEForPreTraining._from_config(settings, attn_implementation="sdpa")
+    else:
+        settings = transformers.ViTConfig(**sizes, num_labels=model.NUM_CLASSES)
+        network = transformers.ViTForImageClassification._from_config(settings, attn_implementation="sdpa")
+        inputs["labels"] = torch.from_numpy(labels).to(device)
+    network.to(device)
+    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+    if config.EVAL:
+        network.eval()
+        inputs.pop("labels", None)
+
+        def forward() -> None:
+            with torch.no_grad():
+                network(**inputs)
+            synchronise()
+
+        return forward
+    network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
+
+    def update() -> None:
+        network(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronise()
+
+    return update

@@ -1,0 +1,43 @@
+"""A process that holds one side of a comparison, and does steps when it is told to; see measure.py.
+
+Reads lines "SIDE CONFIG.yaml BATCH" first, then numbers of steps; answers each with one JSON line.
+"""
+
+import runtime
+
+runtime.prepare()
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.sides import make_step
+from config import get_config
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory that this process had, in MiB (Linux)."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
+    side, config_file, batch_size = sys.stdin.readline().split("\t")
+    before = peak_memory_mb()
+    step = make_step(side, get_config(config_file), int(batch_size))
+    for line in sys.stdin:
+        secs = []
+        for _ in range(int(line)):
+            started = time.perf_counter()
+            step()
+            secs.append(time.perf_counter() - started)
+        print(json.dumps({"secs": secs, "peak_mb": peak_memory_mb(), "start_mb": before}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
