@@ -132,7 +132,7 @@ class Training:
             if task.ema is not None:
                 task.ema.update(task.model)
         self.scaler.update()
-        task.optimizer.clear_grad()
+        task.optimizer.clear_grad(set_to_zero=False)  # frees them for the next activations
 
     def _look_up(self, lr: float) -> dict[str, float]:
         """Report, evaluate, save or stop, where it is time to; returns the new metrics."""

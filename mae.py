@@ -15,7 +15,7 @@ import paddle
 from paddle import nn
 
 from pos_embed import sincos_table
-from transformer import PatchEmbedding, Transformer, encoder_options, init_linear
+from transformer import Linear, PatchEmbedding, Transformer, encoder_options, init_linear
 
 _NORM_PIX_EPS = 1e-6
 
@@ -65,11 +65,11 @@ class MAEPretrain(nn.Layer):
         self.register_buffer("encoder_position_embedding", paddle.to_tensor(sincos_table(embed_dim, grid_hw)))
         self.encoder = Transformer(embed_dim, depth, num_heads, drop_path, **layer_options)
 
-        self.linear_projection = nn.Linear(embed_dim, decoder_dim)
+        self.linear_projection = Linear(embed_dim, decoder_dim)
         self.mask_token = self.create_parameter([1, 1, decoder_dim], default_initializer=token_init)
         self.register_buffer("decoder_position_embedding", paddle.to_tensor(sincos_table(decoder_dim, grid_hw)))
         self.decoder = Transformer(decoder_dim, decoder_depth, decoder_heads, **layer_options)
-        self.decoder_pred = nn.Linear(decoder_dim, patch_size**2 * in_channels)
+        self.decoder_pred = Linear(decoder_dim, patch_size**2 * in_channels)
         self._init_weights()
 
     def _init_weights(self) -> None:

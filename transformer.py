@@ -16,6 +16,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+import cpu_kernels
 from config import image_size_hw
 from pos_embed import sincos_table
 
@@ -58,11 +59,26 @@ class PatchEmbedding(nn.Layer):
     def project(self, patches: paddle.Tensor) -> paddle.Tensor:
         """Project patches [..., C*P*P] to tokens [..., D]."""
         weight = self.patch_embedding.weight
-        return F.linear(patches, weight.reshape([weight.shape[0], -1]).t(), self.patch_embedding.bias)
+        return linear(patches, weight.reshape([weight.shape[0], -1]).t(), self.patch_embedding.bias)
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Embed images [B, C, H, W] as tokens [B, N, D]."""
         return self.project(self.split(images))
+
+
+def linear(inputs: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
+    """Return inputs [..., in] times weight [in, out] plus bias [out], by the device's fastest way."""
+    if bias is not None and cpu_kernels.are_for(inputs):
+        return cpu_kernels.linear(inputs, weight, bias)
+    return F.linear(inputs, weight, bias)
+
+
+class Linear(nn.Linear):
+    """Paddle's layer, computed by `linear`."""
+
+    def forward(self, inputs: paddle.Tensor) -> paddle.Tensor:
+        """Transform inputs [..., in] to [..., out]."""
+        return linear(inputs, self.weight, self.bias)
 
 
 class Attention(nn.Layer):
@@ -72,8 +88,8 @@ class Attention(nn.Layer):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias_attr=None if qkv_bias else False)
-        self.out = nn.Linear(embed_dim, embed_dim)
+        self.qkv = Linear(embed_dim, 3 * embed_dim, bias_attr=None if qkv_bias else False)
+        self.out = Linear(embed_dim, embed_dim)
         self.attention_dropout = attention_dropout
         self.dropout = nn.Dropout(dropout)
 
@@ -85,12 +101,15 @@ class Attention(nn.Layer):
         """
         batch, num_tokens, dim = tokens.shape
         qkv = self.qkv(tokens).reshape([batch, num_tokens, 3, self.num_heads, self.head_dim])
-        if _has_fused_attention(qkv) and not return_logits:
+        drops = self.training and self.attention_dropout > 0
+        logits = None
+        if cpu_kernels.are_for(qkv) and not drops and not return_logits:
+            mixed = cpu_kernels.attention(qkv)  # [B, T, A, D/A]
+        elif _has_fused_attention(qkv) and not return_logits:
             query, key, value = qkv.unbind(axis=2)  # [B, T, A, D/A] each
             mixed = F.scaled_dot_product_attention(
                 query, key, value, dropout_p=self.attention_dropout if self.training else 0.0, training=self.training
             )
-            logits = None
         else:
             query, key, value = qkv.transpose([2, 0, 3, 1, 4]).unbind(axis=0)  # [B, A, T, D/A] each
             logits = paddle.matmul(query * self.head_dim**-0.5, key, transpose_y=True)  # [B, A, T, T]
@@ -120,8 +139,8 @@ class Mlp(nn.Layer):
     def __init__(self, embed_dim: int, mlp_ratio: float, dropout: float):
         super().__init__()
         hidden = int(embed_dim * mlp_ratio)
-        self.fc1 = nn.Linear(embed_dim, hidden)
-        self.fc2 = nn.Linear(hidden, embed_dim)
+        self.fc1 = Linear(embed_dim, hidden)
+        self.fc2 = Linear(hidden, embed_dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
@@ -247,9 +266,9 @@ class VisionTransformer(nn.Layer):
             self.classifier = nn.Identity()
         elif batch_norm_head:  # Paddle's momentum is the share of the old statistics: torch's 0.1
             norm = nn.BatchNorm1D(embed_dim, momentum=0.9, epsilon=1e-6, weight_attr=False, bias_attr=False)
-            self.classifier = nn.Sequential(norm, nn.Linear(embed_dim, num_classes))
+            self.classifier = nn.Sequential(norm, Linear(embed_dim, num_classes))
         else:
-            self.classifier = nn.Linear(embed_dim, num_classes)
+            self.classifier = Linear(embed_dim, num_classes)
         for layer in self.sublayers():
             if isinstance(layer, nn.Linear):
                 init_linear(layer, nn.initializer.Normal(std=0.02))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.model -cfg configs/vit_base_patch16_224_pretrain.yaml -batch_size 8 [-eval] [-peer torch]
 
-With `-peer torch`, transformers' model (ViTMAE, or ViT as a classifier; attention sdpa) does the same in a process of its
-own, in turns with ours, and the ratio of the medians is printed: below 1, ours is faster.
+With `-peer torch`, transformers' model (ViTMAE, or ViT as a classifier; attention sdpa) does the same in a process of
+its own, in turns with ours, and the ratio of the medians is printed: below 1, ours is faster.
 """
 
 import runtime
@@ -37,9 +37,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
         raise UserError("-batch_size, -pairs and -steps must be at least 1")
     config = get_config(args.cfg, [*args.opts, "EVAL", args.eval])
     architecture, mask_ratio = of_config(config), config.MODEL.MASK_RATIO
-    count = (
-        2 * flops.forward_macs(architecture, mask_ratio) if args.eval else flops.train_flops(architecture, mask_ratio)
-    )
+    forward = 2 * flops.forward_macs(architecture, mask_ratio)
+    count = forward if args.eval else flops.train_flops(architecture, mask_ratio)
     names = ["ours", "torch"] if args.peer else ["ours"]
     sides = [measure.Side(name, config, args.batch_size) for name in names]
     turns = measure.take_turns(sides, args.pairs, args.steps)

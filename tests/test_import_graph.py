@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
-    {"arguments", "encoded_images", "errors", "runtime"},
+    {"arguments", "cpu_kernels", "encoded_images", "errors", "runtime"},
     {"fast_jpeg", "heartbeat", "manifest", "packed_images", "safe_pickle", "samplers", "strict_config", "workers"},
     {"augment", "config", "datasets", "distributed", "download", "metrics", "mixup", "optim", "pos_embed"},
     {"stored_tensor"},

@@ -1,0 +1,82 @@
+"""The kernels for CPU against Paddle's own: values and every gradient; differences are roundings."""
+
+import paddle
+import paddle.nn.functional as F
+import pytest
+
+import cpu_kernels
+from tests.conftest import assert_close
+from transformer import Attention, Linear
+
+pytestmark = pytest.mark.quick
+
+
+def draw(*shape, scale=1.0):
+    tensor = paddle.randn(shape) * scale
+    tensor.stop_gradient = False
+    return tensor
+
+
+def compare(ours, theirs, inputs, relative=1e-5):
+    """Compare two functions and their gradients for a random gradient of the result."""
+    expected = theirs(*inputs)
+    grad = paddle.randn(expected.shape)
+    actual = ours(*inputs)
+    assert_close(actual.numpy(), expected.numpy(), relative)
+    grads = [paddle.grad(result, inputs, grad) for result in (actual, expected)]
+    for one, other in zip(*grads, strict=True):
+        assert_close(one.numpy(), other.numpy(), relative)
+
+
+@pytest.mark.parametrize("shape", [[7, 6], [2, 5, 6], [2, 3, 4, 6]])
+def test_linear(shape):
+    compare(cpu_kernels.linear, F.linear, [draw(*shape), draw(6, 5), draw(5)])
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1, 2), (0, 2)])
+def test_linear_gives_no_gradient_where_none_is_wanted(frozen):
+    inputs = [draw(3, 6), draw(6, 5), draw(5)]
+    for index in frozen:
+        inputs[index].stop_gradient = True
+    cpu_kernels.linear(*inputs).sum().backward()
+    assert [tensor.grad is None for tensor in inputs] == [index in frozen for index in range(3)]
+
+
+def plain_attention(qkv):
+    query, key, value = qkv.transpose([2, 0, 3, 1, 4]).unbind(axis=0)
+    scores = paddle.matmul(query * qkv.shape[-1] ** -0.5, key, transpose_y=True)
+    return paddle.matmul(F.softmax(scores, axis=-1), value).transpose([0, 2, 1, 3])
+
+
+@pytest.mark.parametrize(("batch", "tokens", "heads", "width"), [(3, 7, 2, 4), (1, 1, 1, 8), (2, 50, 12, 16)])
+@pytest.mark.parametrize("scale", [1.0, 30.0])  # with 30, scores reach hundreds: the exponential must not overflow
+def test_attention(batch, tokens, heads, width, scale):
+    compare(cpu_kernels.attention, plain_attention, [draw(batch, tokens, 3, heads, width, scale=scale)], 2e-5)
+
+
+def test_layers_take_them_on_cpu_and_plain_ones_elsewhere(monkeypatch):
+    paddle.seed(1)
+    attention, tokens = Attention(16, 2, True, 0.0, 0.0), draw(2, 5, 16)
+    linear = Linear(16, 4)
+    used = []
+    for name in ("linear", "attention"):
+        original = getattr(cpu_kernels, name)
+        monkeypatch.setattr(cpu_kernels, name, lambda *a, f=original, n=name: used.append(n) or f(*a))
+    here = attention(tokens), linear(tokens)
+    assert used == ["linear", "attention", "linear", "linear"]
+    monkeypatch.setattr(cpu_kernels, "are_for", lambda tensor: False)
+    there = attention(tokens), linear(tokens)
+    assert len(used) == 4
+    for one, other in zip(here, there, strict=True):
+        assert_close(one.numpy(), other.numpy(), 1e-5)
+
+
+def test_low_precision_and_traced_programs_go_without():
+    assert cpu_kernels.are_for(paddle.ones([1]))
+    assert not cpu_kernels.are_for(paddle.ones([1], "float16"))
+    linear = Linear(6, 5)
+    inputs = paddle.randn([3, 6])
+    for full_graph in (True, False):
+        spec = [paddle.static.InputSpec([None, 6])]
+        traced = paddle.jit.to_static(linear, input_spec=spec, full_graph=full_graph)
+        assert_close(traced(inputs).numpy(), F.linear(inputs, linear.weight, linear.bias).numpy(), 1e-6)
