@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from fast_jpeg import LazyJpeg
+from fast_jpeg import LazyJpeg, mirror
 
 BICUBIC = Image.Resampling.BICUBIC
 _MAX_LEVEL = 10.0
@@ -79,10 +79,10 @@ def resize_and_center_crop(image: Image.Image, size_hw: tuple[int, int], crop_pc
 def random_flip(
     image: Image.Image | np.ndarray, rng: np.random.Generator, prob: float = 0.5
 ) -> Image.Image | np.ndarray:
-    """Mirror left and right; of an array, a view."""
+    """Mirror left and right."""
     if rng.random() >= prob:
         return image
-    return image[:, ::-1] if isinstance(image, np.ndarray) else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return mirror(image) if isinstance(image, np.ndarray) else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def _draw_sides(

@@ -79,7 +79,7 @@ def describe_unreadable(source: Images, index: int, error: Exception) -> str:
     return f"{source.describe(index)}: cannot be read as an image ({one_line(error)})"
 
 
-class _Reader:
+class Reader:
     """Reads and transforms the images behind the keys (epoch, index) that the samplers deal. Without Paddle."""
 
     def __init__(self, source, pixels: Callable, channels: int, seed: int, bad_images: str, replaces: bool, fast: bool):
@@ -155,7 +155,7 @@ class Loader:
             fast_jpeg.check_installed()
         self._normalise = transform.normalise if is_split else lambda images: images
         is_training = isinstance(sampler, TrainSampler)
-        self._reader = _Reader(source, pixels, channels, seed, bad_images, is_training, fast)
+        self._reader = Reader(source, pixels, channels, seed, bad_images, is_training, fast)
         self._num_workers = num_workers
         self._pool: WorkerPool | None = None
 

@@ -77,7 +77,7 @@ def summarise(turns: list[list[float]], images_per_step: int) -> dict[str, float
 
 def ratio(ours: list[list[float]], other: list[list[float]]) -> dict[str, float]:
     """Return median, smallest and largest of ours / other over the pairs of turns."""
-    ratios = [statistics.median(one) / statistics.median(two) for one, two in zip(ours, other, strict=True)]
+    ratios = [sum(one) / sum(two) for one, two in zip(ours, other, strict=True)]
     return {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
 
 
