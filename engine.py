@@ -18,6 +18,7 @@ from paddle import nn
 
 import architecture
 import distributed
+import flops
 import training_state
 from config import amp_dtype
 from errors import UserError
@@ -27,6 +28,8 @@ from metrics import RunLog, Throughput
 from plan import Plan, describe_plan, make_plan
 from samplers import TrainSampler
 from task import Run, Task
+
+_MUCH_WAITING = 0.05  # share of the time that is told
 
 
 def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) -> dict[str, float]:
@@ -63,7 +66,12 @@ class Training:
     ):
         self.task, self.train_loader, self.eval_loader, self.run, self.plan = task, train_loader, eval_loader, run, plan
         self.scaler = paddle.amp.GradScaler(enable=_autocast_dtype(run.config, run.log) == "float16")
-        self.guard = Guard(run, train_loader, self.scaler.is_enable(), stop)
+        self.guard = Guard(run, train_loader, self.scaler.is_enable(), stop, defers=_reading_waits())
+        self.flops_per_image = flops.train_flops(architecture.of_config(run.config), run.config.MODEL.MASK_RATIO)
+        self.peak_flops = None
+        if _is_on_gpu():
+            peak = flops.peak_flops(paddle.device.cuda.get_device_name())
+            self.peak_flops = peak * distributed.world_size() if peak is not None else None
         self.step, self.best = run.config.TRAIN.LAST_EPOCH * plan.updates_per_epoch, -math.inf
         self.images_done: int | None = None
         self.owes_evaluation = False
@@ -79,7 +87,6 @@ class Training:
         self.model.train()
         self.clock = Throughput(self.step)
         self.show = self.run.log.progress(self.plan.total_steps, self.step)
-        self.saved_at = time.monotonic()
 
     def train(self) -> dict[str, float]:
         """Train until the last epoch, and return the last metrics."""
@@ -112,7 +119,8 @@ class Training:
         loss_sum = paddle.zeros([])
         for micro, size in enumerate(sizes):
             rng = _seed_micro_step(config.SEED, self.step, micro)
-            batch = next(batches)
+            with self.clock.waiting():
+                batch = next(batches)
             with distributed.no_sync(self.model, micro + 1 < len(sizes)):
                 with _autocast(config):
                     loss = task.loss(self.model, batch, rng)
@@ -141,10 +149,11 @@ class Training:
         done = 0 if updates_done else epochs_done  # at the end of an epoch only
         is_last = step == plan.total_steps
         saves = _is_due(done, config.SAVE_FREQ) or _is_due(step, config.SAVE_FREQ_STEPS) or is_last
-        saves = saves or guard.stops or guard.agree(_is_late(self.saved_at, config.SAVE_EVERY_MINUTES))
-        results = {}
-        if _is_due(step, config.REPORT_FREQ) or done or saves:
-            results = self._report(lr)
+        reports = _is_due(step, config.REPORT_FREQ) or done > 0
+        if reports or saves:
+            guard.settle()
+        saves = saves or guard.stops or guard.wants_save
+        results = self._report(lr) if reports or saves else {}
         evaluates = self.eval_loader is not None and (_is_due(done, config.VALIDATE_FREQ) or is_last)
         self.owes_evaluation = evaluates and guard.stops  # which may take longer than who asked to stop will wait
         if evaluates or saves:
@@ -171,13 +180,19 @@ class Training:
 
     def _report(self, lr: float) -> dict[str, float]:
         loss, norm = self.guard.pop()
-        rate, step, total = self.clock.rate(), self.step, self.plan.total_steps
+        (rate, wait), step, total = self.clock.rate(), self.step, self.plan.total_steps
         epoch = step / self.plan.updates_per_epoch
         values = {"epoch": epoch, "loss": loss, "lr": lr, "grad_norm": norm, "images_per_sec": round(rate, 1)}
+        values["data_wait"] = round(wait, 4)  # share of the time
+        text = f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.3e}  {rate:.0f} images/s"
+        if self.peak_flops is not None:
+            values["mfu"] = round(rate * self.flops_per_image / self.peak_flops, 4)
+            text += f"  MFU {values['mfu']:.1%}"
+        if wait >= _MUCH_WAITING:
+            text += f"  {wait:.0%} waiting for data"
         self.run.log.record("train", step, values)
         self.run.report_bad_images()
-        eta = self.clock.eta(step, total)
-        self.show(step, f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.3e}  {rate:.0f} images/s  eta {eta}")
+        self.show(step, f"{text}  eta {self.clock.eta(step, total)}")
         return {"loss": loss}
 
     def _judge(self) -> dict[str, float]:
@@ -200,7 +215,7 @@ class Training:
 
     def save(self, is_best: bool) -> None:
         """Copy the state, and have it written while the training goes on."""
-        self.saved_at = time.monotonic()
+        self.guard.note_save()
         if self.writer is None:
             return
         plan, task, config = self.plan, self.task, self.run.config
@@ -329,10 +344,19 @@ def _seed_micro_step(seed: int, step: int, micro: int) -> np.random.Generator:
     return np.random.default_rng(sequence)
 
 
+def _reading_waits() -> bool:
+    """Tell whether reading a number waits for a device that works on its own."""
+    return _is_on_gpu()
+
+
+def _is_on_gpu() -> bool:
+    return not paddle.device.get_device().startswith("cpu")
+
+
 def _autocast_dtype(config, log: RunLog | None = None) -> str | None:
     """Return the precision to compute in; on CPU, where Paddle has none but float32, None and one warning."""
     dtype = amp_dtype(config)
-    if dtype is not None and paddle.device.get_device().startswith("cpu"):
+    if dtype is not None and not _is_on_gpu():
         if log is not None:
             log.say(f"warning: -amp {dtype} has no effect on CPU, where Paddle computes in float32")
         return None
@@ -342,10 +366,6 @@ def _autocast_dtype(config, log: RunLog | None = None) -> str | None:
 def _autocast(config):
     dtype = _autocast_dtype(config)
     return paddle.amp.auto_cast(enable=dtype is not None, dtype=dtype or "float16", level="O1")
-
-
-def _is_late(saved_at: float, minutes: float | None) -> bool:
-    return minutes is not None and time.monotonic() - saved_at >= 60 * minutes
 
 
 def _is_due(count: int, every: int | None) -> bool:

@@ -1,5 +1,6 @@
 """What may end a run early: numbers that are not finite, and signals. All ranks decide alike."""
 
+import dataclasses
 import json
 import math
 import signal
@@ -60,26 +61,46 @@ class StopRequest:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Update:
+    """What is known of an update when it is launched; its numbers may still be under way on the device."""
+
+    step: int  # updates done with it
+    number: int  # in the epoch
+    lr: float
+    num_images: int  # of this rank
+    loss_sum: paddle.Tensor
+    norm: paddle.Tensor
+
+
 class Guard:
-    """Watches loss and gradient norm of every update, and adds up what reports show.
+    """Watches loss and gradient norm of every update, and lets all ranks agree on what must happen.
 
     TRAIN.NONFINITE says what happens where a number is infinite or not a number: "stop" ends the run, "skip" leaves
     the update out, at most TRAIN.MAX_SKIPS in a row. With fp16 the loss scaler leaves updates out by itself when the
     scale is too large for the gradients; those are no errors.
+
+    Reading a number makes the host wait for a GPU. So with "stop" on a GPU numbers are read at `settle` only, before
+    every report and every checkpoint: a run ends some updates late, and its checkpoints are good.
+
+    Attributes:
+        stops: a rank was asked to stop.
+        wants_save: SAVE_EVERY_MINUTES have passed on a rank.
     """
 
-    def __init__(self, run: Run, loader: Loader, has_scaler: bool, stop: StopRequest):
+    def __init__(self, run: Run, loader: Loader, has_scaler: bool, stop: StopRequest, defers: bool):
         self._run, self._config, self._loader, self._stop = run, run.config, loader, stop
         self._has_scaler = has_scaler
+        self._defers = defers and run.config.TRAIN.NONFINITE == "stop"
+        self._pending: list[_Update] = []
         self._loss_sum, self._num_images, self._norm = 0.0, 0, 0.0
         self._skipped = 0
-        self.stops = False
+        self._saved_at = time.monotonic()
+        self.stops = self.wants_save = False
 
-    def agree(self, mine: bool) -> bool:
-        """Tell whether any rank says so."""
-        if self._config.SAVE_EVERY_MINUTES is None:
-            return mine
-        return bool(distributed.sum_across_ranks(np.array([float(mine)]))[0])
+    def note_save(self) -> None:
+        """Count SAVE_EVERY_MINUTES from now."""
+        self._saved_at, self.wants_save = time.monotonic(), False
 
     def passes(
         self, loss_sum: paddle.Tensor, num_images: int, norm: paddle.Tensor, update: int, step: int, lr: float
@@ -96,30 +117,49 @@ class Guard:
         Raises:
             UserError: on all ranks, if the run must not go on.
         """
-        loss, norm = loss_sum.item(), norm.item()
-        is_bad = not math.isfinite(loss) or (not math.isfinite(norm) and not self._has_scaler)
-        ranks = np.zeros(distributed.world_size())
-        ranks[distributed.rank()] = is_bad
-        total = distributed.sum_across_ranks(
-            np.array([self._stop.requested, 0.0 if is_bad else loss, num_images, *ranks], np.float64)
-        )
-        self.stops = bool(total[0])
-        bad_ranks = [int(rank) for rank in np.flatnonzero(total[3:])]
-        if not bad_ranks:
-            self._loss_sum += total[1]
-            self._num_images += int(total[2])
-            self._norm, self._skipped = norm, 0
+        self._pending.append(_Update(step + 1, update, lr, num_images, loss_sum, norm))
+        return True if self._defers else self.settle()
+
+    def settle(self) -> bool:
+        """Read the numbers of the updates since the last call, and agree with the other ranks; see `passes`."""
+        updates, self._pending = self._pending, []
+        if not updates:
             return True
+        losses, norms = (
+            paddle.stack([getattr(update, name) for update in updates]).numpy() for name in ("loss_sum", "norm")
+        )
+        is_bad = ~np.isfinite(losses) | (~np.isfinite(norms) & (not self._has_scaler))
+        first_bad = np.zeros(distributed.world_size())  # of each rank, counted from 1; 0: none
+        first_bad[distributed.rank()] = is_bad.argmax() + 1 if is_bad.any() else 0
+        minutes = self._config.SAVE_EVERY_MINUTES
+        is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        loss_sum, num_images = losses[~is_bad].sum(dtype=np.float64), sum(update.num_images for update in updates)
+        total = distributed.sum_across_ranks(
+            np.array([self._stop.requested, is_late, loss_sum, num_images, *first_bad], np.float64)
+        )
+        self.stops, self.wants_save = bool(total[0]), bool(total[1])
+        first_bad = total[4:].astype(int)
+        if not first_bad.any():
+            self._loss_sum += total[2]
+            self._num_images += int(total[3])
+            self._norm, self._skipped = float(norms[-1]), 0
+            return True
+        index = first_bad[first_bad > 0].min() - 1
+        bad_ranks = [int(rank) for rank in np.flatnonzero(first_bad == index + 1)]
+        self._handle(updates[index], bad_ranks, losses[index], norms[index])
+        return False
+
+    def _handle(self, update: _Update, bad_ranks: list[int], loss: float, norm: float) -> None:
+        """Do what TRAIN.NONFINITE says about a bad update."""
         self._skipped += 1
-        file = self._describe(bad_ranks, update, step + 1, lr, loss, norm)
-        what = f"loss or gradient is not finite at update {step + 1} on ranks {bad_ranks}, lr {lr:.3g}"
+        file = self._describe(update, bad_ranks, loss, norm)
+        what = f"loss or gradient is not finite at update {update.step} on ranks {bad_ranks}, lr {update.lr:.3g}"
         advice = "Lower TRAIN.BASE_LR, set TRAIN.GRAD_CLIP, or use bf16 or float32 instead of fp16"
         if self._config.TRAIN.NONFINITE == "stop":
             raise UserError(f"{what}; the images are listed in {file}; checkpoints up to now are intact. {advice}")
         if self._skipped > self._config.TRAIN.MAX_SKIPS:
             raise UserError(f"{what}, and at the {self._skipped - 1} updates before; see {file}. {advice}")
         self._run.log.say(f"warning: {what}; the update is left out; the images are listed in {file}")
-        return False
 
     def pop(self) -> tuple[float, float]:
         """Return the mean loss over the images since the last call, and the last gradient norm."""
@@ -127,15 +167,21 @@ class Guard:
         self._loss_sum, self._num_images = 0.0, 0
         return loss, self._norm
 
-    def _describe(self, bad_ranks: list[int], update: int, step: int, lr, loss, norm) -> str:
+    def _describe(self, update: _Update, bad_ranks: list[int], loss: float, norm: float) -> str:
         """Write what is known of a bad update into the run directory; returns the file's name."""
-        name = f"nonfinite-{step:08d}.json"
+        name = f"nonfinite-{update.step:08d}.json"
         if self._run.directory is not None:
+            source, sampler = self._loader.source, self._loader.sampler
             images = {
-                rank: [self._loader.source.describe(i) for i in self._loader.sampler.indices(update, rank)]
-                for rank in bad_ranks
+                rank: [source.describe(index) for index in sampler.indices(update.number, rank)] for rank in bad_ranks
             }
-            values = {"step": step, "lr": lr, "ranks": bad_ranks, "loss": str(loss), "grad_norm": str(norm)}
+            values = {
+                "step": update.step,
+                "lr": update.lr,
+                "ranks": bad_ranks,
+                "loss": str(loss),
+                "grad_norm": str(norm),
+            }
             text = json.dumps({**values, "images": images}, indent=1)
             (self._run.directory / name).write_text(text, encoding="utf-8")
         return name

@@ -1,10 +1,11 @@
 """Counting what is right, and telling the user: run log, console, VisualDL."""
 
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -115,7 +116,7 @@ class Throughput:
         self._start_secs = self._last_secs = time.monotonic()
         self._first_step = first_step
         self._images = 0
-        self._paused_secs = 0.0
+        self._paused_secs = self._waited_secs = 0.0
 
     def count(self, num_images: int) -> None:
         """Note images of one update, of all ranks together."""
@@ -126,12 +127,20 @@ class Throughput:
         self._last_secs += secs
         self._paused_secs += secs
 
-    def rate(self) -> float:
-        """Return images per second since the last call."""
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time in this block as waiting for data."""
+        started = time.monotonic()
+        yield
+        self._waited_secs += time.monotonic() - started
+
+    def rate(self) -> tuple[float, float]:
+        """Return images per second, and the share of the time that was waiting for data, since the last call."""
         now = time.monotonic()
-        rate = self._images / max(now - self._last_secs, 1e-9)
-        self._last_secs, self._images = now, 0
-        return rate
+        secs = max(now - self._last_secs, 1e-9)
+        rate, wait = self._images / secs, self._waited_secs / secs
+        self._last_secs, self._images, self._waited_secs = now, 0, 0.0
+        return rate, wait
 
     def eta(self, step: int, total_steps: int) -> str:
         """Return the time left, "h:mm:ss"."""

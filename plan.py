@@ -6,6 +6,8 @@ import math
 from paddle import nn
 
 import distributed
+import flops
+from architecture import of_config
 from loading import Loader
 from optim import lr_at
 from samplers import TrainSampler
@@ -61,11 +63,13 @@ def describe_plan(plan: Plan, name: str, model: nn.Layer, sampler: TrainSampler,
     parameters = model.parameters()
     trainable = sum(math.prod(p.shape) for p in parameters if not p.stop_gradient)
     total = sum(math.prod(p.shape) for p in parameters)
-    data, train = config.DATA, config.TRAIN
+    data, train, architecture = config.DATA, config.TRAIN, of_config(config)
     lines = [
         f"{name}: {type(model).__name__}, {trainable:,} of {total:,} parameters train",
         f"data: {plan.num_images:,} images of {data.DATASET}, {data.IMAGE_SIZE} pixels, "
         f"{data.NUM_WORKERS} workers per process",
+        f"compute: {flops.forward_macs(architecture, config.MODEL.MASK_RATIO) / 1e9:.3g} GMAC per image forward, "
+        f"{flops.train_flops(architecture, config.MODEL.MASK_RATIO) / 1e9:.3g} GFLOP to train on it",
         f"batch: {data.BATCH_SIZE} per process x {sampler.accum_iter} accumulated x "
         f"{distributed.world_size()} processes = {plan.images_per_update} images per update",
         f"schedule: {plan.num_epochs} epochs x {plan.updates_per_epoch} updates = {plan.total_steps} steps, "
