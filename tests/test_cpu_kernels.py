@@ -50,7 +50,9 @@ def plain_attention(qkv):
 
 @pytest.mark.parametrize(("batch", "tokens", "heads", "width"), [(3, 7, 2, 4), (1, 1, 1, 8), (2, 50, 12, 16)])
 @pytest.mark.parametrize("scale", [1.0, 30.0])  # with 30, scores reach hundreds: the exponential must not overflow
-def test_attention(batch, tokens, heads, width, scale):
+@pytest.mark.parametrize("at_once", [1, 2 * 7 * 7 * 2, 1 << 20])  # one image, two, all
+def test_attention(monkeypatch, batch, tokens, heads, width, scale, at_once):
+    monkeypatch.setattr(cpu_kernels, "_SCORES_AT_ONCE", at_once)
     compare(cpu_kernels.attention, plain_attention, [draw(batch, tokens, 3, heads, width, scale=scale)], 2e-5)
 
 

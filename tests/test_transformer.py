@@ -90,7 +90,7 @@ def test_attention_logits_come_from_the_same_computation():
     tokens = paddle.rand([2, 5, 16])
     plain = model.encoder.layers[0](tokens)
     with_logits, logits = model.encoder.layers[0](tokens, return_logits=True)
-    assert_close(plain.numpy(), with_logits.numpy(), 1e-6)  # on CPU, plain attention is computed image by image
+    assert_close(plain.numpy(), with_logits.numpy(), 1e-6)  # on CPU, plain attention is computed otherwise
     assert logits.shape == [2, 2, 5, 5]
 
 
