@@ -19,6 +19,7 @@ from paddle import nn
 import architecture
 import distributed
 import flops
+import runtime
 import training_state
 from config import amp_dtype
 from errors import UserError
@@ -83,6 +84,7 @@ class Training:
 
     def start(self) -> None:
         """Make ready for updates; ranks get the same weights."""
+        runtime.keep_large_blocks()
         self.model = distributed.wrap(self.task.model)
         self.model.train()
         self.clock = Throughput(self.step)
@@ -320,6 +322,7 @@ def evaluate(task: Task, loader: Loader, run: Run) -> dict[str, float]:
 
     Averaged weights (EMA) are evaluated in place of the model's own, where the task keeps them.
     """
+    runtime.keep_large_blocks()
     if task.ema is not None:
         task.ema.swap(task.model)
     task.model.eval()

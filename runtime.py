@@ -21,14 +21,12 @@ _changed: dict[str, str] = {}
 
 
 def prepare(num_threads: int | None = None) -> dict[str, str]:
-    """Set thread counts, the maths library's dispatch and the allocator for CPU work.
+    """Set thread counts and the maths library's dispatch for CPU work.
 
     - Threads: the maths library uses all cores that this process may run on, shared among the ranks of
       this machine. OMP_NUM_THREADS stays at Paddle's 1: more was not faster, and Paddle warns of it.
     - AMD: the MKL inside the Paddle wheel (2019 update 5) takes a slow path on AMD processors
       unless MKL_DEBUG_CPU_TYPE=5 is set.
-    - Memory: large temporaries are kept by the allocator instead of being returned to the system and
-      faulted in again at every operation.
 
     Args:
         num_threads: threads for this process; default: cores / local ranks.
@@ -51,7 +49,6 @@ def prepare(num_threads: int | None = None) -> dict[str, str]:
     changed = {key: value for key, value in wanted.items() if key not in os.environ}
     os.environ.update(changed)
     _changed.update(changed)
-    _keep_large_blocks()
     # Paddle says these at import and at each batch norm; neither tells a user of ours anything.
     for message in ("No ccache found", "When training, we now always track"):
         warnings.filterwarnings("ignore", message=message)
@@ -83,8 +80,12 @@ def _is_amd() -> bool:
         return False
 
 
-def _keep_large_blocks() -> None:
-    if not sys.platform.startswith("linux"):
+def keep_large_blocks() -> None:
+    """Have the C allocator keep large temporaries instead of returning them to the system after every operation.
+
+    For a loop whose steps are alike, and to be called when its model is built: what building it freed is not kept.
+    """
+    if os.environ.get("MAE_RUNTIME") == "0" or not sys.platform.startswith("linux"):
         return
     try:
         libc = ctypes.CDLL(None)

@@ -46,6 +46,7 @@ def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
     synchronise = paddle.device.synchronize if paddle.device.is_compiled_with_cuda() else lambda: None
     if config.EVAL:
         task.model.eval()
+        runtime.keep_large_blocks()
 
         def forward() -> None:
             with paddle.no_grad():

@@ -1,0 +1,50 @@
+"""The benchmarks run, and say what they measured; no test asks how fast."""
+
+import json
+
+import pytest
+
+from benchmarks import loader, measure, model, train
+
+
+def test_model_steps_of_both_sides(tiny_yaml, tmp_path):
+    pytest.importorskip("transformers")
+    flags = ["-batch_size", "4", "-pairs", "1", "-steps", "2", "-peer", "torch", "-json", str(tmp_path / "rows.jsonl")]
+    for mode, extra in (("pretrain", []), ("finetune", ["-eval"]), ("finetune", [])):
+        rows = model.main(["-cfg", tiny_yaml(mode), *flags, *extra])
+        assert [row["side"] for row in rows] == ["ours", "torch"]
+        assert all(row["images_per_sec"] > 0 and row["peak_mb"] > 50 for row in rows)
+        assert 0 < rows[1]["ours/ratio_min"] <= rows[1]["ours/ratio"] <= rows[1]["ours/ratio_max"]
+    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert lines[0]["environment"]["versions"]["numpy"]
+
+
+def test_loader_against_a_plain_one(tiny_yaml, image_folder, tmp_path, capsys):
+    from tools import pack_dataset
+
+    pack_dataset.main([str(image_folder), str(tmp_path / "packed"), "-size", "16"])
+    flags = ["-data_path", str(image_folder), "-packed", str(tmp_path / "packed"), "-pairs", "1", "-steps", "1"]
+    rows = loader.main([*flags, "-cfg", tiny_yaml("pretrain")])
+    assert [row["side"] for row in rows] == ["plain", "files, exact", "files, fast", "packed, exact", "packed, fast"]
+    assert rows[0]["ratio"] == 1.0
+    assert all(0 < row["difference"] < 20 for row in rows if "fast" in row["side"])  # the photos are noise
+    assert "images_per_sec" in capsys.readouterr().out
+
+
+def test_whole_runs(tiny_yaml):
+    rows = train.main(
+        ["-cfg", tiny_yaml("pretrain"), "-dataset", "synthetic", "-pairs", "1", "-opts", "DATA.BATCH_SIZE", "64"]
+    )
+    assert rows[0]["processes"] == 1
+    assert rows[0]["images_per_sec"] > 0
+    assert 0 <= rows[0]["data_wait"] < 1
+
+
+def test_ratios_and_medians():
+    assert measure.summarise([[1.0, 3.0], [2.0]], 8)["images_per_sec"] == 4.0
+    assert measure.ratio([[1.0, 1.0], [3.0]], [[2.0, 2.0], [1.0]]) == {
+        "ratio": 1.75,
+        "ratio_min": 0.5,
+        "ratio_max": 3.0,
+    }
