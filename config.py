@@ -83,6 +83,8 @@ _C.TRAIN.CROP_SCALE = None  # new: area of a random crop; None: [0.2, 1] to pret
 _C.TRAIN.FLIP_PROB = 0.5  # new
 _C.TRAIN.SMOOTHING = 0.1
 _C.TRAIN.COLOR_JITTER = 0.4  # used where neither AUTO_AUGMENT nor RAND_AUGMENT is
+_C.TRAIN.RECOMPUTE = False  # new: less memory and more time: blocks are computed again in the backward pass
+_C.TRAIN.AUG_REPEATS = 1  # new: draw an epoch's images from a part of the set, each so often, augmented anew
 _C.TRAIN.AUTO_AUGMENT = False  # takes the place of RAND_AUGMENT
 _C.TRAIN.RAND_AUGMENT = True
 _C.TRAIN.RAND_AUGMENT_LAYERS = 2
@@ -250,7 +252,7 @@ def _check_model(config: CfgNode, require) -> None:
 
 def _check_train(train: CfgNode, require) -> None:
     require(train.OPTIMIZER.NAME in OPTIMIZERS, "TRAIN.OPTIMIZER.NAME", f"must be one of {', '.join(OPTIMIZERS)}")
-    for key in ("LINEAR_SCALED_LR", "RAND_AUGMENT_LAYERS"):
+    for key in ("LINEAR_SCALED_LR", "RAND_AUGMENT_LAYERS", "AUG_REPEATS"):
         require(train[key] >= 1, f"TRAIN.{key}", "must be at least 1")
     for key in (
         "NUM_EPOCHS",

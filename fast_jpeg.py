@@ -28,6 +28,7 @@ class LazyJpeg:
 
     def __init__(self, data: bytes, size: tuple[int, int], channels: int):
         self.size, self._data, self._channels = size, data, channels
+        self._whole: np.ndarray | None = None  # for the next crop
 
     def crop_and_resize(self, box: tuple[int, int, int, int], size_hw: tuple[int, int]) -> np.ndarray:
         """Return the pixels uint8 [H, W, C] of a box (left, top, right, bottom), resized.
@@ -50,11 +51,13 @@ class LazyJpeg:
 
     def _decode(self, needed_hw: tuple[float, float]) -> np.ndarray:
         """Decode whole, or at a scale of a half or less that has the needed height and width; others cost more time."""
+        if self._whole is not None:
+            return self._whole
         width, height = self.size
         shrinks = height >= 2 * needed_hw[0] and width >= 2 * needed_hw[1]
         least_hw = [math.ceil(needed) for needed in needed_hw] if shrinks else [height, width]
         try:
-            return _modules()[0].decode_jpeg(
+            pixels = _modules()[0].decode_jpeg(
                 self._data,
                 colorspace=_COLORSPACES[self._channels],
                 fastdct=True,
@@ -66,7 +69,10 @@ class LazyJpeg:
         except ValueError:  # what only Pillow can read, or can say what is wrong with
             with Image.open(io.BytesIO(self._data)) as image:
                 pixels = np.asarray(image.convert("L" if self._channels == 1 else "RGB"))
-            return pixels.reshape(*pixels.shape[:2], self._channels)
+            pixels = pixels.reshape(*pixels.shape[:2], self._channels)
+        if pixels.shape[:2] == (height, width):
+            self._whole = pixels
+        return pixels
 
 
 def open_jpeg(data: bytes, channels: int) -> LazyJpeg | None:

@@ -80,21 +80,21 @@ def describe_unreadable(source: Images, index: int, error: Exception) -> str:
 
 
 class Reader:
-    """Reads and transforms the images behind the keys (epoch, index) that the samplers deal. Without Paddle."""
+    """Reads and transforms the images behind the keys (epoch, index[, repeat]) of the samplers. Without Paddle."""
 
     def __init__(self, source, pixels: Callable, channels: int, seed: int, bad_images: str, replaces: bool, fast: bool):
         self._source, self._pixels, self._channels, self._seed = source, pixels, channels, seed
         self._bad_images, self._replaces, self._fast = bad_images, replaces, fast
+        self._last: tuple[int, object] = (-1, None)  # repeats of an image follow each other
 
-    def sample(self, key: tuple[int, int]) -> tuple[np.ndarray | None, int, list[str]]:
+    def sample(self, key: tuple[int, ...]) -> tuple[np.ndarray | None, int, list[str]]:
         """Return an image's array (None: left out), its label, and what was wrong with which image."""
-        epoch, index = key
-        notes = []
+        index, notes = key[1], []
         for other in range(index, index + _MOST_BAD_IN_A_ROW):
             other %= len(self._source)
             try:
                 image = self._open(other)
-                array = self._pixels(image, np.random.default_rng([self._seed, epoch, index]))
+                array = self._pixels(image, np.random.default_rng([self._seed, *key]))
                 return array, int(self._source.labels[other]), notes
             except Exception as error:
                 notes.append(describe_unreadable(self._source, other, error))
@@ -105,10 +105,12 @@ class Reader:
         raise UserError(f"{notes[0]}, and neither can the {_MOST_BAD_IN_A_ROW - 1} after it")
 
     def _open(self, index: int) -> Image.Image | fast_jpeg.LazyJpeg:
-        jpeg = fast_jpeg.open_jpeg(self._source.read(index), self._channels) if self._fast else None
-        return read_image(self._source, index, self._channels) if jpeg is None else jpeg
+        if self._last[0] != index:
+            jpeg = fast_jpeg.open_jpeg(self._source.read(index), self._channels) if self._fast else None
+            self._last = (index, read_image(self._source, index, self._channels) if jpeg is None else jpeg)
+        return self._last[1]
 
-    def fill(self, keys: list[tuple[int, int]], out: np.ndarray) -> tuple[list[int], list[str]]:
+    def fill(self, keys: list[tuple[int, ...]], out: np.ndarray) -> tuple[list[int], list[str]]:
         """Write a batch to `out` [B, ...]; returns the labels of what is there, and notes."""
         labels, notes = [], []
         for key in keys:

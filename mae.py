@@ -35,7 +35,7 @@ class MAEPretrain(nn.Layer):
         mask_ratio: share of the patches that is hidden.
         norm_pix_loss: reconstruct pixels normalised per patch (Sec. 3 "Reconstruction target").
         drop_path: rate of the encoder's last layer; 0 in the paper.
-        layer_options: `mlp_ratio`, `qkv_bias`, `dropout`, `attention_dropout` of each layer.
+        layer_options: `mlp_ratio`, `qkv_bias`, `dropout`, `attention_dropout` of each layer, `recompute`.
     """
 
     def __init__(

@@ -8,9 +8,11 @@ from paddle import nn
 import distributed
 import flops
 from architecture import of_config
+from config import amp_dtype
 from loading import Loader
 from optim import lr_at
 from samplers import TrainSampler
+from transformer import describe_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,9 @@ def describe_plan(plan: Plan, name: str, model: nn.Layer, sampler: TrainSampler,
         f"learning rate: {train.BASE_LR} x {plan.images_per_update} / {train.LINEAR_SCALED_LR} = {plan.peak_lr:.6g} "
         f"at its peak, then cosine to {plan.end_lr:g}",
     ]
+    towers = [tower for tower in (architecture.encoder, architecture.decoder) if tower is not None]
+    kernel = describe_attention(amp_dtype(config), [tower.width // tower.heads for tower in towers])
+    lines.append(f"attention: {kernel}")
     wanted = train.TOTAL_BATCH_SIZE
     if wanted is not None and wanted != plan.images_per_update:
         per_step = data.BATCH_SIZE * distributed.world_size()

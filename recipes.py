@@ -224,6 +224,7 @@ def build_train_loader(run: Run) -> loading.Loader:
         world_size=distributed.world_size(),
         seed=config.SEED,
         drop_last=config.DATA.DROP_LAST,
+        repeats=config.TRAIN.AUG_REPEATS,
     )
     return _loader(run, source, train_transform(config), sampler)
 

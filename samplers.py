@@ -14,6 +14,9 @@ class TrainSampler:
     every rank has a contiguous share of it, cut into micro-steps of `batch_size`. The last update of an epoch is
     smaller, or left out with `drop_last`. So the same images make an update, however they are dealt. An epoch that was
     begun with another E goes on with the images that are left.
+
+    With `repeats`, an epoch takes a part of the images only, and each of them so often, one after the other: each time
+    augmented anew, and decoded once (arXiv 1901.09335).
     """
 
     def __init__(
@@ -26,11 +29,12 @@ class TrainSampler:
         world_size: int = 1,
         seed: int = 0,
         drop_last: bool = False,
+        repeats: int = 1,
     ):
         self.num_images, self.batch_size, self.accum_iter = num_images, batch_size, accum_iter
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.images_per_update = batch_size * accum_iter * world_size
-        self.drop_last = drop_last
+        self.drop_last, self.repeats = drop_last, repeats
         self.updates_per_epoch = self.updates_left(0)
         if self.updates_per_epoch == 0:
             raise UserError(
@@ -69,21 +73,27 @@ class TrainSampler:
 
     def indices(self, update: int, rank: int) -> list[int]:
         """Return the images of one rank in an update of the epoch that is dealt."""
-        return self._share(self._order(), update, rank).tolist()
+        return self._order()[self._places(update, rank)].tolist()
 
     def _order(self) -> np.ndarray:
-        return np.random.default_rng([self.seed, self._epoch]).permutation(self.num_images)
+        order = np.random.default_rng([self.seed, self._epoch]).permutation(self.num_images)
+        return order if self.repeats == 1 else np.repeat(order, self.repeats)[: self.num_images]
 
-    def _share(self, order: np.ndarray, update: int, rank: int) -> np.ndarray:
+    def _places(self, update: int, rank: int) -> np.ndarray:
+        """Return where in the epoch's order the images of one rank in an update are."""
         start = self.images_before(update)
-        return np.array_split(order[start : start + self.update_size(update)], self.world_size)[rank]
+        return np.array_split(np.arange(start, start + self.update_size(update)), self.world_size)[rank]
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def _key(self, index: int, place: int) -> tuple[int, ...]:
+        return (self._epoch, index) if self.repeats == 1 else (self._epoch, index, place % self.repeats)
+
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         order = self._order()
         for update in range(self._first_update, self.updates_per_epoch):
-            share = self._share(order, update, self.rank)
-            for first in range(0, len(share), self.batch_size):
-                yield [(self._epoch, int(index)) for index in share[first : first + self.batch_size]]
+            places = self._places(update, self.rank).tolist()
+            keys = [self._key(int(order[place]), place) for place in places]
+            for first in range(0, len(keys), self.batch_size):
+                yield keys[first : first + self.batch_size]
 
     def __len__(self) -> int:
         return sum(len(self.micro_sizes(update)) for update in range(self._first_update, self.updates_per_epoch))

@@ -15,12 +15,14 @@ import math
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
+from paddle.distributed import fleet
 
 import cpu_kernels
 from config import image_size_hw
 from pos_embed import sincos_table
 
 LAYER_NORM_EPS = 1e-6
+_FUSED_CAPABILITY = 8  # Ampere
 
 
 class PatchEmbedding(nn.Layer):
@@ -125,7 +127,26 @@ def _has_fused_attention(tensor: paddle.Tensor) -> bool:
     Paddle 2.6 chooses its flash kernel on older GPUs, too, and fails there.
     """
     is_low = tensor.dtype in (paddle.float16, paddle.bfloat16)
-    return is_low and tensor.place.is_gpu_place() and _compute_capability() >= 8
+    return is_low and tensor.place.is_gpu_place() and _compute_capability() >= _FUSED_CAPABILITY
+
+
+def describe_attention(dtype: str | None, head_dims: list[int]) -> str:
+    """Say which attention will be computed on the current device, and why it is not a faster one.
+
+    Args:
+        dtype: of automatic mixed precision, "float16" or "bfloat16"; None: float32.
+        head_dims: D / A of each stack.
+    """
+    if paddle.device.get_device() == "cpu":
+        return "in pieces that fit the cache"
+    if dtype is None:
+        return "plain, as scores in float32 have no fused kernel here; -amp bf16 does"
+    if _compute_capability() < _FUSED_CAPABILITY:
+        return f"plain, as the GPU's compute capability {_compute_capability()} is below {_FUSED_CAPABILITY}"
+    odd = [size for size in head_dims if size % 8 or size > 256]
+    if odd:
+        return f"Paddle's choice, as heads {odd} wide do not fit flash attention (multiples of 8 up to 256 do)"
+    return f"flash, {dtype}"
 
 
 @functools.cache
@@ -194,7 +215,10 @@ class TransformerLayer(nn.Layer):
 
 
 class Transformer(nn.Layer):
-    """A stack of layers, whose drop path grows linearly from 0 to `drop_path`, and a norm unless `final_norm=False`."""
+    """A stack of layers, whose drop path grows linearly from 0 to `drop_path`, and a norm unless `final_norm=False`.
+
+    With `recompute`, training keeps the input of each layer only, and computes the rest again in the backward pass.
+    """
 
     def __init__(
         self,
@@ -203,9 +227,11 @@ class Transformer(nn.Layer):
         num_heads: int,
         drop_path: float = 0.0,
         final_norm: bool = True,
+        recompute: bool = False,
         **layer_options,
     ):
         super().__init__()
+        self.recompute = recompute
         rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
         self.layers = nn.LayerList(
             [TransformerLayer(embed_dim, num_heads, drop_path=rate, **layer_options) for rate in rates]
@@ -215,7 +241,8 @@ class Transformer(nn.Layer):
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         """Transform tokens [B, T, D]."""
         for layer in self.layers:
-            tokens = layer(tokens)
+            recomputes = self.recompute and self.training
+            tokens = fleet.utils.recompute(layer, tokens) if recomputes else layer(tokens)
         return tokens if self.norm is None else self.norm(tokens)
 
 
@@ -235,7 +262,7 @@ class VisionTransformer(nn.Layer):
         global_pool: classify the normalised mean of the patch tokens, not the class token.
         batch_norm_head: put a batch norm without affine parameters before the classifier (linear probe).
         drop_path: rate of the last layer.
-        layer_options: `mlp_ratio`, `qkv_bias`, `dropout`, `attention_dropout` of each layer.
+        layer_options: `mlp_ratio`, `qkv_bias`, `dropout`, `attention_dropout` of each layer, `recompute`.
     """
 
     def __init__(
@@ -330,6 +357,7 @@ def encoder_options(config) -> dict:
         "qkv_bias": model.QKV_BIAS,
         "dropout": model.DROPOUT,
         "attention_dropout": model.ATTENTION_DROPOUT,
+        "recompute": config.TRAIN.RECOMPUTE,
     }
 
 

@@ -406,3 +406,22 @@ def test_the_rest_of_an_epoch_is_dealt_once(first, then):
             assert sum(sizes) == len(own)
             dealt += own
         assert len(set(dealt)) == len(dealt) > 23 - then[1]  # fewer images than ranks are left out
+
+
+@pytest.mark.parametrize("mode", ["pretrain", "finetune"])
+def test_recomputation_changes_no_bit(tiny_run, mode):
+    """Finetuning drops paths and tokens at random: what is computed again must draw the same."""
+    results, passes = [], []
+    for recomputes in (False, True):
+        run = tiny_run(mode, "TRAIN.NUM_EPOCHS", 1, "MODEL.DROPOUT", 0.1, "TRAIN.RECOMPUTE", recomputes)
+        task = recipes.BUILDERS[mode.upper()](run)
+        passes.append(0)
+
+        def count(layer, inputs):
+            passes[-1] += 1
+
+        task.model.encoder.layers[0].register_forward_pre_hook(count)
+        engine.fit(task, recipes.build_train_loader(run), None, run)
+        results.append(weights(task))
+    assert all(np.array_equal(results[0][name], results[1][name]) for name in results[0])
+    assert passes[1] == 2 * passes[0] > 0

@@ -211,3 +211,21 @@ def test_check_dataset_reports(image_folder, damaged_folder, tmp_path, capsys):
     assert "no such directory" in values["val"]["problems"][0]
     with pytest.raises(UserError, match="-dataset mnist: must be one of"):
         check_dataset.main(["-dataset", "mnist"])
+
+
+def test_repeats_are_the_same_images_augmented_anew_and_decoded_once(image_folder, monkeypatch):
+    source = open_folder(image_folder)
+    sampler = TrainSampler(24, 6, seed=1, repeats=3)
+    keys = [key for batch in sampler for key in batch]
+    assert len(keys) == len(set(keys)) == 24
+    assert [key[2] for key in keys] == [0, 1, 2] * 8
+    assert len({key[1] for key in keys}) == 8
+    reads = []
+    monkeypatch.setattr(loading, "read_image", lambda s, i, c, f=loading.read_image: reads.append(i) or f(s, i, c))
+    images = np.concatenate([b[0].numpy() for b in loading.Loader(source, noisy, sampler, seed=1).epoch(0)])
+    assert len(reads) <= 8 + 1  # and one to learn the shape
+    assert len(np.unique(images.reshape(24, -1), axis=0)) == 24
+    half = [TrainSampler(24, 3, rank=rank, world_size=2, seed=1, repeats=3) for rank in (0, 1)]
+    both = [sorted(a + b) for a, b in zip(*half, strict=True)]
+    assert both == [sorted(batch) for batch in sampler]  # as many ranks as one likes
+    assert sampler.indices(0, 0) == [key[1] for key in keys[:6]]

@@ -1,7 +1,10 @@
+import re
+
 import numpy as np
 import paddle
 import pytest
 
+import transformer
 from config import get_config
 from mae import build_mae_pretrain
 from pos_embed import resize_table, sincos_table
@@ -137,3 +140,19 @@ def test_resize_table():
         resize_table(flat, (5, 7))
     with pytest.raises(ValueError, match="does not fit"):
         resize_table(flat, (5, 7), (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype", "dims", "said"),
+    [
+        ("cpu", 0, None, [64], "in pieces that fit the cache"),
+        ("gpu:0", 8, None, [64], "plain, as scores in float32"),
+        ("gpu:0", 7, "float16", [64], "plain, as the GPU's compute capability 7 is below 8"),
+        ("gpu:0", 9, "bfloat16", [64, 12], r"Paddle's choice, as heads \[12\] wide"),
+        ("gpu:0", 9, "bfloat16", [64, 32], "flash, bfloat16"),
+    ],
+)
+def test_the_kind_of_attention_is_told_with_its_reason(monkeypatch, device, capability, dtype, dims, said):
+    monkeypatch.setattr(paddle.device, "get_device", lambda: device)
+    monkeypatch.setattr(transformer, "_compute_capability", lambda: capability)
+    assert re.match(said, transformer.describe_attention(dtype, dims))
