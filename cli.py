@@ -14,6 +14,7 @@ import paddle
 import distributed
 import launch
 import training_state
+import workers
 from arguments import Parser
 from config import get_config
 from errors import UserError
@@ -138,6 +139,8 @@ def run(main: Callable[[], object]) -> None:
     except Exception:
         launch.note_end(1, traceback.format_exc())
         raise
+    finally:
+        workers.kill_all()
 
 
 def _read_config(mode: str, args: argparse.Namespace):
@@ -194,7 +197,8 @@ def _find_resume(config, mode: str) -> Path | None:
 def _find_on_main(path: Path) -> Path:
     """Let the first rank look which checkpoint is whole, and the others take the same one."""
     found = training_state.find(path) if distributed.is_main() else None
-    step = int(distributed.sum_across_ranks(np.array([found.name.rpartition("-")[2] if found else 0], np.float64))[0])
+    own_step = training_state.read_state(found)["step"] if found else 0
+    step = int(distributed.sum_across_ranks(np.array([own_step], np.float64))[0])
     if found is None:
         found = path if training_state.is_checkpoint(path) else path / f"step-{step:08d}"
     return found

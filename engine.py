@@ -273,6 +273,8 @@ class Training:
         self.best = -math.inf if state.get("best") is None else state["best"]
         self.owes_evaluation = self.eval_loader is not None and state.get("owes_evaluation", False)
         self.step, self.images_done = _position(state, plan, self.train_loader.sampler)
+        if state.get("images_done") and self.images_done is None:  # too few are left for an update: the epoch is over
+            self.owes_evaluation = self.eval_loader is not None
         log.say(f"resumed {directory} after {self.step} of {plan.total_steps} updates")
         then = (state.get("ranks"), state.get("images_per_update"))
         now = (distributed.world_size(), plan.images_per_update)
@@ -313,7 +315,7 @@ def _position(state: dict, plan: Plan, sampler: TrainSampler) -> tuple[int, int 
     if state["images_done"] == 0:
         return state["epoch"] * plan.updates_per_epoch, None
     left = sampler.updates_left(state["images_done"])
-    return (state["epoch"] + 1) * plan.updates_per_epoch - left, state["images_done"]
+    return (state["epoch"] + 1) * plan.updates_per_epoch - left, state["images_done"] if left else None
 
 
 @paddle.no_grad()
@@ -337,6 +339,8 @@ def evaluate(task: Task, loader: Loader, run: Run) -> dict[str, float]:
         task.ema.swap(task.model)
     run.report_bad_images()
     *totals, num_images = distributed.sum_across_ranks(np.array([*totals.numpy(), num_images]))
+    if num_images == 0:
+        raise UserError(f"{loader.source.origin}: none of its images can be read")
     return {name: float(total / num_images) for name, total in zip(task.metrics, totals, strict=True)}
 
 

@@ -16,6 +16,7 @@ from loading import Loader
 from task import Run
 
 _SAME_SIGNAL_SECS = 2.0  # signals that follow each other so closely are one
+_SETTLE_SECS = 5.0
 EXIT_STOPPED = 75  # of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)
 
 
@@ -80,8 +81,9 @@ class Guard:
     the update out, at most TRAIN.MAX_SKIPS in a row. With fp16 the loss scaler leaves updates out by itself when the
     scale is too large for the gradients; those are no errors.
 
-    Reading a number makes the host wait for a GPU. So with "stop" on a GPU numbers are read at `settle` only, before
-    every report and every checkpoint: a run ends some updates late, and its checkpoints are good.
+    Reading a number makes the host wait for a GPU. So with "stop" on a GPU numbers are read at `settle` only: before
+    every report and every checkpoint, when a single process is asked to stop, and every five seconds or so where ranks
+    must agree on it. A run with bad numbers ends some updates late, and its checkpoints are good.
 
     Attributes:
         stops: a rank was asked to stop.
@@ -95,7 +97,8 @@ class Guard:
         self._pending: list[_Update] = []
         self._loss_sum, self._num_images, self._norm = 0.0, 0, 0.0
         self._skipped = 0
-        self._saved_at = time.monotonic()
+        self._saved_at = self._settled_at = time.monotonic()
+        self._settle_every = 1  # updates; of several ranks
         self.stops = self.wants_save = False
 
     def note_save(self) -> None:
@@ -118,7 +121,15 @@ class Guard:
             UserError: on all ranks, if the run must not go on.
         """
         self._pending.append(_Update(step + 1, update, lr, num_images, loss_sum, norm))
-        return True if self._defers else self.settle()
+        if distributed.world_size() == 1:
+            is_time = self._stop.requested or self._is_late()
+        else:  # all ranks must settle at the same updates, so none can by its own clock
+            is_time = len(self._pending) >= self._settle_every
+        return True if self._defers and not is_time else self.settle()
+
+    def _is_late(self) -> bool:
+        minutes = self._config.SAVE_EVERY_MINUTES
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def settle(self) -> bool:
         """Read the numbers of the updates since the last call, and agree with the other ranks; see `passes`."""
@@ -131,14 +142,16 @@ class Guard:
         is_bad = ~np.isfinite(losses) | (~np.isfinite(norms) & (not self._has_scaler))
         first_bad = np.zeros(distributed.world_size())  # of each rank, counted from 1; 0: none
         first_bad[distributed.rank()] = is_bad.argmax() + 1 if is_bad.any() else 0
-        minutes = self._config.SAVE_EVERY_MINUTES
-        is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        now = time.monotonic()
+        secs, self._settled_at = now - self._settled_at, now
         loss_sum, num_images = losses[~is_bad].sum(dtype=np.float64), sum(update.num_images for update in updates)
         total = distributed.sum_across_ranks(
-            np.array([self._stop.requested, is_late, loss_sum, num_images, *first_bad], np.float64)
+            np.array([self._stop.requested, self._is_late(), loss_sum, num_images, secs, *first_bad], np.float64)
         )
+        secs_per_update = total[4] / distributed.world_size() / len(updates)
+        self._settle_every = max(1, int(_SETTLE_SECS / max(secs_per_update, 1e-3)))
         self.stops, self.wants_save = bool(total[0]), bool(total[1])
-        first_bad = total[4:].astype(int)
+        first_bad = total[5:].astype(int)
         if not first_bad.any():
             self._loss_sum += total[2]
             self._num_images += int(total[3])

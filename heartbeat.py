@@ -79,7 +79,7 @@ class Heartbeat:
                 if _GOODBYE in received or received.strip(_BEAT):  # done, or another program
                     break
                 problem = "" if received else "has ended without a goodbye"
-                is_known = True
+                is_known = is_known or bool(received)  # who never gave a sign of life was no node
                 self._closed.wait(max(0.0, started + _EVERY_SECS - heard_at))
             except TimeoutError:
                 if self._closed.is_set() or time.monotonic() - heard_at > _SILENCE_SECS:

@@ -167,6 +167,8 @@ class Loader:
     def __iter__(self) -> Iterator[list[paddle.Tensor]]:
         if self._pool is None:
             self._pool = self._start()
+        if self._pool is None:
+            return
         for images, (labels, notes) in self._pool.run(self.sampler):
             for note in notes:
                 if note not in self._noted:
@@ -176,12 +178,12 @@ class Loader:
                 images = self._normalise(paddle.to_tensor(images[: len(labels)]))
                 yield [images, paddle.to_tensor(labels, "int64")]
 
-    def _start(self) -> WorkerPool:
+    def _start(self) -> WorkerPool | None:
         """Start the workers, with room for batches of what the transform makes of the first image."""
         samples = (self._reader.sample(key)[0] for keys in self.sampler for key in keys)
         first = next((sample for sample in samples if sample is not None), None)
-        if first is None:
-            raise UserError(f"{self.source.origin}: none of its images can be read")
+        if first is None:  # this rank has no share of a small val split, or none of it can be read
+            return None
         return WorkerPool(self._reader.fill, self._num_workers, (self.sampler.batch_size, *first.shape), first.dtype)
 
     def epoch(self, epoch: int, first_update: int = 0, images_done: int | None = None) -> Iterator[list[paddle.Tensor]]:

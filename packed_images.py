@@ -68,8 +68,11 @@ class PackedImages(EncodedImages):
 
     def describe(self, index: int) -> str:
         """Name an image in a message."""
-        header = self._read_at(index, int(self._offset[index]) - TAR_BLOCK_BYTES, TAR_BLOCK_BYTES)
-        name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
+        try:
+            header = self._read_at(index, int(self._offset[index]) - TAR_BLOCK_BYTES, TAR_BLOCK_BYTES)
+            name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
+        except OSError:  # it is what a message is about
+            name = f"image {index}"
         return f"{self._shards[self._shard[index]]}:{name}"
 
     def _read_at(self, index: int, offset: int, size: int) -> bytes:

@@ -60,10 +60,10 @@ def original_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in _changed}
 
 
-def end_with_parent() -> None:
-    """Have this process get SIGTERM when the one that started it dies (Linux only)."""
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Have this process get a signal when the one that started it dies (Linux only)."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
 
 
 def num_cores() -> int:

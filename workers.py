@@ -42,7 +42,7 @@ class WorkerPool:
         # Anonymous memory: no name that a killed process would leave behind, and none of /dev/shm.
         memory = [mmap.mmap(-1, num_bytes) for _ in range(1 + _JOBS_PER_WORKER * num_workers)]
         self._slots = [np.frombuffer(block, dtype).reshape(shape) for block in memory]
-        self._executor = None
+        self._is_running, self._executor = False, None
         if num_workers > 0:
             self._executor = concurrent.futures.ProcessPoolExecutor(
                 num_workers,
@@ -55,12 +55,21 @@ class WorkerPool:
         """Yield (array, result) of every job, in order; an array is overwritten when the next one is asked for.
 
         Raises:
-            RuntimeError: if a process died.
+            RuntimeError: if a process died, or the results of another call are still being taken.
         """
-        if self._executor is None:
-            for job in jobs:
-                yield self._slots[0], self._fill(job, self._slots[0])
-            return
+        if self._is_running:
+            raise RuntimeError("one iteration at a time: they would share their arrays")
+        self._is_running = True
+        try:
+            yield from self._run_here(jobs) if self._executor is None else self._run_there(jobs)
+        finally:
+            self._is_running = False
+
+    def _run_here(self, jobs: Iterable) -> Iterator[tuple[np.ndarray, object]]:
+        for job in jobs:
+            yield self._slots[0], self._fill(job, self._slots[0])
+
+    def _run_there(self, jobs: Iterable) -> Iterator[tuple[np.ndarray, object]]:
         jobs, free, pending = iter(jobs), list(range(len(self._slots))), deque()
         try:
             while True:
@@ -75,6 +84,7 @@ class WorkerPool:
                 yield self._slots[slot], future.result()
                 free.append(slot)
         except BrokenProcessPool as error:
+            kill_all()  # the pool waits for the others, and they ignore its SIGTERM
             raise RuntimeError(
                 "a process that loads data died; if the machine ran out of memory, lower DATA.NUM_WORKERS"
             ) from error
@@ -84,13 +94,19 @@ class WorkerPool:
             concurrent.futures.wait([future for _, future in pending])
 
 
+def kill_all() -> None:
+    """End the processes of all pools; nothing can be loaded any more."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
 def _begin(fill: Callable, slots: list[np.ndarray], parent: int) -> None:
     global _fill, _slots
     _fill, _slots = fill, slots
     gc.freeze()  # what the parent had is not this process's to collect: its tensors would ask Paddle for locks
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; a terminal signals all
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    runtime.end_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides; terminals and schedulers signal all
+        signal.signal(number, signal.SIG_IGN)
+    runtime.end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 

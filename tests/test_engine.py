@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shutil
 import signal
 
 import numpy as np
@@ -9,6 +10,7 @@ import paddle
 import pytest
 
 import checkpoint
+import cli
 import engine
 import loading
 import recipes
@@ -17,6 +19,7 @@ import weight_files
 from engine import fit
 from errors import UserError
 from metrics import RunLog, count_correct
+from plan import Plan
 from samplers import EvalSampler, TrainSampler
 from tests.conftest import assert_close
 from tests.joint_batch import comparable, image_masked_task, train
@@ -425,3 +428,18 @@ def test_recomputation_changes_no_bit(tiny_run, mode):
         results.append(weights(task))
     assert all(np.array_equal(results[0][name], results[1][name]) for name in results[0])
     assert passes[1] == 2 * passes[0] > 0
+
+
+@pytest.mark.parametrize(("options", "images_done"), [({"drop_last": True}, 88), ({"world_size": 8}, 96)])
+def test_an_epoch_with_too_few_images_left_for_an_update_is_over(options, images_done):
+    sampler = TrainSampler(100, 16 if "drop_last" in options else 1, **options)
+    plan = Plan(100, sampler.images_per_update, sampler.updates_per_epoch, 3, 0, 1.0, 0.0, 0.0)
+    state = {"epoch": 1, "images_done": images_done, "step": 9}
+    assert engine._position(state, plan, sampler) == (2 * plan.updates_per_epoch, None)
+
+
+def test_a_checkpoint_under_another_name_is_resumed(tiny_run, tmp_path):
+    run = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 1)
+    fit_pretrain(run)
+    shutil.copytree(training_state.find(run.directory), tmp_path / "my favourite")
+    assert cli._find_on_main(tmp_path / "my favourite") == tmp_path / "my favourite"

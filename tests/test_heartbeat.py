@@ -88,3 +88,11 @@ def test_a_foreign_program_at_the_port_is_no_node(port):
         time.sleep(1.0)
         node.heartbeat.close(is_well=True)
     assert not node.told
+
+
+def test_a_connection_that_gives_no_sign_of_life_was_no_node(port):
+    node = Node(port)
+    socket.create_connection(("127.0.0.1", port)).close()
+    time.sleep(1.0)
+    node.heartbeat.close(is_well=True)
+    assert not node.told

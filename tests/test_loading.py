@@ -229,3 +229,7 @@ def test_repeats_are_the_same_images_augmented_anew_and_decoded_once(image_folde
     both = [sorted(a + b) for a, b in zip(*half, strict=True)]
     assert both == [sorted(batch) for batch in sampler]  # as many ranks as one likes
     assert sampler.indices(0, 0) == [key[1] for key in keys[:6]]
+
+
+def test_a_rank_without_a_share_of_the_images_evaluates_none(image_folder):
+    assert list(loading.Loader(open_folder(image_folder), plain, EvalSampler(2, 2, rank=3, world_size=4))) == []

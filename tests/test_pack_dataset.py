@@ -128,6 +128,30 @@ def test_what_cannot_be_read_is_named_or_left_out(image_folder, tmp_path, capsys
     assert "3 1.jpg" in info["splits"]["train"]["bad"][0]
 
 
+@pytest.mark.quick
+def test_a_lost_shard_is_named_like_any_bad_image(packed, tmp_path):
+    shutil.copytree(packed, tmp_path / "set")
+    source = open_packed(tmp_path / "set")
+    (tmp_path / "set" / "train-00000.tar").unlink()
+    transform = recipes.train_transform(get_config(ROOT / "configs/vit_micro_patch4_32_pretrain.yaml"))
+    with pytest.raises(UserError, match="train-00000.tar:image 0: cannot be read as an image .FileNotFoundError"):
+        next(iter(loading.Loader(source, transform, EvalSampler(24, 1))))
+
+
+@pytest.mark.quick
+def test_a_folder_without_classes_is_packed_and_no_image_is_lost(image_folder, tmp_path):
+    flat = tmp_path / "flat" / "train"
+    flat.mkdir(parents=True)
+    for index, path in enumerate((image_folder / "train" / "dog").iterdir()):
+        shutil.copy(path, flat / f"{index}.jpg")
+    assert pack(tmp_path / "flat", tmp_path / "set", "-dataset", "folder") == 0
+    assert set(open_packed(tmp_path / "set").labels) == {-1}
+    (flat / "a class").mkdir()
+    (flat / "0.jpg").rename(flat / "a class" / "0.jpg")
+    with pytest.raises(UserError, match="7 images are in no class folder"):
+        pack(tmp_path / "flat", tmp_path / "other", "-dataset", "folder")
+
+
 def test_a_recipe_trains_on_a_packed_set(packed, tmp_path, tiny_yaml):
     import main_multi_gpu_pretrain as main
 

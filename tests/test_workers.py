@@ -80,3 +80,28 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_signal_to_all_processes_of_a_job_leaves_the_workers_to_their_parent():
+    import multiprocessing
+
+    pool = WorkerPool(square, 2, (3,), np.float32)
+    seen = []
+    for _, result in pool.run(range(20)):
+        seen.append(result)
+        if len(seen) == 3:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGTERM)
+                os.kill(process.pid, signal.SIGINT)
+    assert seen == [job * job for job in range(20)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_iterations_at_a_time_are_refused(workers):
+    pool = WorkerPool(square, workers, (3,), np.float32)
+    first = pool.run(range(5))
+    next(first)
+    with pytest.raises(RuntimeError, match="one iteration at a time"):
+        next(pool.run(range(5)))
+    first.close()
+    assert len(list(pool.run(range(5)))) == 5

@@ -116,7 +116,17 @@ def _safe_name(name: str) -> str:
     return name.encode("ascii", "replace").decode("ascii").replace("?", "_")
 
 
-def pack(src: Path, dst: Path, *, dataset: str, size: int, quality: int, per_shard: int, skip_bad: bool) -> dict:
+def pack(
+    src: Path,
+    dst: Path,
+    *,
+    dataset: str,
+    size: int,
+    quality: int,
+    per_shard: int,
+    skip_bad: bool = False,
+    list_outside: bool = False,
+) -> dict:
     """Pack the train split and, where there is one, the val split; returns what packed.json says.
 
     Raises:
@@ -126,7 +136,7 @@ def pack(src: Path, dst: Path, *, dataset: str, size: int, quality: int, per_sha
     for split in ("train", "val"):
         if split == "val" and not ((src / "val").is_dir() or (src / "val_list.txt").is_file()):
             continue
-        source = _open(dataset, src, split)
+        source = _open(dataset, src, split, list_outside)
         if not isinstance(source, datasets.FileImages):
             raise UserError(f"-dataset {dataset}, {src}: image files are packed, and this is something else")
         datasets.check_source(source, num_classes=None, channels=3)
@@ -148,14 +158,18 @@ def pack(src: Path, dst: Path, *, dataset: str, size: int, quality: int, per_sha
     return info
 
 
-def _open(dataset: str, src: Path, split: str) -> datasets.Images:
+def _open(dataset: str, src: Path, split: str, list_outside: bool) -> datasets.Images:
     """Open a split with its labels; a folder to pretrain on may have none."""
-    try:
-        return datasets.open_source(dataset, str(src), split, num_classes=1)
-    except UserError:
-        if split == "val":
-            raise
-        return datasets.open_source(dataset, str(src), split, num_classes=1, needs_labels=False)
+    options = {"num_classes": 1, "list_outside": list_outside}
+    if split == "val" or (src / "train_list.txt").is_file():
+        return datasets.open_source(dataset, str(src), split, **options)
+    everything = datasets.open_source(dataset, str(src), split, needs_labels=False, **options)
+    if not (src / split).is_dir():
+        return everything
+    labelled = datasets.open_source(dataset, str(src), split, **options)
+    if 0 < len(labelled) < len(everything):
+        raise UserError(f"{src / split}: {len(everything) - len(labelled)} images are in no class folder; move them")
+    return labelled if len(labelled) else everything
 
 
 def _sum_of(source: datasets.Images) -> str:
@@ -206,6 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add("quality", "of the JPEGs (default: 95)", type=int, default=95)
     parser.add("per_shard", "images in a file (default: 10000)", type=int, default=10_000)
     parser.add("skip_bad", "leave out what cannot be read", action="store_true")
+    parser.add("list_outside", "list files may name files outside SRC", action="store_true")
     parser.add("verify", "compare a packed data set with its sums", action="store_true")
     args = parser.parse_args(argv)
     if args.verify:
@@ -218,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("-size must not be negative, -quality from 1 to 100, -per_shard at least 1")
     src, dst = (Path(path).expanduser() for path in args.paths)
     options = {"dataset": args.dataset, "size": args.size, "quality": args.quality, "per_shard": args.per_shard}
-    info = pack(src, dst, **options, skip_bad=args.skip_bad)
+    info = pack(src, dst, **options, skip_bad=args.skip_bad, list_outside=args.list_outside)
     for split, about in info["splits"].items():
         num_images = sum(shard["images"] for shard in about["shards"])
         num_bytes = sum(shard["size"] for shard in about["shards"])
