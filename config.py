@@ -84,6 +84,9 @@ _C.TRAIN.FLIP_PROB = 0.5  # new
 _C.TRAIN.SMOOTHING = 0.1
 _C.TRAIN.COLOR_JITTER = 0.4  # used where neither AUTO_AUGMENT nor RAND_AUGMENT is
 _C.TRAIN.RECOMPUTE = False  # new: less memory and more time: blocks are computed again in the backward pass
+_C.TRAIN.SHARD_OPTIMIZER = False  # new: share the optimizer's state out among the ranks (ZeRO stage 1)
+_C.TRAIN.BF16_ALLREDUCE = False  # new: send gradients between ranks as bfloat16
+_C.TRAIN.TO_STATIC = False  # new: True | "cinn": train on a static graph, where Paddle can make one
 _C.TRAIN.AUG_REPEATS = 1  # new: draw an epoch's images from a part of the set, each so often, augmented anew
 _C.TRAIN.AUTO_AUGMENT = False  # takes the place of RAND_AUGMENT
 _C.TRAIN.RAND_AUGMENT = True
@@ -132,6 +135,7 @@ _ALTERNATIVE_TYPES = {  # where the default's own type does not say it all
     "TRAIN.EMA_DECAY": (float, None),
     "TRAIN.CROP_SCALE": (list, None),
     "TRAIN.CUTMIX_MINMAX": (list, None),
+    "TRAIN.TO_STATIC": (bool, str),
     "SAVE_FREQ_STEPS": (int, None),
     "SAVE_EVERY_MINUTES": (float, None),
     "AMP": (bool, str),
@@ -280,6 +284,12 @@ def _check_train(train: CfgNode, require) -> None:
         train.WARMUP_EPOCHS <= train.NUM_EPOCHS, "TRAIN.WARMUP_EPOCHS", f"exceeds TRAIN.NUM_EPOCHS={train.NUM_EPOCHS}"
     )
     require(train.LAST_EPOCH <= train.NUM_EPOCHS, "TRAIN.LAST_EPOCH", f"exceeds TRAIN.NUM_EPOCHS={train.NUM_EPOCHS}")
+    require(train.TO_STATIC in (False, True, "cinn"), "TRAIN.TO_STATIC", "must be False, True or cinn")
+    require(
+        not (train.TO_STATIC and train.RECOMPUTE),
+        "TRAIN.RECOMPUTE",
+        "Paddle cannot recompute in a static graph; choose one",
+    )
     require(0 <= train.SMOOTHING < 1, "TRAIN.SMOOTHING", "must be at least 0 and below 1")
     require(train.NONFINITE in ("stop", "skip"), "TRAIN.NONFINITE", "must be stop or skip")
     require(train.MAX_SKIPS >= 0, "TRAIN.MAX_SKIPS", "must not be negative")

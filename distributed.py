@@ -8,6 +8,8 @@ import paddle
 from paddle import distributed as dist
 from paddle import nn
 
+_BUCKET_SIZE = 1 << 25  # gradients
+
 
 def rank() -> int:
     """Return this process's number, from 0."""
@@ -75,7 +77,40 @@ def average_running_statistics(model: nn.Layer) -> None:
     """Average batch-norm statistics over ranks in place; each rank has seen its own images only."""
     if world_size() == 1:
         return
-    for name, value in model.state_dict().items():
-        if name.endswith(("._mean", "._variance")):
-            dist.all_reduce(value)
-            value.set_value(value / world_size())
+    for value in running_statistics(model):
+        dist.all_reduce(value)
+        value.set_value(value / world_size())
+
+
+def running_statistics(model: nn.Layer) -> list[paddle.Tensor]:
+    """Return means and variances that a model's batch norms keep."""
+    return [value for name, value in model.state_dict().items() if name.endswith(("._mean", "._variance"))]
+
+
+def average_gradients(parameters: list[paddle.Tensor], dtype: str) -> None:
+    """Replace every gradient by the average over ranks, sent in a smaller type: half the traffic of float32.
+
+    All at once after the backward pass, so nothing overlaps with it; for links that are slow against the device.
+
+    Args:
+        parameters: with gradients, in the same order on all ranks.
+        dtype: "bfloat16"; its 8 bits of precision are those of the sum as well.
+    """
+    if world_size() == 1:
+        return
+    for bucket in _buckets(parameters):
+        flat = paddle.concat([parameter.grad.flatten().astype(dtype) for parameter in bucket])
+        dist.all_reduce(flat)
+        averages = paddle.split(flat.astype("float32") / world_size(), [parameter.size for parameter in bucket])
+        for parameter, average in zip(bucket, averages, strict=True):
+            parameter.grad.set_value(average.reshape(parameter.shape).astype(parameter.grad.dtype))
+
+
+def _buckets(parameters: list[paddle.Tensor]) -> list[list[paddle.Tensor]]:
+    """Group parameters so that a transfer is large, and its copy small."""
+    buckets: list[list[paddle.Tensor]] = [[]]
+    for parameter in parameters:
+        if sum(other.size for other in buckets[-1]) >= _BUCKET_SIZE:
+            buckets.append([])
+        buckets[-1].append(parameter)
+    return buckets

@@ -20,6 +20,7 @@ import architecture
 import distributed
 import flops
 import runtime
+import static_graph
 import training_state
 from config import amp_dtype
 from errors import UserError
@@ -85,8 +86,12 @@ class Training:
     def start(self) -> None:
         """Make ready for updates; ranks get the same weights."""
         runtime.keep_large_blocks()
+        self.task.model.train()
+        if self.run.config.TRAIN.TO_STATIC:
+            static_graph.compile_model(
+                self.task.model, self.run.config, lambda: _autocast(self.run.config), self.run.log.say
+            )
         self.model = distributed.wrap(self.task.model)
-        self.model.train()
         self.clock = Throughput(self.step)
         self.show = self.run.log.progress(self.plan.total_steps, self.step)
 
@@ -123,13 +128,16 @@ class Training:
             rng = _seed_micro_step(config.SEED, self.step, micro)
             with self.clock.waiting():
                 batch = next(batches)
-            with distributed.no_sync(self.model, micro + 1 < len(sizes)):
+            is_last = micro + 1 == len(sizes)
+            with distributed.no_sync(self.model, not is_last or config.TRAIN.BF16_ALLREDUCE):
                 with _autocast(config):
                     loss = task.loss(self.model, batch, rng)
                 self.scaler.scale(loss * (size * weight)).backward()
             loss_sum += loss.detach().astype("float32") * size
         task.optimizer.set_lr(lr)
         trained = [p for p in task.model.parameters() if not p.stop_gradient and p.grad is not None]
+        if config.TRAIN.BF16_ALLREDUCE:
+            distributed.average_gradients(trained, "bfloat16")
         if self.scaler.is_enable():
             self.scaler.unscale_(task.optimizer)
         if config.TRAIN.GRAD_CLIP is None:
@@ -210,7 +218,7 @@ class Training:
         """Return what a run must share with a checkpoint to continue it."""
         return {
             "task": self.task.name,
-            "optimizer": type(self.task.optimizer).__name__,
+            "optimizer": self.run.config.TRAIN.OPTIMIZER.NAME.removesuffix("DL"),  # AdamWDL is AdamW
             "num_images": self.plan.num_images,
             "seed": self.run.config.SEED,
         }
@@ -219,6 +227,7 @@ class Training:
         """Copy the state, and have it written while the training goes on."""
         self.guard.note_save()
         if self.writer is None:
+            self.task.optimizer.state_dict()  # where it is sharded, the first rank collects it
             return
         plan, task, config = self.plan, self.task, self.run.config
         epoch, update = divmod(self.step, plan.updates_per_epoch) if plan.updates_per_epoch else (0, 0)

@@ -3,6 +3,7 @@
 This is the only module that knows the three modes. Each `build_*` returns an `task.Task`.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -25,6 +26,7 @@ from metrics import count_correct
 from mixup import Mixup, random_erase, smooth_one_hot, soft_cross_entropy
 from optim import WeightAverage, build_optimizer, param_groups
 from samplers import EvalSampler, TrainSampler
+from sharding import ShardedOptimizer
 from task import Run, Task
 from transformer import VisionTransformer, build_transformer
 
@@ -164,13 +166,14 @@ def train_or_evaluate(run: Run) -> dict[str, float]:
 def _build_optimizer(model: nn.Layer, config):
     train = config.TRAIN
     groups = param_groups(model, train.WEIGHT_DECAY, train.LAYER_DECAY)
-    return build_optimizer(
+    build = functools.partial(
+        build_optimizer,
         train.OPTIMIZER.NAME,
-        groups,
         betas=train.OPTIMIZER.BETAS,
         eps=train.OPTIMIZER.EPS,
         weight_decay=train.WEIGHT_DECAY,
     )
+    return ShardedOptimizer(build, groups) if train.SHARD_OPTIMIZER else build(groups)
 
 
 def _build_ema(model: nn.Layer, config) -> WeightAverage | None:

@@ -269,7 +269,7 @@ def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]
             continue  # the engine sets the learning rate; weights are float32 themselves
         owner = _owner_of(key, names)
         renamed[f"{names[owner]}/{key[len(owner) + 1 :]}"] = value.numpy()
-    return renamed
+    return dict(sorted(renamed.items()))  # whoever collected it
 
 
 def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source: Path) -> None:
@@ -288,7 +288,7 @@ def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source:
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.shape not in shapes:
             raise UserError(f"{source}: optimizer state {printable(key)} is not as this run's")
         accumulators[name].add(accumulator)
-        restored[f"{parameters[name].name}_{accumulator}"] = paddle.to_tensor(value)
+        restored[f"{parameters[name].name}_{accumulator}"] = paddle.to_tensor(value, place=paddle.CPUPlace())
     kinds = set.union(set(), *accumulators.values())
     incomplete = [name for name, own in accumulators.items() if own != kinds]
     if incomplete:

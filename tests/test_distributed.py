@@ -39,18 +39,30 @@ def launch(tmp_path, script, *arguments, nproc=2):
 
 @pytest.mark.parametrize("accum", [1, 2])
 def test_two_processes_are_one_with_the_joint_batch(tmp_path, accum):
+    run_two_and_one(tmp_path, accum, 1e-5)
+
+
+def test_gradients_sent_in_bfloat16_are_close(tmp_path):
+    """They have 8 bits, so weights may differ by less than a percent of the norm; checked that they do differ."""
+    largest = run_two_and_one(tmp_path, 2, 1e-2, "TRAIN.BF16_ALLREDUCE", True)
+    assert largest > 1e-6
+
+
+def run_two_and_one(tmp_path, accum, tolerance, *options):
     opts = [*TINY, *MODES["pretrain"], "TRAIN.NUM_EPOCHS", 2]  # updates of 8, 8 and 5 images, twice
-    split = [*opts, "DATA.BATCH_SIZE", 4 // accum, "TRAIN.ACCUM_ITER", accum]
+    split = [*opts, *options, "DATA.BATCH_SIZE", 4 // accum, "TRAIN.ACCUM_ITER", accum]
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()
     code, output = launch(tmp_path, ROOT / "tests" / "joint_batch.py", tmp_path / "two", tmp_path / "two.npz", *split)
     assert code == 0, output
     joint = train(Run(get_config(None, opts), tmp_path / "one", RunLog(tmp_path / "one", quiet=True)))
     with np.load(tmp_path / "two.npz") as two:
-        for name, expected in joint.items():
-            assert_close(comparable(name, two[name]), comparable(name, expected), 1e-5, name)
+        pairs = {name: (comparable(name, two[name]), comparable(name, expected)) for name, expected in joint.items()}
+    for name, (actual, expected) in pairs.items():
+        assert_close(actual, expected, tolerance, name)
     losses = [[record["loss"] for record in read_log(tmp_path / run)] for run in ("one", "two")]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
+    return max(np.abs(actual - expected).max() for actual, expected in pairs.values())
 
 
 @pytest.mark.parametrize("mode", ["finetune", "linearprobe"])

@@ -11,7 +11,7 @@ ROWS = [
     {"arguments", "cpu_kernels", "encoded_images", "errors", "runtime"},
     {"fast_jpeg", "heartbeat", "manifest", "packed_images", "safe_pickle", "samplers", "strict_config", "workers"},
     {"augment", "config", "datasets", "distributed", "download", "metrics", "mixup", "optim", "pos_embed"},
-    {"stored_tensor"},
+    {"sharding", "static_graph", "stored_tensor"},
     {"architecture", "loading", "task", "torch_file"},
     {"flops", "weight_files"},
     {"checkpoint", "transformer"},

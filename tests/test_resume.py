@@ -84,6 +84,20 @@ def test_stops_and_other_numbers_of_workers_change_no_bit(tmp_path, tiny_yaml, i
     assert stopped[1] == straight[1]
 
 
+def test_sharding_the_optimizer_changes_no_bit(tmp_path, tiny_yaml, image_folder):
+    """Begun with the state shared out between two ranks, ended without, and by one that is sharded all the way."""
+    cfg = tiny_yaml("finetune", *OPTIONS, "DATA.DATASET", "imagenet2012")
+    sharded = tiny_yaml("finetune", *OPTIONS, "DATA.DATASET", "imagenet2012", "TRAIN.SHARD_OPTIMIZER", True)
+    plain, other = Runs(tmp_path, cfg, image_folder, 2), Runs(tmp_path, sharded, image_folder, 2)
+    plain.finish("plain", 0)
+    other.finish("sharded", 0)
+    other.stop_after("both", 0, 8)
+    plain.finish("both", 0, "-resume", "auto")
+    expected = plain.result("plain")
+    for name in ("sharded", "both"):
+        assert plain.result(name) == expected, name
+
+
 def test_a_disk_without_room_ends_the_run_and_loses_nothing(tmp_path, tiny_yaml, image_folder):
     cfg = tiny_yaml("finetune", *OPTIONS, "DATA.DATASET", "imagenet2012", "SAVE_FREQ_STEPS", 4)
     runs = Runs(tmp_path, cfg, image_folder, 1)

@@ -1,0 +1,58 @@
+"""Training on a static graph is the same training."""
+
+import numpy as np
+import paddle
+import pytest
+
+import recipes
+import static_graph
+from config import get_config
+from errors import UserError
+
+pytestmark = pytest.mark.quick
+
+
+def train(tiny_run, mode, *options):
+    """Return the weights after training, and what was said."""
+    run = tiny_run(mode, *options)
+    said = []
+    run.log.say = said.append
+    recipes.train_or_evaluate(run)
+    weights = paddle.load(str(run.directory / "latest" / "model.pdparams"))
+    return {name: np.asarray(value) for name, value in weights.items()}, "\n".join(said)
+
+
+@pytest.mark.parametrize("mode", ["pretrain", "finetune", "linearprobe"])
+def test_a_static_graph_trains_alike(tiny_run, mode):
+    """To 1e-4 of each tensor's largest value: other kernels on CPU (see cpu_kernels.py), and some steps of Adam."""
+    options = ["TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 256, "MODEL.DROPPATH", 0.0]
+    eager, _ = train(tiny_run, mode, *options)
+    static, said = train(tiny_run, mode, *options, "TRAIN.TO_STATIC", True)
+    assert "the model runs as a static graph" in said
+    for name, expected in eager.items():
+        if name.endswith("attn.qkv.bias"):  # a key's bias has no gradient but rounding errors
+            continue
+        np.testing.assert_allclose(
+            static[name], expected, rtol=0, atol=1e-4 * np.abs(expected).max() + 1e-7, err_msg=name
+        )
+
+
+def test_where_tracing_fails_the_run_goes_on_and_says_so(tiny_run, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("no such\noperator")
+
+    options = ["TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 256]
+    eager, _ = train(tiny_run, "linearprobe", *options)
+    monkeypatch.setattr(static_graph.paddle.jit, "to_static", fail)
+    other, said = train(tiny_run, "linearprobe", *options, "TRAIN.TO_STATIC", "cinn")
+    assert "without CINN" in said
+    assert "cannot trace the model (RuntimeError: no such operator); it runs eagerly" in said
+    for name, expected in eager.items():
+        np.testing.assert_array_equal(other[name], expected, err_msg=name)
+
+
+def test_static_graphs_and_recomputation_exclude_each_other():
+    with pytest.raises(UserError, match=r"TRAIN\.RECOMPUTE"):
+        get_config(None, ["TRAIN.TO_STATIC", True, "TRAIN.RECOMPUTE", True])
+    with pytest.raises(UserError, match=r"TRAIN\.TO_STATIC"):
+        get_config(None, ["TRAIN.TO_STATIC", "xla"])
