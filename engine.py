@@ -67,7 +67,7 @@ class Training:
         self, task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run, plan: Plan, stop: StopRequest
     ):
         self.task, self.train_loader, self.eval_loader, self.run, self.plan = task, train_loader, eval_loader, run, plan
-        self.scaler = paddle.amp.GradScaler(enable=_autocast_dtype(run.config, run.log) == "float16")
+        self.scaler = paddle.amp.GradScaler(enable=autocast_dtype(run.config, run.log) == "float16")
         self.guard = Guard(run, train_loader, self.scaler.is_enable(), stop, defers=_reading_waits())
         self.flops_per_image = flops.train_flops(architecture.of_config(run.config), run.config.MODEL.MASK_RATIO)
         self.peak_flops = None
@@ -89,7 +89,7 @@ class Training:
         self.task.model.train()
         if self.run.config.TRAIN.TO_STATIC:
             static_graph.compile_model(
-                self.task.model, self.run.config, lambda: _autocast(self.run.config), self.run.log.say
+                self.task.model, self.run.config, lambda: autocast(self.run.config), self.run.log.say
             )
         self.model = distributed.wrap(self.task.model)
         self.clock = Throughput(self.step)
@@ -130,7 +130,7 @@ class Training:
                 batch = next(batches)
             is_last = micro + 1 == len(sizes)
             with distributed.no_sync(self.model, not is_last or config.TRAIN.BF16_ALLREDUCE):
-                with _autocast(config):
+                with autocast(config):
                     loss = task.loss(self.model, batch, rng)
                 self.scaler.scale(loss * (size * weight)).backward()
             loss_sum += loss.detach().astype("float32") * size
@@ -339,7 +339,7 @@ def evaluate(task: Task, loader: Loader, run: Run) -> dict[str, float]:
     task.model.eval()
     totals, num_images = paddle.zeros([len(task.metrics)], "float64"), 0
     for batch in loader:
-        with _autocast(run.config):
+        with autocast(run.config):
             sums = task.evaluate(task.model, batch)
         totals += paddle.stack([value.astype("float64") for value in sums])
         num_images += batch[0].shape[0]
@@ -369,7 +369,7 @@ def _is_on_gpu() -> bool:
     return not paddle.device.get_device().startswith("cpu")
 
 
-def _autocast_dtype(config, log: RunLog | None = None) -> str | None:
+def autocast_dtype(config, log: RunLog | None = None) -> str | None:
     """Return the precision to compute in; on CPU, where Paddle has none but float32, None and one warning."""
     dtype = amp_dtype(config)
     if dtype is not None and not _is_on_gpu():
@@ -379,8 +379,9 @@ def _autocast_dtype(config, log: RunLog | None = None) -> str | None:
     return dtype
 
 
-def _autocast(config):
-    dtype = _autocast_dtype(config)
+def autocast(config):
+    """Return the context in which losses and evaluations are computed."""
+    dtype = autocast_dtype(config)
     return paddle.amp.auto_cast(enable=dtype is not None, dtype=dtype or "float16", level="O1")
 
 

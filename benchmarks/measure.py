@@ -20,10 +20,16 @@ _VARIABLES = ("MKL_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "OMP_NUM_THREADS", "FLAGS
 
 
 class Side:
-    """A process that does steps of one side when told; see worker.py."""
+    """A process that does steps of one side when told; see worker.py.
 
-    def __init__(self, name: str, config, batch_size: int):
-        self.name, self.peak_mb = name, float("nan")
+    Attributes:
+        name: the label, or the side's own name.
+        peak_mb: the most memory that the process had, in MiB.
+        about: device, precision and attention kernel.
+    """
+
+    def __init__(self, name: str, config, batch_size: int, label: str | None = None):
+        self.name, self.peak_mb, self.about = label or name, float("nan"), {}
         self._folder = tempfile.TemporaryDirectory()
         config_file = Path(self._folder.name) / "config.yaml"
         config_file.write_text(config.dump(), encoding="utf-8")
@@ -48,7 +54,7 @@ class Side:
         if not answer:
             raise RuntimeError(f"the process of {self.name} ended with code {self._process.wait()}")
         values = json.loads(answer)
-        self.peak_mb = values["peak_mb"]
+        self.peak_mb, self.about = values["peak_mb"], values["about"]
         return values["secs"]
 
     def close(self) -> None:

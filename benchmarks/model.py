@@ -1,9 +1,11 @@
 """Time training or evaluation steps on a synthetic batch, without any input pipeline.
 
     python -m benchmarks.model -cfg configs/vit_base_patch16_224_pretrain.yaml -batch_size 8 [-eval] [-peer torch]
+    python -m benchmarks.model -cfg configs/vit_base_patch16_224_pretrain.yaml -vary MODEL.MASK_RATIO 0.5 0.75 0.9
 
 With `-peer torch`, transformers' model (ViTMAE, or ViT as a classifier; attention sdpa) does the same in a process of
-its own, in turns with ours, and the ratio of the medians is printed: below 1, ours is faster.
+its own, in turns with ours, and the ratio of the medians is printed: below 1, ours is faster. With `-vary`, ours runs
+with each value of a key, in turns, and the ratios are those to the first value; DATA.BATCH_SIZE varies the batch.
 """
 
 import runtime
@@ -28,6 +30,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     parser.add("batch_size", "images per step (default: 8)", type=int, default=8)
     parser.add("eval", "forward passes instead of training steps", action="store_true")
     parser.add("peer", "compare with it", choices=("torch",))
+    parser.add("vary", "compare values of one key: KEY VALUE VALUE ...", nargs="+", metavar="WORD")
     parser.add("pairs", "turns of each side (default: 5)", type=int, default=5)
     parser.add("steps", "steps per turn (default: 2)", type=int, default=2)
     parser.add("json", "append the lines to this file", metavar="FILE")
@@ -35,25 +38,49 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     args = parser.parse_args(argv)
     if min(args.batch_size, args.pairs, args.steps) < 1:
         raise UserError("-batch_size, -pairs and -steps must be at least 1")
-    config = get_config(args.cfg, [*args.opts, "EVAL", args.eval])
-    architecture, mask_ratio = of_config(config), config.MODEL.MASK_RATIO
-    forward = 2 * flops.forward_macs(architecture, mask_ratio)
-    count = forward if args.eval else flops.train_flops(architecture, mask_ratio)
-    names = ["ours", "torch"] if args.peer else ["ours"]
-    sides = [measure.Side(name, config, args.batch_size) for name in names]
+    if args.vary and (args.peer or len(args.vary) < 2):
+        raise UserError("-vary takes a key and at least one value, and goes without -peer")
+    variants = _variants(args)
+    first, *_ = variants
+    sides = [measure.Side("ours", config, config.DATA.BATCH_SIZE, label) for label, config in variants.items()]
+    if args.peer:
+        variants[args.peer] = variants[first]
+        sides.append(measure.Side(args.peer, variants[first], args.batch_size))
     turns = measure.take_turns(sides, args.pairs, args.steps)
     rows = []
     for side in sides:
-        numbers = measure.summarise(turns[side.name], args.batch_size)
-        row = {"benchmark": "model", "side": side.name, "cfg": args.cfg, "step": "forward" if args.eval else "train"}
-        row |= {"batch": args.batch_size, **numbers, "gflop_per_image": count / 1e9}
-        row |= {"gflops": numbers["images_per_sec"] * count / 1e9, "peak_mb": side.peak_mb}
-        if side.name != "ours":
-            row |= {f"ours/{key}": value for key, value in measure.ratio(turns["ours"], turns[side.name]).items()}
-        rows.append(row)
+        rows.append({"benchmark": "model", "side": side.name, "cfg": args.cfg, **_row(side, variants, turns)})
+        if side.name != first:
+            ratios = measure.ratio(*(turns[name] for name in ((first, side.name) if args.peer else (side.name, first))))
+            rows[-1] |= {f"{'ours/' if args.peer else ''}{key}": value for key, value in ratios.items()}
         side.close()
     measure.report(rows, args.json)
     return rows
+
+
+def _variants(args) -> dict[str, object]:
+    """Return what is to be run by our side: configurations by label."""
+    opts = ["DATA.BATCH_SIZE", args.batch_size, *args.opts, "EVAL", args.eval]
+    if not args.vary:
+        return {"ours": get_config(args.cfg, opts)}
+    key, *values = args.vary
+    return {f"{key} {value}": get_config(args.cfg, [*opts, key, value]) for value in values}
+
+
+def _row(side: measure.Side, variants: dict[str, object], turns: dict) -> dict[str, object]:
+    """Return what was measured of a side."""
+    config = variants[side.name]
+    architecture, mask_ratio = of_config(config), config.MODEL.MASK_RATIO
+    if config.EVAL:
+        count = 2 * flops.forward_macs(architecture, mask_ratio)
+    else:
+        count = flops.train_flops(architecture, mask_ratio)
+    numbers = measure.summarise(turns[side.name], config.DATA.BATCH_SIZE)
+    rate = numbers["images_per_sec"] * count
+    row = {"step": "forward" if config.EVAL else "train", "batch": config.DATA.BATCH_SIZE, **numbers}
+    row |= {"gflop_per_image": count / 1e9, "gflops": rate / 1e9, "peak_mb": side.peak_mb, **side.about}
+    peak = flops.peak_flops(side.about["device"])
+    return row if peak is None else row | {"mfu": rate / peak}
 
 
 if __name__ == "__main__":

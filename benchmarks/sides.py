@@ -10,21 +10,41 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 import runtime
+from config import amp_dtype, image_size_hw
 
 Step = Callable[[], None]
 
 
 def make_step(side: str, config, batch_size: int) -> Step:
     """Build the step of a side: "ours" or "torch"; MODEL.TYPE and EVAL say which."""
-    shape = (batch_size, *_image_shape(config))
+    shape = (batch_size, config.DATA.IMAGE_CHANNELS, *image_size_hw(config))
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     labels = np.random.default_rng(1).integers(0, max(1, config.MODEL.NUM_CLASSES), batch_size)
     return (_ours if side == "ours" else _torch)(config, images, labels)
 
 
-def _image_shape(config) -> tuple[int, int, int]:
-    size = config.DATA.IMAGE_SIZE
-    return (config.DATA.IMAGE_CHANNELS, *((size, size) if isinstance(size, int) else size))
+def describe(side: str, config) -> dict[str, object]:
+    """Return the device, the precision and the attention kernel of a side whose step was built."""
+    if side != "ours":
+        import torch
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        is_low = device != "cpu" and amp_dtype(config) is not None
+        return {"device": device, "precision": amp_dtype(config) if is_low else "float32", "attention": "sdpa"}
+    import paddle
+
+    import transformer
+    from architecture import of_config
+    from engine import autocast_dtype
+
+    on_cpu = paddle.device.get_device() == "cpu"
+    precision, architecture = autocast_dtype(config), of_config(config)
+    towers = [tower for tower in (architecture.encoder, architecture.decoder) if tower is not None]
+    return {
+        "device": "cpu" if on_cpu else paddle.device.cuda.get_device_name(),
+        "precision": precision or "float32",
+        "attention": transformer.describe_attention(precision, [tower.width // tower.heads for tower in towers]),
+    }
 
 
 def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
@@ -32,7 +52,7 @@ def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
 
     import cli
     import recipes
-    from engine import Training
+    from engine import Training, autocast
     from guard import StopRequest
     from metrics import RunLog
     from plan import make_plan
@@ -49,7 +69,7 @@ def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
         runtime.keep_large_blocks()
 
         def forward() -> None:
-            with paddle.no_grad():
+            with paddle.no_grad(), autocast(config):
                 task.model(batch[0])
             synchronise()
 
@@ -116,12 +136,17 @@ def _torch(config, images: np.ndarray, labels: np.ndarray) -> Step:
         inputs["labels"] = torch.from_numpy(labels).to(device)
     network.to(device)
     synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+    dtype = getattr(torch, amp_dtype(config) or "float32")
+
+    def autocast():
+        return torch.autocast(device, dtype, enabled=device == "cuda" and dtype != torch.float32)
+
     if config.EVAL:
         network.eval()
         inputs.pop("labels", None)
 
         def forward() -> None:
-            with torch.no_grad():
+            with torch.no_grad(), autocast():
                 network(**inputs)
             synchronise()
 
@@ -130,7 +155,9 @@ def _torch(config, images: np.ndarray, labels: np.ndarray) -> Step:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
 
     def update() -> None:
-        network(**inputs).loss.backward()
+        with autocast():
+            loss = network(**inputs).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         synchronise()

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.sides import make_step
+from benchmarks.sides import describe, make_step
 from config import get_config
 
 
@@ -28,15 +28,16 @@ def main() -> None:
     """Answer until the input ends."""
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
     side, config_file, batch_size = sys.stdin.readline().split("\t")
-    before = peak_memory_mb()
-    step = make_step(side, get_config(config_file), int(batch_size))
+    config = get_config(config_file)
+    step = make_step(side, config, int(batch_size))
+    about = describe(side, config)
     for line in sys.stdin:
         secs = []
         for _ in range(int(line)):
             started = time.perf_counter()
             step()
             secs.append(time.perf_counter() - started)
-        print(json.dumps({"secs": secs, "peak_mb": peak_memory_mb(), "start_mb": before}), file=answers, flush=True)
+        print(json.dumps({"secs": secs, "peak_mb": peak_memory_mb(), "about": about}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

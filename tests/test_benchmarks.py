@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import loader, measure, model, train
+from errors import UserError
 
 
 def test_model_steps_of_both_sides(tiny_yaml, tmp_path):
@@ -18,6 +19,20 @@ def test_model_steps_of_both_sides(tiny_yaml, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     assert lines[0]["environment"]["versions"]["numpy"]
+
+
+def test_steps_with_each_value_of_a_key(tiny_yaml):
+    rows = model.main(
+        ["-cfg", tiny_yaml("pretrain"), "-pairs", "1", "-steps", "1", "-vary", "DATA.BATCH_SIZE", "2", "4"]
+    )
+    assert [row["side"] for row in rows] == ["DATA.BATCH_SIZE 2", "DATA.BATCH_SIZE 4"]
+    assert [row["batch"] for row in rows] == [2, 4]
+    assert "ratio" not in rows[0]
+    assert rows[1]["ratio"] > 0
+    assert {row["device"] for row in rows} == {"cpu"}
+    assert {row["precision"] for row in rows} == {"float32"}
+    with pytest.raises(UserError, match="-vary"):
+        model.main(["-cfg", tiny_yaml("pretrain"), "-vary", "MODEL.MASK_RATIO"])
 
 
 def test_loader_against_a_plain_one(tiny_yaml, image_folder, tmp_path, capsys):
