@@ -153,7 +153,7 @@ def _scan_folders(root: Path, split: str, needs_labels: bool) -> FileImages:
     folder = root / split
     if not needs_labels:
         folder = folder if folder.is_dir() else root
-        paths = _find_images(folder)
+        paths = find_images(folder)
         return FileImages(paths, np.full(len(paths), -1, np.int64), folder)
     if not folder.is_dir():
         raise UserError(
@@ -168,13 +168,13 @@ def _scan_folders(root: Path, split: str, needs_labels: bool) -> FileImages:
         raise UserError(f"{folder}: classes that {names_from} does not have: {abridge(extra, 5)}")
     paths, labels = [], []
     for label, class_name in enumerate(class_names):
-        found = _find_images(folder / class_name)
+        found = find_images(folder / class_name)
         paths += found
         labels += [label] * len(found)
     return FileImages(paths, np.array(labels, np.int64), folder, class_names)
 
 
-def _find_images(folder: Path) -> list[Path]:
+def find_images(folder: Path) -> list[Path]:
     """List the image files below a folder, in order; linked folders count, too."""
     walk = os.walk(folder, followlinks=True)
     return sorted(Path(root) / name for root, _, names in walk for name in names if _is_image(name))

@@ -31,7 +31,9 @@ from task import Run, Task
 from transformer import VisionTransformer, build_transformer
 
 # What a pretraining file holds and a classifier does not.
-_DECODER = ("mask_token", "decoder_position_embedding", "decoder.*", "decoder_pred.*", "linear_projection.*")
+DECODER = ("mask_token", "decoder_position_embedding", "decoder.*", "decoder_pred.*", "linear_projection.*")
+# Paddle 2.2 saved the probe's batch norm with an unused affine part.
+UNUSED_PROBE_NORM = ("classifier.0.weight", "classifier.0.bias")
 _FINETUNE_HEAD_STD, _PROBE_HEAD_STD = 2e-5, 0.01  # official code, over loaded weights
 
 
@@ -125,8 +127,7 @@ def evaluate_only(run: Run) -> dict[str, float]:
     val_loader = build_eval_loader(run)
     if run.dry_run:
         return {}
-    # Paddle 2.2 saved the probe's batch norm with an unused affine part.
-    report = checkpoint.load_weights(model, source, allow_unexpected=("classifier.0.weight", "classifier.0.bias"))
+    report = checkpoint.load_weights(model, source, allow_unexpected=UNUSED_PROBE_NORM)
     run.log.say(str(report))
     scores = evaluate(Task("eval", model, None, None, _evaluate_classifier, _CLASSIFIER_METRICS), val_loader, run)
     run.log.record("eval", 0, scores)
@@ -197,7 +198,7 @@ def _build_classifier(run: Run) -> VisionTransformer:
         allow_missing=(*head, "encoder_norm.*"),
         allow_mismatched=head,
         # A pretrained encoder's last norm is replaced where the patches are pooled, as in the official code.
-        allow_unexpected=(*_DECODER, "classifier.*", "encoder.norm.*" if config.MODEL.GLOBAL_POOL else ""),
+        allow_unexpected=(*DECODER, "classifier.*", "encoder.norm.*" if config.MODEL.GLOBAL_POOL else ""),
     )
     run.log.say(str(report))
     if set(head) & {*report.missing, *report.mismatched}:

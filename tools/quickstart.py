@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cli
 from errors import UserError
-from tools import report, visualise
+from tools import plots, report, visualise
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "output" / "quickstart"
@@ -59,7 +59,7 @@ def last_accuracy(name: str) -> float:
 def write_report(rows: list[list[object]], path: Path) -> None:
     """Write the page: table, curves, pictures."""
     logs = {name: report.read_log(OUTPUT / name) for name in ("pretrain", "finetune", "probe", "probe-untrained")}
-    curves = report.draw_curves(
+    curves = plots.draw_curves(
         [
             ("Pretraining", "loss on hidden patches", {"pretrain": report.curve(logs["pretrain"], "train", "loss")}),
             ("Finetuning", "loss", {"finetune": report.curve(logs["finetune"], "train", "loss")}),

@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import json
-import logging
 from pathlib import Path
 
 from PIL import Image
@@ -24,29 +23,6 @@ def read_log(run_dir: str | Path) -> list[dict]:
     """Return the records of a run's log.jsonl, in order."""
     with open(Path(run_dir) / "log.jsonl", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
-
-def draw_curves(panels: list[tuple[str, str, dict[str, list[tuple[float, float]]]]]) -> Image.Image:
-    """Draw panels side by side: (title, label of y, {legend: [(epoch, value), ...]})."""
-    import matplotlib
-
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
-    for axis, (title, y_label, curves) in zip(axes[0], panels, strict=True):
-        for legend, points in curves.items():
-            axis.plot(*zip(*points, strict=True), label=legend)
-        axis.set(title=title, xlabel="epoch", ylabel=y_label)
-        axis.grid(alpha=0.3)
-        if len(curves) > 1:
-            axis.legend()
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    pyplot.close(figure)
-    return Image.open(buffer)
 
 
 def curve(records: list[dict], event: str, name: str) -> list[tuple[float, float]]:

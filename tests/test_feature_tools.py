@@ -1,0 +1,164 @@
+"""Features and what is computed from them, against scikit-learn and against the model's own parts."""
+
+import json
+
+import numpy as np
+import paddle
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import normalize
+
+import recipes
+from errors import UserError
+from tools import cluster, features, inputs, knn, lowshot
+
+pytestmark = pytest.mark.quick
+NOTHING = ("TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    pixels, labels = data.data[order].astype(np.float32), data.target[order]
+    return {"features": pixels[:1000], "labels": labels[:1000]}, {"features": pixels[1000:], "labels": labels[1000:]}
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_nearest_neighbours_are_those_of_scikit_learn(digits, standardise):
+    train, val = digits
+    ours = knn.classify(train["features"], train["labels"], val["features"], [1, 7, 20, 1000], 0.07, standardise)
+    bank, queries = (part["features"].astype(np.float64) for part in digits)
+    if standardise:
+        mean, scale = bank.mean(axis=0), bank.std(axis=0, ddof=1) + 1e-5
+        bank, queries = (bank - mean) / scale, (queries - mean) / scale
+    for k, classes in ours.items():
+        theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+        expected = theirs.fit(bank, train["labels"]).predict(queries)
+        assert np.mean(classes == val["labels"]) == np.mean(expected == val["labels"])
+        assert np.mean(classes == expected) > 0.998  # equal votes to the last bit of float32
+
+
+def test_neighbours_that_cannot_be(digits):
+    train, val = digits
+    with pytest.raises(UserError, match="from 1 to the number of training images, 1000"):
+        knn.classify(train["features"], train["labels"], val["features"], [1001])
+
+
+def test_few_shots_are_scikit_learns_regression(digits):
+    train, val = digits
+    chosen = lowshot.draw(train["labels"], 5, seed=3)
+    assert np.array_equal(np.bincount(train["labels"][chosen]), [5] * 10)
+
+    def prepare(values):
+        return normalize(values.astype(np.float64) - values.mean(axis=1, keepdims=True, dtype=np.float64))
+
+    model = LogisticRegression(C=4000.0, fit_intercept=False, max_iter=1000)
+    model.fit(prepare(train["features"][chosen]), train["labels"][chosen])
+    expected = 100 * model.score(prepare(val["features"]), val["labels"])
+    assert lowshot.fit_and_score(train, chosen, val) == pytest.approx(expected, abs=1e-9)
+    with pytest.raises(UserError, match="-shots 200: class"):
+        lowshot.draw(train["labels"], 200, 0)
+
+
+def test_clusters_are_scikit_learns(digits):
+    train, _ = digits
+    clusters = cluster.cluster(train["features"], 10, seed=1)
+    expected = KMeans(10, n_init=1, random_state=1).fit_predict(normalize(train["features"]))
+    scores = cluster.score(clusters, train["labels"])
+    assert scores["nmi"] == pytest.approx(normalized_mutual_info_score(train["labels"], expected), abs=1e-6)
+    assert scores["ari"] == pytest.approx(adjusted_rand_score(train["labels"], expected), abs=1e-6)
+
+
+def test_accuracy_of_clusters_is_that_of_the_best_assignment():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    assert cluster.score(np.array([5, 5, 7, 7, 7, 9]), labels)["acc"] == pytest.approx(500 / 6)
+
+
+@pytest.mark.parametrize("mode", ["pretrain", "finetune"])
+def test_features_are_what_the_layers_put_out(tiny_run, mode):
+    run = tiny_run(mode, *NOTHING)
+    recipes.train_or_evaluate(run)
+    model, config = inputs.load_encoder(run.directory)
+    images = paddle.rand([2, 3, 16, 16])
+    depth = len(model.encoder.layers)
+    with paddle.no_grad():
+        tokens = model.patch_embedding(images)
+        tokens = paddle.concat([model.cls_token.expand([2, 1, -1]), tokens], axis=1) + model.encoder_position_embedding
+        expected = []
+        for layer in model.encoder.layers:
+            tokens = layer(tokens)
+            expected.append(tokens.numpy())
+    found = features.extract(model, images, layers=[1, -1], pool="tokens")
+    np.testing.assert_array_equal(found[1].numpy(), expected[0])
+    np.testing.assert_array_equal(found[-1].numpy(), expected[depth - 1])
+    means = features.extract(model, images, layers=[1], pool="mean")[1]
+    np.testing.assert_allclose(means.numpy(), expected[0][:, 1:].mean(axis=1), atol=1e-6)
+    whole = features.extract(model, images)
+    np.testing.assert_array_equal(whole.numpy(), model(images).numpy())
+    pool = "mean" if config.MODEL.GLOBAL_POOL else "cls"
+    np.testing.assert_allclose(features.extract(model, images, pool=pool).numpy(), whole.numpy(), atol=1e-6)
+    assert features.extract(model, images, pool="tokens").shape == [2, 17, model.cls_token.shape[-1]]
+    assert not any(layer._forward_post_hooks for layer in model.encoder.layers)
+    with pytest.raises(UserError, match="layers 1 to"):
+        features.extract(model, images, layers=[depth + 1])
+    with pytest.raises(UserError, match="pool='max'"):
+        features.extract(model, images, pool="max")
+
+
+def test_files_of_features(tiny_run, image_folder, tmp_path):
+    run = tiny_run("pretrain", *NOTHING)
+    recipes.train_or_evaluate(run)
+    flags = [str(run.directory), "-dataset", "folder", "-data_path", str(image_folder), "-split", "train"]
+    features.main([*flags, "-out", str(tmp_path / "all.npz"), "-layers", "1", "2", "-batch_size", "5"])
+    features.main([*flags, "-out", str(tmp_path / "all"), "-layers", "1", "2", "-pool", "cls"])
+    with np.load(tmp_path / "all.npz") as arrays:
+        assert sorted(arrays) == ["labels", "layer_1", "layer_2"]
+        assert arrays["layer_1"].shape == (24, 32)
+        mapped = np.load(tmp_path / "all" / "layer_2.npy", mmap_mode="r")
+        np.testing.assert_allclose(mapped, arrays["layer_2"], atol=1e-5)
+    with pytest.raises(UserError, match=r"must be a \.npz file"):
+        features.main([*flags, "-out", str(tmp_path / "all.csv")])
+
+
+def test_images_that_cannot_be_read_are_left_out(tiny_run, image_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(image_folder / "train", tmp_path / "data" / "train")
+    next((tmp_path / "data" / "train" / "cat").iterdir()).write_bytes(b"no image")
+    run = tiny_run("pretrain", *NOTHING)
+    recipes.train_or_evaluate(run)
+    flags = [str(run.directory), "-dataset", "folder", "-data_path", str(tmp_path / "data"), "-split", "train"]
+    features.main([*flags, "-out", str(tmp_path / "out"), "-opts", "DATA.BAD_IMAGES", "skip"])
+    assert len(np.load(tmp_path / "out" / "features.npy")) == len(np.load(tmp_path / "out" / "labels.npy")) == 23
+
+
+def test_commands_and_their_cache(tiny_run, image_folder, tmp_path, capsys):
+    run = tiny_run("pretrain", *NOTHING)
+    recipes.train_or_evaluate(run)
+    flags = [str(run.directory), "-dataset", "folder", "-data_path", str(image_folder), "-cache", str(tmp_path / "c")]
+    first = knn.main([*flags, "-k", "1", "3", "-json", str(tmp_path / "knn.json")])
+    assert "computing" in capsys.readouterr().out
+    assert knn.main([*flags, "-k", "1", "3"]) == first == json.loads((tmp_path / "knn.json").read_text())
+    assert "computing" not in capsys.readouterr().out
+    assert set(lowshot.main([*flags, "-shots", "1", "2"])) == {
+        f"{kind}, {count} per class" for kind in ("acc1", "deviation") for count in (1, 2)
+    }
+    (tmp_path / "list.txt").write_text("cat/0 0.jpg\ndog/3 1.jpg\n0 2.jpg\n")
+    assert "acc1, given splits" in lowshot.main([*flags, "-list", str(tmp_path / "list.txt")])
+    assert 0 <= cluster.main([*flags, "-clusters", "3"])["acc, mean"] <= 100
+    knn.main([*flags, "-pool", "mean"])
+    assert "computing" in capsys.readouterr().out  # other features than those of the cache
+
+
+def test_a_balanced_choice():
+    labels = np.repeat([0, 1, 2], [50, 5, 3])
+    chosen = inputs.choose_balanced(labels, 12, seed=0)
+    assert np.bincount(labels[chosen]).tolist() == [4, 5, 3] or np.bincount(labels[chosen]).tolist() == [5, 4, 3]
+    assert np.array_equal(chosen, inputs.choose_balanced(labels, 12, seed=0))
+    assert not np.array_equal(chosen, inputs.choose_balanced(labels, 12, seed=1))
+    assert len(inputs.choose_balanced(labels, 100, seed=0)) == 58

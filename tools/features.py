@@ -1,0 +1,168 @@
+"""Compute features of images: of the whole encoder, or of any of its layers.
+
+    python -m tools.features RUN -out FILE.npz [-data_path DIR] [-split val] [-pool cls] [-layers 6 12]
+    python -m tools.features RUN -out DIRECTORY ...         # memory-mapped .npy files, for sets larger than memory
+
+From Python:
+
+    from tools.features import extract
+    features = extract(model, images)                                 # [B, D], what a classifier reads
+    layers = extract(model, images, layers=[6, 12], pool="tokens")    # {6: [B, T, D], 12: [B, T, D]}
+
+Layer L is what the L-th block puts out, counted from 1 (-1: the last); no norm is applied. Without layers, features are
+what the classifier reads: the normalised class token, or the normalised mean of the patches where the model was
+finetuned with global pooling; `-pool cls`, `mean` and `tokens` choose among the normalised tokens of the last block.
+"""
+
+import runtime
+
+runtime.prepare()
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import paddle
+from numpy.lib.format import open_memmap
+
+import cli
+from arguments import Parser
+from errors import UserError
+from loading import Loader
+from tools import inputs
+from transformer import VisionTransformer
+
+POOLS = ("cls", "mean", "tokens")
+
+
+@paddle.no_grad()
+def extract(
+    model: VisionTransformer, images: paddle.Tensor, layers: Sequence[int] | None = None, pool: str | None = None
+) -> paddle.Tensor | dict[int, paddle.Tensor]:
+    """Compute features of a batch.
+
+    Args:
+        model: in evaluation mode.
+        images: [B, C, H, W], normalised as in training; see `recipes.eval_transform`.
+        layers: blocks, counted from 1, or from -1 backwards; None: the end of the encoder.
+        pool: "cls" for the class token, "mean" of the patches, "tokens" for all, class token first. None: the vector
+            that the classifier reads; of `layers`, the class token.
+
+    Returns:
+        [B, D], or [B, T, D] for tokens; with layers, a dictionary from the numbers given to these.
+    """
+    if pool not in (None, *POOLS):
+        raise UserError(f"pool={pool!r}: must be one of {', '.join(POOLS)}")
+    if layers is None:
+        if pool is None:
+            return model.forward_features(images)
+        tokens = model.forward_tokens(images)
+        if model.encoder.norm is None:  # global pooling: the norm follows the mean
+            pooled = tokens if pool == "tokens" else _pool(tokens, pool)
+            return model.encoder_norm(pooled)
+        return _pool(tokens, pool)
+    blocks = model.encoder.layers
+    for number in layers:
+        if not 1 <= abs(number) <= len(blocks):
+            raise UserError(f"layer {number}: the encoder has layers 1 to {len(blocks)}")
+    found: dict[int, paddle.Tensor] = {}
+    hooks = [
+        blocks[number - 1 if number > 0 else number].register_forward_post_hook(
+            lambda layer, given, tokens, number=number: found.update({number: _pool(tokens, pool or "cls")})
+        )
+        for number in layers
+    ]
+    try:
+        model.forward_tokens(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {number: found[number] for number in layers}
+
+
+def _pool(tokens: paddle.Tensor, pool: str) -> paddle.Tensor:
+    if pool == "tokens":
+        return tokens
+    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(axis=1)
+
+
+class Sink:
+    """Takes arrays of a data set batch by batch, in memory or in memory-mapped files below a directory."""
+
+    def __init__(self, num_images: int, directory: Path | None = None):
+        self._num_images, self._directory, self._done = num_images, directory, 0
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def add(self, **arrays: np.ndarray) -> None:
+        """Append a batch."""
+        for name, batch in arrays.items():
+            if name not in self.arrays:
+                shape = (self._num_images, *batch.shape[1:])
+                if self._directory is None:
+                    self.arrays[name] = np.empty(shape, batch.dtype)
+                else:
+                    self.arrays[name] = open_memmap(self._directory / f"{name}.npy", "w+", batch.dtype, shape)
+            self.arrays[name][self._done : self._done + len(batch)] = batch
+        self._done += len(next(iter(arrays.values())))
+
+    def finish(self) -> dict[str, np.ndarray]:
+        """Return the arrays; what was left out (images that cannot be read) is cut off."""
+        for name, array in self.arrays.items():
+            if isinstance(array, np.memmap):
+                array.flush()
+                if self._done < self._num_images:
+                    kept = np.array(array[: self._done])
+                    np.save(self._directory / f"{name}.npy", kept)
+            self.arrays[name] = array[: self._done]
+        return self.arrays
+
+
+def extract_all(
+    model: VisionTransformer,
+    loader: Loader,
+    layers: Sequence[int] | None = None,
+    pool: str | None = None,
+    directory: Path | None = None,
+) -> dict[str, np.ndarray]:
+    """Compute the features of all images of a loader.
+
+    Returns:
+        `features`, or `layer_L` for each of `layers`, [N, ...] float32; `labels`, [N] int64.
+    """
+    sink = Sink(len(loader.source), directory)
+    for images, labels in loader:
+        found = extract(model, images, layers, pool)
+        named = {f"layer_{n}": value for n, value in found.items()} if layers else {"features": found}
+        sink.add(labels=labels.numpy(), **{name: value.astype("float32").numpy() for name, value in named.items()})
+    return sink.finish()
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Write the features, and return where."""
+    parser = Parser(prog="python -m tools.features", description=__doc__)
+    inputs.add_flags(parser)
+    parser.add("layers", "blocks, counted from 1; -1 is the last", type=int, nargs="+", metavar="L")
+    parser.add("pool", "class token, mean of the patches, or all tokens", choices=POOLS)
+    parser.add("out", "a .npz file, or a directory for memory-mapped .npy files", required=True)
+    args = parser.parse_args(argv)
+    out = Path(args.out)
+    out = inputs.new_file(out, ".npz") if out.suffix else inputs.new_directory(out)
+    cli.set_device()
+    model, config = inputs.load_encoder(args.run, inputs.read_config(args))
+    source = inputs.open_images(config, args.split, needs_labels=config.MODEL.TYPE != "PRETRAIN")
+    is_file = out.suffix == ".npz"
+    loader = inputs.open_loader(config, source)
+    arrays = extract_all(model, loader, args.layers, args.pool, None if is_file else out)
+    about = {"run": str(args.run), "split": args.split, "pool": args.pool, "layers": args.layers}
+    if is_file:
+        np.savez(out, **arrays)
+    else:
+        (out / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+    print(f"wrote {out}: {shapes}")
+    return out
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,168 @@
+"""What the tools are given on their command lines: a model, and images."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from paddle import nn
+from PIL import Image
+
+import checkpoint
+import datasets
+import loading
+import recipes
+import weight_files
+from arguments import Parser
+from config import get_config, image_size_hw
+from encoded_images import EncodedImages
+from errors import UserError
+from mae import MAEPretrain, build_mae_pretrain
+from samplers import EvalSampler
+from transformer import VisionTransformer, build_transformer
+
+_OVERRIDES = {
+    "dataset": "DATA.DATASET",
+    "data_path": "DATA.DATA_PATH",
+    "image_size": "DATA.IMAGE_SIZE",
+    "batch_size": "DATA.BATCH_SIZE",
+}
+
+
+def add_flags(parser: Parser, split: str = "val") -> None:
+    """Add what nearly every tool takes."""
+    parser.add_argument("run", help="run, checkpoint directory, or weight file with its YAML beside it")
+    parser.add("dataset", "instead of the run's own", metavar="NAME")
+    parser.add("data_path", "directory of the data set, instead of the run's own", metavar="DIR")
+    parser.add("split", f"train or val (default: {split})", default=split, choices=("train", "val"))
+    parser.add("image_size", "pixels, instead of the run's own", metavar="PX")
+    parser.add("batch_size", "images at a time (default: 32)", type=int, default=32, metavar="N")
+    parser.add("opts", "KEY VALUE pairs for the configuration", nargs="+", action="extend", default=[])
+
+
+def read_config(args: argparse.Namespace, *more: object):
+    """Return the configuration of the weights in `args.run`, with the command line's overrides; `more` come last."""
+    words = []
+    for flag, key in _OVERRIDES.items():
+        if getattr(args, flag, None) is not None:
+            words += [key, getattr(args, flag)]
+    return get_config(weight_files.config_beside(weight_files.resolve(args.run)), [*words, *args.opts, *more])
+
+
+def load_autoencoder(path: str | Path, config=None) -> tuple[MAEPretrain, object]:
+    """Load an autoencoder and its config from a pretraining run, a checkpoint, or a file with its YAML beside it."""
+    weights = weight_files.resolve(path)
+    config = config or get_config(weight_files.config_beside(weights))
+    if config.MODEL.TYPE != "PRETRAIN":
+        raise UserError(
+            f"{weights}: weights of a classifier or an encoder; reconstructing needs the decoder, which only "
+            "pretraining runs and full pretraining files have"
+        )
+    return _load(build_mae_pretrain(config), weights), config
+
+
+def load_encoder(path: str | Path, config=None) -> tuple[VisionTransformer, object]:
+    """Load the encoder of any weights as a model from images to features [B, D]."""
+    weights = weight_files.resolve(path)
+    config = config or get_config(weight_files.config_beside(weights))
+    headless = config.clone()
+    headless.defrost()
+    headless.MODEL.NUM_CLASSES = 0
+    return _load(build_transformer(headless), weights, allow_unexpected=(*recipes.DECODER, "classifier.*")), config
+
+
+def load_classifier(path: str | Path, config=None) -> tuple[VisionTransformer, object]:
+    """Load a classifier of a finetuning or probing run, or of a ported file."""
+    weights = weight_files.resolve(path)
+    config = config or get_config(weight_files.config_beside(weights))
+    if config.MODEL.TYPE == "PRETRAIN" or config.MODEL.NUM_CLASSES == 0:
+        raise UserError(f"{weights}: an encoder without a classifier; finetune or probe it first")
+    return _load(build_transformer(config), weights, allow_unexpected=recipes.UNUSED_PROBE_NORM), config
+
+
+def _load(model: nn.Layer, weights: Path, **allowed: object):
+    checkpoint.load_weights(model, weights, **allowed)
+    model.eval()
+    return model
+
+
+class Subset(EncodedImages):
+    """Some images of a source."""
+
+    def __init__(self, source: datasets.Images, indices: np.ndarray):
+        self._source, self.indices = source, np.asarray(indices)
+        self.labels, self.origin, self.class_names = source.labels[self.indices], source.origin, source.class_names
+
+    def read(self, index: int) -> bytes:
+        """Return an encoded image."""
+        return self._source.read(self.indices[index])
+
+    def describe(self, index: int) -> str:
+        """Name an image in a message."""
+        return self._source.describe(self.indices[index])
+
+    def image(self, index: int) -> Image.Image:
+        """Return an image."""
+        return self._source.image(self.indices[index])
+
+
+def open_images(config, split: str, needs_labels: bool = True, num_classes: int | None = None) -> datasets.Images:
+    """Open a split; labels may have any values unless `num_classes` limits them."""
+    source = datasets.open_source(
+        config.DATA.DATASET,
+        config.DATA.DATA_PATH,
+        split,
+        num_classes=config.MODEL.NUM_CLASSES or 10,
+        needs_labels=needs_labels,
+        synthetic_hw=image_size_hw(config),
+        list_outside=config.DATA.LIST_OUTSIDE,
+    )
+    for warning in datasets.check_source(source, num_classes=num_classes, channels=config.DATA.IMAGE_CHANNELS):
+        print(f"warning: {warning}")
+    return source
+
+
+def choose_balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Choose images at random, as many of each class as possible; indices in ascending order.
+
+    Args:
+        labels: [N].
+        count: of images; all are taken if there are no more.
+    """
+    rng = np.random.default_rng(seed)
+    turns = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        turns[members] = rng.permutation(len(members))  # the first of each class, then the second of each, ...
+    order = np.lexsort((rng.random(len(labels)), turns))
+    return np.sort(order[:count])
+
+
+def open_loader(config, source: datasets.Images, notes: list[str] | None = None) -> loading.Loader:
+    """Return batches as evaluation sees them, in the source's order; skipped images are appended to `notes`."""
+    return loading.Loader(
+        source,
+        recipes.eval_transform(config),
+        EvalSampler(len(source), config.DATA.BATCH_SIZE),
+        channels=config.DATA.IMAGE_CHANNELS,
+        num_workers=config.DATA.NUM_WORKERS,
+        bad_images=config.DATA.BAD_IMAGES,
+        note_bad=print if notes is None else notes.append,
+    )
+
+
+def new_directory(path: str | Path) -> Path:
+    """Make a directory for a tool's results, if it is not there."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"-out {path}: cannot be made a directory ({error.strerror})") from error
+    return path
+
+
+def new_file(path: str | Path, *suffixes: str) -> Path:
+    """Check that a result can be written to a file of one of these suffixes."""
+    path = Path(path)
+    if path.suffix.lower() not in suffixes or not path.parent.is_dir():
+        raise UserError(f"-out {path}: must be a {' or '.join(suffixes)} file in a directory that exists")
+    return path

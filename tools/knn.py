@@ -1,0 +1,142 @@
+"""Classify images by their nearest neighbours in feature space, without training anything.
+
+    python -m tools.knn RUN [-data_path DIR] [-k 1 5 10 20] [-temperature 0.07] [-pool cls] [-standardise] [-cache DIR]
+
+The features of the train split are the bank, those of the val split are asked for. Similarity is the cosine; each of
+the k nearest votes for its class with weight exp(similarity / temperature) (Wu et al., arXiv 1805.01978). `-cache`
+keeps the features in memory-mapped files, and takes them from there the next time. Besides the features, 256 queries'
+similarities to the whole bank are in memory at a time.
+"""
+
+import runtime
+
+runtime.prepare()
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+import cli
+import weight_files
+from arguments import Parser
+from errors import UserError
+from tools import inputs
+from tools.features import POOLS, extract_all
+
+_QUERIES = 256  # at a time
+
+
+def classify(
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    queries: np.ndarray,
+    ks: Sequence[int],
+    temperature: float = 0.07,
+    standardise: bool = False,
+) -> dict[int, np.ndarray]:
+    """Predict the classes of queries by weighted votes of their nearest neighbours.
+
+    Args:
+        bank: [N, D] features with `bank_labels` [N], 0 or more.
+        queries: [M, D].
+        ks: numbers of neighbours.
+        temperature: of the weights exp(cosine / temperature).
+        standardise: subtract the bank's mean, and divide by its standard deviation, per feature, before all else.
+
+    Returns:
+        {k: classes [M]}; of equal votes the smaller class wins.
+    """
+    if max(ks) > len(bank) or min(ks) < 1:
+        raise UserError(f"k={list(ks)}: must be from 1 to the number of training images, {len(bank)}")
+    mean = bank.mean(axis=0) if standardise else 0.0
+    scale = 1.0 / (bank.std(axis=0, ddof=1) + 1e-5) if standardise else 1.0
+    columns = paddle.to_tensor(_unit((bank - mean) * scale) if standardise else _unit(bank)).t()  # [D, N]
+    num_classes, most = int(bank_labels.max()) + 1, max(ks)
+    predicted = {k: np.empty(len(queries), np.int64) for k in ks}
+    for first in range(0, len(queries), _QUERIES):
+        rows = _unit((queries[first : first + _QUERIES] - mean) * scale)
+        similarity = paddle.matmul(paddle.to_tensor(rows), columns).numpy()  # [Q, N]
+        nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most] if most < len(bank) else None
+        nearest = np.broadcast_to(np.arange(len(bank)), similarity.shape) if nearest is None else nearest
+        found = np.take_along_axis(similarity, nearest, axis=1)
+        order = np.argsort(-found, axis=1, kind="stable")
+        nearest, found = (np.take_along_axis(array, order, axis=1) for array in (nearest, found))
+        for k in ks:
+            votes = np.zeros((len(rows), num_classes))
+            weights = np.exp((found[:, :k] - found[:, :1]) / temperature)
+            np.add.at(votes, (np.arange(len(rows))[:, None], bank_labels[nearest[:, :k]]), weights)
+            predicted[k][first : first + len(rows)] = votes.argmax(axis=1)
+    return predicted
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    """Scale each row to length 1, in float32."""
+    features = np.asarray(features, np.float32)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def add_feature_flags(parser: Parser) -> None:
+    """Add what the tools that judge features take."""
+    inputs.add_flags(parser)
+    parser.add("pool", "class token or mean of the patches, instead of what the classifier reads", choices=POOLS[:2])
+    parser.add("cache", "directory that keeps the features", metavar="DIR")
+    parser.add("json", "write the figures to this file, too", metavar="FILE")
+
+
+def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
+    """Return `features` and `labels` of splits, from the cache where they are there."""
+    cli.set_device()
+    model, config = inputs.load_encoder(args.run, inputs.read_config(args))
+    weights, results = weight_files.resolve(args.run).resolve(), []
+    for split in splits:
+        source = inputs.open_images(config, split)
+        about = {"weights": str(weights), "written": weights.stat().st_mtime_ns, "pool": args.pool, "split": split}
+        about |= {"origin": str(source.origin), "images": len(source), "image_size": config.DATA.IMAGE_SIZE}
+        folder = None if args.cache is None else inputs.new_directory(Path(args.cache) / split)
+        known = None if folder is None else folder / "about.json"
+        if known is not None and known.is_file() and json.loads(known.read_text(encoding="utf-8")) == about:
+            names = ("features", "labels")
+            results.append({name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
+            print(f"{split}: features of {len(source):,} images are taken from {folder}")
+            continue
+        if known is not None:
+            known.unlink(missing_ok=True)
+        print(f"{split}: computing the features of {len(source):,} images", flush=True)
+        results.append(extract_all(model, inputs.open_loader(config, source), None, args.pool, folder))
+        if known is not None:
+            known.write_text(json.dumps(about), encoding="utf-8")
+    return results
+
+
+def report(args, title: str, figures: dict[str, object]) -> dict[str, object]:
+    """Print figures, and write them where -json says."""
+    print(title)
+    for name, value in figures.items():
+        print(f"  {name}: {value:.3f}" if isinstance(value, float) else f"  {name}: {value}")
+    if args.json is not None:
+        inputs.new_file(args.json, ".json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    return figures
+
+
+def main(argv: list[str] | None = None) -> dict[str, object]:
+    """Print and return the accuracies, in percent."""
+    parser = Parser(prog="python -m tools.knn", description=__doc__)
+    add_feature_flags(parser)
+    parser.add("k", "numbers of neighbours (default: 1 5 10 20)", type=int, nargs="+", default=[1, 5, 10, 20])
+    parser.add("temperature", "of the votes (default: 0.07)", type=float, default=0.07)
+    parser.add("standardise", "features by the training images' mean and deviation", action="store_true")
+    args = parser.parse_args(argv)
+    if args.temperature <= 0:
+        raise UserError(f"-temperature {args.temperature}: must be above 0")
+    train, val = split_features(args, "train", "val")
+    found = classify(train["features"], train["labels"], val["features"], args.k, args.temperature, args.standardise)
+    figures = {f"acc1, k={k}": 100 * float(np.mean(classes == val["labels"])) for k, classes in found.items()}
+    title = f"k-NN, {len(val['labels']):,} images by {len(train['labels']):,}, cosine, temperature {args.temperature}"
+    return report(args, title, figures)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,105 @@
+"""Classify images by logistic regression on a few labelled ones per class.
+
+    python -m tools.lowshot RUN [-data_path DIR] [-shots 1 2 5 13] [-splits 3] [-seed 0] [-list FILE [FILE ...]]
+
+Draws -shots images per class from the train split, -splits times, fits multinomial logistic regression on their
+features (scikit-learn's L-BFGS), and reports mean and standard deviation of the accuracy on the val split. `-list`
+takes given splits instead: text files with the name of an image per line, as published for ImageNet; the last part of
+a path is the name. Features are centred and scaled to length 1 per image, there is no intercept, and the penalty is
+0.00025 / 2 |W|^2 beside the summed loss, which is what MAE-CT uses (C = 4000).
+"""
+
+import runtime
+
+runtime.prepare()
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import cli
+from arguments import Parser
+from errors import UserError, abridge
+from tools import inputs, knn
+
+_INVERSE_PENALTY = 4000.0
+
+
+def fit_and_score(train: dict[str, np.ndarray], chosen: np.ndarray, val: dict[str, np.ndarray]) -> float:
+    """Return the accuracy in percent on `val` of a regression that was fitted on the chosen images of `train`."""
+    from sklearn.linear_model import LogisticRegression
+
+    features, labels = _prepare(train["features"][chosen]), train["labels"][chosen]
+    if len(np.unique(labels)) < 2:
+        raise UserError("logistic regression needs images of at least two classes")
+    model = LogisticRegression(C=_INVERSE_PENALTY, fit_intercept=False, max_iter=1000).fit(features, labels)
+    correct = 0
+    for first in range(0, len(val["labels"]), 4096):
+        part = slice(first, first + 4096)
+        correct += int((model.predict(_prepare(val["features"][part])) == val["labels"][part]).sum())
+    return 100.0 * correct / len(val["labels"])
+
+
+def _prepare(features: np.ndarray) -> np.ndarray:
+    centred = np.asarray(features, np.float64)
+    centred = centred - centred.mean(axis=1, keepdims=True)
+    return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+
+
+def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Choose `shots` images of each class at random."""
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < shots:
+            raise UserError(f"-shots {shots}: class {label} has {len(members)} training images")
+        chosen.append(rng.choice(members, shots, replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+def read_list(path: str, describe: Callable[[int], str], num_images: int) -> np.ndarray:
+    """Return the images that a file names, one per line."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"-list {path}: cannot be read ({error})") from error
+    index = {Path(describe(number)).name: number for number in range(num_images)}
+    names = [Path(line.strip()).name for line in lines if line.strip()]
+    unknown = [name for name in names if name not in index]
+    if unknown or not names:
+        raise UserError(f"-list {path}: not in the train split: {abridge(unknown, 5)}" if names else f"{path}: empty")
+    return np.array(sorted(index[name] for name in names))
+
+
+def main(argv: list[str] | None = None) -> dict[str, object]:
+    """Print and return the accuracies, in percent."""
+    parser = Parser(prog="python -m tools.lowshot", description=__doc__)
+    knn.add_feature_flags(parser)
+    parser.add("shots", "images per class (default: 1 2 5 13)", type=int, nargs="+", default=[1, 2, 5, 13])
+    parser.add("splits", "draws of each (default: 3)", type=int, default=3)
+    parser.add("seed", "of the draws", type=int, default=0)
+    parser.add("list", "given splits instead", nargs="+", default=[], metavar="FILE")
+    args = parser.parse_args(argv)
+    if min(args.splits, *args.shots) < 1:
+        raise UserError("-shots and -splits must be at least 1")
+    source = inputs.open_images(inputs.read_config(args), "train")
+    if args.list:
+        draws = {"given splits": [read_list(path, source.describe, len(source)) for path in args.list]}
+    else:
+        draws = {
+            f"{shots} per class": [draw(source.labels, shots, args.seed + split) for split in range(args.splits)]
+            for shots in args.shots
+        }
+    train, val = knn.split_features(args, "train", "val")
+    figures = {}
+    for name, chosen in draws.items():
+        scores = [fit_and_score(train, indices, val) for indices in chosen]
+        figures[f"acc1, {name}"] = float(np.mean(scores))
+        figures[f"deviation, {name}"] = float(np.std(scores))
+    return knn.report(args, f"logistic regression, {len(next(iter(draws.values())))} splits", figures)
+
+
+if __name__ == "__main__":
+    cli.run(main)

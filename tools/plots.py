@@ -1,0 +1,92 @@
+"""Plots as pictures, by matplotlib."""
+
+import io
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+_MOST_NAMES = 40  # at an axis
+
+
+def new_axes(count: int = 1, size: tuple[float, float] = (4.2, 3.2)) -> tuple[object, list]:
+    """Return a figure, and axes side by side, each of a size in inches."""
+    import matplotlib
+
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, count, figsize=(size[0] * count, size[1]), squeeze=False)
+    return figure, list(axes[0])
+
+
+def to_image(figure) -> Image.Image:
+    """Draw a figure, and free it."""
+    from matplotlib import pyplot
+
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    pyplot.close(figure)
+    return Image.open(buffer)
+
+
+def draw_curves(
+    panels: list[tuple[str, str, dict[str, list[tuple[float, float]]]]],
+    x_label: str = "epoch",
+    logarithmic: bool = False,
+) -> Image.Image:
+    """Draw panels side by side: (title, label of y, {legend: [(x, y), ...]})."""
+    figure, axes = new_axes(len(panels))
+    for axis, (title, y_label, curves) in zip(axes, panels, strict=True):
+        for legend, points in curves.items():
+            if points:
+                axis.plot(*zip(*points, strict=True), label=legend, marker="." if len(points) == 1 else None)
+        axis.set(title=title, xlabel=x_label, ylabel=y_label)
+        axis.grid(alpha=0.3)
+        if logarithmic:
+            axis.set_yscale("log")
+        if len(curves) > 1:
+            axis.legend(fontsize="small")
+    return to_image(figure)
+
+
+def draw_matrix(
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str] | None = None,
+    *,
+    labels: tuple[str, str] = ("", ""),
+    limits: tuple[float, float] | None = None,
+) -> Image.Image:
+    """Draw a matrix as a heat map, with the names at its axes where there are not too many.
+
+    Args:
+        columns: names; None: those of the rows.
+        labels: of the rows' and the columns' axis.
+        limits: values of the darkest and the brightest colour; None: the smallest and largest.
+    """
+    columns = rows if columns is None else columns
+    side = min(10.0, 3.0 + 0.22 * min(len(rows), _MOST_NAMES))
+    figure, (axis,) = new_axes(size=(side + 1.0, side))
+    low, high = limits or (None, None)
+    picture = axis.imshow(values, cmap="magma", vmin=low, vmax=high, interpolation="nearest")
+    figure.colorbar(picture, ax=axis, shrink=0.8)
+    for names, set_ticks, rotation in ((columns, axis.set_xticks, 90), (rows, axis.set_yticks, 0)):
+        if len(names) <= _MOST_NAMES:
+            short = [name if len(name) <= 18 else name[:17] + "…" for name in map(str, names)]
+            set_ticks(range(len(names)), short, rotation=rotation, fontsize=7)
+    axis.set(ylabel=labels[0], xlabel=labels[1])
+    return to_image(figure)
+
+
+def draw_boxes(panels: list[tuple[str, str, np.ndarray]], x_label: str) -> Image.Image:
+    """Draw box plots side by side: (title, label of y, values [groups, members]); groups are counted from 1."""
+    figure, axes = new_axes(len(panels), (5.0, 3.4))
+    for axis, (title, y_label, values) in zip(axes, panels, strict=True):
+        axis.boxplot(list(values), widths=0.6)
+        axis.set(title=title, xlabel=x_label, ylabel=y_label)
+        axis.grid(alpha=0.3, axis="y")
+    return to_image(figure)
