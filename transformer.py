@@ -309,12 +309,16 @@ class VisionTransformer(nn.Layer):
         """Name the parameters that weight decay leaves alone, besides biases and norms (official finetuning)."""
         return {"cls_token", "encoder_position_embedding"}
 
-    def forward_tokens(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Encode images [B, C, H, W]: class token first, then patches, [B, T, D]; normalised unless global-pooled."""
+    def embed(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Turn images [B, C, H, W] into what the encoder reads: class token first, then patches, [B, T, D]."""
         tokens = self.patch_embedding(images)  # [B, N, D]
         cls_token = self.cls_token.expand([tokens.shape[0], -1, -1]).astype(tokens.dtype)
         tokens = paddle.concat([cls_token, tokens], axis=1) + self.encoder_position_embedding  # [B, T, D]
-        return self.encoder(self.token_dropout(tokens))
+        return self.token_dropout(tokens)
+
+    def forward_tokens(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Encode images [B, C, H, W]: class token first, then patches, [B, T, D]; normalised unless global-pooled."""
+        return self.encoder(self.embed(images))
 
     def forward_features(self, images: paddle.Tensor) -> paddle.Tensor:
         """Encode images [B, C, H, W] as the vector that the classifier reads, [B, D]."""

@@ -137,48 +137,6 @@ def test_two_nodes_are_the_same_script_with_two_variables(tiny_yaml, tmp_path):
     assert any("2 processes" in output for output in outputs)
 
 
-def test_visualise_keeps_visible_pixels(tiny_run):
-    import numpy as np
-
-    import recipes
-    from engine import fit
-    from tools import visualise
-
-    run = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 1)
-    fit(recipes.build_pretrain(run), recipes.build_train_loader(run), None, run)
-    out = run.directory / "grid.png"
-    assert visualise.main([str(run.directory), "-num", "3", "-out", str(out)]) == out
-    model, config = visualise.load_pretrained(run.directory)
-    images = visualise.val_images(config, 3)
-    original, masked, _, pasted = visualise.draw_panels(model, config, images)
-    visible = ~(masked == 128).all(axis=-1)
-    assert 0.2 < visible.mean() < 0.3
-    assert np.array_equal(original[visible], pasted[visible])
-    assert visualise.make_grid([original, pasted]).size == (2 * (6 * 16 + 2), 3 * (6 * 16 + 2))
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["-num", "0"], "-num 0"),
-        (["-mask_ratio", "1.5"], "-mask_ratio 1.5"),
-        (["-out", "x"], "must be a .png file"),
-        (["-out", "nowhere/x.png"], "in a directory that exists"),
-        (["-dataset", "mnist"], "must be one of imagenet2012"),
-        (["-dataset", "folder", "-data_path", "nowhere"], "no such directory"),
-    ],
-)
-def test_visualise_names_bad_arguments(tiny_run, tmp_path, flags, message):
-    import recipes
-    from engine import fit
-    from tools import visualise
-
-    run = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
-    fit(recipes.build_pretrain(run), recipes.build_train_loader(run), None, run)
-    with pytest.raises(ValueError, match=message):
-        visualise.main([str(run.directory), "-out", str(tmp_path / "x.png"), *flags])
-
-
 def test_readme_names_only_what_exists():
     text = "\n".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
     named = set(re.findall(r"(?<![\w}/])((?:configs/|tools/|tests/)?\w[\w-]*\.(?:py|sh|yaml|toml|txt|md))\b", text))

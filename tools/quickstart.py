@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cli
 from errors import UserError
-from tools import plots, report, visualise
+from tools import inputs, plots, report, visualise
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "output" / "quickstart"
@@ -74,8 +74,8 @@ def write_report(rows: list[list[object]], path: Path) -> None:
             ),
         ]
     )
-    model, config = visualise.load_pretrained(OUTPUT / "pretrain")
-    grid = visualise.make_grid(visualise.draw_panels(model, config, visualise.val_images(config, 8)))
+    model, config = inputs.load_autoencoder(OUTPUT / "pretrain")
+    grid = visualise.make_grid(visualise.draw_panels(model, config, visualise.draw_images(config, 8)))
     caption = (
         "Columns: original, masked (75 % hidden), reconstruction, reconstruction with the visible patches put back. "
         "The model predicts patches up to their mean and contrast, which are taken from the original."

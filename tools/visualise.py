@@ -1,11 +1,17 @@
-"""Draw what a masked autoencoder sees and what it makes of it.
+"""Draw what a masked autoencoder sees and what it makes of it, and what an encoder attends to.
 
-    python -m tools.visualise RUN -data_path DIR [-dataset NAME] [-num 8] [-mask_ratio 0.75] [-seed 0] [-out FILE.png]
+    python -m tools.visualise RUN -out FILE.png [-data_path DIR] [-num 8] [-mask_ratio 0.75] [-seed 0]
+    python -m tools.visualise RUN photo.jpg folder/ -out page.html -mask_ratio 0.5 0.75 0.9 -attention
 
-RUN is a pretraining run, one of its checkpoints, or a ported file with its YAML; images come from the val split of its
-own data set unless -dataset and -data_path name another one. Columns: original, masked, reconstruction, reconstruction
-with the visible patches put back. Models trained on normalised pixels predict each patch up to its mean and contrast;
-those are taken from the original patch.
+RUN is a pretraining run, one of its checkpoints, or a ported file with its YAML. Images are those named, or drawn from
+the val split of the run's data set, or of the one that -dataset and -data_path name. Columns: original, masked,
+reconstruction, reconstruction with the visible patches put back. A .png has the reconstructions of the first ratio; a
+.html page has all, in one file. Models trained on normalised pixels predict each patch up to its mean and contrast;
+those are taken from the original patch, and the page says so.
+
+`-mask` chooses what is hidden: random patches, `block`s of 4 x 4 patches, or a picture of your own that is white where
+a patch is to be hidden. `-same_mask` hides the same patches in every image. `-attention` adds maps of the encoder: each
+head of `-layer` (the last one), and rollout over all layers; any weights have these, also without a decoder.
 """
 
 import runtime
@@ -18,28 +24,22 @@ import numpy as np
 import paddle
 from PIL import Image
 
-import checkpoint
 import cli
+import datasets
 import loading
 import mae
 import recipes
-import weight_files
 from arguments import Parser
-from config import get_config
 from errors import UserError
+from tools import attention, inputs, report
 
 _GREY = 0.5
 _GAP_PX = 2
-
-
-def load_pretrained(path: str | Path) -> tuple[mae.MAEPretrain, object]:
-    """Load a model and its config from a pretraining run, a checkpoint, or a file with its YAML beside it."""
-    weights = weight_files.resolve(path)
-    config = get_config(weight_files.config_beside(weights))
-    model = mae.build_mae_pretrain(config)
-    checkpoint.load_weights(model, weights)
-    model.eval()
-    return model, config
+_BLOCK = 4  # patches
+_NORMALISED_NOTE = (
+    " The model was trained on normalised pixels: it predicts each patch up to its mean and contrast, which are taken "
+    "from the original patch here."
+)
 
 
 @paddle.no_grad()
@@ -66,22 +66,82 @@ def reconstruct(
     return mae.unpatchify(pred, patch_size, grid_hw), mae.unpatchify(hidden, patch_size, grid_hw)
 
 
+def draw_noise(
+    num_images: int, grid_hw: tuple[int, int], seed: int = 0, kind: str = "random", same: bool = False
+) -> np.ndarray:
+    """Draw noise [B, N] whose smallest values are to stay visible.
+
+    Args:
+        kind: "random", or "block": blocks of 4 x 4 patches are hidden together.
+        same: all images get the same.
+    """
+    rng, (rows, columns) = np.random.default_rng(seed), grid_hw
+    count = 1 if same else num_images
+    noise = rng.random((count, rows, columns), dtype=np.float32)
+    if kind == "block":
+        blocks = rng.random((count, -(-rows // _BLOCK), -(-columns // _BLOCK)), dtype=np.float32)
+        coarse = blocks.repeat(_BLOCK, axis=1).repeat(_BLOCK, axis=2)[:, :rows, :columns]
+        noise = coarse + 1e-4 * noise
+    return np.broadcast_to(noise.reshape(count, -1), (num_images, rows * columns)).copy()
+
+
+def read_mask(path: str, grid_hw: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """Read a drawn mask: a picture that is white where a patch is to be hidden.
+
+    Returns:
+        noise: [1, N], and the mask ratio that hides what was drawn.
+    """
+    try:
+        with Image.open(path) as picture:
+            drawn = np.asarray(picture.convert("L").resize(grid_hw[::-1], Image.Resampling.BOX))
+    except OSError as error:
+        raise UserError(f"-mask {path}: neither random nor block, nor a picture ({error})") from error
+    return mask_to_noise(drawn > 127, f"-mask {path}")
+
+
+def mask_to_noise(hidden: np.ndarray, origin: str) -> tuple[np.ndarray, float]:
+    """Turn hidden patches, a truth value for each, into noise [1, N] and the mask ratio."""
+    hidden = hidden.reshape(1, -1)
+    if hidden.all() or not hidden.any():
+        raise UserError(f"{origin}: hides {'all' if hidden.all() else 'none'} of {hidden.size} patches")
+    return hidden.astype(np.float32), float(hidden.mean())
+
+
 def draw_panels(
-    model: mae.MAEPretrain, config, images: np.ndarray, seed: int = 0, mask_ratio: float | None = None
+    model: mae.MAEPretrain,
+    config,
+    images: np.ndarray,
+    seed: int = 0,
+    mask_ratio: float | None = None,
+    noise: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Return four uint8 arrays [B, H, W, C]: original, masked, reconstruction, reconstruction + visible."""
-    tensor = paddle.to_tensor(images)
-    noise = np.random.default_rng(seed).random((len(images), model.patch_embedding.num_patches), dtype=np.float32)
-    reconstruction, hidden = reconstruct(model, tensor, paddle.to_tensor(noise), mask_ratio)
-    mean, std = (np.reshape(values, (1, -1, 1, 1)) for values in (config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD))
-    original, reconstruction, hidden = images * std + mean, reconstruction.numpy() * std + mean, hidden.numpy()
+    """Return four uint8 arrays [B, H, W, C]: original, masked, reconstruction, reconstruction + visible.
+
+    Args:
+        images: [B, C, H, W], normalised.
+        noise: [B, N]; drawn by `seed` if None.
+    """
+    if noise is None:
+        noise = draw_noise(len(images), model.patch_embedding.grid_hw, seed)
+    reconstruction, hidden = reconstruct(model, paddle.to_tensor(images), paddle.to_tensor(noise), mask_ratio)
+    original, reconstruction, hidden = to_pixels(config, images), to_pixels(config, reconstruction), hidden.numpy()
     panels = (
         original,
         original * (1 - hidden) + _GREY * hidden,
         reconstruction,
         original * (1 - hidden) + reconstruction * hidden,
     )
-    return [np.round(np.clip(panel, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1) for panel in panels]
+    return [_as_uint8(panel) for panel in panels]
+
+
+def to_pixels(config, images: np.ndarray | paddle.Tensor) -> np.ndarray:
+    """Undo the normalisation of images [B, C, H, W]; pixels are from 0 to 1 then."""
+    mean, std = (np.reshape(values, (1, -1, 1, 1)) for values in (config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD))
+    return np.asarray(images) * std + mean
+
+
+def _as_uint8(images: np.ndarray) -> np.ndarray:
+    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def make_grid(panels: list[np.ndarray], side_px: int = 96) -> Image.Image:
@@ -102,39 +162,115 @@ def make_grid(panels: list[np.ndarray], side_px: int = 96) -> Image.Image:
     return Image.fromarray(np.concatenate(rows, axis=0))
 
 
-def val_images(config, num_images: int, seed: int = 0) -> np.ndarray:
-    """Return images [B, C, H, W] drawn from the val split of a config's data set, as evaluation sees them."""
-    source = recipes.open_split(config, "val", print)
-    rng, transform = np.random.default_rng(seed), recipes.eval_transform(config)
-    chosen = rng.permutation(len(source))[:num_images]
-    return np.stack([transform(loading.read_image(source, index, config.DATA.IMAGE_CHANNELS), rng) for index in chosen])
+def draw_attention(model, config, images: np.ndarray, layer: int = -1) -> list[np.ndarray]:
+    """Return uint8 arrays [B, H, W, 3]: original, rollout over all layers, and each head of one layer."""
+    scores = attention.attention_logits(model, paddle.to_tensor(images))
+    if not 1 <= abs(layer) <= len(scores):
+        raise UserError(f"-layer {layer}: the encoder has layers 1 to {len(scores)}")
+    grid_hw = model.patch_embedding.grid_hw
+    heads = attention.class_token_maps(scores[layer - 1 if layer > 0 else layer], grid_hw)  # [B, A, rows, columns]
+    pictures = _as_uint8(to_pixels(config, images))
+    pictures = np.broadcast_to(pictures[..., :3], (*pictures.shape[:3], 3))
+    heats = [attention.rollout(scores, grid_hw), *heads.transpose(1, 0, 2, 3)]
+    return [
+        pictures,
+        *(np.stack([attention.overlay(*pair) for pair in zip(pictures, heat, strict=True)]) for heat in heats),
+    ]
+
+
+def draw_images(config, num_images: int, seed: int = 0, split: str = "val") -> np.ndarray:
+    """Return images [B, C, H, W] drawn from a split of a config's data set, as evaluation sees them."""
+    source = inputs.open_images(config, split, needs_labels=False)
+    return _load(config, source, np.random.default_rng(seed).permutation(len(source))[:num_images])
+
+
+def named_images(config, paths: list[str], most: int) -> np.ndarray:
+    """Return the first images [B, C, H, W] among files and folders."""
+    files = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path}: no such file or directory")
+        files += datasets.find_images(path) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{', '.join(paths)}: no images found")
+    source = datasets.FileImages(files, np.full(len(files), -1), Path(paths[0]))
+    return _load(config, source, range(min(most, len(files))))
+
+
+def _load(config, source: datasets.Images, indices) -> np.ndarray:
+    rng, transform, channels = np.random.default_rng(0), recipes.eval_transform(config), config.DATA.IMAGE_CHANNELS
+    arrays = []
+    for index in indices:
+        problem = loading.why_unreadable(source, index, channels)
+        if problem is not None:
+            raise UserError(problem)
+        arrays.append(transform(loading.read_image(source, index, channels), rng))
+    return np.stack(arrays)
+
+
+def _reconstructions(model, config, images: np.ndarray, args) -> list[tuple[str, Image.Image, str]]:
+    """Return heading, picture and caption for each mask ratio, or for the drawn mask."""
+    grid_hw = model.patch_embedding.grid_hw
+    if args.mask in ("random", "block"):
+        noise = draw_noise(len(images), grid_hw, args.seed, args.mask, args.same_mask)
+        ratios = args.mask_ratio or [model.mask_ratio]
+    else:
+        noise, ratio = read_mask(args.mask, grid_hw)
+        noise, ratios = noise.repeat(len(images), axis=0), [ratio]
+    pictures = []
+    for ratio in ratios:
+        panels = draw_panels(model, config, images, mask_ratio=ratio, noise=noise)
+        caption = "Columns: original, masked, reconstruction, reconstruction with the visible patches put back."
+        caption += _NORMALISED_NOTE if model.norm_pix_loss else ""
+        pictures.append((f"{ratio:.0%} hidden", make_grid(panels), caption))
+    return pictures
+
+
+def _check(args) -> Path:
+    for ratio in args.mask_ratio or []:
+        if not 0 <= ratio < 1:
+            raise UserError(f"-mask_ratio {ratio}: must be at least 0 and below 1")
+    if args.num < 1:
+        raise UserError(f"-num {args.num}: must be at least 1")
+    if args.mask not in ("random", "block") and args.mask_ratio:
+        raise UserError("-mask_ratio: a drawn mask has its own; leave it out")
+    return inputs.new_file(args.out, ".png", ".html")
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Write the picture, and return its path."""
+    """Write the picture or the page, and return its path."""
     parser = Parser(prog="python -m tools.visualise", description=__doc__)
-    parser.add_argument("run", help="pretraining run, checkpoint directory, or ported file")
-    parser.add("dataset", "instead of the run's own")
-    parser.add("data_path", "instead of the run's own")
-    parser.add("num", "number of images", type=int, default=8)
-    parser.add("mask_ratio", "instead of the model's own", type=float)
+    inputs.add_flags(parser)
+    parser.add_argument("images", nargs="*", help="image files and folders, instead of a data set")
+    parser.add("num", "number of images at most (default: 8)", type=int, default=8)
+    parser.add("mask_ratio", "instead of the model's own; a page may have several", type=float, nargs="+")
+    parser.add("mask", "random (default), block, or a picture that is white where it hides", default="random")
+    parser.add("same_mask", "hide the same patches in every image", action="store_true")
     parser.add("seed", "chooses images and masks", type=int, default=0)
-    parser.add("out", "PNG file to write", default="reconstruction.png")
-    args = parser.parse_args(argv)
-    out = Path(args.out)
-    if out.suffix.lower() != ".png" or not out.parent.is_dir():
-        raise UserError(f"-out {out}: must be a .png file in a directory that exists")
-    if args.num < 1:
-        raise UserError(f"-num {args.num}: must be at least 1")
-    if args.mask_ratio is not None and not 0 <= args.mask_ratio < 1:
-        raise UserError(f"-mask_ratio {args.mask_ratio}: must be at least 0 and below 1")
-    model, config = load_pretrained(args.run)
-    overrides = {"DATA.DATASET": args.dataset, "DATA.DATA_PATH": args.data_path}
-    overrides = [word for key, value in overrides.items() if value is not None for word in (key, value)]
-    config = get_config(weight_files.config_beside(weight_files.resolve(args.run)), overrides)
-    panels = draw_panels(model, config, val_images(config, args.num, args.seed), args.seed, args.mask_ratio)
-    make_grid(panels).save(out)
-    print(f"wrote {out}: original, masked, reconstruction, reconstruction with the visible patches")
+    parser.add("attention", "draw attention, too", action="store_true")
+    parser.add("layer", "whose heads are drawn (default: -1, the last)", type=int, default=-1)
+    parser.add("out", ".png or .html file to write", default="reconstruction.png")
+    args = parser.parse_intermixed_args(argv)  # images may follow the flags
+    out = _check(args)
+    cli.set_device()
+    config = inputs.read_config(args)
+    if args.images:
+        images = named_images(config, args.images, args.num)
+    else:
+        images = draw_images(config, args.num, args.seed, args.split)
+    pictures = []
+    if config.MODEL.TYPE == "PRETRAIN" or not args.attention:
+        pictures = _reconstructions(*inputs.load_autoencoder(args.run, config), images, args)
+    if args.attention:
+        panels = draw_attention(inputs.load_encoder(args.run, config)[0], config, images, args.layer)
+        caption = f"Columns: original, rollout over all layers, then each head of layer {args.layer} (class token)."
+        pictures.append(("Attention", make_grid(panels), caption))
+    if out.suffix.lower() == ".png":
+        pictures[0][1].save(out)
+    else:
+        sections = [(heading, report.html_figure(picture, caption)) for heading, picture, caption in pictures]
+        report.write_page(out, f"What {Path(args.run).name} sees", sections)
+    print(f"wrote {out}. {pictures[0][2]}")
     return out
 
 

@@ -1,0 +1,55 @@
+"""What an encoder attends to: its scores, maps for pictures, and rollout."""
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+from transformer import VisionTransformer
+
+
+@paddle.no_grad()
+def attention_logits(model: VisionTransformer, images: paddle.Tensor) -> list[paddle.Tensor]:
+    """Return the scores of each layer before the softmax, [B, A, T, T]: queries in rows, class token first.
+
+    Args:
+        model: in evaluation mode.
+        images: [B, C, H, W], normalised.
+    """
+    tokens, scores = model.embed(images), []
+    for layer in model.encoder.layers:
+        tokens, logits = layer(tokens, return_logits=True)
+        scores.append(logits.astype("float32"))
+    return scores
+
+
+def class_token_maps(logits: paddle.Tensor, grid_hw: tuple[int, int]) -> np.ndarray:
+    """Return how much the class token attends to each patch, per head, [B, A, rows, columns]; from one layer."""
+    weights = F.softmax(logits, axis=-1)[:, :, 0, 1:]  # [B, A, N]
+    return weights.reshape([*weights.shape[:2], *grid_hw]).numpy()
+
+
+def rollout(scores: list[paddle.Tensor], grid_hw: tuple[int, int]) -> np.ndarray:
+    """Return how much of each patch reaches the class token through all layers, [B, rows, columns].
+
+    Attention rollout (Abnar and Zuidema, arXiv 2005.00928): the product over layers of the mean over heads, with the
+    identity added for the residual connection and rows scaled to 1.
+    """
+    joint = None
+    for logits in scores:
+        weights = F.softmax(logits, axis=-1).mean(axis=1)  # [B, T, T]
+        weights = (weights + paddle.eye(weights.shape[-1])) / 2.0
+        joint = weights if joint is None else paddle.matmul(weights, joint)
+    patches = joint[:, 0, 1:]
+    return patches.reshape([-1, *grid_hw]).numpy()
+
+
+def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Colour a picture uint8 [H, W, 3] by a map [rows, columns], scaled to its own largest value."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    scaled = (255 * (heat - heat.min()) / max(float(np.ptp(heat)), 1e-12)).astype(np.uint8)
+    scaled = np.asarray(Image.fromarray(scaled).resize((width, height), Image.Resampling.BICUBIC))
+    colours = colormaps["inferno"](scaled)[..., :3] * 255
+    return np.round(0.4 * picture + 0.6 * colours).astype(np.uint8)
