@@ -166,3 +166,9 @@ def new_file(path: str | Path, *suffixes: str) -> Path:
     if path.suffix.lower() not in suffixes or not path.parent.is_dir():
         raise UserError(f"-out {path}: must be a {' or '.join(suffixes)} file in a directory that exists")
     return path
+
+
+def input_of(config) -> tuple:
+    """Return what images must be to be understood by a model of this config."""
+    data = config.DATA
+    return (image_size_hw(config), data.IMAGE_CHANNELS, tuple(data.IMAGENET_MEAN), tuple(data.IMAGENET_STD))
