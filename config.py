@@ -39,7 +39,7 @@ _C.MODEL.TYPE = "PRETRAIN"  # PRETRAIN | FINETUNE | LINEARPROBE
 _C.MODEL.NAME = "MAE"
 _C.MODEL.RESUME = None  # checkpoint or run directory to continue, or "auto"
 _C.MODEL.PRETRAINED = None  # weights to start from
-_C.MODEL.NUM_CLASSES = 1000  # new: 0 builds the encoder alone, from Python
+_C.MODEL.NUM_CLASSES = 1000  # new: 0 builds the encoder alone, from Python; None: as many as the data has
 _C.MODEL.DROPOUT = 0.0
 _C.MODEL.DROPPATH = 0.0  # of the last block; grows linearly from 0 at the first
 _C.MODEL.ATTENTION_DROPOUT = 0.0
@@ -117,7 +117,10 @@ _C.EVAL = False
 _C.AMP = False  # False | True or "fp16" | "bf16"
 _C.VISUALDL = False  # new: write VisualDL scalars into the run directory
 
-DATASETS = ("imagenet2012", "folder", "cifar10", "cifar100", "digits", "synthetic")
+DATASETS = (
+    *("imagenet2012", "folder", "cifar10", "cifar100", "digits", "synthetic"),
+    *("flowers102", "pets", "cars", "aircraft", "inat2017", "inat2018", "inat2019", "places205", "places365"),
+)
 MODES = ("PRETRAIN", "FINETUNE", "LINEARPROBE")
 OPTIMIZERS = ("AdamW", "AdamWDL", "LARS")
 
@@ -125,6 +128,7 @@ _ALTERNATIVE_TYPES = {  # where the default's own type does not say it all
     "DATA.BATCH_SIZE_EVAL": (int, None),
     "DATA.IMAGE_SIZE": (int, list),
     "DATA.CROP_PCT": (float, None),
+    "MODEL.NUM_CLASSES": (int, None),
     "MODEL.RESUME": (str, None),
     "MODEL.PRETRAINED": (str, None),
     "MODEL.HEAD_INIT_STD": (float, None),
@@ -231,7 +235,7 @@ def _check_model(config: CfgNode, require) -> None:
     model = config.MODEL
     for key in ("PATCH_SIZE", "MLP_RATIO"):
         require(model[key] > 0, f"MODEL.{key}", "must be above 0")
-    require(model.NUM_CLASSES >= 0, "MODEL.NUM_CLASSES", "must not be negative")
+    require(model.NUM_CLASSES is None or model.NUM_CLASSES >= 0, "MODEL.NUM_CLASSES", "must not be negative")
     for key in ("DROPOUT", "DROPPATH", "ATTENTION_DROPOUT", "MASK_RATIO"):
         require(0 <= model[key] < 1, f"MODEL.{key}", "must be at least 0 and below 1")
     require(model.HEAD_INIT_STD is None or model.HEAD_INIT_STD >= 0, "MODEL.HEAD_INIT_STD", "must not be negative")

@@ -9,6 +9,7 @@ Expected layouts below DATA_PATH:
     cifar100       cifar-100-python.tar.gz, or its folder cifar-100-python/
     digits         nothing: 1,797 handwritten digits, 8x8 pixels, that come with scikit-learn
     synthetic      nothing: generated patterns, one per class
+    others         see `published_datasets.py`
 
 A directory that `tools.pack_dataset` made takes the place of the first two.
 """
@@ -24,8 +25,9 @@ import numpy as np
 from PIL import Image
 
 import packed_images
+import published_datasets
 import safe_pickle
-from encoded_images import EncodedImages
+from encoded_images import EncodedImages, FileImages
 from errors import UserError, abridge, printable
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -43,28 +45,6 @@ _CIFAR = {  # archive, folder, train files, test file, key of the labels
 
 
 # ---- sources of images -------------------------------------------------------------------------
-
-
-class FileImages(EncodedImages):
-    """Image files with labels.
-
-    Args:
-        paths: of the images.
-        labels: [N] int64; -1 where there is none.
-        origin: what lists them, for messages.
-        class_names: of the folders, in label order, if the labels come from folders.
-    """
-
-    def __init__(self, paths: list[Path], labels: np.ndarray, origin: Path, class_names: list[str] | None = None):
-        self.paths, self.labels, self.origin, self.class_names = paths, labels, origin, class_names
-
-    def read(self, index: int) -> bytes:
-        """Read an image file."""
-        return self.paths[index].read_bytes()
-
-    def describe(self, index: int) -> str:
-        """Name an image in a message."""
-        return str(self.paths[index])
 
 
 class ArrayImages:
@@ -103,7 +83,7 @@ def open_source(
     Args:
         name: DATA.DATASET.
         split: "train" or "val".
-        num_classes: how many patterns the synthetic set has.
+        num_classes: how many patterns the synthetic set has; 0 or None: 10.
         needs_labels: False to pretrain: unsorted folders will do.
         synthetic_hw: size of the synthetic images.
         list_outside: list files may name files outside their directory.
@@ -117,6 +97,8 @@ def open_source(
         return packed_images.PackedImages(root, split)
     if not root.exists():
         raise UserError(f"DATA.DATA_PATH={data_path}: no such directory; set it with -data_path")
+    if name in published_datasets.READERS:
+        return published_datasets.READERS[name](root, split)
     if name in _CIFAR:
         return _open_cifar(name, root, split)
     list_file = root / f"{split}_list.txt"
@@ -236,7 +218,7 @@ def _open_digits(split: str) -> ArrayImages:
 def _make_synthetic(split: str, num_classes: int, size_hw: tuple[int, int]) -> ArrayImages:
     """Draw gratings whose direction and colour tell the class; 1,024 to train, 256 to evaluate."""
     num_images, seed = (1024, 0) if split == "train" else (256, 1)
-    rng = np.random.default_rng(seed)
+    rng, num_classes = np.random.default_rng(seed), num_classes or 10
     labels = np.arange(num_images) % num_classes
     rows, columns = np.mgrid[0 : size_hw[0], 0 : size_hw[1]] / max(size_hw)
     angle = np.pi * labels / num_classes
@@ -298,6 +280,19 @@ def check_source(source: Images, *, num_classes: int | None, channels: int) -> l
     if problems:
         raise UserError(f"{source.origin}: " + "; ".join(problems))
     return notes
+
+
+def count_classes(source: Images) -> int:
+    """Return how many classes a data set has: its names, or one more than the largest label.
+
+    Raises:
+        UserError: if it has no labels.
+    """
+    if source.class_names is not None:
+        return len(source.class_names)
+    if len(source) == 0 or source.labels.max() < 0:
+        raise UserError(f"{source.origin}: has no labels; MODEL.NUM_CLASSES cannot follow them")
+    return int(source.labels.max()) + 1
 
 
 def describe_source(source: Images) -> str:

@@ -1,4 +1,4 @@
-"""What all sources of encoded images have in common."""
+"""Sources of encoded images: what they have in common, and files."""
 
 import io
 from pathlib import Path
@@ -42,3 +42,25 @@ class EncodedImages:
                 raise ValueError(f"claims {image.width}x{image.height} pixels, which looks like a decompression bomb")
             image.load()
             return image
+
+
+class FileImages(EncodedImages):
+    """Image files with labels.
+
+    Args:
+        paths: of the images.
+        labels: [N] int64; -1 where there is none.
+        origin: what lists them, for messages.
+        class_names: of the folders, in label order, if the labels come from folders.
+    """
+
+    def __init__(self, paths: list[Path], labels: np.ndarray, origin: Path, class_names: list[str] | None = None):
+        self.paths, self.labels, self.origin, self.class_names = paths, labels, origin, class_names
+
+    def read(self, index: int) -> bytes:
+        """Read an image file."""
+        return self.paths[index].read_bytes()
+
+    def describe(self, index: int) -> str:
+        """Name an image in a message."""
+        return str(self.paths[index])

@@ -152,6 +152,8 @@ BUILDERS = {"PRETRAIN": build_pretrain, "FINETUNE": build_finetune, "LINEARPROBE
 
 def train_or_evaluate(run: Run) -> dict[str, float]:
     """Do what the run asks for, and return its last metrics."""
+    if run.config.MODEL.NUM_CLASSES is None:
+        follow_classes(run)
     if run.config.MODEL.TYPE != "PRETRAIN" and run.config.MODEL.NUM_CLASSES == 0:
         raise UserError("MODEL.NUM_CLASSES=0: an encoder without a head; set it to the number of classes in the data")
     if run.config.EVAL:
@@ -159,6 +161,20 @@ def train_or_evaluate(run: Run) -> dict[str, float]:
     train_loader = build_train_loader(run)
     eval_loader = None if run.config.MODEL.TYPE == "PRETRAIN" else build_eval_loader(run)
     return fit(BUILDERS[run.config.MODEL.TYPE](run), train_loader, eval_loader, run)
+
+
+def follow_classes(run: Run) -> None:
+    """Set MODEL.NUM_CLASSES, which is None, to the number of classes in the data; 0 where a run needs none."""
+    config = run.config.clone()
+    config.defrost()
+    config.MODEL.NUM_CLASSES = 0
+    if config.MODEL.TYPE != "PRETRAIN":
+        config.MODEL.NUM_CLASSES = datasets.count_classes(_open_source(config, "val" if config.EVAL else "train"))
+        run.log.say(f"MODEL.NUM_CLASSES: {config.MODEL.NUM_CLASSES}, as the data has")
+    config.freeze()
+    run.config = config
+    if run.directory is not None and run.resume_from is None:
+        (run.directory / "config.yaml").write_text(config.dump(), encoding="utf-8")
 
 
 # ---- parts -------------------------------------------------------------------------------------
@@ -288,16 +304,7 @@ _NUM_TRIED = 8
 
 def open_split(config, split: str, say: Callable[[str], None]) -> datasets.Images:
     """Open and check one split of a config's data set, and decode a few of its images; `say` gets what was found."""
-    needs_labels = config.MODEL.TYPE != "PRETRAIN"
-    source = datasets.open_source(
-        config.DATA.DATASET,
-        config.DATA.DATA_PATH,
-        split,
-        num_classes=config.MODEL.NUM_CLASSES,
-        needs_labels=needs_labels,
-        synthetic_hw=image_size_hw(config),
-        list_outside=config.DATA.LIST_OUTSIDE,
-    )
+    source, needs_labels = _open_source(config, split), config.MODEL.TYPE != "PRETRAIN"
     num_classes = config.MODEL.NUM_CLASSES if needs_labels else None
     for warning in datasets.check_source(source, num_classes=num_classes, channels=config.DATA.IMAGE_CHANNELS):
         say(f"warning: {warning}")
@@ -309,6 +316,18 @@ def open_split(config, split: str, say: Callable[[str], None]) -> datasets.Image
         say(f"warning: {problem}")
     say(f"{split}: {datasets.describe_source(source)}")
     return source
+
+
+def _open_source(config, split: str) -> datasets.Images:
+    return datasets.open_source(
+        config.DATA.DATASET,
+        config.DATA.DATA_PATH,
+        split,
+        num_classes=config.MODEL.NUM_CLASSES,
+        needs_labels=config.MODEL.TYPE != "PRETRAIN",
+        synthetic_hw=image_size_hw(config),
+        list_outside=config.DATA.LIST_OUTSIDE,
+    )
 
 
 def _spread(count: int) -> list[int]:

@@ -19,6 +19,7 @@ from paddle.distributed import fleet
 
 import cpu_kernels
 from config import image_size_hw
+from errors import UserError
 from pos_embed import sincos_table
 
 LAYER_NORM_EPS = 1e-6
@@ -367,6 +368,8 @@ def encoder_options(config) -> dict:
 
 def build_transformer(config) -> VisionTransformer:
     """Build the classifier that a config describes; MODEL.TYPE LINEARPROBE gets the batch-norm head."""
+    if config.MODEL.NUM_CLASSES is None:
+        raise UserError("MODEL.NUM_CLASSES=None: follows the data in runs only; set it to a number")
     return VisionTransformer(
         num_classes=config.MODEL.NUM_CLASSES,
         global_pool=config.MODEL.GLOBAL_POOL,

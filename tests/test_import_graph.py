@@ -9,7 +9,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"arguments", "cpu_kernels", "encoded_images", "errors", "runtime"},
-    {"fast_jpeg", "heartbeat", "manifest", "packed_images", "safe_pickle", "samplers", "strict_config", "workers"},
+    {
+        "fast_jpeg",
+        "heartbeat",
+        "manifest",
+        "packed_images",
+        "published_datasets",
+        "safe_pickle",
+        "samplers",
+        "strict_config",
+        "workers",
+    },
     {"augment", "config", "datasets", "distributed", "download", "metrics", "mixup", "optim", "pos_embed"},
     {"sharding", "static_graph", "stored_tensor"},
     {"architecture", "loading", "task", "torch_file"},

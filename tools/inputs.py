@@ -111,7 +111,7 @@ def open_images(config, split: str, needs_labels: bool = True, num_classes: int 
         config.DATA.DATASET,
         config.DATA.DATA_PATH,
         split,
-        num_classes=config.MODEL.NUM_CLASSES or 10,
+        num_classes=config.MODEL.NUM_CLASSES,
         needs_labels=needs_labels,
         synthetic_hw=image_size_hw(config),
         list_outside=config.DATA.LIST_OUTSIDE,
