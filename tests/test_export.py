@@ -1,0 +1,60 @@
+"""Exported models, run by Paddle Inference and onnxruntime, and what happens where they differ or cannot be made."""
+
+import subprocess
+
+import numpy as np
+import paddle
+import pytest
+
+import recipes
+from errors import UserError
+from tools import export
+
+pytestmark = pytest.mark.quick
+HAS_PADDLE_3 = int(paddle.__version__.split(".")[0]) >= 3
+
+
+@pytest.fixture
+def trained(tiny_run):
+    def make(mode, *opts):
+        run = tiny_run(mode, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0, *opts)
+        recipes.train_or_evaluate(run)
+        return str(run.directory)
+
+    return make
+
+
+@pytest.mark.parametrize("mode", ["pretrain", "finetune", "linearprobe"])
+def test_paddle_inference_gives_the_same(trained, tmp_path, mode):
+    found = export.main([trained(mode), "-out", str(tmp_path / "out"), "-format", "paddle"])
+    assert 0 <= found["paddle"] < 1e-5
+    assert (tmp_path / "out" / "config.yaml").is_file()
+
+
+@pytest.mark.skipif(not HAS_PADDLE_3, reason="paddle2onnx 2 reads models of Paddle 3")
+@pytest.mark.parametrize("mode", ["finetune", "linearprobe"])
+def test_onnx_gives_the_same_and_nothing_gets_installed(trained, tmp_path, monkeypatch, mode):
+    pytest.importorskip("paddle2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *command, **options: started.append(command))
+    found = export.main([trained(mode), "-out", str(tmp_path), "-image_size", "32", "-format", "onnx"])
+    assert 0 <= found["onnx"] < 1e-5
+    assert not started
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    assert session.run(None, {"images": np.zeros((5, 3, 32, 32), np.float32)})[0].shape == (5, 4)
+    assert not list(tmp_path.glob("*.pdiparams"))
+
+
+def test_a_difference_is_an_error(trained):
+    model = paddle.nn.Flatten()
+    with pytest.raises(UserError, match=r"differs by a relative 1\.0e-04"):
+        export.compare(model, lambda images: images.reshape(len(images), -1) * 1.0001, (1, 2, 2))
+    with pytest.raises(UserError, match="gives"):
+        export.compare(model, lambda images: images[:1].reshape(1, -1), (1, 2, 2))
+
+
+def test_without_the_converter_the_error_says_what_to_install(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"not installed; pip install -r requirements-export\.txt"):
+        export.main([trained("finetune"), "-out", str(tmp_path / "out"), "-format", "onnx"])

@@ -1,0 +1,178 @@
+"""Export a classifier or an encoder for deployment, run what was exported, and compare.
+
+    python -m tools.export RUN -out DIRECTORY [-format paddle onnx] [-image_size PX] [-encoder]
+
+Writes model.json (model.pdmodel with Paddle 2.6) and model.pdiparams for Paddle Inference, and model.onnx, which needs
+`pip install -r requirements-export.txt` and Paddle 3. Inputs are named "images": [B, C, H, W], normalised as
+config.yaml beside them says; B may vary. Each is run on 1 and on 7 images, and has to agree with the model to a
+relative 1e-5. The batch norm of a linear probe becomes part of its linear layer.
+"""
+
+import runtime
+
+runtime.prepare()
+
+import copy
+import importlib.util
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import nn
+
+import cli
+from arguments import Parser
+from config import image_size_hw
+from errors import UserError, one_line
+from tools import inputs
+from transformer import VisionTransformer
+
+TOLERANCE = 1e-5  # of the largest output: float32 in another order
+_BATCHES = (1, 7)
+_OPSET = 17  # of ONNX; the first with layer normalisation
+_NAME = "model"
+
+
+def fold_batch_norm(model: VisionTransformer) -> VisionTransformer:
+    """Return a model whose head is one linear layer: the batch norm of a probe is a scale and a shift by now.
+
+    Paddle Inference 3.3 crashes on a batch norm without affine parameters.
+    """
+    if not isinstance(model.classifier, nn.Sequential):
+        return model
+    folded = copy.deepcopy(model)
+    norm, head = folded.classifier
+    scale = 1.0 / (norm._variance + norm._epsilon).sqrt()  # [D]
+    with paddle.no_grad():
+        head.bias.set_value(head.bias - paddle.matmul(norm._mean * scale, head.weight))
+        head.weight.set_value(head.weight * scale.unsqueeze(1))
+    folded.classifier = head
+    return folded
+
+
+def export_paddle(model: nn.Layer, shape: tuple[int, int, int], out: Path) -> Path:
+    """Save a Paddle inference model, and return the file that describes it.
+
+    Args:
+        model: in evaluation mode.
+        shape: of an image, (C, H, W).
+    """
+    spec = paddle.static.InputSpec([None, *shape], "float32", "images")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing reads attributes that a graph's tensors lack
+        paddle.jit.save(model, str(out / _NAME), input_spec=[spec])
+    return next(file for file in (out / f"{_NAME}.json", out / f"{_NAME}.pdmodel") if file.is_file())
+
+
+def run_paddle(program: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Load a Paddle inference model; returns a function from images to outputs."""
+    from paddle import inference
+
+    config = inference.Config(str(program), str(program.with_name(f"{_NAME}.pdiparams")))
+    config.disable_gpu()
+    config.disable_glog_info()
+    predictor = inference.create_predictor(config)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        predictor.get_input_handle("images").copy_from_cpu(images)
+        predictor.run()
+        return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
+
+    return run
+
+
+def export_onnx(program: Path) -> Path:
+    """Convert a Paddle inference model to ONNX.
+
+    Raises:
+        UserError: if the converter is missing or fails. It is never installed from here.
+    """
+    missing = [name for name in ("paddle2onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing or program.suffix != ".json":
+        what = (
+            f"{', '.join(missing)} not installed" if missing else f"Paddle {paddle.__version__}, and Paddle 3 is needed"
+        )
+        raise UserError(f"-format onnx: {what}; pip install -r requirements-export.txt")
+    import paddle2onnx
+
+    target = program.with_suffix(".onnx")
+    try:
+        paddle2onnx.export(
+            str(program),
+            str(program.with_suffix(".pdiparams")),
+            str(target),
+            opset_version=_OPSET,
+            optimize_tool="None",  # the others fold constants, as the runtime does, and may install packages
+        )
+    except (Exception, SystemExit) as error:  # it ends the process where it fails
+        raise UserError(f"-format onnx: paddle2onnx failed ({one_line(error)})") from error
+    return target
+
+
+def run_onnx(file: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Load an ONNX model on CPU; returns a function from images to outputs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+@paddle.no_grad()
+def compare(model: nn.Layer, run: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int, int]) -> float:
+    """Return the largest difference between a model and what was exported, relative to the largest output.
+
+    Raises:
+        UserError: if it is above 1e-5.
+    """
+    rng, worst = np.random.default_rng(0), 0.0
+    for batch in _BATCHES:
+        images = rng.standard_normal((batch, *shape), dtype=np.float32)
+        expected = model(paddle.to_tensor(images)).numpy()
+        found = run(images)
+        if found.shape != expected.shape:
+            raise UserError(f"the exported model gives {found.shape} for {batch} images, not {expected.shape}")
+        worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))
+    if not worst <= TOLERANCE:
+        raise UserError(f"the exported model differs by a relative {worst:.1e}; at most {TOLERANCE:.0e} was expected")
+    return worst
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Write the models, and return the relative difference of each."""
+    parser = Parser(prog="python -m tools.export", description=__doc__)
+    parser.add_argument("run", help="run, checkpoint directory, or weight file with its YAML beside it")
+    parser.add("format", "paddle, onnx, or both (default)", nargs="+", choices=("paddle", "onnx"))
+    parser.add("image_size", "pixels, instead of the run's own", metavar="PX")
+    parser.add("encoder", "leave the classifier out: features [B, D]", action="store_true")
+    parser.add("out", "directory for the files", required=True, metavar="DIR")
+    parser.add("opts", "KEY VALUE pairs for the configuration", nargs="+", action="extend", default=[])
+    args = parser.parse_args(argv)
+    formats = args.format or ["paddle", "onnx"]
+    out = inputs.new_directory(args.out)
+    paddle.set_device("cpu")
+    config = inputs.read_config(args)
+    is_encoder = args.encoder or config.MODEL.TYPE == "PRETRAIN"
+    model, config = (inputs.load_encoder if is_encoder else inputs.load_classifier)(args.run, config)
+    shape = (config.DATA.IMAGE_CHANNELS, *image_size_hw(config))
+    program = export_paddle(fold_batch_norm(model), shape, out)
+    differences = {}
+    if "paddle" in formats:
+        differences["paddle"] = compare(model, run_paddle(program), shape)
+    if "onnx" in formats:
+        differences["onnx"] = compare(model, run_onnx(export_onnx(program)), shape)
+    if "paddle" not in formats:
+        program.unlink()
+        program.with_suffix(".pdiparams").unlink()
+    (out / "config.yaml").write_text(config.dump(), encoding="utf-8")
+    names = ", ".join(f"{name} (differs by {value:.1e})" for name, value in differences.items())
+    what = "features" if is_encoder else f"logits of {config.MODEL.NUM_CLASSES} classes"
+    print(f"wrote {out}: {names}; images [B, {', '.join(map(str, shape))}] to {what}")
+    return differences
+
+
+if __name__ == "__main__":
+    cli.run(main)
