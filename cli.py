@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 import traceback
@@ -13,6 +14,7 @@ import paddle
 
 import distributed
 import launch
+import runtime
 import training_state
 import workers
 from arguments import Parser
@@ -141,6 +143,22 @@ def run(main: Callable[[], object]) -> None:
         raise
     finally:
         workers.kill_all()
+
+
+def write_report(run: Run) -> None:
+    """Have another process write report.html into the directory of a run that has ended; a failure is told only."""
+    if run.directory is None or not run.config.REPORT or not (run.directory / "log.jsonl").is_file():
+        return
+    command = [sys.executable, "-m", "tools.report", str(run.directory.resolve())]
+    environment = runtime.original_environment() | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = {key: value for key, value in environment.items() if not key.startswith("PADDLE_")}
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        run.log.say(f"report: {run.directory / 'report.html'}")
+    else:
+        run.log.say(f"warning: no report: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
 
 
 def _read_config(mode: str, args: argparse.Namespace):

@@ -115,6 +115,7 @@ _C.SEED = 0
 _C.DETERMINISTIC = False  # new: on GPU, the slower algorithms that give the same bits each time; on CPU all do
 _C.EVAL = False
 _C.AMP = False  # False | True or "fp16" | "bf16"
+_C.REPORT = True  # new: write report.html into the run directory when the run ends
 _C.VISUALDL = False  # new: write VisualDL scalars into the run directory
 
 DATASETS = (

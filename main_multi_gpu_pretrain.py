@@ -16,7 +16,10 @@ import recipes
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run with these arguments (default: the command line's), and return the last metrics."""
-    return recipes.train_or_evaluate(cli.start("pretrain", __doc__, argv))
+    run = cli.start("pretrain", __doc__, argv)
+    scores = recipes.train_or_evaluate(run)
+    cli.write_report(run)
+    return scores
 
 
 if __name__ == "__main__":

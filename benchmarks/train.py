@@ -32,7 +32,7 @@ def run_once(config, mode: str, args, nproc: int) -> dict[str, float]:
         command += ["-data_path", args.data_path, "-nproc", str(nproc)]
         command += ["-batch_size", str(config.DATA.BATCH_SIZE // nproc)]
         command += ["-dataset", args.dataset] if args.dataset else []
-        command += ["-opts", *args.opts, "REPORT_FREQ", "10", "SAVE_FREQ", "100000"]
+        command += ["-opts", *args.opts, "REPORT_FREQ", "10", "SAVE_FREQ", "100000", "REPORT", "False"]
         command += ["TRAIN.NUM_EPOCHS", str(args.epochs), "TRAIN.WARMUP_EPOCHS", "0"]
         done = subprocess.run(
             command, cwd=measure.ROOT, env=runtime.original_environment(), capture_output=True, text=True

@@ -45,6 +45,8 @@ TINY = [
     2,
     "TRAIN.WARMUP_EPOCHS",
     1,
+    "REPORT",
+    False,
 ]
 MODES = {
     "pretrain": ["MODEL.TYPE", "PRETRAIN", "TRAIN.BASE_LR", 1e-2],

@@ -22,7 +22,7 @@ import paddle
 import cli
 from arguments import Parser
 from errors import UserError
-from tools import inputs, plots, report
+from tools import inputs, pages, plots
 from tools.attention import attention_logits
 from tools.representations import (
     MinibatchCKA,
@@ -100,21 +100,21 @@ def write_report(out: Path, names: tuple[str, str | None], num_images: int, foun
     points = [(index, value) for index, value in enumerate(spectrum, start=1) if value > 1e-6]
     curve = plots.draw_curves([("Spectrum", "deviation / largest", {"": points})], "direction", logarithmic=True)
     sections = [
-        ("Attention", report.html_figure(boxes, "Each box: the heads of a layer.")),
+        ("Attention", pages.html_figure(boxes, "Each box: the heads of a layer.")),
         ("Layers against each other", _heat_map(found["cka"], "layer", "layer")),
-        ("Spectrum of the features", report.html_figure(curve, f"Effective rank {rank:.1f} of {len(spectrum)}.")),
+        ("Spectrum of the features", pages.html_figure(curve, f"Effective rank {rank:.1f} of {len(spectrum)}.")),
     ]
     if names[1] is not None:
         picture = _heat_map(found["cka_other"], Path(names[0]).name, Path(names[1]).name)
         sections.insert(2, ("Layers against those of the other", picture))
-    report.write_page(out / "report.html", f"Analysis of {Path(names[0]).name}, {num_images:,} images", sections)
+    pages.write_page(out / "report.html", f"Analysis of {Path(names[0]).name}, {num_images:,} images", sections)
 
 
 def _heat_map(values: np.ndarray, rows: str, columns: str) -> str:
     picture = plots.draw_matrix(
         values, range(values.shape[0]), range(values.shape[1]), labels=(rows, columns), limits=(0.0, 1.0)
     )
-    return report.html_figure(picture, "Linear CKA; 0: what the first block reads, last: what the encoder puts out.")
+    return pages.html_figure(picture, "Linear CKA; 0: what the first block reads, last: what the encoder puts out.")
 
 
 def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:

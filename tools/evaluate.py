@@ -22,7 +22,7 @@ import paddle
 import cli
 from arguments import Parser
 from errors import UserError
-from tools import inputs, plots, report, robustness
+from tools import inputs, pages, plots, robustness
 
 _BINS = 15  # of the calibration error
 _MOST_ROWS = 20  # of a table on the page
@@ -128,10 +128,10 @@ def evaluate_source(model, config, source, out: Path, columns: np.ndarray | None
     scores |= {"skipped": len(notes)} if notes else {}
     worst = sorted(classes, key=lambda row: row["acc1"])
     sections = [
-        ("Scores", report.html_table(["score", "value"], [[name, value] for name, value in scores.items()])),
+        ("Scores", pages.html_table(["score", "value"], [[name, value] for name, value in scores.items()])),
         (
             "Confusion",
-            report.html_figure(plots.draw_matrix(counts, names), "Row: class; column: what it was taken for."),
+            pages.html_figure(plots.draw_matrix(counts, names), "Row: class; column: what it was taken for."),
         ),
         (
             f"Classes with the lowest accuracy ({min(_MOST_ROWS, len(worst))} of {len(worst)})",
@@ -165,18 +165,18 @@ def evaluate_corruptions(model, config, root: str, out: Path) -> dict[str, objec
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    table = report.html_table(["score", "value"], [[name, value] for name, value in scores.items()])
+    table = pages.html_table(["score", "value"], [[name, value] for name, value in scores.items()])
     _finish(out, "ImageNet-C", scores, [("Scores", table), ("Errors in percent", _table(rows))])
     return scores
 
 
 def _table(rows: list[dict[str, object]]) -> str:
-    return report.html_table(list(rows[0]), [list(row.values()) for row in rows])
+    return pages.html_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _finish(out: Path, title: str, scores: dict[str, object], sections: list[tuple[str, str]]) -> None:
     (out / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
-    report.write_page(out / "report.html", title, sections)
+    pages.write_page(out / "report.html", title, sections)
     print(
         ", ".join(
             f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in scores.items()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cli
 from errors import UserError
-from tools import inputs, plots, report, visualise
+from tools import inputs, pages, plots, report, visualise
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "output" / "quickstart"
@@ -76,17 +76,13 @@ def write_report(rows: list[list[object]], path: Path) -> None:
     )
     model, config = inputs.load_autoencoder(OUTPUT / "pretrain")
     grid = visualise.make_grid(visualise.draw_panels(model, config, visualise.draw_images(config, 8)))
-    caption = (
-        "Columns: original, masked (75 % hidden), reconstruction, reconstruction with the visible patches put back. "
-        "The model predicts patches up to their mean and contrast, which are taken from the original."
-    )
-    report.write_page(
+    pages.write_page(
         path,
         "MAE quickstart: handwritten digits",
         [
-            ("Results", report.html_table(["stage", "top-1 accuracy (%)", "target", "seconds"], rows)),
-            ("Curves", report.html_figure(curves, "Loss and accuracy over epochs.")),
-            ("Reconstructions", report.html_figure(grid, caption)),
+            ("Results", pages.html_table(["stage", "top-1 accuracy (%)", "target", "seconds"], rows)),
+            ("Curves", pages.html_figure(curves, "Loss and accuracy over epochs.")),
+            ("Reconstructions", pages.html_figure(grid, visualise.caption_of(model))),
         ],
     )
 

@@ -1,65 +1,178 @@
-"""Write a self-contained HTML page about runs: curves, tables, pictures."""
+"""Write a page about a run, or one that compares several: curves, figures, configuration, pictures.
 
-import base64
-import html
-import io
+    python -m tools.report RUN                              # RUN/report.html
+    python -m tools.report RUN RUN [RUN ...] -out FILE.html
+
+Every run writes its own when it ends, unless REPORT is False. The pictures are reconstructions of val images for a
+pretraining run, and val images with what the best checkpoint takes them for otherwise.
+"""
+
+import runtime
+
+runtime.prepare()
+
 import json
+import math
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+import paddle
+import yaml
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { border-bottom: 1px solid #ccc; padding: .3rem .9rem; text-align: left; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; }
-figcaption { color: #555; }
-figure { margin: 1rem 0; }
-"""
+import cli
+from arguments import Parser
+from config import get_config
+from errors import UserError, one_line
+from tools import evaluate, inputs, pages, plots, visualise
+
+_NUM_PICTURES = 8
+_CURVES = (  # panel, label of y, event, metric
+    ("Loss", "loss", "train", "loss"),
+    ("Validation", "top-1 accuracy (%)", "eval", "acc1"),
+    ("Validation loss", "loss", "eval", "loss"),
+    ("Learning rate", "lr", "train", "lr"),
+    ("Gradient norm", "norm", "train", "grad_norm"),
+    ("Throughput", "images/s", "train", "images_per_sec"),
+)
 
 
 def read_log(run_dir: str | Path) -> list[dict]:
-    """Return the records of a run's log.jsonl, in order."""
-    with open(Path(run_dir) / "log.jsonl", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    """Return the records of a run's log.jsonl, in order; a line that is being written is left out."""
+    try:
+        lines = (Path(run_dir) / "log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"{run_dir}: not the directory of a run ({one_line(error)})") from error
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def curve(records: list[dict], event: str, name: str) -> list[tuple[float, float]]:
-    """Return [(epoch, value), ...] of one metric."""
-    return [(record["epoch"], record[name]) for record in records if record["event"] == event]
+    """Return [(epoch, value), ...] of one metric, without what is not finite."""
+    points = [
+        (record.get("epoch", 0.0), record[name]) for record in records if record["event"] == event and name in record
+    ]
+    return [(epoch, value) for epoch, value in points if math.isfinite(value)]
 
 
-def html_table(header: list[str], rows: list[list[object]]) -> str:
-    """Write a table; numbers are set right."""
-    cells = "".join(f"<th>{html.escape(title)}</th>" for title in header)
-    lines = [f"<tr>{cells}</tr>"]
-    for row in rows:
-        cells = ""
-        for value in row:
-            text = f"{value:.2f}" if isinstance(value, float) else html.escape(str(value))
-            cells += f'<td class="number">{text}</td>' if isinstance(value, (int, float)) else f"<td>{text}</td>"
-        lines.append(f"<tr>{cells}</tr>")
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
+def draw_log(logs: dict[str, list[dict]]) -> str:
+    """Draw what was logged, the runs in one panel per metric; returns HTML."""
+    panels = []
+    for title, y_label, event, name in _CURVES:
+        curves = {run: curve(records, event, name) for run, records in logs.items()}
+        if any(curves.values()):
+            panels.append((title, y_label, curves))
+    rows = [panels[first : first + 3] for first in range(0, len(panels), 3)]
+    return "\n".join(pages.html_figure(plots.draw_curves(row), ", ".join(panel[0] for panel in row)) for row in rows)
 
 
-def html_figure(image: Image.Image, caption: str) -> str:
-    """Embed a picture."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    caption = html.escape(caption)
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-    )
+def summarise(run_dir: Path, records: list[dict]) -> dict[str, object]:
+    """Return the figures of a run: last and best values, and the medians of speed and waiting."""
+    figures: dict[str, object] = {"run": run_dir.name}
+    train = [record for record in records if record["event"] == "train"]
+    scores = [record for record in records if record["event"] == "eval"]
+    if train:
+        figures |= {
+            "updates": train[-1]["step"],
+            "epochs": round(train[-1]["epoch"], 2),
+            "last loss": train[-1]["loss"],
+        }
+        figures["images/s"] = float(np.median([record["images_per_sec"] for record in train]))
+        figures["waiting for data (%)"] = 100 * float(np.median([record.get("data_wait", 0.0) for record in train]))
+    if scores:
+        figures |= {"last acc1": scores[-1]["acc1"], "best acc1": max(record["acc1"] for record in scores)}
+    return figures
 
 
-def write_page(path: str | Path, title: str, sections: list[tuple[str, str]]) -> None:
-    """Write a page of (heading, HTML) sections."""
-    body = "\n".join(f"<h2>{html.escape(heading)}</h2>\n{content}" for heading, content in sections)
-    title = html.escape(title)
-    Path(path).write_text(
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n<h1>{title}</h1>\n{body}\n</body></html>\n",
-        encoding="utf-8",
-    )
+def draw_samples(run_dir: Path) -> str:
+    """Draw what the run's model makes of some val images; returns HTML, or why there are no pictures."""
+    try:
+        config = get_config(run_dir / "config.yaml")
+        images = visualise.draw_images(config, _NUM_PICTURES)
+        if config.MODEL.TYPE == "PRETRAIN":
+            model, _ = inputs.load_autoencoder(run_dir)
+            panels = visualise.draw_panels(model, config, images)
+            return pages.html_figure(visualise.make_grid(panels), visualise.caption_of(model))
+        return _draw_predictions(run_dir, config)
+    except (UserError, OSError, RuntimeError) as error:
+        return f"<p>No pictures: {one_line(error)}</p>"
+
+
+def _draw_predictions(run_dir: Path, config) -> str:
+    model, _ = inputs.load_classifier(config.MODEL.PRETRAINED if config.EVAL else run_dir, config)
+    source = inputs.open_images(config, "val")
+    chosen = inputs.Subset(source, np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES])
+    names = evaluate.class_names(source, config.MODEL.NUM_CLASSES)
+    figure, axes = plots.new_axes(len(chosen), (1.6, 2.1))
+    for images, labels in inputs.open_loader(config, chosen):
+        with paddle.no_grad():
+            best = model(images).argmax(axis=-1).numpy()
+        pictures = visualise.as_uint8(visualise.to_pixels(config, images))
+        for axis, picture, label, guess in zip(axes, pictures, labels.numpy(), best, strict=False):
+            axis.imshow(picture.squeeze(), cmap="gray")
+            axis.set_title(names[guess][-16:], fontsize=8, color="black" if guess == label else "firebrick")
+            axis.set_xlabel(names[label][-16:], fontsize=8)
+            axis.set(xticks=[], yticks=[])
+        break
+    return pages.html_figure(plots.to_image(figure), "Above: the prediction, red where it is wrong; below: the label.")
+
+
+def write_report(run_dir: Path, out: Path) -> None:
+    """Write the page of one run."""
+    records = read_log(run_dir)
+    figures = summarise(run_dir, records)
+    sections = [("Figures", pages.html_table(list(figures), [list(figures.values())]))]
+    if any(record["event"] == "train" for record in records):
+        sections.append(("Curves", draw_log({run_dir.name: records})))
+    sections.append(("Pictures", draw_samples(run_dir)))
+    sections.append(("Configuration", pages.html_text((run_dir / "config.yaml").read_text(encoding="utf-8"))))
+    pages.write_page(out, run_dir.name, sections)
+
+
+def write_comparison(run_dirs: list[Path], out: Path) -> None:
+    """Write the page of several runs: their curves together, figures, and where their configurations differ."""
+    names = [directory.name for directory in run_dirs]
+    if len(set(names)) < len(names):
+        names = [str(directory) for directory in run_dirs]
+    logs = {name: read_log(directory) for name, directory in zip(names, run_dirs, strict=True)}
+    figures = [summarise(Path(name), records) | {"run": name} for name, records in logs.items()]
+    header = list(dict.fromkeys(key for row in figures for key in row))
+    table = pages.html_table(header, [[row.get(key, "") for key in header] for row in figures])
+    settings = [_flat(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))) for path in run_dirs]
+    keys = sorted({key for values in settings for key in values})
+    differing = [key for key in keys if len({repr(values.get(key)) for values in settings}) > 1]
+    rows = [[key, *(str(values.get(key)) for values in settings)] for key in differing]
+    sections = [("Figures", table), ("Curves", draw_log(logs)), ("Differences", pages.html_table(["", *names], rows))]
+    pages.write_page(out, f"Comparison of {len(run_dirs)} runs", sections)
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Return {"A.B": value} of nested values."""
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Write the page, and return its path."""
+    parser = Parser(prog="python -m tools.report", description=__doc__)
+    parser.add_argument("runs", nargs="+", help="directories of runs")
+    parser.add("out", "HTML file; default for one run: its report.html", metavar="FILE")
+    args = parser.parse_args(argv)
+    run_dirs = [Path(run) for run in args.runs]
+    if args.out is None and len(run_dirs) > 1:
+        raise UserError("-out is missing: where shall the comparison go?")
+    out = inputs.new_file(run_dirs[0] / "report.html" if args.out is None else args.out, ".html")
+    for directory in run_dirs:
+        if not (directory / "log.jsonl").is_file() or not (directory / "config.yaml").is_file():
+            raise UserError(f"{directory}: not the directory of a run, which has config.yaml and log.jsonl")
+    cli.set_device("cpu")
+    if len(run_dirs) == 1:
+        write_report(run_dirs[0], out)
+    else:
+        write_comparison(run_dirs, out)
+    print(f"wrote {out}")
+    return out
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -31,7 +31,7 @@ import mae
 import recipes
 from arguments import Parser
 from errors import UserError
-from tools import attention, inputs, report
+from tools import attention, inputs, pages
 
 _GREY = 0.5
 _GAP_PX = 2
@@ -131,7 +131,7 @@ def draw_panels(
         reconstruction,
         original * (1 - hidden) + reconstruction * hidden,
     )
-    return [_as_uint8(panel) for panel in panels]
+    return [as_uint8(panel) for panel in panels]
 
 
 def to_pixels(config, images: np.ndarray | paddle.Tensor) -> np.ndarray:
@@ -140,7 +140,8 @@ def to_pixels(config, images: np.ndarray | paddle.Tensor) -> np.ndarray:
     return np.asarray(images) * std + mean
 
 
-def _as_uint8(images: np.ndarray) -> np.ndarray:
+def as_uint8(images: np.ndarray) -> np.ndarray:
+    """Turn pixels from 0 to 1, [B, C, H, W], into uint8 [B, H, W, C]."""
     return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
@@ -162,6 +163,12 @@ def make_grid(panels: list[np.ndarray], side_px: int = 96) -> Image.Image:
     return Image.fromarray(np.concatenate(rows, axis=0))
 
 
+def caption_of(model: mae.MAEPretrain) -> str:
+    """Say what the columns of reconstructions are."""
+    caption = "Columns: original, masked, reconstruction, reconstruction with the visible patches put back."
+    return caption + (_NORMALISED_NOTE if model.norm_pix_loss else "")
+
+
 def draw_attention(model, config, images: np.ndarray, layer: int = -1) -> list[np.ndarray]:
     """Return uint8 arrays [B, H, W, 3]: original, rollout over all layers, and each head of one layer."""
     scores = attention.attention_logits(model, paddle.to_tensor(images))
@@ -169,7 +176,7 @@ def draw_attention(model, config, images: np.ndarray, layer: int = -1) -> list[n
         raise UserError(f"-layer {layer}: the encoder has layers 1 to {len(scores)}")
     grid_hw = model.patch_embedding.grid_hw
     heads = attention.class_token_maps(scores[layer - 1 if layer > 0 else layer], grid_hw)  # [B, A, rows, columns]
-    pictures = _as_uint8(to_pixels(config, images))
+    pictures = as_uint8(to_pixels(config, images))
     pictures = np.broadcast_to(pictures[..., :3], (*pictures.shape[:3], 3))
     heats = [attention.rollout(scores, grid_hw), *heads.transpose(1, 0, 2, 3)]
     return [
@@ -220,9 +227,7 @@ def _reconstructions(model, config, images: np.ndarray, args) -> list[tuple[str,
     pictures = []
     for ratio in ratios:
         panels = draw_panels(model, config, images, mask_ratio=ratio, noise=noise)
-        caption = "Columns: original, masked, reconstruction, reconstruction with the visible patches put back."
-        caption += _NORMALISED_NOTE if model.norm_pix_loss else ""
-        pictures.append((f"{ratio:.0%} hidden", make_grid(panels), caption))
+        pictures.append((f"{ratio:.0%} hidden", make_grid(panels), caption_of(model)))
     return pictures
 
 
@@ -268,8 +273,8 @@ def main(argv: list[str] | None = None) -> Path:
     if out.suffix.lower() == ".png":
         pictures[0][1].save(out)
     else:
-        sections = [(heading, report.html_figure(picture, caption)) for heading, picture, caption in pictures]
-        report.write_page(out, f"What {Path(args.run).name} sees", sections)
+        sections = [(heading, pages.html_figure(picture, caption)) for heading, picture, caption in pictures]
+        pages.write_page(out, f"What {Path(args.run).name} sees", sections)
     print(f"wrote {out}. {pictures[0][2]}")
     return out
 
