@@ -1,0 +1,196 @@
+"""A page in the browser: a photo in, what the model reconstructs of it, what it is taken for, and where it looks.
+
+    pip install -r requirements-demo.txt
+    python -m tools.demo output/quickstart/pretrain [-classifier output/quickstart/finetune] [-port 7860]
+
+The first weights are an autoencoder; a classifier adds its five most likely classes. The photo's hidden patches are
+drawn by ratio and seed, or painted by hand. The server listens on this machine only (127.0.0.1), takes photos up to
+10 MB, keeps none of them for much longer than an hour, and sends nothing anywhere.
+"""
+
+import runtime
+
+runtime.prepare()
+
+import os
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from PIL import Image
+
+import cli
+import datasets
+import loading
+import recipes
+from arguments import Parser
+from errors import UserError
+from tools import evaluate, inputs, visualise
+
+_LARGEST_UPLOAD = "10mb"
+_KEPT_SECS = 3600
+_SHOWN_PX = 448  # at least, of each picture
+_CANVAS_PX = 256
+
+
+class Demo:
+    """The models behind the page.
+
+    Args:
+        autoencoder: weights with a decoder.
+        classifier: weights of a classifier, or None; its images may have another size.
+    """
+
+    def __init__(self, autoencoder: str, classifier: str | None = None):
+        self.model, self.config = inputs.load_autoencoder(autoencoder)
+        self.encoder, _ = inputs.load_encoder(autoencoder)
+        self.classifier, self.classifier_config, self.names = None, None, []
+        if classifier is not None:
+            self.classifier, self.classifier_config = inputs.load_classifier(classifier)
+            self.names = _names(self.classifier_config)
+
+    def reconstruct(
+        self, photo: str, mask_ratio: float, seed: int, kind: str, drawn: np.ndarray | None
+    ) -> list[Image.Image]:
+        """Return pictures: original, masked, reconstruction, reconstruction + visible.
+
+        Args:
+            drawn: uint8 [H, W]; above 127 where patches are to be hidden. None, or all black: by ratio and seed.
+        """
+        images = _read(self.config, photo)
+        grid_hw = self.model.patch_embedding.grid_hw
+        noise = visualise.draw_noise(1, grid_hw, seed, kind)
+        if drawn is not None and drawn.any():
+            small = Image.fromarray(drawn).resize(grid_hw[::-1], Image.Resampling.BOX)
+            noise, mask_ratio = visualise.mask_to_noise(np.asarray(small) > 127, "the painted mask")
+        if mae_keeps_nothing(mask_ratio, noise.shape[1]):
+            raise UserError(f"a ratio of {mask_ratio} leaves none of {noise.shape[1]} patches visible")
+        panels = visualise.draw_panels(self.model, self.config, images, mask_ratio=mask_ratio, noise=noise)
+        return [_enlarge(panel[0]) for panel in panels]
+
+    @paddle.no_grad()
+    def classify(self, photo: str) -> dict[str, float]:
+        """Return the probabilities of the five most likely classes."""
+        logits = self.classifier(paddle.to_tensor(_read(self.classifier_config, photo))).astype("float32")
+        values, indices = F.softmax(logits, axis=-1)[0].topk(min(5, logits.shape[-1]))
+        pairs = zip(indices.numpy(), values.numpy(), strict=True)
+        return {self.names[index]: float(value) for index, value in pairs}
+
+    def attend(self, photo: str) -> list[Image.Image]:
+        """Return pictures of attention rollout, and of each head of the encoder's last layer."""
+        panels = visualise.draw_attention(self.encoder, self.config, _read(self.config, photo))
+        return [_enlarge(panel[0]) for panel in panels[1:]]
+
+
+def mae_keeps_nothing(mask_ratio: float, num_patches: int) -> bool:
+    """Tell whether a ratio hides every patch."""
+    return int(num_patches * (1 - mask_ratio) + 1e-6) < 1
+
+
+def _names(config) -> list[str]:
+    try:
+        return evaluate.class_names(inputs.open_images(config, "val"), config.MODEL.NUM_CLASSES)
+    except UserError:  # the data set need not be here
+        return evaluate.class_names(datasets.FileImages([], np.zeros(0), Path()), config.MODEL.NUM_CLASSES)
+
+
+def _read(config, photo: str) -> np.ndarray:
+    """Read a photo as a batch [1, C, H, W]."""
+    source = datasets.FileImages([Path(photo)], np.array([-1]), Path(photo).parent)
+    try:
+        image = loading.read_image(source, 0, config.DATA.IMAGE_CHANNELS)
+    except Exception as error:  # whatever was uploaded
+        raise UserError(f"{Path(photo).name} cannot be read as an image ({error})") from error
+    return recipes.eval_transform(config)(image, np.random.default_rng(0))[None]
+
+
+def _enlarge(pixels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(pixels.squeeze())
+    factor = max(1, -(-_SHOWN_PX // max(image.size)))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def build_page(demo: Demo):
+    """Build the Gradio page."""
+    import gradio
+
+    def respond(photo, mask_ratio, seed, kind, sketch):
+        if photo is None:
+            raise gradio.Error("Upload a photo first.")
+        drawn = None
+        if sketch is not None:
+            layers = [np.asarray(layer)[..., 3] for layer in sketch["layers"]]
+            drawn = np.max(layers, axis=0) if layers else None
+        try:
+            pictures = demo.reconstruct(photo, mask_ratio, int(seed), kind, drawn)
+            classes = demo.classify(photo) if demo.classifier is not None else None
+            heads = demo.attend(photo)
+        except UserError as error:
+            raise gradio.Error(str(error)) from error
+        names = ["original", "masked", "reconstruction", "reconstruction + visible"]
+        heads = [(head, f"head {number}" if number else "rollout") for number, head in enumerate(heads)]
+        return list(zip(pictures, names, strict=True)), classes, heads
+
+    with gradio.Blocks(
+        title="Masked autoencoder", analytics_enabled=False, delete_cache=(_KEPT_SECS // 6, _KEPT_SECS)
+    ) as page:
+        gradio.Markdown("# Masked autoencoder\nHide patches of a photo, and see what the model makes of the rest.")
+        with gradio.Row():
+            with gradio.Column(scale=1):
+                photo = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Photo", elem_id="photo")
+                # Not opened before our own reader does, which can say what is wrong with an upload.
+                photo.preprocess = lambda payload: None if payload is None else payload.path
+                ratio = gradio.Slider(0.05, 0.95, demo.model.mask_ratio, step=0.05, label="Hidden", elem_id="ratio")
+                seed = gradio.Number(0, label="Seed", precision=0, elem_id="seed")
+                kind = gradio.Radio(["random", "block"], value="random", label="Patches")
+                sketch = gradio.Sketchpad(
+                    label="Or paint what to hide",
+                    type="numpy",
+                    canvas_size=(_CANVAS_PX, _CANVAS_PX),
+                    brush=gradio.Brush(default_size=24, colors=["#000000"], color_mode="fixed"),
+                )
+            with gradio.Column(scale=2):
+                pictures = gradio.Gallery(
+                    label="Reconstruction", columns=2, elem_id="pictures", format="png", height="auto"
+                )
+                classes = gradio.Label(label="Taken for", visible=demo.classifier is not None, elem_id="classes")
+                heads = gradio.Gallery(
+                    label="Attention of the class token", columns=4, elem_id="heads", format="png", height="auto"
+                )
+        given, results = [photo, ratio, seed, kind, sketch], [pictures, classes, heads]
+        gradio.on([photo.upload, ratio.release, seed.submit, kind.change, sketch.apply], respond, given, results)
+    return page
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serve the page until it is interrupted."""
+    parser = Parser(prog="python -m tools.demo", description=__doc__)
+    parser.add_argument("run", help="pretraining run, or weight file with a decoder and its YAML beside it")
+    parser.add("classifier", "finetuning or probing run, or weight file", metavar="RUN")
+    parser.add("port", "to listen on (default: 7860)", type=int, default=7860)
+    args = parser.parse_args(argv)
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the page needs gradio: pip install -r requirements-demo.txt")
+    cli.set_device()
+    demo = Demo(args.run, args.classifier)
+    import gradio
+
+    font = ["system-ui", "sans-serif"]  # Gradio's own come from a server
+    theme = gradio.themes.Default(font=font, font_mono=["monospace"])
+    page = build_page(demo)
+    try:
+        page.launch(
+            server_name="127.0.0.1", server_port=args.port, share=False, max_file_size=_LARGEST_UPLOAD, theme=theme
+        )
+    except OSError as error:
+        raise UserError(f"-port {args.port}: {error}") from error
+
+
+if __name__ == "__main__":
+    cli.run(main)
