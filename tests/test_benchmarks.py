@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import loader, measure, model, train
+from benchmarks import knn, loader, measure, model, train
 from errors import UserError
 
 
@@ -63,3 +63,10 @@ def test_ratios_and_medians():
         "ratio_min": 0.5,
         "ratio_max": 3.0,
     }
+
+
+def test_nearest_neighbours_against_scikit_learn():
+    rows = knn.main(["-bank", "500", "-queries", "100", "-dim", "16", "-pairs", "1"])
+    assert [row["side"] for row in rows] == ["ours", "scikit-learn"]
+    assert rows[1]["same classes"]
+    assert rows[1]["ours/ratio"] > 0

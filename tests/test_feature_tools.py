@@ -43,6 +43,13 @@ def test_nearest_neighbours_are_those_of_scikit_learn(digits, standardise):
         assert np.mean(classes == expected) > 0.998  # equal votes to the last bit of float32
 
 
+@pytest.mark.parametrize(("columns", "count"), [(5000, 20), (4999, 1), (640, 20), (20, 20), (64, 3)])
+def test_the_largest_values_of_rows(columns, count):
+    values = np.random.default_rng(0).standard_normal((30, columns)).astype(np.float32)
+    places = np.sort(knn._largest(values, count), axis=1)
+    assert np.array_equal(places, np.sort(np.argsort(-values, axis=1)[:, :count], axis=1))
+
+
 def test_neighbours_that_cannot_be(digits):
     train, val = digits
     with pytest.raises(UserError, match="from 1 to the number of training images, 1000"):

@@ -27,6 +27,7 @@ from tools import inputs
 from tools.features import POOLS, extract_all
 
 _QUERIES = 256  # at a time
+_BLOCK = 64  # columns
 
 
 def classify(
@@ -59,8 +60,7 @@ def classify(
     for first in range(0, len(queries), _QUERIES):
         rows = _unit((queries[first : first + _QUERIES] - mean) * scale)
         similarity = paddle.matmul(paddle.to_tensor(rows), columns).numpy()  # [Q, N]
-        nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most] if most < len(bank) else None
-        nearest = np.broadcast_to(np.arange(len(bank)), similarity.shape) if nearest is None else nearest
+        nearest = _largest(similarity, most)
         found = np.take_along_axis(similarity, nearest, axis=1)
         order = np.argsort(-found, axis=1, kind="stable")
         nearest, found = (np.take_along_axis(array, order, axis=1) for array in (nearest, found))
@@ -70,6 +70,24 @@ def classify(
             np.add.at(votes, (np.arange(len(rows))[:, None], bank_labels[nearest[:, :k]]), weights)
             predicted[k][first : first + len(rows)] = votes.argmax(axis=1)
     return predicted
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Return the places of the `count` largest values of each row [Q, N], in any order.
+
+    They lie in the `count` blocks whose own largest values are the largest, so most of a row is looked at only once.
+    """
+    num_rows, num_columns = values.shape
+    end = num_columns - num_columns % _BLOCK
+    if end // _BLOCK <= 2 * count:
+        return np.argpartition(values, num_columns - count, axis=1)[:, num_columns - count :]
+    blocks = values[:, :end].reshape(num_rows, -1, _BLOCK).max(axis=2)
+    best = np.argpartition(blocks, -count, axis=1)[:, -count:]
+    places = (best[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(num_rows, -1)
+    rest = np.broadcast_to(np.arange(end, num_columns), (num_rows, num_columns - end))
+    places = np.concatenate([places, rest], axis=1)
+    chosen = np.argpartition(np.take_along_axis(values, places, axis=1), -count, axis=1)[:, -count:]
+    return np.take_along_axis(places, chosen, axis=1)
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
