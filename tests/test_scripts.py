@@ -167,4 +167,4 @@ def test_readme_options_exist():
     assert used
     assert used <= flags
     keys = set(all_keys(get_config()))
-    assert set(re.findall(r"\b(?:TRAIN|MODEL|DATA)\.[A-Z_.]+[A-Z]", text)) <= keys
+    assert set(re.findall(r"\b(?:TRAIN|MODEL|DATA)\.[A-Z0-9_.]+[A-Z]", text)) <= keys

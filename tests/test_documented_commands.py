@@ -1,0 +1,94 @@
+"""Every command of the tools that the README and docs/ show runs, at micro size, in the directory that they assume."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+
+import recipes
+from metrics import RunLog
+from task import Run
+from tools import robustness
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Those that serve a page, or that a test of their own runs on the files that they are about.
+ELSEWHERE = {"demo": "test_demo.py", "check_dataset": "test_datasets.py", "pack_dataset": "test_pack_dataset.py"}
+
+
+def commands() -> list[str]:
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            found += [line.partition("  #")[0].strip() for line in block.splitlines() if "python -m tools." in line]
+    return list(dict.fromkeys(found))
+
+
+def names() -> list[str]:
+    return [re.search(r"tools\.(\w+)", command)[1] for command in commands()]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, image_folder):
+    """Return a directory with micro runs and photos under the names that the pages use."""
+    from tests.conftest import MODES, TINY
+
+    root = tmp_path_factory.mktemp("user")
+    common = [*TINY, "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 64, "DATA.DATASET", "digits", "DATA.IMAGE_CHANNELS", 1]
+    common += ["DATA.IMAGENET_MEAN", [0.3], "DATA.IMAGENET_STD", [0.4], "MODEL.NUM_CLASSES", 10]
+    three = ["DATA.IMAGE_CHANNELS", 3, "DATA.IMAGENET_MEAN", [0.3] * 3, "DATA.IMAGENET_STD", [0.4] * 3]
+    imagenet = [*three, "DATA.DATASET", "synthetic", "MODEL.NUM_CLASSES", 1000]
+    runs = [("quickstart/pretrain", "pretrain", []), ("quickstart/finetune", "finetune", [])]
+    runs += [("quickstart/probe", "linearprobe", []), ("imagenet", "finetune", imagenet)]
+    from config import get_config
+
+    for name, mode, more in runs:
+        folder = root / "output" / name
+        folder.mkdir(parents=True)
+        config = get_config(None, [*common, *MODES[mode], "TRAIN.WARMUP_EPOCHS", 0, "MODEL.GLOBAL_POOL", False, *more])
+        (folder / "config.yaml").write_text(config.dump())
+        recipes.train_or_evaluate(Run(config, folder, RunLog(folder, quiet=True)))
+    (root / "photos").symlink_to(image_folder / "val")
+    Image.open(next((image_folder / "val" / "cat").iterdir())).save(root / "photo.jpg")
+    wnids = [wnid for wnid, _ in robustness.imagenet_classes()]
+    for folder in [
+        Path("imagenet-a"),
+        *(Path("imagenet-c") / c / s for c in robustness.ALEXNET_ERRORS for s in "12345"),
+    ]:
+        for label in (3, 7):
+            path = root / folder / wnids[label] / "0.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(np.full((16, 16, 3), 30 * label, np.uint8)).save(path)
+    return root
+
+
+@pytest.mark.parametrize("command", [c for c, name in zip(commands(), names(), strict=True) if name not in ELSEWHERE])
+def test_documented_command_runs(directory, monkeypatch, command):
+    if "plain.pdparams" in command:
+        pytest.skip("weights of others; test_port_weights.py draws with ported ones")
+    if "exported" in command and "paddle" not in command.split("-format")[-1].split():
+        pytest.importorskip("paddle2onnx")
+        if not paddle.__version__.startswith("3"):
+            pytest.skip("paddle2onnx 2 reads models of Paddle 3")
+    monkeypatch.chdir(directory)
+    _, _, module, *arguments = shlex.split(command)
+    importlib.import_module(module).main(arguments)
+
+
+def test_every_tool_is_documented_and_run_somewhere():
+    tools = {path.stem for path in (ROOT / "tools").glob("*.py") if "__main__" in path.read_text()}
+    text = "".join(page.read_text() for page in PAGES)
+    assert {tool for tool in tools if f"python -m tools.{tool} " in text} == tools - {"quickstart"}
+    assert set(names()) | set(ELSEWHERE) == tools - {"quickstart"}
+    assert all((ROOT / "tests" / test).is_file() for test in ELSEWHERE.values())
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
