@@ -6,6 +6,7 @@ workers, on ranks, or on what was loaded before. Order and batches are a functio
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -41,10 +42,16 @@ class Transform:
 
     def normalise(self, images: paddle.Tensor) -> paddle.Tensor:
         """Turn uint8 [B, H, W, C] into float32 [B, C, H, W], on the tensor's device."""
-        scale = 1.0 / (255.0 * np.asarray(self.std, np.float64))
-        shift = -np.asarray(self.mean, np.float64) / np.asarray(self.std, np.float64)
-        scale, shift = (paddle.to_tensor(values.reshape(1, -1, 1, 1).astype(np.float32)) for values in (scale, shift))
+        scale, shift = self._scale_and_shift
         return images.transpose([0, 3, 1, 2]).astype("float32") * scale + shift
+
+    @functools.cached_property
+    def _scale_and_shift(self) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Return what uint8 is multiplied by, and what is added then, [1, C, 1, 1]; on the device once."""
+        std = np.asarray(self.std, np.float64)
+        values = (1.0 / (255.0 * std), -np.asarray(self.mean, np.float64) / std)
+        scale, shift = (paddle.to_tensor(value.reshape(1, -1, 1, 1).astype(np.float32)) for value in values)
+        return scale, shift
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         """Return one image as the model takes it, float32 [C, H, W]."""
