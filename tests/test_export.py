@@ -9,6 +9,7 @@ import pytest
 import recipes
 from errors import UserError
 from tools import export
+from transformer import build_transformer
 
 pytestmark = pytest.mark.quick
 HAS_PADDLE_3 = int(paddle.__version__.split(".")[0]) >= 3
@@ -44,6 +45,20 @@ def test_onnx_gives_the_same_and_nothing_gets_installed(trained, tmp_path, monke
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     assert session.run(None, {"images": np.zeros((5, 3, 32, 32), np.float32)})[0].shape == (5, 4)
     assert not list(tmp_path.glob("*.pdiparams"))
+
+
+def test_a_probes_batch_norm_becomes_part_of_its_linear_layer(tiny_config):
+    model = build_transformer(tiny_config("linearprobe"))
+    norm, head = model.classifier
+    norm._mean.set_value(paddle.randn([32]))
+    norm._variance.set_value(paddle.rand([32]) + 0.1)
+    head.weight.set_value(paddle.randn([32, 4]))
+    model.eval()
+    features = paddle.randn([5, 32])
+    folded = export.fold_batch_norm(model).classifier
+    assert isinstance(folded, paddle.nn.Linear)
+    np.testing.assert_allclose(folded(features).numpy(), model.classifier(features).numpy(), rtol=1e-4, atol=1e-5)
+    assert isinstance(model.classifier, paddle.nn.Sequential)
 
 
 def test_a_difference_is_an_error(trained):
