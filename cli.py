@@ -152,9 +152,8 @@ def write_report(run: Run) -> None:
     command = [sys.executable, "-m", "tools.report", str(run.directory.resolve())]
     environment = runtime.original_environment() | {"CUDA_VISIBLE_DEVICES": ""}
     environment = {key: value for key, value in environment.items() if not key.startswith("PADDLE_")}
-    done = subprocess.run(
-        command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, check=False
-    )
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.getenv("PYTHONPATH")]))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         run.log.say(f"report: {run.directory / 'report.html'}")
     else:

@@ -15,7 +15,7 @@ def compile_model(model: nn.Layer, config, autocast: Callable, say: Callable[[st
     """Turn the model's forward pass into a static graph, in place, as TRAIN.TO_STATIC asks.
 
     The graph is tried on a batch first, forward and backward; where Paddle fails on it, the model stays as it was, and
-    the log says why. Batches of another size get a graph of their own when they come.
+    the log says why. One graph serves batches of all sizes: between graphs, Paddle 3.3 adds gradients up wrongly.
 
     Args:
         autocast: returns the context of mixed precision.
@@ -28,7 +28,8 @@ def compile_model(model: nn.Layer, config, autocast: Callable, say: Callable[[st
         say("warning: TRAIN.TO_STATIC is for GPUs; on CPU it leaves out this project's faster kernels")
     eager = model.forward
     try:
-        paddle.jit.to_static(model, backend=backend, full_graph=True)
+        spec = paddle.static.InputSpec([None, *_image_shape(config)], "float32", "images")
+        paddle.jit.to_static(model, input_spec=[spec], backend=backend, full_graph=True)
         _try(model, config, autocast)
     except Exception as error:  # whatever it is, training can go on without
         model.forward = eager
@@ -41,7 +42,7 @@ def _try(model: nn.Layer, config, autocast: Callable) -> None:
     """Do a forward and a backward pass that leave nothing behind."""
     running = distributed.running_statistics(model)
     before = [value.clone() for value in running]
-    images = paddle.zeros([config.DATA.BATCH_SIZE, config.DATA.IMAGE_CHANNELS, *image_size_hw(config)])
+    images = paddle.zeros([config.DATA.BATCH_SIZE, *_image_shape(config)])
     with warnings.catch_warnings(), autocast():
         warnings.simplefilter("ignore")  # tracing reads attributes that a graph's tensors lack
         outputs = model(images)
@@ -50,3 +51,7 @@ def _try(model: nn.Layer, config, autocast: Callable) -> None:
     model.clear_gradients()
     for value, old in zip(running, before, strict=True):
         value.set_value(old)
+
+
+def _image_shape(config) -> tuple[int, int, int]:
+    return (config.DATA.IMAGE_CHANNELS, *image_size_hw(config))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import runtime
+from checkpoint import read_weights
 from config import get_config
 from metrics import RunLog
 from task import Run
@@ -46,6 +47,33 @@ def test_gradients_sent_in_bfloat16_are_close(tmp_path):
     """They have 8 bits, so weights may differ by less than a percent of the norm; checked that they do differ."""
     largest = run_two_and_one(tmp_path, 2, 1e-2, "TRAIN.BF16_ALLREDUCE", True)
     assert largest > 1e-6
+
+
+def test_static_graphs_are_synchronised(tmp_path, tiny_yaml):
+    """To 1e-4 of the largest weight: other kernels than the eager ones on CPU. Ends with a smaller micro-step."""
+    options = ["TRAIN.NUM_EPOCHS", 1, "TRAIN.ACCUM_ITER", 2, "DATA.BATCH_SIZE", 100, "MODEL.DROPPATH", 0.0]
+    weights = []
+    for is_static in (False, True):
+        cfg = tiny_yaml("finetune", *options, "TRAIN.TO_STATIC", is_static)
+        command = [
+            sys.executable,
+            str(ROOT / "main_multi_gpu_finetune.py"),
+            "-cfg",
+            cfg,
+            "-nproc",
+            "2",
+            "-device",
+            "cpu",
+        ]
+        command += ["-output", str(tmp_path), "-opts", "RUN", f"static-{is_static}"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=200, cwd=tmp_path, env=runtime.original_environment()
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("runs as a static graph" in done.stdout) == is_static
+        weights.append(read_weights(tmp_path / f"static-{is_static}" / "latest" / "model.pdparams"))
+    for name, expected in weights[0].items():
+        assert_close(comparable(name, weights[1][name]), comparable(name, expected), 1e-4, name)
 
 
 def run_two_and_one(tmp_path, accum, tolerance, *options):

@@ -144,6 +144,15 @@ def test_images_that_cannot_be_read_are_left_out(tiny_run, image_folder, tmp_pat
     assert len(np.load(tmp_path / "out" / "features.npy")) == len(np.load(tmp_path / "out" / "labels.npy")) == 23
 
 
+def test_names_of_a_list_that_several_images_have(tmp_path):
+    images = ["a/1.jpg", "b/1.jpg", "b/2.jpg"]
+    (tmp_path / "list.txt").write_text("b/1.jpg\n2.jpg\n")
+    assert lowshot.read_list(str(tmp_path / "list.txt"), images.__getitem__, 3).tolist() == [1, 2]
+    (tmp_path / "list.txt").write_text("1.jpg\n")
+    with pytest.raises(UserError, match=r"1\.jpg"):
+        lowshot.read_list(str(tmp_path / "list.txt"), images.__getitem__, 3)
+
+
 def test_commands_and_their_cache(tiny_run, image_folder, tmp_path, capsys):
     run = tiny_run("pretrain", *NOTHING)
     recipes.train_or_evaluate(run)
@@ -157,6 +166,9 @@ def test_commands_and_their_cache(tiny_run, image_folder, tmp_path, capsys):
     }
     (tmp_path / "list.txt").write_text("cat/0 0.jpg\ndog/3 1.jpg\n0 2.jpg\n")
     assert "acc1, given splits" in lowshot.main([*flags, "-list", str(tmp_path / "list.txt")])
+    (tmp_path / "list.txt").write_text("cat/0 0.jpg\nfish/1.jpg\n")
+    with pytest.raises(UserError, match=r"not one image of the train split each: fish/1\.jpg"):
+        lowshot.main([*flags, "-list", str(tmp_path / "list.txt")])
     assert 0 <= cluster.main([*flags, "-clusters", "3"])["acc, mean"] <= 100
     knn.main([*flags, "-pool", "mean"])
     assert "computing" in capsys.readouterr().out  # other features than those of the cache

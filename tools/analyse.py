@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
         other, other_config = inputs.load_encoder(args.other)
         if inputs.input_of(other_config) != inputs.input_of(config):
             raise UserError(f"-with {args.other}: its images have another size or normalisation than {args.run}'s")
-    source = inputs.open_images(config, args.split, needs_labels=config.MODEL.TYPE != "PRETRAIN")
+    source = inputs.open_any_images(config, args.split)
     chosen = inputs.Subset(source, inputs.choose_balanced(source.labels, args.num, args.seed))
     found = analyse(model, other, inputs.open_loader(config, chosen))
     write_report(out, (args.run, args.other), len(chosen), found)

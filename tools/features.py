@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> Path:
     out = inputs.new_file(out, ".npz") if out.suffix else inputs.new_directory(out)
     cli.set_device()
     model, config = inputs.load_encoder(args.run, inputs.read_config(args))
-    source = inputs.open_images(config, args.split, needs_labels=config.MODEL.TYPE != "PRETRAIN")
+    source = inputs.open_any_images(config, args.split)
     is_file = out.suffix == ".npz"
     loader = inputs.open_loader(config, source)
     arrays = extract_all(model, loader, args.layers, args.pool, None if is_file else out)

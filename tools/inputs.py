@@ -105,6 +105,14 @@ class Subset(EncodedImages):
         return self._source.image(self.indices[index])
 
 
+def open_any_images(config, split: str) -> datasets.Images:
+    """Open a split with its labels, or without where it has none."""
+    try:
+        return open_images(config, split)
+    except UserError:
+        return open_images(config, split, needs_labels=False)
+
+
 def open_images(config, split: str, needs_labels: bool = True, num_classes: int | None = None) -> datasets.Images:
     """Open a split; labels may have any values unless `num_classes` limits them."""
     source = datasets.open_source(

@@ -4,9 +4,9 @@
 
 Draws -shots images per class from the train split, -splits times, fits multinomial logistic regression on their
 features (scikit-learn's L-BFGS), and reports mean and standard deviation of the accuracy on the val split. `-list`
-takes given splits instead: text files with the name of an image per line, as published for ImageNet; the last part of
-a path is the name. Features are centred and scaled to length 1 per image, there is no intercept, and the penalty is
-0.00025 / 2 |W|^2 beside the summed loss, which is what MAE-CT uses (C = 4000).
+takes given splits instead: text files with the name of an image per line, as published for ImageNet; folder/name where
+several images have that name. Features are centred and scaled to length 1 per image, there is no intercept, and the
+penalty is 0.00025 / 2 |W|^2 beside the summed loss, which is what MAE-CT uses (C = 4000).
 """
 
 import runtime
@@ -65,12 +65,20 @@ def read_list(path: str, describe: Callable[[int], str], num_images: int) -> np.
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"-list {path}: cannot be read ({error})") from error
-    index = {Path(describe(number)).name: number for number in range(num_images)}
-    names = [Path(line.strip()).name for line in lines if line.strip()]
-    unknown = [name for name in names if name not in index]
-    if unknown or not names:
-        raise UserError(f"-list {path}: not in the train split: {abridge(unknown, 5)}" if names else f"{path}: empty")
-    return np.array(sorted(index[name] for name in names))
+    found: dict[str, list[int]] = {}
+    for number in range(num_images):
+        name = Path(describe(number))
+        for key in (name.name, f"{name.parent.name}/{name.name}"):
+            found.setdefault(key, []).append(number)
+    names = [Path(line.strip()) for line in lines if line.strip()]
+    matches = [found.get(name.name, []) for name in names]
+    pairs = zip(names, matches, strict=True)
+    matches = [found.get(f"{n.parent.name}/{n.name}", []) if len(match) > 1 else match for n, match in pairs]
+    problems = [str(name) for name, match in zip(names, matches, strict=True) if len(match) != 1]
+    if problems or not names:
+        what = f"not one image of the train split each: {abridge(problems, 5)}" if names else "empty"
+        raise UserError(f"-list {path}: {what}")
+    return np.array(sorted({number for (number,) in matches}))
 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:

@@ -187,7 +187,7 @@ def draw_attention(model, config, images: np.ndarray, layer: int = -1) -> list[n
 
 def draw_images(config, num_images: int, seed: int = 0, split: str = "val") -> np.ndarray:
     """Return images [B, C, H, W] drawn from a split of a config's data set, as evaluation sees them."""
-    source = inputs.open_images(config, split, needs_labels=False)
+    source = inputs.open_any_images(config, split)
     return _load(config, source, np.random.default_rng(seed).permutation(len(source))[:num_images])
 
 
