@@ -18,7 +18,7 @@ import runtime
 import training_state
 import workers
 from arguments import Parser
-from config import get_config
+from config import DATASETS, get_config
 from errors import UserError
 from guard import EXIT_STOPPED, Stopped
 from metrics import RunLog
@@ -45,7 +45,7 @@ def make_parser(mode: str, description: str) -> Parser:
     parser = Parser(prog=f"main_multi_gpu_{mode}.py", description=description)
     add = parser.add
     add("cfg", "YAML file of the recipe, see configs/", metavar="FILE")
-    add("dataset", "imagenet2012, folder, cifar10, cifar100, digits or synthetic", metavar="NAME")
+    add("dataset", ", ".join(DATASETS), metavar="NAME")
     add("data_path", "directory of the data set", metavar="DIR")
     add("output", "directory in which the run gets its own directory (default: ./output)", metavar="DIR")
     add("batch_size", "images per process and micro-step, for training and evaluation", type=int, metavar="N")

@@ -14,6 +14,7 @@ import math
 import paddle
 from paddle import nn
 
+from errors import UserError
 from pos_embed import sincos_table
 from transformer import Linear, PatchEmbedding, Transformer, encoder_options, init_linear
 
@@ -165,9 +166,7 @@ def num_visible(num_patches: int, mask_ratio: float) -> int:
     """Return K, the whole number of patches that stay visible: N * (1 - ratio), rounded down."""
     num_kept = int(num_patches * (1 - mask_ratio) + 1e-6)  # 100 * (1 - 0.9) is 9.999999999999998
     if not 1 <= num_kept <= num_patches:
-        raise ValueError(
-            f"mask_ratio={mask_ratio} keeps {num_kept} of {num_patches} patches; it must keep at least one"
-        )
+        raise UserError(f"mask_ratio={mask_ratio} keeps {num_kept} of {num_patches} patches; it must keep at least one")
     return num_kept
 
 

@@ -106,8 +106,7 @@ def open_cars(root: Path, split: str) -> FileImages:
     joint = root / "cars_annos.mat"
     if joint.is_file():
         content, folder = _read_mat(joint), root
-        is_test = split == "val"
-        rows = [row for row in _entry(content, "annotations", joint) if bool(row["test"]) == is_test]
+        rows = _entry(content, "annotations", joint)
         name, names = "relative_im_path", _entry(content, "class_names", joint)
         file = joint
     else:
@@ -119,6 +118,8 @@ def open_cars(root: Path, split: str) -> FileImages:
         )
         rows = _entry(_read_mat(file), "annotations", file)
     try:
+        if names is not None:
+            rows = [row for row in rows if bool(row["test"]) == (split == "val")]
         pairs = [(_inside(folder, str(row[name]), file), int(row["class"]) - 1) for row in rows]
     except (IndexError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file}: its annotations are not as published ({one_line(error)})") from error
@@ -164,8 +165,8 @@ def open_inaturalist(root: Path, split: str, year: int) -> FileImages:
 def open_places205(root: Path, split: str) -> FileImages:
     """Open Places205."""
     file = root / "trainvalsplit_places205" / f"{split}_places205.csv"
-    folders = [place for place in (root / "images256", *root.glob("data/**/images256")) if place.is_dir()]
-    folder = folders[0] if folders else root
+    places = [root / "images256", root / "data/vision/torralba/deeplearning/images256"]  # the archive has the latter
+    folder = next((place for place in places if place.is_dir()), root)
     return _images([(_inside(folder, name, file), label) for name, label in _read_pairs(file, "[ ,]")], file)
 
 

@@ -173,7 +173,7 @@ def follow_classes(run: Run) -> None:
         run.log.say(f"MODEL.NUM_CLASSES: {config.MODEL.NUM_CLASSES}, as the data has")
     config.freeze()
     run.config = config
-    if run.directory is not None and run.resume_from is None:
+    if run.directory is not None and (run.resume_from is None or config.EVAL):
         (run.directory / "config.yaml").write_text(config.dump(), encoding="utf-8")
 
 

@@ -73,6 +73,9 @@ def linear(inputs: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | N
     """Return inputs [..., in] times weight [in, out] plus bias [out], by the device's fastest way."""
     if bias is not None and cpu_kernels.are_for(inputs):
         return cpu_kernels.linear(inputs, weight, bias)
+    if bias is not None and not paddle.in_dynamic_mode():  # F.linear would leave mixed precision in a static graph
+        product = paddle.matmul(inputs, weight)
+        return product + bias.astype(product.dtype)
     return F.linear(inputs, weight, bias)
 
 
@@ -128,7 +131,8 @@ def _has_fused_attention(tensor: paddle.Tensor) -> bool:
     Paddle 2.6 chooses its flash kernel on older GPUs, too, and fails there.
     """
     is_low = tensor.dtype in (paddle.float16, paddle.bfloat16)
-    return is_low and tensor.place.is_gpu_place() and _compute_capability() >= _FUSED_CAPABILITY
+    on_gpu = paddle.device.get_device().startswith("gpu")  # tensors of a static graph have no place
+    return is_low and on_gpu and _compute_capability() >= _FUSED_CAPABILITY
 
 
 def describe_attention(dtype: str | None, head_dims: list[int]) -> str:

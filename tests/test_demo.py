@@ -15,7 +15,7 @@ from PIL import Image
 import recipes
 import runtime
 from errors import UserError
-from tools.demo import Demo
+from tools.demo import Demo, main
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -62,9 +62,14 @@ def test_pictures_masks_and_classes(models, photo, tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"x\.jpg cannot be read as an image"):
         demo.classify(str(tmp_path / "x.jpg"))
+    Image.new("RGB", (1, 400000)).save(tmp_path / "line.png")
+    with pytest.raises(UserError, match="too narrow"):
+        Demo(models[0]).attend(str(tmp_path / "line.png"))
+    with pytest.raises(UserError, match="-port 99999"):
+        main([models[0], "-port", "99999"])
     with pytest.raises(UserError, match="hides all of 16 patches"):
         demo.reconstruct(photo, 0.75, 0, "random", np.full((8, 8), 255, np.uint8))
-    with pytest.raises(UserError, match="leaves none of 16"):
+    with pytest.raises(UserError, match="keeps 0 of 16 patches"):
         demo.reconstruct(photo, 0.95, 0, "random", None)
 
 

@@ -138,6 +138,14 @@ def test_any_data_set_at_another_size(tiny_run, image_folder, tmp_path):
         evaluate.main([*flags, "-benchmark", "r"])
 
 
+def test_outputs_that_are_no_numbers_are_an_error(imagenet_run, tmp_path):
+    state = paddle.load(str(imagenet_run))
+    state["classifier.bias"] = paddle.full([1000], float("nan"))
+    paddle.save(state, str(imagenet_run))
+    with pytest.raises(UserError, match="not finite"):
+        evaluate.main([str(imagenet_run), "-out", str(tmp_path / "out")])
+
+
 def test_an_encoder_is_refused(tiny_run, tmp_path):
     run = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
     recipes.train_or_evaluate(run)

@@ -1,6 +1,7 @@
 """Features and what is computed from them, against scikit-learn and against the model's own parts."""
 
 import json
+import shutil
 
 import numpy as np
 import paddle
@@ -133,8 +134,6 @@ def test_files_of_features(tiny_run, image_folder, tmp_path):
 
 
 def test_images_that_cannot_be_read_are_left_out(tiny_run, image_folder, tmp_path):
-    import shutil
-
     shutil.copytree(image_folder / "train", tmp_path / "data" / "train")
     next((tmp_path / "data" / "train" / "cat").iterdir()).write_bytes(b"no image")
     run = tiny_run("pretrain", *NOTHING)
@@ -151,6 +150,63 @@ def test_names_of_a_list_that_several_images_have(tmp_path):
     (tmp_path / "list.txt").write_text("1.jpg\n")
     with pytest.raises(UserError, match=r"1\.jpg"):
         lowshot.read_list(str(tmp_path / "list.txt"), images.__getitem__, 3)
+
+
+def damaged_copy(image_folder, root, count):
+    """Copy the photos, and damage some of the first class."""
+    shutil.copytree(image_folder, root)
+    for path in sorted((root / "train" / "cat").iterdir())[:count]:
+        path.write_bytes(b"no image")
+    for split in ("train", "val"):
+        (root / f"{split}_list.txt").unlink()
+    return ["-dataset", "folder", "-data_path", str(root), "-opts", "DATA.BAD_IMAGES", "skip"]
+
+
+def test_few_shots_are_drawn_from_what_can_be_read(tiny_run, image_folder, tmp_path):
+    run = tiny_run("pretrain", *NOTHING)
+    recipes.train_or_evaluate(run)
+    flags = damaged_copy(image_folder, tmp_path / "data", 3)
+    lowshot.main([str(run.directory), "-shots", "5", *flags])
+    with pytest.raises(UserError, match="-shots 6: class 0 has 5 training images"):
+        lowshot.main([str(run.directory), "-shots", "6", *flags])
+    (tmp_path / "list.txt").write_text("cat/6 0.jpg\ndog/1 1.jpg\n")
+    with pytest.raises(UserError, match="3 training images were skipped"):
+        lowshot.main([str(run.directory), "-list", str(tmp_path / "list.txt"), *flags])
+
+
+def test_nothing_to_compute_features_of(tiny_run, image_folder, tmp_path):
+    run = tiny_run("pretrain", *NOTHING)
+    recipes.train_or_evaluate(run)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "0.jpg").write_bytes(b"no image")
+    flags = ["-dataset", "folder", "-data_path", str(tmp_path / "data"), "-opts", "DATA.BAD_IMAGES", "skip"]
+    with pytest.raises(UserError, match="none of its images can be read"):
+        features.main([str(run.directory), "-out", str(tmp_path / "out"), *flags])
+
+
+def test_labels_are_kept_and_needed(tiny_run, image_folder, tmp_path):
+    run = tiny_run("pretrain", *NOTHING)
+    recipes.train_or_evaluate(run)
+    flags = [str(run.directory), "-dataset", "folder", "-data_path", str(image_folder)]
+    features.main([*flags, "-split", "train", "-out", str(tmp_path / "out")])
+    assert np.bincount(np.load(tmp_path / "out" / "labels.npy")).tolist() == [8, 8, 8]
+    features.main([*flags, "-split", "train", "-layers", "1", "-out", str(tmp_path / "out")])
+    assert not (tmp_path / "out" / "features.npy").exists()
+    for split in ("train", "val"):
+        (tmp_path / f"{split}_list.txt").write_text(f"{image_folder}/{split}/cat/0 0.jpg -1\n")
+    flags = [str(run.directory), "-dataset", "imagenet2012", "-data_path", str(tmp_path), "-k", "1"]
+    with pytest.raises(UserError, match="has images without labels"):
+        knn.main([*flags, "-opts", "DATA.LIST_OUTSIDE", "True"])
+
+
+def test_wrong_numbers_and_files_are_told_before_anything_is_computed(tmp_path):
+    run = str(tmp_path / "no run, as it is not looked at")
+    with pytest.raises(UserError, match="-k 0"):
+        knn.main([run, "-k", "0"])
+    with pytest.raises(UserError, match="-json nowhere/x.json"):
+        knn.main([run, "-json", "nowhere/x.json"])
+    with pytest.raises(UserError, match="-clusters at least 2"):
+        cluster.main([run, "-clusters", "0"])
 
 
 def test_commands_and_their_cache(tiny_run, image_folder, tmp_path, capsys):
@@ -170,8 +226,10 @@ def test_commands_and_their_cache(tiny_run, image_folder, tmp_path, capsys):
     with pytest.raises(UserError, match=r"not one image of the train split each: fish/1\.jpg"):
         lowshot.main([*flags, "-list", str(tmp_path / "list.txt")])
     assert 0 <= cluster.main([*flags, "-clusters", "3"])["acc, mean"] <= 100
-    knn.main([*flags, "-pool", "mean"])
-    assert "computing" in capsys.readouterr().out  # other features than those of the cache
+    for other in (["-pool", "mean"], ["-opts", "DATA.CROP_PCT", "0.5"]):
+        capsys.readouterr()
+        knn.main([*flags, *other])
+        assert "computing" in capsys.readouterr().out  # other features than those of the cache
 
 
 def test_a_balanced_choice():

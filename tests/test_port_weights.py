@@ -249,7 +249,7 @@ def test_the_main_scripts_read_ported_weights(ported, tiny_yaml, tmp_path, capsy
         finetune(["-cfg", str(encoder.with_suffix(".yaml")), *common, "-pretrained", str(encoder), "-eval"])
     with pytest.raises(UserError, match="the file holds no decoder"):
         main_multi_gpu_pretrain.main(["-cfg", tiny_yaml("pretrain"), *common, "-pretrained", str(encoder)])
-    with pytest.raises(UserError, match="the file holds no decoder"):
+    with pytest.raises(UserError, match="reconstructing needs the decoder"):
         visualise.main([str(encoder), "-dataset", "synthetic", "-out", str(tmp_path / "x.png")])
 
 

@@ -2,16 +2,22 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import cli
 import recipes
+import runtime
 from errors import UserError
 from metrics import RunLog
 from tools import report
 
 pytestmark = pytest.mark.quick
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -47,6 +53,24 @@ def test_without_its_images_a_run_still_has_curves(finished):
     page = report.main([str(run.directory)]).read_text()
     assert "No pictures: UserError: DATA.DATA_PATH" in page
     assert "data:image/png" in page
+
+
+def test_reports_of_runs_started_elsewhere(tmp_path, tiny_yaml, image_folder):
+    """Their configurations have paths that are relative to where they were started; -eval and -resume have others."""
+    shutil.copytree(image_folder, tmp_path / "photos")
+    cfg = tiny_yaml("finetune", "DATA.DATASET", "imagenet2012", "TRAIN.NUM_EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0)
+    command = [sys.executable, str(ROOT / "main_multi_gpu_finetune.py"), "-cfg", cfg, "-data_path", "photos"]
+    for name, more in (
+        ("run", []),
+        ("given", ["-eval", "-pretrained", "out/run"]),
+        ("resumed", ["-eval", "-resume", "out/run"]),
+    ):
+        options = ["-output", "out", *more, "-opts", "RUN", name, "REPORT", "True", "MODEL.NUM_CLASSES", "None"]
+        done = subprocess.run(
+            [*command, *options], cwd=tmp_path, env=runtime.original_environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Above: the prediction" in (tmp_path / "out" / name / "report.html").read_text(), done.stdout
 
 
 def test_runs_compared(finished, tmp_path):

@@ -8,6 +8,7 @@ import recipes
 import static_graph
 from config import get_config
 from errors import UserError
+from transformer import linear
 
 pytestmark = pytest.mark.quick
 
@@ -40,6 +41,17 @@ def test_a_static_graph_trains_alike(tiny_run, mode, batch, accum):
         np.testing.assert_allclose(
             static[name], expected, rtol=0, atol=1e-4 * np.abs(expected).max() + 1e-7, err_msg=name
         )
+
+
+@pytest.mark.skipif(paddle.__version__.startswith("2."), reason="its programs are of another kind")
+def test_mixed_precision_reaches_attention():
+    """Else it would not be fused on a GPU: with a float32 bias, a traced F.linear puts float32 out."""
+    with paddle.pir_utils.IrGuard():
+        program = paddle.static.Program()
+        with paddle.static.program_guard(program):
+            inputs, weight = (paddle.static.data(name, [4, 4], "bfloat16") for name in ("inputs", "weight"))
+            outputs = linear(inputs, weight, paddle.static.data("bias", [4], "float32"))
+            assert "BFLOAT16" in str(outputs.dtype).upper()
 
 
 def test_where_tracing_fails_the_run_goes_on_and_says_so(tiny_run, monkeypatch):

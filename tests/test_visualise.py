@@ -97,8 +97,8 @@ def test_a_drawn_mask_hides_what_is_white(trained, tmp_path):
 def test_attention_is_that_of_the_model_and_rollout_is_the_product(trained):
     model, config = inputs.load_encoder(trained("finetune"))
     images = paddle.to_tensor(visualise.draw_images(config, 2))
-    scores = attention.attention_logits(model, images)
     with paddle.no_grad():
+        scores = list(attention.attention_logits(model, images))
         tokens = model.embed(images)
         normed = model.encoder.layers[0].attn_norm(tokens).numpy().astype(np.float64)
     attn = model.encoder.layers[0].attn
@@ -134,6 +134,8 @@ def test_page_and_pictures(trained, image_folder, tmp_path):
     plain = trained("pretrain", "MODEL.NORM_PIX_LOSS", False)
     visualise.main([str(plain), "-out", str(out), "-num", "2"])
     assert Image.open(out).size == (4 * (6 * 16 + 2), 2 * (6 * 16 + 2))
+    visualise.main([str(plain), "-out", str(out), "-num", "1", "-attention"])
+    assert Image.open(out).size == (6 * (6 * 16 + 2), 2 * (6 * 16 + 2)), "reconstruction above, attention below"
     visualise.main([str(trained("finetune")), "-out", str(out), "-num", "2", "-attention"])
     assert Image.open(out).size[1] == 2 * (6 * 16 + 2)
 
@@ -149,11 +151,28 @@ def test_page_and_pictures(trained, image_folder, tmp_path):
         (["-dataset", "folder", "-data_path", "nowhere"], "no such directory"),
         (["nowhere.jpg"], "no such file or directory"),
         (["-attention", "-layer", "9"], "layers 1 to"),
+        (["-mask_ratio", "0.99"], "keeps 0 of 16 patches"),
     ],
 )
 def test_bad_arguments_are_named(trained, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         visualise.main([str(trained()), "-out", str(tmp_path / "x.png"), *flags])
+
+
+def test_seeds_are_numbers_from_zero(trained, capsys):
+    with pytest.raises(SystemExit):
+        visualise.main([str(trained()), "-seed", "-1"])
+    assert "'-1' is not a whole number from 0" in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_read_are_left_out_on_request(trained, tmp_path, image_folder):
+    bad = tmp_path / "0.jpg"
+    bad.write_bytes(b"no image")
+    flags = [str(trained()), str(bad), str(image_folder / "val" / "dog"), "-out", str(tmp_path / "x.png"), "-num", "3"]
+    with pytest.raises(UserError, match=r"0\.jpg: cannot be read .*DATA\.BAD_IMAGES skip"):
+        visualise.main(flags)
+    visualise.main([*flags, "-opts", "DATA.BAD_IMAGES", "skip"])
+    assert Image.open(tmp_path / "x.png").size[1] == 2 * (6 * 16 + 2)
 
 
 def test_reconstructing_without_a_decoder_is_refused(trained, tmp_path):

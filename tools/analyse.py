@@ -13,6 +13,7 @@ import runtime
 
 runtime.prepare()
 
+import argparse
 import json
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def analyse(model, other, loader) -> dict[str, np.ndarray]:
 
     Returns:
         `distance` and `entropy` [layers, heads], `cka` [layers + 1, layers + 1], `cka_other` if there is one,
-        `spectrum` [D].
+        `spectrum` [D], `images`: how many were used; those that do not fill the last batch may be left out.
     """
     patch = model.patch_embedding
     depth, heads = len(model.encoder.layers), model.encoder.layers[0].attn.num_heads
@@ -65,10 +66,11 @@ def analyse(model, other, loader) -> dict[str, np.ndarray]:
     for images, _ in loader:
         if len(images) < _SMALLEST_BATCH:  # the rest of the set
             continue
-        for index, logits in enumerate(attention_logits(model, images)):
-            weights = patch_attention(logits.numpy())
-            distance[index] += len(images) * attention_distance(weights, patch.grid_hw, patch.patch_size)
-            entropy[index] += len(images) * attention_entropy(weights)
+        with paddle.no_grad():
+            for index, logits in enumerate(attention_logits(model, images)):
+                weights = patch_attention(logits.numpy())
+                distance[index] += len(images) * attention_distance(weights, patch.grid_hw, patch.patch_size)
+                entropy[index] += len(images) * attention_entropy(weights)
         layers = layer_features(model, images)
         own.add(layers, layers)
         if cross is not None:
@@ -79,15 +81,16 @@ def analyse(model, other, loader) -> dict[str, np.ndarray]:
     if num_images == 0:
         raise UserError(f"{loader.source.origin}: at least {_SMALLEST_BATCH} images are needed")
     found = {"distance": distance / num_images, "entropy": entropy / num_images, "cka": own.matrix()}
+    found["images"] = np.array(num_images)
     found |= {} if cross is None else {"cka_other": cross.matrix()}
     return found | {"spectrum": spectrum.values()}
 
 
-def write_report(out: Path, names: tuple[str, str | None], num_images: int, found: dict[str, np.ndarray]) -> None:
+def write_report(out: Path, names: tuple[str, str | None], found: dict[str, np.ndarray]) -> None:
     """Write analysis.json and report.html."""
     rank = effective_rank(found["spectrum"])
     data = {key: value.tolist() for key, value in found.items()}
-    data |= {"run": names[0], "with": names[1], "images": num_images, "effective_rank": rank}
+    data |= {"run": names[0], "with": names[1], "effective_rank": rank}
     (out / "analysis.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
     boxes = plots.draw_boxes(
         [
@@ -107,7 +110,7 @@ def write_report(out: Path, names: tuple[str, str | None], num_images: int, foun
     if names[1] is not None:
         picture = _heat_map(found["cka_other"], Path(names[0]).name, Path(names[1]).name)
         sections.insert(2, ("Layers against those of the other", picture))
-    pages.write_page(out / "report.html", f"Analysis of {Path(names[0]).name}, {num_images:,} images", sections)
+    pages.write_page(out / "report.html", f"Analysis of {Path(names[0]).name}, {found['images']:,} images", sections)
 
 
 def _heat_map(values: np.ndarray, rows: str, columns: str) -> str:
@@ -123,7 +126,7 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     inputs.add_flags(parser)
     parser.add("with", "another run or weight file, to compare with", dest="other", metavar="RUN")
     parser.add("num", "images (default: 1024)", type=int, default=1024)
-    parser.add("seed", "of the choice of images", type=int, default=0)
+    parser.add("seed", "of the choice of images", type=inputs.natural, default=0)
     parser.add("out", "directory for the results", required=True, metavar="DIR")
     args = parser.parse_args(argv)
     if args.num < _SMALLEST_BATCH or args.batch_size < _SMALLEST_BATCH:
@@ -133,13 +136,14 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     model, config = inputs.load_encoder(args.run, inputs.read_config(args))
     other = None
     if args.other is not None:
-        other, other_config = inputs.load_encoder(args.other)
+        other_args = argparse.Namespace(**{**vars(args), "run": args.other})
+        other, other_config = inputs.load_encoder(args.other, inputs.read_config(other_args))
         if inputs.input_of(other_config) != inputs.input_of(config):
             raise UserError(f"-with {args.other}: its images have another size or normalisation than {args.run}'s")
     source = inputs.open_any_images(config, args.split)
     chosen = inputs.Subset(source, inputs.choose_balanced(source.labels, args.num, args.seed))
     found = analyse(model, other, inputs.open_loader(config, chosen))
-    write_report(out, (args.run, args.other), len(chosen), found)
+    write_report(out, (args.run, args.other), found)
     print(f"wrote {out / 'analysis.json'} and {out / 'report.html'}")
     return found
 

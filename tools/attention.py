@@ -1,5 +1,7 @@
 """What an encoder attends to: its scores, maps for pictures, and rollout."""
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -7,19 +9,19 @@ import paddle.nn.functional as F
 from transformer import VisionTransformer
 
 
-@paddle.no_grad()
-def attention_logits(model: VisionTransformer, images: paddle.Tensor) -> list[paddle.Tensor]:
-    """Return the scores of each layer before the softmax, [B, A, T, T]: queries in rows, class token first.
+def attention_logits(model: VisionTransformer, images: paddle.Tensor) -> Iterator[paddle.Tensor]:
+    """Give the scores of one layer after the other, before the softmax, [B, A, T, T].
+
+    Queries are in rows, the class token comes first. Those of all layers together can be larger than the memory.
 
     Args:
         model: in evaluation mode.
         images: [B, C, H, W], normalised.
     """
-    tokens, scores = model.embed(images), []
+    tokens = model.embed(images)
     for layer in model.encoder.layers:
         tokens, logits = layer(tokens, return_logits=True)
-        scores.append(logits.astype("float32"))
-    return scores
+        yield logits.astype("float32")
 
 
 def class_token_maps(logits: paddle.Tensor, grid_hw: tuple[int, int]) -> np.ndarray:
@@ -28,7 +30,7 @@ def class_token_maps(logits: paddle.Tensor, grid_hw: tuple[int, int]) -> np.ndar
     return weights.reshape([*weights.shape[:2], *grid_hw]).numpy()
 
 
-def rollout(scores: list[paddle.Tensor], grid_hw: tuple[int, int]) -> np.ndarray:
+def rollout(scores: Iterable[paddle.Tensor], grid_hw: tuple[int, int]) -> np.ndarray:
     """Return how much of each patch reaches the class token through all layers, [B, rows, columns].
 
     Attention rollout (Abnar and Zuidema, arXiv 2005.00928): the product over layers of the mean over heads, with the

@@ -16,7 +16,7 @@ import numpy as np
 import cli
 from arguments import Parser
 from errors import UserError
-from tools import knn
+from tools import inputs, knn
 
 _MANY = 100_000
 
@@ -53,12 +53,13 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     knn.add_feature_flags(parser)
     parser.add("clusters", "how many (default: as many as classes)", type=int)
     parser.add("runs", "with other random starts (default: 3)", type=int, default=3)
-    parser.add("seed", "of the first run", type=int, default=0)
+    parser.add("seed", "of the first run", type=inputs.natural, default=0)
     args = parser.parse_args(argv)
-    if args.runs < 1:
-        raise UserError("-runs must be at least 1")
+    if args.runs < 1 or (args.clusters is not None and args.clusters < 2):
+        raise UserError("-runs must be at least 1, and -clusters at least 2")
+    knn.check_outputs(args)
     (data,) = knn.split_features(args, args.split)
-    count = args.clusters or len(np.unique(data["labels"]))
+    count = len(np.unique(data["labels"])) if args.clusters is None else args.clusters
     scores = [score(cluster(data["features"], count, args.seed + run), data["labels"]) for run in range(args.runs)]
     figures = {}
     for name in scores[0]:

@@ -5,7 +5,7 @@
 
 The first weights are an autoencoder; a classifier adds its five most likely classes. The photo's hidden patches are
 drawn by ratio and seed, or painted by hand. The server listens on this machine only (127.0.0.1), takes photos up to
-10 MB, keeps none of them for much longer than an hour, and sends nothing anywhere.
+10 MB, keeps none of them for much longer than an hour, and sends no telemetry.
 """
 
 import runtime
@@ -69,8 +69,6 @@ class Demo:
         if drawn is not None and drawn.any():
             small = Image.fromarray(drawn).resize(grid_hw[::-1], Image.Resampling.BOX)
             noise, mask_ratio = visualise.mask_to_noise(np.asarray(small) > 127, "the painted mask")
-        if mae_keeps_nothing(mask_ratio, noise.shape[1]):
-            raise UserError(f"a ratio of {mask_ratio} leaves none of {noise.shape[1]} patches visible")
         panels = visualise.draw_panels(self.model, self.config, images, mask_ratio=mask_ratio, noise=noise)
         return [_enlarge(panel[0]) for panel in panels]
 
@@ -88,11 +86,6 @@ class Demo:
         return [_enlarge(panel[0]) for panel in panels[1:]]
 
 
-def mae_keeps_nothing(mask_ratio: float, num_patches: int) -> bool:
-    """Tell whether a ratio hides every patch."""
-    return int(num_patches * (1 - mask_ratio) + 1e-6) < 1
-
-
 def _names(config) -> list[str]:
     try:
         return evaluate.class_names(inputs.open_images(config, "val"), config.MODEL.NUM_CLASSES)
@@ -105,9 +98,9 @@ def _read(config, photo: str) -> np.ndarray:
     source = datasets.FileImages([Path(photo)], np.array([-1]), Path(photo).parent)
     try:
         image = loading.read_image(source, 0, config.DATA.IMAGE_CHANNELS)
+        return recipes.eval_transform(config)(image, np.random.default_rng(0))[None]
     except Exception as error:  # whatever was uploaded
         raise UserError(f"{Path(photo).name} cannot be read as an image ({error})") from error
-    return recipes.eval_transform(config)(image, np.random.default_rng(0))[None]
 
 
 def _enlarge(pixels: np.ndarray) -> Image.Image:
@@ -123,6 +116,8 @@ def build_page(demo: Demo):
     def respond(photo, mask_ratio, seed, kind, sketch):
         if photo is None:
             raise gradio.Error("Upload a photo first.")
+        if seed is None or seed < 0:
+            raise gradio.Error("The seed must be a whole number from 0.")
         drawn = None
         if sketch is not None:
             layers = [np.asarray(layer)[..., 3] for layer in sketch["layers"]]
@@ -175,6 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add("classifier", "finetuning or probing run, or weight file", metavar="RUN")
     parser.add("port", "to listen on (default: 7860)", type=int, default=7860)
     args = parser.parse_args(argv)
+    if not 1 <= args.port <= 65535:
+        raise UserError(f"-port {args.port}: must be from 1 to 65535")
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the page needs gradio: pip install -r requirements-demo.txt")
     cli.set_device()

@@ -40,6 +40,8 @@ def predict(model, loader, columns: np.ndarray | None = None) -> tuple[np.ndarra
         logits = model(images).astype("float32")
         if columns is not None:
             logits = logits[:, paddle.to_tensor(columns)]
+        if not bool(paddle.isfinite(logits).all()):
+            raise UserError("the model's outputs are not finite; are its weights whole?")
         probabilities.append(paddle.nn.functional.softmax(logits, axis=-1).numpy())
         labels.append(batch_labels.numpy())
     if not labels:
@@ -57,7 +59,8 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         probabilities: [N, K].
         labels: [N], columns of `probabilities`.
     """
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+    blocks = np.array_split(probabilities, max(1, len(probabilities) // 1024))  # all at once would take much memory
+    order = np.concatenate([np.argsort(-block, axis=1, kind="stable")[:, :5] for block in blocks])
     is_right = order[:, 0] == labels
     confidence = probabilities.max(axis=1)
     bins = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)

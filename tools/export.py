@@ -83,18 +83,22 @@ def run_paddle(program: Path) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
+def check_onnx() -> None:
+    """Raise a UserError if there is nothing to convert or to run ONNX with; it is never installed from here."""
+    missing = [name for name in ("paddle2onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        what = f"{', '.join(missing)} not installed; pip install -r requirements-export.txt"
+        raise UserError(f"-format onnx: {what}, or export with -format paddle")
+    if paddle.__version__.startswith("2."):
+        raise UserError(f"-format onnx: needs Paddle 3, and this is {paddle.__version__}; export with -format paddle")
+
+
 def export_onnx(program: Path) -> Path:
     """Convert a Paddle inference model to ONNX.
 
     Raises:
-        UserError: if the converter is missing or fails. It is never installed from here.
+        UserError: if the converter fails.
     """
-    missing = [name for name in ("paddle2onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing or program.suffix != ".json":
-        what = (
-            f"{', '.join(missing)} not installed" if missing else f"Paddle {paddle.__version__}, and Paddle 3 is needed"
-        )
-        raise UserError(f"-format onnx: {what}; pip install -r requirements-export.txt")
     import paddle2onnx
 
     target = program.with_suffix(".onnx")
@@ -152,6 +156,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add("opts", "KEY VALUE pairs for the configuration", nargs="+", action="extend", default=[])
     args = parser.parse_args(argv)
     formats = args.format or ["paddle", "onnx"]
+    if "onnx" in formats:
+        check_onnx()
     out = inputs.new_directory(args.out)
     paddle.set_device("cpu")
     config = inputs.read_config(args)

@@ -19,6 +19,7 @@ import runtime
 runtime.prepare()
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from tools import inputs
 from transformer import VisionTransformer
 
 POOLS = ("cls", "mean", "tokens")
+_ROWS = 4096  # copied at a time
 
 
 @paddle.no_grad()
@@ -112,10 +114,19 @@ class Sink:
             if isinstance(array, np.memmap):
                 array.flush()
                 if self._done < self._num_images:
-                    kept = np.array(array[: self._done])
-                    np.save(self._directory / f"{name}.npy", kept)
+                    array = self._shorten(name, array)
             self.arrays[name] = array[: self._done]
         return self.arrays
+
+    def _shorten(self, name: str, array: np.memmap) -> np.memmap:
+        """Write the rows that there are to a new file in the old one's place."""
+        part, final = self._directory / f"{name}.part", self._directory / f"{name}.npy"
+        shorter = open_memmap(part, "w+", array.dtype, (self._done, *array.shape[1:]))
+        for first in range(0, self._done, _ROWS):
+            shorter[first : first + _ROWS] = array[first : min(first + _ROWS, self._done)]
+        shorter.flush()
+        os.replace(part, final)
+        return shorter
 
 
 def extract_all(
@@ -135,7 +146,15 @@ def extract_all(
         found = extract(model, images, layers, pool)
         named = {f"layer_{n}": value for n, value in found.items()} if layers else {"features": found}
         sink.add(labels=labels.numpy(), **{name: value.astype("float32").numpy() for name, value in named.items()})
+    if not sink.arrays:
+        raise UserError(f"{loader.source.origin}: none of its images can be read")
     return sink.finish()
+
+
+def _forget(directory: Path) -> None:
+    """Remove the arrays that an earlier call left in a directory."""
+    for file in (directory / "about.json", *directory.glob("layer_*.npy"), directory / "features.npy"):
+        file.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -151,12 +170,15 @@ def main(argv: list[str] | None = None) -> Path:
     cli.set_device()
     model, config = inputs.load_encoder(args.run, inputs.read_config(args))
     source = inputs.open_any_images(config, args.split)
-    is_file = out.suffix == ".npz"
+    is_file = out.suffix.lower() == ".npz"
+    if not is_file:
+        _forget(out)
     loader = inputs.open_loader(config, source)
     arrays = extract_all(model, loader, args.layers, args.pool, None if is_file else out)
     about = {"run": str(args.run), "split": args.split, "pool": args.pool, "layers": args.layers}
     if is_file:
-        np.savez(out, **arrays)
+        with open(out, "wb") as file:
+            np.savez(file, **arrays)
     else:
         (out / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())

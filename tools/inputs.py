@@ -168,11 +168,18 @@ def new_directory(path: str | Path) -> Path:
     return path
 
 
-def new_file(path: str | Path, *suffixes: str) -> Path:
+def natural(text: str) -> int:
+    """Read a number that is not negative, for a parser."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def new_file(path: str | Path, *suffixes: str, flag: str = "-out") -> Path:
     """Check that a result can be written to a file of one of these suffixes."""
     path = Path(path)
     if path.suffix.lower() not in suffixes or not path.parent.is_dir():
-        raise UserError(f"-out {path}: must be a {' or '.join(suffixes)} file in a directory that exists")
+        raise UserError(f"{flag} {path}: must be a {' or '.join(suffixes)} file in a directory that exists")
     return path
 
 

@@ -4,14 +4,15 @@
 
 The features of the train split are the bank, those of the val split are asked for. Similarity is the cosine; each of
 the k nearest votes for its class with weight exp(similarity / temperature) (Wu et al., arXiv 1805.01978). `-cache`
-keeps the features in memory-mapped files, and takes them from there the next time. Besides the features, 256 queries'
-similarities to the whole bank are in memory at a time.
+keeps the features in memory-mapped files, and takes them from there the next time. In memory are the bank, scaled to
+length 1 (twice, for a moment), and 256 queries' similarities to all of it.
 """
 
 import runtime
 
 runtime.prepare()
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from errors import UserError
 from tools import inputs
 from tools.features import POOLS, extract_all
 
-_QUERIES = 256  # at a time
+_QUERIES, _ROWS = 256, 4096  # at a time
 _BLOCK = 64  # columns
 
 
@@ -52,14 +53,16 @@ def classify(
     """
     if max(ks) > len(bank) or min(ks) < 1:
         raise UserError(f"k={list(ks)}: must be from 1 to the number of training images, {len(bank)}")
-    mean = bank.mean(axis=0) if standardise else 0.0
-    scale = 1.0 / (bank.std(axis=0, ddof=1) + 1e-5) if standardise else 1.0
-    columns = paddle.to_tensor(_unit((bank - mean) * scale) if standardise else _unit(bank)).t()  # [D, N]
+    mean = scale = None
+    if standardise:
+        mean = bank.mean(axis=0, dtype=np.float64).astype(np.float32)
+        scale = 1.0 / (bank.std(axis=0, ddof=1, dtype=np.float64).astype(np.float32) + 1e-5)
+    columns = paddle.to_tensor(_unit(bank, mean, scale))  # [N, D]
     num_classes, most = int(bank_labels.max()) + 1, max(ks)
     predicted = {k: np.empty(len(queries), np.int64) for k in ks}
     for first in range(0, len(queries), _QUERIES):
-        rows = _unit((queries[first : first + _QUERIES] - mean) * scale)
-        similarity = paddle.matmul(paddle.to_tensor(rows), columns).numpy()  # [Q, N]
+        rows = _unit(queries[first : first + _QUERIES], mean, scale)
+        similarity = paddle.matmul(paddle.to_tensor(rows), columns, transpose_y=True).numpy()  # [Q, N]
         nearest = _largest(similarity, most)
         found = np.take_along_axis(similarity, nearest, axis=1)
         order = np.argsort(-found, axis=1, kind="stable")
@@ -90,10 +93,14 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     return np.take_along_axis(places, chosen, axis=1)
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
-    """Scale each row to length 1, in float32."""
-    features = np.asarray(features, np.float32)
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+def _unit(features: np.ndarray, mean: np.ndarray | None, scale: np.ndarray | None) -> np.ndarray:
+    """Standardise rows, where a mean is given, and scale each to length 1, in float32 and one copy."""
+    unit = np.empty(features.shape, np.float32)
+    for first in range(0, len(unit), _ROWS):
+        part = np.asarray(features[first : first + _ROWS], np.float32)
+        part = part if mean is None else (part - mean) * scale
+        unit[first : first + _ROWS] = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def add_feature_flags(parser: Parser) -> None:
@@ -109,13 +116,16 @@ def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
     cli.set_device()
     model, config = inputs.load_encoder(args.run, inputs.read_config(args))
     weights, results = weight_files.resolve(args.run).resolve(), []
+    settings = hashlib.sha256(f"{config.DATA.dump()}{config.MODEL.dump()}".encode()).hexdigest()
     for split in splits:
         source = inputs.open_images(config, split)
+        if source.labels.min() < 0:
+            raise UserError(f"{source.origin}: has images without labels")
         about = {"weights": str(weights), "written": weights.stat().st_mtime_ns, "pool": args.pool, "split": split}
-        about |= {"origin": str(source.origin), "images": len(source), "image_size": config.DATA.IMAGE_SIZE}
+        about |= {"origin": str(source.origin), "images": len(source), "settings": settings}
         folder = None if args.cache is None else inputs.new_directory(Path(args.cache) / split)
         known = None if folder is None else folder / "about.json"
-        if known is not None and known.is_file() and json.loads(known.read_text(encoding="utf-8")) == about:
+        if known is not None and known.is_file() and known.read_text(encoding="utf-8") == json.dumps(about):
             names = ("features", "labels")
             results.append({name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
             print(f"{split}: features of {len(source):,} images are taken from {folder}")
@@ -129,13 +139,19 @@ def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
     return results
 
 
+def check_outputs(args) -> None:
+    """Check where results are to go before anything is computed."""
+    if args.json is not None:
+        inputs.new_file(args.json, ".json", flag="-json")
+
+
 def report(args, title: str, figures: dict[str, object]) -> dict[str, object]:
     """Print figures, and write them where -json says."""
     print(title)
     for name, value in figures.items():
         print(f"  {name}: {value:.3f}" if isinstance(value, float) else f"  {name}: {value}")
     if args.json is not None:
-        inputs.new_file(args.json, ".json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        Path(args.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return figures
 
 
@@ -149,6 +165,9 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     args = parser.parse_args(argv)
     if args.temperature <= 0:
         raise UserError(f"-temperature {args.temperature}: must be above 0")
+    if min(args.k) < 1:
+        raise UserError(f"-k {min(args.k)}: must be at least 1")
+    check_outputs(args)
     train, val = split_features(args, "train", "val")
     found = classify(train["features"], train["labels"], val["features"], args.k, args.temperature, args.standardise)
     figures = {f"acc1, k={k}": 100 * float(np.mean(classes == val["labels"])) for k, classes in found.items()}

@@ -87,20 +87,30 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     knn.add_feature_flags(parser)
     parser.add("shots", "images per class (default: 1 2 5 13)", type=int, nargs="+", default=[1, 2, 5, 13])
     parser.add("splits", "draws of each (default: 3)", type=int, default=3)
-    parser.add("seed", "of the draws", type=int, default=0)
+    parser.add("seed", "of the draws", type=inputs.natural, default=0)
     parser.add("list", "given splits instead", nargs="+", default=[], metavar="FILE")
     args = parser.parse_args(argv)
     if min(args.splits, *args.shots) < 1:
         raise UserError("-shots and -splits must be at least 1")
+    knn.check_outputs(args)
     source = inputs.open_images(inputs.read_config(args), "train")
-    if args.list:
-        draws = {"given splits": [read_list(path, source.describe, len(source)) for path in args.list]}
-    else:
-        draws = {
-            f"{shots} per class": [draw(source.labels, shots, args.seed + split) for split in range(args.splits)]
+    lists = [read_list(path, source.describe, len(source)) for path in args.list]
+    for shots in [] if lists else args.shots:
+        draw(source.labels, shots, args.seed)  # says at once if there are too few images
+    train, val = knn.split_features(args, "train", "val")
+    labels = train["labels"]
+    if lists and len(labels) < len(source):
+        raise UserError(
+            f"-list: {len(source) - len(labels)} training images were skipped; remove them from the data set"
+        )
+    draws = (
+        {"given splits": lists}
+        if lists
+        else {
+            f"{shots} per class": [draw(labels, shots, args.seed + split) for split in range(args.splits)]
             for shots in args.shots
         }
-    train, val = knn.split_features(args, "train", "val")
+    )
     figures = {}
     for name, chosen in draws.items():
         scores = [fit_and_score(train, indices, val) for indices in chosen]

@@ -3,8 +3,8 @@
     python -m tools.report RUN                              # RUN/report.html
     python -m tools.report RUN RUN [RUN ...] -out FILE.html
 
-Every run writes its own when it ends, unless REPORT is False. The pictures are reconstructions of val images for a
-pretraining run, and val images with what the best checkpoint takes them for otherwise.
+Every run writes its own when it has come to its end, unless REPORT is False. The pictures are reconstructions of val
+images for a pretraining run, and val images with what the best checkpoint takes them for otherwise.
 """
 
 import runtime
@@ -86,18 +86,18 @@ def draw_samples(run_dir: Path) -> str:
     """Draw what the run's model makes of some val images; returns HTML, or why there are no pictures."""
     try:
         config = get_config(run_dir / "config.yaml")
-        images = visualise.draw_images(config, _NUM_PICTURES)
-        if config.MODEL.TYPE == "PRETRAIN":
-            model, _ = inputs.load_autoencoder(run_dir)
-            panels = visualise.draw_panels(model, config, images)
-            return pages.html_figure(visualise.make_grid(panels), visualise.caption_of(model))
-        return _draw_predictions(run_dir, config)
+        if config.MODEL.TYPE != "PRETRAIN":
+            return _draw_predictions(run_dir, config)
+        model, _ = inputs.load_autoencoder(run_dir)
+        panels = visualise.draw_panels(model, config, visualise.draw_images(config, _NUM_PICTURES))
+        return pages.html_figure(visualise.make_grid(panels), visualise.caption_of(model))
     except (UserError, OSError, RuntimeError) as error:
         return f"<p>No pictures: {one_line(error)}</p>"
 
 
 def _draw_predictions(run_dir: Path, config) -> str:
-    model, _ = inputs.load_classifier(config.MODEL.PRETRAINED if config.EVAL else run_dir, config)
+    evaluated = config.MODEL.RESUME or config.MODEL.PRETRAINED
+    model, _ = inputs.load_classifier(evaluated if config.EVAL else run_dir, config)
     source = inputs.open_images(config, "val")
     chosen = inputs.Subset(source, np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES])
     names = evaluate.class_names(source, config.MODEL.NUM_CLASSES)

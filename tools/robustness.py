@@ -5,7 +5,7 @@
 | `a`, `r` | `<wnid>/*`, 200 classes each | the logits of those 200 classes, as the published numbers are |
 | `sketch` | `<wnid>/*`, 1,000 classes | all |
 | `v2` | `0/` to `999/`, folders named by label | all |
-| `c` | `<corruption>/<severity>/<wnid>/*` | all; images are not resized, as they are 224 pixels already |
+| `c` | `<corruption>/<severity>/<wnid>/*` | all; images of 224 pixels are not resized, as they were cropped already |
 
 An archive's own outer folder (`imagenet-a/`, `sketch/`) may be there or not.
 """

@@ -5,9 +5,9 @@
 
 RUN is a pretraining run, one of its checkpoints, or a ported file with its YAML. Images are those named, or drawn from
 the val split of the run's data set, or of the one that -dataset and -data_path name. Columns: original, masked,
-reconstruction, reconstruction with the visible patches put back. A .png has the reconstructions of the first ratio; a
-.html page has all, in one file. Models trained on normalised pixels predict each patch up to its mean and contrast;
-those are taken from the original patch, and the page says so.
+reconstruction, reconstruction with the visible patches put back. Several ratios stand below each other in a .png; a
+.html page has them with captions, in one file. Models trained on normalised pixels predict each patch up to its mean
+and contrast; those are taken from the original patch, and the page says so.
 
 `-mask` chooses what is hidden: random patches, `block`s of 4 x 4 patches, or a picture of your own that is white where
 a patch is to be hidden. `-same_mask` hides the same patches in every image. `-attention` adds maps of the encoder: each
@@ -169,16 +169,31 @@ def caption_of(model: mae.MAEPretrain) -> str:
     return caption + (_NORMALISED_NOTE if model.norm_pix_loss else "")
 
 
+def stack(pictures: list[Image.Image]) -> Image.Image:
+    """Put pictures below each other."""
+    page = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        page.paste(picture, (0, top))
+        top += picture.height
+    return page
+
+
+@paddle.no_grad()
 def draw_attention(model, config, images: np.ndarray, layer: int = -1) -> list[np.ndarray]:
     """Return uint8 arrays [B, H, W, 3]: original, rollout over all layers, and each head of one layer."""
-    scores = attention.attention_logits(model, paddle.to_tensor(images))
-    if not 1 <= abs(layer) <= len(scores):
-        raise UserError(f"-layer {layer}: the encoder has layers 1 to {len(scores)}")
-    grid_hw = model.patch_embedding.grid_hw
-    heads = attention.class_token_maps(scores[layer - 1 if layer > 0 else layer], grid_hw)  # [B, A, rows, columns]
+    depth, grid_hw = len(model.encoder.layers), model.patch_embedding.grid_hw
+    if not 1 <= abs(layer) <= depth:
+        raise UserError(f"-layer {layer}: the encoder has layers 1 to {depth}")
+    layer = layer - 1 if layer > 0 else depth + layer
+    heads, rollouts = [], []
+    for image in images:  # one at a time: scores of all take much memory
+        scores = list(attention.attention_logits(model, paddle.to_tensor(image[None])))
+        heads.append(attention.class_token_maps(scores[layer], grid_hw)[0])  # [A, rows, columns]
+        rollouts.append(attention.rollout(scores, grid_hw)[0])
     pictures = as_uint8(to_pixels(config, images))
     pictures = np.broadcast_to(pictures[..., :3], (*pictures.shape[:3], 3))
-    heats = [attention.rollout(scores, grid_hw), *heads.transpose(1, 0, 2, 3)]
+    heats = [rollouts, *np.stack(heads, axis=1)]
     return [
         pictures,
         *(np.stack([attention.overlay(*pair) for pair in zip(pictures, heat, strict=True)]) for heat in heats),
@@ -209,9 +224,12 @@ def _load(config, source: datasets.Images, indices) -> np.ndarray:
     arrays = []
     for index in indices:
         problem = loading.why_unreadable(source, index, channels)
-        if problem is not None:
-            raise UserError(problem)
-        arrays.append(transform(loading.read_image(source, index, channels), rng))
+        if problem is None:
+            arrays.append(transform(loading.read_image(source, index, channels), rng))
+        elif config.DATA.BAD_IMAGES == "error":
+            raise UserError(problem + loading.SKIP_ADVICE)
+    if not arrays:
+        raise UserError(f"{source.origin}: none of the images can be read")
     return np.stack(arrays)
 
 
@@ -251,7 +269,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add("mask_ratio", "instead of the model's own; a page may have several", type=float, nargs="+")
     parser.add("mask", "random (default), block, or a picture that is white where it hides", default="random")
     parser.add("same_mask", "hide the same patches in every image", action="store_true")
-    parser.add("seed", "chooses images and masks", type=int, default=0)
+    parser.add("seed", "chooses images and masks", type=inputs.natural, default=0)
     parser.add("attention", "draw attention, too", action="store_true")
     parser.add("layer", "whose heads are drawn (default: -1, the last)", type=int, default=-1)
     parser.add("out", ".png or .html file to write", default="reconstruction.png")
@@ -271,7 +289,7 @@ def main(argv: list[str] | None = None) -> Path:
         caption = f"Columns: original, rollout over all layers, then each head of layer {args.layer} (class token)."
         pictures.append(("Attention", make_grid(panels), caption))
     if out.suffix.lower() == ".png":
-        pictures[0][1].save(out)
+        stack([picture for _, picture, _ in pictures]).save(out)
     else:
         sections = [(heading, pages.html_figure(picture, caption)) for heading, picture, caption in pictures]
         pages.write_page(out, f"What {Path(args.run).name} sees", sections)
