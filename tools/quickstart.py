@@ -42,6 +42,8 @@ def run_stage(name: str, mode: str, flags: list[str]) -> float:
         "-opts",
         "RUN",
         name,
+        "REPORT",  # there is one page for all
+        "False",
     ]
     print(f"\n==> python {' '.join(command)}", flush=True)
     started = time.monotonic()
