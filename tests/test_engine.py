@@ -416,7 +416,9 @@ def test_recomputation_changes_no_bit(tiny_run, mode):
     """Finetuning drops paths and tokens at random: what is computed again must draw the same."""
     results, passes = [], []
     for recomputes in (False, True):
-        run = tiny_run(mode, "TRAIN.NUM_EPOCHS", 1, "MODEL.DROPOUT", 0.1, "TRAIN.RECOMPUTE", recomputes)
+        run = tiny_run(
+            mode, "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 64, "MODEL.DROPOUT", 0.1, "TRAIN.RECOMPUTE", recomputes
+        )
         task = recipes.BUILDERS[mode.upper()](run)
         passes.append(0)
 
