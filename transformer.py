@@ -87,6 +87,19 @@ class Linear(nn.Linear):
         return linear(inputs, self.weight, self.bias)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Paddle's layer over the last dimension, computed by the device's fastest way."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__(embed_dim, epsilon=LAYER_NORM_EPS)
+
+    def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
+        """Normalise tokens [..., D]."""
+        if cpu_kernels.are_for(tokens):
+            return cpu_kernels.layer_norm(tokens, self.weight, self.bias, LAYER_NORM_EPS)
+        return super().forward(tokens)
+
+
 class Attention(nn.Layer):
     """Multi-head self-attention with one fused q|k|v projection."""
 
@@ -204,9 +217,9 @@ class TransformerLayer(nn.Layer):
         drop_path: float = 0.0,
     ):
         super().__init__()
-        self.attn_norm = nn.LayerNorm(embed_dim, epsilon=LAYER_NORM_EPS)
+        self.attn_norm = LayerNorm(embed_dim)
         self.attn = Attention(embed_dim, num_heads, qkv_bias, dropout, attention_dropout)
-        self.mlp_norm = nn.LayerNorm(embed_dim, epsilon=LAYER_NORM_EPS)
+        self.mlp_norm = LayerNorm(embed_dim)
         self.mlp = Mlp(embed_dim, mlp_ratio, dropout)
         self.drop_path = DropPath(drop_path)
 
@@ -241,7 +254,7 @@ class Transformer(nn.Layer):
         self.layers = nn.LayerList(
             [TransformerLayer(embed_dim, num_heads, drop_path=rate, **layer_options) for rate in rates]
         )
-        self.norm = nn.LayerNorm(embed_dim, epsilon=LAYER_NORM_EPS) if final_norm else None
+        self.norm = LayerNorm(embed_dim) if final_norm else None
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         """Transform tokens [B, T, D]."""
@@ -293,7 +306,7 @@ class VisionTransformer(nn.Layer):
         )
         self.token_dropout = nn.Dropout(layer_options.get("dropout", 0.0))
         self.encoder = Transformer(embed_dim, depth, num_heads, drop_path, final_norm=not global_pool, **layer_options)
-        self.encoder_norm = nn.LayerNorm(embed_dim, epsilon=LAYER_NORM_EPS) if global_pool else None
+        self.encoder_norm = LayerNorm(embed_dim) if global_pool else None
         if num_classes == 0:
             self.classifier = nn.Identity()
         elif batch_norm_head:  # Paddle's momentum is the share of the old statistics: torch's 0.1

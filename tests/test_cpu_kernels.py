@@ -82,3 +82,23 @@ def test_low_precision_and_traced_programs_go_without():
         spec = [paddle.static.InputSpec([None, 6])]
         traced = paddle.jit.to_static(linear, input_spec=spec, full_graph=full_graph)
         assert_close(traced(inputs).numpy(), F.linear(inputs, linear.weight, linear.bias).numpy(), 1e-6)
+
+
+@pytest.mark.parametrize("shape", [[7, 8], [2, 5, 64]])
+@pytest.mark.parametrize("shift", [0.0, 50.0])  # far from zero, a variance as a difference of squares would be wrong
+def test_layer_norm(shape, shift):
+    inputs = [(draw(*shape) + shift).detach(), draw(shape[-1]), draw(shape[-1])]
+    inputs[0].stop_gradient = False
+    # Both compute x - mean in float32, where 50 leaves 4e-6 of the deviation.
+    relative = 1e-5 if shift == 0.0 else 2e-4
+    names = [shape[-1:], *inputs[1:], 1e-6]
+    compare(lambda *x: cpu_kernels.layer_norm(*x, 1e-6), lambda *x: F.layer_norm(x[0], *names), inputs, relative)
+
+
+def test_layer_norm_of_equal_values_is_its_bias():
+    inputs = [paddle.full([3, 8], 5.0), draw(8), draw(8)]
+    inputs[0].stop_gradient = False
+    outputs = cpu_kernels.layer_norm(*inputs, 1e-6)
+    assert_close(outputs.numpy(), inputs[2].expand([3, 8]).numpy(), 1e-6)
+    outputs.sum().backward()
+    assert all(bool(paddle.isfinite(tensor.grad).all()) for tensor in inputs)
