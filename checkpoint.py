@@ -69,7 +69,8 @@ def load_weights(
         source_grid_hw: patch grid of the file's position tables; None: as its config says, else square.
 
     Raises:
-        UserError: if the file cannot be read, or any other tensor is missing, unexpected or mis-shaped.
+        UserError: if the file cannot be read, any other tensor is missing, unexpected or mis-shaped, or holds values
+            that are infinite or not a number.
             The model is unchanged then.
     """
     if any(isinstance(allowed, str) for allowed in (allow_missing, allow_unexpected, allow_mismatched)):
@@ -104,6 +105,7 @@ def load_weights(
     for name in loaded:
         if weights[name].dtype not in FLOAT_DTYPES:
             raise UserError(f"{path}: {name} has dtype {weights[name].dtype}; weights are {', '.join(FLOAT_DTYPES)}")
+        weights[name].checked(name, path).load()  # raises where a value is not finite
     for name in loaded:
         own[name].set_value(weights[name].read().astype(str(own[name].dtype).split(".")[-1]))
     return LoadReport(path, loaded, missing, unexpected, mismatched, resized)

@@ -118,11 +118,14 @@ class Training:
         return results
 
     def update(self, batches: Iterator, update: int, lr: float) -> None:
-        """Do one optimizer update: the gradient of the mean loss over all images of all its micro-steps and ranks."""
+        """Do one optimizer update: the gradient of the mean loss over all images of all its micro-steps and ranks.
+
+        The gradient of an epoch's smaller, last update is multiplied by its share, see `TrainSampler.update_share`.
+        """
         task, sampler, config = self.task, self.train_loader.sampler, self.run.config
-        sizes = sampler.micro_sizes(update)
+        sizes, share = sampler.micro_sizes(update), sampler.update_share(update)
         # Data parallelism averages over ranks, and shares may differ by an image: weigh by images, not by ranks.
-        weight = distributed.world_size() / sampler.update_size(update)
+        weight = share * distributed.world_size() / sampler.update_size(update)
         loss_sum = paddle.zeros([])
         for micro, size in enumerate(sizes):
             rng = _seed_micro_step(config.SEED, self.step, micro)
@@ -135,6 +138,8 @@ class Training:
                 self.scaler.scale(loss * (size * weight)).backward()
             loss_sum += loss.detach().astype("float32") * size
         task.optimizer.set_lr(lr)
+        if hasattr(task.optimizer, "gradient_share"):  # LARS, which normalises gradients
+            task.optimizer.gradient_share = share
         trained = [p for p in task.model.parameters() if not p.stop_gradient and p.grad is not None]
         if config.TRAIN.BF16_ALLREDUCE:
             distributed.average_gradients(trained, "bfloat16")
@@ -147,8 +152,8 @@ class Training:
         passes = self.guard.passes(loss_sum, sum(sizes), norm, update, self.step, lr)
         if passes:
             self.scaler.step(task.optimizer)
-            if task.ema is not None:
-                task.ema.update(task.model)
+            if task.ema is not None:  # the scaler leaves out an update whose gradient is not finite
+                task.ema.update(task.model, norm.isfinite() if self.scaler.is_enable() else None)
         self.scaler.update()
         task.optimizer.clear_grad(set_to_zero=False)  # frees them for the next activations
 
@@ -209,6 +214,8 @@ class Training:
         scores = evaluate(self.task, self.eval_loader, self.run)
         self.run.log.record("eval", self.step, {"epoch": self.step / self.plan.updates_per_epoch, **scores})
         text = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        if not math.isfinite(sum(scores.values())):
+            self.run.log.say("warning: the evaluation's loss is not finite; lower TRAIN.BASE_LR, or avoid fp16")
         self.run.log.say(f"evaluation after {self.step} updates: {text}")
         return scores
 

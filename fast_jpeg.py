@@ -75,15 +75,21 @@ class LazyJpeg:
         return pixels
 
 
-def open_jpeg(data: bytes, channels: int) -> LazyJpeg | None:
-    """Return an encoded image if it is a JPEG for this module (grey or colour, upright, no bomb), else None."""
+def open_jpeg(data: bytes, channels: int, upright: bool = True) -> LazyJpeg | None:
+    """Return an encoded image if it is a JPEG for this module (grey or colour, no bomb), else None.
+
+    Args:
+        upright: leave alone what an EXIF note wants turned.
+    """
     if not data.startswith(b"\xff\xd8") or channels not in _COLORSPACES:
         return None
     try:
         height, width, colorspace, _ = _modules()[0].decode_jpeg_header(data)
     except ValueError:
         return None
-    if colorspace not in ("Gray", "YCbCr", "RGB") or width * height > Image.MAX_IMAGE_PIXELS or not _is_upright(data):
+    if colorspace not in ("Gray", "YCbCr", "RGB") or width * height > Image.MAX_IMAGE_PIXELS:
+        return None
+    if upright and not _is_upright(data):
         return None
     return LazyJpeg(data, (width, height), channels)
 

@@ -58,11 +58,16 @@ class Transform:
         return self.normalise(paddle.to_tensor(self.pixels(image, rng)[None].copy()))[0].numpy()
 
 
-def read_image(source: Images, index: int, channels: int) -> Image.Image:
-    """Decode an image of a source, upright, as 8-bit grey (1 channel), RGB (3) or RGBA (4)."""
+def read_image(source: Images, index: int, channels: int, upright: bool = True) -> Image.Image:
+    """Decode an image of a source as 8-bit grey (1 channel), RGB (3) or RGBA (4).
+
+    Args:
+        upright: turn it as its EXIF note says (DATA.EXIF_TRANSPOSE).
+    """
     image, mode = source.image(index), PIL_MODES[channels]
-    with contextlib.suppress(Exception):  # pixels that are whole are worth more than a damaged note on how to turn them
-        ImageOps.exif_transpose(image, in_place=True)
+    if upright:
+        with contextlib.suppress(Exception):  # whole pixels are worth more than a damaged note on how to turn them
+            ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
         image = Image.fromarray((np.asarray(image).astype(np.float32) / 257.0).round().astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -89,9 +94,19 @@ def describe_unreadable(source: Images, index: int, error: Exception) -> str:
 class Reader:
     """Reads and transforms the images behind the keys (epoch, index[, repeat]) of the samplers. Without Paddle."""
 
-    def __init__(self, source, pixels: Callable, channels: int, seed: int, bad_images: str, replaces: bool, fast: bool):
+    def __init__(
+        self,
+        source: Images,
+        pixels: Callable,
+        channels: int,
+        seed: int,
+        bad_images: str,
+        replaces: bool,
+        fast: bool,
+        upright: bool,
+    ):
         self._source, self._pixels, self._channels, self._seed = source, pixels, channels, seed
-        self._bad_images, self._replaces, self._fast = bad_images, replaces, fast
+        self._bad_images, self._replaces, self._fast, self._upright = bad_images, replaces, fast, upright
         self._last: tuple[int, object] = (-1, None)  # repeats of an image follow each other
 
     def sample(self, key: tuple[int, ...]) -> tuple[np.ndarray | None, int, list[str]]:
@@ -113,8 +128,12 @@ class Reader:
 
     def _open(self, index: int) -> Image.Image | fast_jpeg.LazyJpeg:
         if self._last[0] != index:
-            jpeg = fast_jpeg.open_jpeg(self._source.read(index), self._channels) if self._fast else None
-            self._last = (index, read_image(self._source, index, self._channels) if jpeg is None else jpeg)
+            image = None
+            if self._fast:
+                image = fast_jpeg.open_jpeg(self._source.read(index), self._channels, self._upright)
+            if image is None:
+                image = read_image(self._source, index, self._channels, self._upright)
+            self._last = (index, image)
         return self._last[1]
 
     def fill(self, keys: list[tuple[int, ...]], out: np.ndarray) -> tuple[list[int], list[str]]:
@@ -136,6 +155,7 @@ class Loader:
         transform: a `Transform`; or (image, generator) -> array, whose batches are passed on as they are.
         sampler: a `TrainSampler`, or an `EvalSampler`.
         num_workers: processes that load; 0: load here.
+        upright: turn photos as their EXIF notes say.
         fast_decode: read JPEGs by `fast_jpeg`, where the transform can.
         bad_images: "error", or "skip": training takes the next image that can be read in the place of one that
             cannot, so that batches keep their size; evaluation leaves it out.
@@ -151,6 +171,7 @@ class Loader:
         channels: int = 3,
         seed: int = 0,
         num_workers: int = 0,
+        upright: bool = True,
         fast_decode: bool = False,
         bad_images: str = "error",
         note_bad: Callable[[str], None] = lambda note: None,
@@ -164,7 +185,7 @@ class Loader:
             fast_jpeg.check_installed()
         self._normalise = transform.normalise if is_split else lambda images: images
         is_training = isinstance(sampler, TrainSampler)
-        self._reader = Reader(source, pixels, channels, seed, bad_images, is_training, fast)
+        self._reader = Reader(source, pixels, channels, seed, bad_images, is_training, fast, upright)
         self._num_workers = num_workers
         self._pool: WorkerPool | None = None
 

@@ -80,8 +80,13 @@ class LARS(Optimizer):
     Args:
         learning_rate: number or scheduler.
         parameters: list of parameters, or of parameter groups.
+
+    Attributes:
+        gradient_share: what the gradients of the next update were multiplied by. A trust ratio takes it out, so it is
+            applied to the step instead.
     """
 
+    gradient_share = 1.0
     _velocity_acc_str = "velocity"
 
     def __init__(
@@ -112,11 +117,12 @@ class LARS(Optimizer):
         parameter, gradient = param_and_grad["params"] if isinstance(param_and_grad, dict) else param_and_grad
         velocity = self._get_accumulator(self._velocity_acc_str, parameter)
         if parameter.ndim > 1:
-            gradient = gradient + self._decay * parameter
+            gradient = gradient / self.gradient_share + self._decay * parameter
             param_norm, grad_norm = parameter.norm(), gradient.norm()
             ratio = self._trust_coefficient * param_norm / grad_norm
             usable = (param_norm > 0).logical_and(grad_norm > 0)
-            gradient = gradient * paddle.where(usable, ratio, paddle.ones_like(ratio))
+            ratio = paddle.where(usable, ratio, paddle.ones_like(ratio))
+            gradient = gradient * (ratio * self.gradient_share)
         velocity.set_value(velocity * self._momentum + gradient)
         multiplier = parameter.optimize_attr.get("learning_rate", 1.0)
         parameter.set_value(parameter - self.get_lr() * multiplier * velocity)
@@ -153,12 +159,17 @@ class WeightAverage:
         self._average = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
     @paddle.no_grad()
-    def update(self, model: nn.Layer) -> None:
-        """Move the average towards the model's weights."""
+    def update(self, model: nn.Layer, is_made: paddle.Tensor | None = None) -> None:
+        """Move the average towards the model's weights.
+
+        Args:
+            is_made: truth value on the device: whether the optimizer made its update. If not, nothing moves.
+        """
+        decay = self.decay if is_made is None else paddle.where(is_made, self.decay, 1.0)
         for name, value in model.state_dict().items():
             average = self._average[name]
             if value.dtype in (paddle.float32, paddle.float64):
-                average.set_value(average * self.decay + value.detach() * (1.0 - self.decay))
+                average.set_value(average * decay + value.detach() * (1.0 - decay))
             else:
                 average.set_value(value)
 

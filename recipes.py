@@ -4,6 +4,7 @@ This is the only module that knows the three modes. Each `build_*` returns an `t
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -28,7 +29,7 @@ from optim import WeightAverage, build_optimizer, param_groups
 from samplers import EvalSampler, TrainSampler
 from sharding import ShardedOptimizer
 from task import Run, Task
-from transformer import VisionTransformer, build_transformer
+from transformer import ONE_IMAGE_ADVICE, VisionTransformer, build_transformer
 
 # What a pretraining file holds and a classifier does not.
 DECODER = ("mask_token", "decoder_position_embedding", "decoder.*", "decoder_pred.*", "linear_projection.*")
@@ -131,6 +132,11 @@ def evaluate_only(run: Run) -> dict[str, float]:
     run.log.say(str(report))
     scores = evaluate(Task("eval", model, None, None, _evaluate_classifier, _CLASSIFIER_METRICS), val_loader, run)
     run.log.record("eval", 0, scores)
+    if not math.isfinite(scores["loss"]):
+        raise UserError(
+            f"{source}: the loss is {scores['loss']}; the model's outputs are not finite numbers on these images. "
+            "Without -amp fp16 they may be; else take another checkpoint"
+        )
     run.log.say(
         f"Acc@1 {scores['acc1']:.3f}, Acc@5 {scores['acc5']:.3f}, loss {scores['loss']:.3f} "
         f"on {len(val_loader.source):,} images"
@@ -142,7 +148,10 @@ def _evaluate_classifier(model: nn.Layer, batch: list) -> list[paddle.Tensor]:
     images, labels = batch
     logits = model(images).astype("float32")
     top1, top5 = count_correct(logits, labels, (1, 5))
-    return [top1 * 100.0, top5 * 100.0, F.cross_entropy(logits, labels, reduction="sum")]
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    # Paddle's loss of an infinite logit is a number.
+    loss = paddle.where(logits.isfinite().all(), loss, paddle.full_like(loss, float("nan")))
+    return [top1 * 100.0, top5 * 100.0, loss]
 
 
 # ---- modes -------------------------------------------------------------------------------------
@@ -159,8 +168,21 @@ def train_or_evaluate(run: Run) -> dict[str, float]:
     if run.config.EVAL:
         return evaluate_only(run)
     train_loader = build_train_loader(run)
+    if run.config.MODEL.TYPE == "LINEARPROBE":
+        check_micro_steps(train_loader.sampler)
     eval_loader = None if run.config.MODEL.TYPE == "PRETRAIN" else build_eval_loader(run)
     return fit(BUILDERS[run.config.MODEL.TYPE](run), train_loader, eval_loader, run)
+
+
+def check_micro_steps(sampler: TrainSampler) -> None:
+    """Raise UserError if a rank would get a micro-step of one image, which a batch norm cannot normalise."""
+    updates = {0, sampler.updates_per_epoch - 1}  # all but the last have the same sizes
+    for rank in range(sampler.world_size):
+        if any(1 in sampler.micro_sizes(update, rank) for update in updates):
+            raise UserError(
+                f"DATA.BATCH_SIZE={sampler.batch_size}: {sampler.num_images} images leave a micro-step of one image, "
+                f"which the probe's batch norm cannot normalise; {ONE_IMAGE_ADVICE}"
+            )
 
 
 def follow_classes(run: Run) -> None:
@@ -344,6 +366,7 @@ def _loader(run: Run, source, transform: loading.Transform, sampler) -> loading.
         channels=data.IMAGE_CHANNELS,
         seed=run.config.SEED,
         num_workers=data.NUM_WORKERS,
+        upright=data.EXIF_TRANSPOSE,
         fast_decode=data.FAST_DECODE,
         bad_images=data.BAD_IMAGES,
         note_bad=run.bad_images.append,

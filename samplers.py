@@ -12,8 +12,8 @@ class TrainSampler:
 
     Update u takes images u*E to (u+1)*E of the epoch's random order, where E = batch_size * accum_iter * ranks;
     every rank has a contiguous share of it, cut into micro-steps of `batch_size`. The last update of an epoch is
-    smaller, or left out with `drop_last`. So the same images make an update, however they are dealt. An epoch that was
-    begun with another E goes on with the images that are left.
+    smaller, and counts for less (see `update_share`), or left out with `drop_last`. So the same images make an update,
+    however they are dealt. An epoch that was begun with another E goes on with the images that are left.
 
     With `repeats`, an epoch takes a part of the images only, and each of them so often, one after the other: each time
     augmented anew, and decoded once (arXiv 1901.09335).
@@ -66,9 +66,18 @@ class TrainSampler:
         """Return the number of images in an update, over all ranks."""
         return min(self.images_per_update, self.num_images - self.images_before(update))
 
-    def micro_sizes(self, update: int) -> list[int]:
-        """Return the sizes of this rank's micro-steps in an update."""
-        share = len(np.array_split(np.arange(self.update_size(update)), self.world_size)[self.rank])
+    def update_share(self, update: int) -> float:
+        """Return the size of the step that an update makes, where a full update makes one of 1.
+
+        Every image weighs the same, so an update of n images counts n / E: the mean gradient of a few leftover images,
+        at the full rate, would undo what an epoch on few images has learned. An epoch that is one update counts 1.
+        """
+        return self.update_size(update) / self.images_per_update if self.updates_per_epoch > 1 else 1.0
+
+    def micro_sizes(self, update: int, rank: int | None = None) -> list[int]:
+        """Return the sizes of a rank's micro-steps in an update; None: of this one's."""
+        rank = self.rank if rank is None else rank
+        share = len(np.array_split(np.arange(self.update_size(update)), self.world_size)[rank])
         return [min(self.batch_size, share - start) for start in range(0, share, self.batch_size)]
 
     def indices(self, update: int, rank: int) -> list[int]:

@@ -39,6 +39,16 @@ class ShardedOptimizer:
         own_groups = [group for group in own_groups if group["params"]]
         self._optimizer = build(own_groups) if own_groups else None
 
+    @property
+    def gradient_share(self) -> float:
+        """What the gradients of the next update were multiplied by, for an optimizer that normalises them."""
+        return getattr(self._optimizer, "gradient_share", 1.0)
+
+    @gradient_share.setter
+    def gradient_share(self, share: float) -> None:
+        if hasattr(self._optimizer, "gradient_share"):
+            self._optimizer.gradient_share = share
+
     def set_lr(self, value: float) -> None:
         """Set the learning rate of the next update."""
         if self._optimizer is not None:

@@ -253,7 +253,11 @@ def load(checkpoint_dir: Path, model: nn.Layer, optimizer, ema=None) -> dict:
     if ema is not None:
         if not (checkpoint_dir / EMA_FILE).is_file():
             raise UserError(f"{checkpoint_dir}: holds no averaged weights; set TRAIN.EMA_DECAY None, or start anew")
-        ema.set_state_dict(checkpoint.read_weights(checkpoint_dir / EMA_FILE))
+        averages = weight_files.read(checkpoint_dir / EMA_FILE).tensors
+        own = {name: tuple(value.shape) for name, value in ema.state_dict().items()}
+        if {name: tensor.shape for name, tensor in averages.items()} != own:
+            raise UserError(f"{checkpoint_dir / EMA_FILE}: holds other tensors than this run averages")
+        ema.set_state_dict({name: tensor.checked(name, EMA_FILE).read() for name, tensor in averages.items()})
     return state
 
 
@@ -284,9 +288,11 @@ def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source:
         name, _, accumulator = str(key).rpartition("/")
         if name not in parameters:
             raise UserError(f"{source}: optimizer state of {printable(name)}, which this run does not train")
-        shapes = (tuple(parameters[name].shape), (1,), ())
+        shapes = ((1,), ()) if accumulator.count("pow") else (tuple(parameters[name].shape),)  # a power of beta
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.shape not in shapes:
             raise UserError(f"{source}: optimizer state {printable(key)} is not as this run's")
+        if not np.isfinite(value).all():
+            raise UserError(f"{source}: optimizer state {printable(key)} holds values that are not finite")
         accumulators[name].add(accumulator)
         restored[f"{parameters[name].name}_{accumulator}"] = paddle.to_tensor(value, place=paddle.CPUPlace())
     kinds = set.union(set(), *accumulators.values())

@@ -23,6 +23,7 @@ from errors import UserError
 from pos_embed import sincos_table
 
 LAYER_NORM_EPS = 1e-6
+ONE_IMAGE_ADVICE = "choose another -batch_size, or set DATA.DROP_LAST True"
 _FUSED_CAPABILITY = 8  # Ampere
 
 
@@ -98,6 +99,22 @@ class LayerNorm(nn.LayerNorm):
         if cpu_kernels.are_for(tokens):
             return cpu_kernels.layer_norm(tokens, self.weight, self.bias, LAYER_NORM_EPS)
         return super().forward(tokens)
+
+
+class ProbeNorm(nn.BatchNorm1D):
+    """Batch norm without affine parameters, before the classifier of a linear probe.
+
+    Paddle's momentum is the share of the old statistics that stays: 0.9 is torch's 0.1.
+    """
+
+    def __init__(self, embed_dim: int):
+        super().__init__(embed_dim, momentum=0.9, epsilon=1e-6, weight_attr=False, bias_attr=False)
+
+    def forward(self, features: paddle.Tensor) -> paddle.Tensor:
+        """Normalise features [B, D]; one image alone has no deviation, and Paddle would pass it through as it is."""
+        if self.training and features.shape[0] == 1:
+            raise UserError(f"a batch of one image cannot be normalised; {ONE_IMAGE_ADVICE}")
+        return super().forward(features)
 
 
 class Attention(nn.Layer):
@@ -309,9 +326,8 @@ class VisionTransformer(nn.Layer):
         self.encoder_norm = LayerNorm(embed_dim) if global_pool else None
         if num_classes == 0:
             self.classifier = nn.Identity()
-        elif batch_norm_head:  # Paddle's momentum is the share of the old statistics: torch's 0.1
-            norm = nn.BatchNorm1D(embed_dim, momentum=0.9, epsilon=1e-6, weight_attr=False, bias_attr=False)
-            self.classifier = nn.Sequential(norm, Linear(embed_dim, num_classes))
+        elif batch_norm_head:
+            self.classifier = nn.Sequential(ProbeNorm(embed_dim), Linear(embed_dim, num_classes))
         else:
             self.classifier = Linear(embed_dim, num_classes)
         for layer in self.sublayers():

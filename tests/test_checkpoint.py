@@ -167,3 +167,15 @@ def test_files_of_other_codes_are_sent_to_the_converter(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(safetensors_bytes(official_arrays()))
     with pytest.raises(ValueError, match="its names are of another code; convert it: python -m port_weights"):
         checkpoint.load_weights(make_vit(), tmp_path / "w")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    model = make_vit()
+    before = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+    state = {name: array.copy() for name, array in before.items()}
+    state["encoder.layers.0.mlp.fc1.weight"][3, 2] = value
+    paddle.save(state, str(tmp_path / "bad.pdparams"))
+    with pytest.raises(ValueError, match=r"bad.pdparams: encoder.layers.0.mlp.fc1.weight holds values that are not"):
+        checkpoint.load_weights(model, tmp_path / "bad.pdparams")
+    assert all(np.array_equal(tensor.numpy(), before[name]) for name, tensor in model.state_dict().items())

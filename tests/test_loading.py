@@ -221,7 +221,7 @@ def test_repeats_are_the_same_images_augmented_anew_and_decoded_once(image_folde
     assert [key[2] for key in keys] == [0, 1, 2] * 8
     assert len({key[1] for key in keys}) == 8
     reads = []
-    monkeypatch.setattr(loading, "read_image", lambda s, i, c, f=loading.read_image: reads.append(i) or f(s, i, c))
+    monkeypatch.setattr(loading, "read_image", lambda s, i, *c, f=loading.read_image: reads.append(i) or f(s, i, *c))
     images = np.concatenate([b[0].numpy() for b in loading.Loader(source, noisy, sampler, seed=1).epoch(0)])
     assert len(reads) <= 8 + 1  # and one to learn the shape
     assert len(np.unique(images.reshape(24, -1), axis=0)) == 24
@@ -233,3 +233,18 @@ def test_repeats_are_the_same_images_augmented_anew_and_decoded_once(image_folde
 
 def test_a_rank_without_a_share_of_the_images_evaluates_none(image_folder):
     assert list(loading.Loader(open_folder(image_folder), plain, EvalSampler(2, 2, rank=3, world_size=4))) == []
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_photos_are_read_as_stored_where_upright_is_not_wanted(tmp_path, fast):
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    note = Image.Exif()
+    note[0x0112] = 6
+    Image.new("RGB", (24, 16)).save(folder / "photo.jpg", exif=note)
+    shape = loading.Transform(lambda image, rng: np.asarray([[image.size]], np.uint8), [0.0] * 2, [1.0] * 2, True)
+    for upright, expected in ((True, [16, 24]), (False, [24, 16])):
+        loader = loading.Loader(
+            open_folder(tmp_path), shape, EvalSampler(1, 1), upright=upright, fast_decode=fast, num_workers=0
+        )
+        assert loader._reader.sample((0, 0))[0].ravel().tolist() == expected

@@ -295,3 +295,13 @@ def test_the_start_of_a_run_looks_at_the_data(start, image_folder, tmp_path, cap
         start("finetune", "-dry_run", "-data_path", tmp_path / "photos")
     start("finetune", "-dry_run", "-data_path", tmp_path / "photos", opts=["DATA.BAD_IMAGES", "skip"])
     assert "0 0.jpg: cannot be read as an image" in capsys.readouterr().out
+
+
+@pytest.mark.quick
+def test_an_evaluation_whose_loss_is_not_finite_fails(start, tmp_path):
+    start("finetune", "-opts", "RUN", "mine", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
+    weights = checkpoint.read_weights(tmp_path / "mine")
+    weights["classifier.weight"] = np.sign(weights["classifier.weight"]) * np.float32(3e38)  # finite; logits are not
+    paddle.save({name: paddle.to_tensor(value) for name, value in weights.items()}, str(tmp_path / "huge.pdparams"))
+    with pytest.raises(ValueError, match="huge: the loss is nan"):
+        start("finetune", "-eval", "-pretrained", tmp_path / "huge")

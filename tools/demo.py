@@ -97,7 +97,7 @@ def _read(config, photo: str) -> np.ndarray:
     """Read a photo as a batch [1, C, H, W]."""
     source = datasets.FileImages([Path(photo)], np.array([-1]), Path(photo).parent)
     try:
-        image = loading.read_image(source, 0, config.DATA.IMAGE_CHANNELS)
+        image = loading.read_image(source, 0, config.DATA.IMAGE_CHANNELS, config.DATA.EXIF_TRANSPOSE)
         return recipes.eval_transform(config)(image, np.random.default_rng(0))[None]
     except Exception as error:  # whatever was uploaded
         raise UserError(f"{Path(photo).name} cannot be read as an image ({error})") from error

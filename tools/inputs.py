@@ -153,6 +153,7 @@ def open_loader(config, source: datasets.Images, notes: list[str] | None = None)
         EvalSampler(len(source), config.DATA.BATCH_SIZE),
         channels=config.DATA.IMAGE_CHANNELS,
         num_workers=config.DATA.NUM_WORKERS,
+        upright=config.DATA.EXIF_TRANSPOSE,
         bad_images=config.DATA.BAD_IMAGES,
         note_bad=print if notes is None else notes.append,
     )

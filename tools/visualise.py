@@ -225,7 +225,7 @@ def _load(config, source: datasets.Images, indices) -> np.ndarray:
     for index in indices:
         problem = loading.why_unreadable(source, index, channels)
         if problem is None:
-            arrays.append(transform(loading.read_image(source, index, channels), rng))
+            arrays.append(transform(loading.read_image(source, index, channels, config.DATA.EXIF_TRANSPOSE), rng))
         elif config.DATA.BAD_IMAGES == "error":
             raise UserError(problem + loading.SKIP_ADVICE)
     if not arrays:
