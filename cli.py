@@ -3,9 +3,7 @@
 import argparse
 import os
 import subprocess
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,16 +12,19 @@ import paddle
 
 import distributed
 import launch
+import output_files
+import program
 import runtime
 import training_state
 import workers
 from arguments import Parser
 from config import DATASETS, get_config
-from errors import UserError
-from guard import EXIT_STOPPED, Stopped
+from errors import UserError, abridge, printable
 from metrics import RunLog
+from run_lock import RunLock
 from task import Run
 
+_BEGUN = {".lock", "config.yaml", "log.txt", "launch-logs"}  # of a run that ended before its first record
 _FLAG_KEYS = {  # flag: configuration keys that it sets
     "dataset": ("DATA.DATASET",),
     "data_path": ("DATA.DATA_PATH",),
@@ -102,17 +103,18 @@ def start(mode: str, description: str, argv: Sequence[str] | None = None) -> Run
     args = make_parser(mode, description).parse_args(argv)
     config = _read_config(mode, args)
     if "PADDLE_TRAINER_ID" not in os.environ:
-        launch.launch_if_needed(mode, args, argv, config.SAVE)
+        launch.launch_if_needed(mode, args, argv, config)
     launch.join()
     set_device(args.device, config.DETERMINISTIC)
     distributed.init()
     resume_from = _find_resume(config, mode)
-    directory = None
+    directory = lock = None
     if distributed.is_main() and not args.dry_run:
         directory = _open_directory(config, "eval" if config.EVAL else mode, resume_from)
+        lock = RunLock(directory, print)
         if resume_from is None or config.EVAL:  # a run that goes on keeps its own until it is known to fit
-            (directory / "config.yaml").write_text(config.dump(), encoding="utf-8")
-    log = RunLog(directory, quiet=not distributed.is_main(), visualdl=config.VISUALDL)
+            output_files.write_text(directory / "config.yaml", config.dump())
+    log = RunLog(directory, quiet=not distributed.is_main(), visualdl=config.VISUALDL, lock=lock)
     if directory is not None:
         log.say(
             f"run directory {directory}, paddle {paddle.__version__} on {paddle.device.get_device()}, "
@@ -124,35 +126,17 @@ def start(mode: str, description: str, argv: Sequence[str] | None = None) -> Run
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run a main function; print what the user can mend as one line, and exit with code 2.
-
-    A run that a signal stopped after it was saved exits with code 75.
-    """
-    try:
-        main()
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        launch.note_end(EXIT_STOPPED, str(stopped))
-        raise
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        launch.note_end(2, f"error: {error}")
-        sys.exit(2)
-    except Exception:
-        launch.note_end(1, traceback.format_exc())
-        raise
-    finally:
-        workers.kill_all()
+    """Run the main function of a script or a tool; see `program.run`."""
+    program.run(main, note_end=launch.note_end, clean_up=workers.kill_all)
 
 
 def write_report(run: Run) -> None:
     """Have another process write report.html into the directory of a run that has ended; a failure is told only."""
     if run.directory is None or not run.config.REPORT or not (run.directory / "log.jsonl").is_file():
         return
-    command = [sys.executable, "-m", "tools.report", str(run.directory.resolve())]
-    environment = runtime.original_environment() | {"CUDA_VISIBLE_DEVICES": ""}
+    command = runtime.module_command("tools.report", str(run.directory.resolve()))
+    environment = runtime.module_environment() | {"CUDA_VISIBLE_DEVICES": ""}
     environment = {key: value for key, value in environment.items() if not key.startswith("PADDLE_")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.getenv("PYTHONPATH")]))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         run.log.say(f"report: {run.directory / 'report.html'}")
@@ -205,7 +189,7 @@ def _find_resume(config, mode: str) -> Path | None:
         return None
     if wanted != "auto":
         return _find_on_main(Path(wanted))
-    save = Path(config.SAVE)
+    save = Path(config.SAVE).expanduser()
     runs = [save / config.RUN] if config.RUN else sorted(save.glob(f"{mode}-*"), key=lambda path: path.name)
     runs = [path for path in runs if training_state.has_checkpoint(path)]
     return _find_on_main(runs[-1]) if runs else None
@@ -225,15 +209,31 @@ def _open_directory(config, prefix: str, resume_from: Path | None) -> Path:
     if resume_from is not None and not config.EVAL:
         return resume_from.parent
     name = config.RUN or f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
-    directory = Path(config.SAVE) / name
+    save, suffix = Path(config.SAVE).expanduser(), ""
+    try:
+        while True:
+            directory = save / f"{name}{suffix}"
+            try:
+                directory.mkdir(parents=True)
+                return directory
+            except FileExistsError:
+                if config.RUN or not directory.is_dir():
+                    break
+            suffix = f"-{int(suffix[1:] or 1) + 1}"
+        _check_reuse(directory)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"-output {config.SAVE}: cannot create {printable(directory)}: {reason}") from error
+    return directory
+
+
+def _check_reuse(directory: Path) -> None:
+    """Raise UserError unless a directory that is there may become a run's, which overwrites files."""
     if training_state.has_checkpoint(directory):
         raise UserError(f"{directory} holds a run already: continue it with -resume auto, or choose another RUN")
-    suffix = 1
-    while not config.RUN and directory.exists():
-        suffix += 1
-        directory = directory.with_name(f"{name}-{suffix}")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"-output {config.SAVE}: cannot create {directory}: {error.strerror}") from error
-    return directory
+    if not directory.is_dir():
+        raise UserError(f"{directory}: a file; choose another RUN")
+    names = {path.name for path in directory.iterdir()}
+    if names - {".lock"} and not output_files.is_run(directory) and not names <= _BEGUN:
+        others = abridge(sorted(names - _BEGUN), 3)
+        raise UserError(f"{directory}: holds something else than a run ({printable(others)}); choose another RUN")

@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 import manifest
 from errors import UserError
+from program import terminal
 
 CACHE_VARIABLE, MIRROR_VARIABLE = "MAE_CACHE", "MAE_MIRROR"
 _CHUNK_BYTES = 1 << 20
@@ -265,7 +267,9 @@ def _read_tag(part: Path, address: str) -> dict:
 def _copy(response, part: Path, start: int, total: int | None) -> None:
     with (
         open(part, "r+b" if start else "wb") as file,
-        tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=None) as bar,  # on terminals only
+        tqdm(
+            total=total, initial=start, unit="B", unit_scale=True, disable=None, file=terminal(sys.stderr)
+        ) as bar,  # on terminals only
     ):
         file.seek(start)
         while chunk := response.read1(_CHUNK_BYTES):  # what has come is kept, even if the connection breaks then

@@ -19,15 +19,17 @@ from paddle import nn
 import architecture
 import distributed
 import flops
+import output_files
 import runtime
 import static_graph
 import training_state
 from config import amp_dtype
 from errors import UserError
-from guard import Guard, Stopped, StopRequest
+from guard import Guard, StopRequest
 from loading import Loader
 from metrics import RunLog, Throughput
 from plan import Plan, describe_plan, make_plan
+from program import Stopped
 from samplers import TrainSampler
 from task import Run, Task
 
@@ -282,7 +284,7 @@ class Training:
                 )
         training_state.load(directory, self.task.model, self.task.optimizer, self.task.ema)
         if run.directory is not None:
-            (run.directory / "config.yaml").write_text(run.config.dump(), encoding="utf-8")
+            output_files.write_text(run.directory / "config.yaml", run.config.dump())
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         log.rewind(state["step"])

@@ -18,6 +18,27 @@ def printable(text: object, most: int = 200) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
+def escape_controls(text: str) -> str:
+    """Return a text without characters that steer a terminal; line breaks and tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(char if char in "\n\t" or not _is_control(char) else ascii(char)[1:-1] for char in text)
+
+
+def _is_control(char: str) -> bool:
+    """Return True for control characters, and for those that turn the direction of what follows."""
+    code = ord(char)
+    return (
+        code < 0x20
+        or 0x7F <= code < 0xA0
+        or 0x202A <= code <= 0x202E
+        or 0x2066 <= code <= 0x2069
+        or (
+            0xD800 <= code < 0xE000  # a byte of a name that is not UTF-8
+        )
+    )
+
+
 def one_line(error: BaseException) -> str:
     """Return an exception's type and message without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())

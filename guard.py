@@ -11,34 +11,26 @@ import numpy as np
 import paddle
 
 import distributed
+import output_files
 from errors import UserError
 from loading import Loader
+from program import ENDING_SIGNALS
 from task import Run
 
 _SAME_SIGNAL_SECS = 2.0  # signals that follow each other so closely are one
 _SETTLE_SECS = 5.0
-EXIT_STOPPED = 75  # of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)
-
-
-class Stopped(SystemExit):
-    """The run was asked to stop, and has saved its state; as an uncaught exception it exits with EXIT_STOPPED."""
-
-    def __init__(self, message: str):
-        super().__init__(EXIT_STOPPED)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT while it is entered; the second one ends the process at once."""
+    """Notes SIGTERM, SIGINT and SIGHUP while it is entered; the second one ends the process at once."""
 
     def __init__(self, say: Callable[[str], None]):
         self.requested, self._say, self._before, self._noted_at = False, say, {}, 0.0
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDING_SIGNALS:
+            if signal.getsignal(number) == signal.SIG_IGN:  # nohup, or a job in a shell's background
+                continue
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not in the main thread, where Python allows no handler
@@ -196,5 +188,5 @@ class Guard:
                 "grad_norm": str(norm),
             }
             text = json.dumps({**values, "images": images}, indent=1)
-            (self._run.directory / name).write_text(text, encoding="utf-8")
+            output_files.write_text(self._run.directory / name, text)
         return name

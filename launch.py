@@ -6,7 +6,10 @@ runs in a session of its own; this process passes a signal on to the ranks, whic
 
 import argparse
 import contextlib
+import dataclasses
+import errno
 import fcntl
+import hashlib
 import os
 import signal
 import socket
@@ -22,16 +25,18 @@ import paddle
 
 import runtime
 from errors import UserError
-from guard import EXIT_STOPPED
 from heartbeat import Heartbeat
+from program import ENDING_SIGNALS, EXIT_STOPPED
+from ranks import Ranks
 
 _NOTES = "MAE_LAUNCH_NOTES"  # directory in which ranks leave word of how they ended
-_GRACE_SECS = 10.0
+_GRACE_SECS, _LOOK_SECS = 10.0, 0.1
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
-def launch_if_needed(mode: str, args: argparse.Namespace, argv: Sequence[str] | None, save: str) -> None:
+def launch_if_needed(mode: str, args: argparse.Namespace, argv: Sequence[str] | None, config) -> None:
     """Run one process per device, where there is more than one, and exit as they do."""
+    save = config.SAVE
     uses_gpu = args.device != "cpu" and paddle.device.is_compiled_with_cuda()
     num_devices = paddle.device.cuda.device_count() if uses_gpu else 0
     nproc = args.nproc if args.nproc is not None else max(1, num_devices)
@@ -41,13 +46,17 @@ def launch_if_needed(mode: str, args: argparse.Namespace, argv: Sequence[str] | 
         raise UserError(f"-nproc {nproc}: only {num_devices} GPUs are visible")
     if args.device == "cpu" and max(nproc, args.nnodes) > 1 and paddle.device.is_compiled_with_cuda():
         raise UserError("-device cpu: several processes on CPU need the CPU build of Paddle (pip install paddlepaddle)")
+    if args.node_rank is not None and not 0 <= args.node_rank < args.nnodes:
+        raise UserError(
+            f"-node_rank {args.node_rank}: must be from 0 to {args.nnodes - 1}, as -nnodes is {args.nnodes}"
+        )
     if args.nnodes > 1 and not args.master:
         raise UserError(f"-nnodes {args.nnodes} needs -master IP:PORT, the address of the first node")
     if nproc == 1 and args.nnodes == 1:
         return
     if argv is not None:
         raise UserError("-nproc and -nnodes start processes, so they work on the command line only")
-    launch = ["-m", "paddle.distributed.launch", "--log_dir", str(Path(save) / "launch-logs"), "--log_level", "ERROR"]
+    launch = ["--log_dir", str(Path(save) / "launch-logs"), "--log_level", "ERROR"]
     if num_devices:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(index) for index in range(num_devices)]
@@ -64,7 +73,9 @@ def launch_if_needed(mode: str, args: argparse.Namespace, argv: Sequence[str] | 
         launch += ["--nnodes", str(args.nnodes), "--master", args.master, "--host", own]
         launch += ["--rank", str(args.node_rank)] if args.node_rank is not None else []
     script = Path(__file__).resolve().parent / f"main_multi_gpu_{mode}.py"
-    sys.exit(_run([sys.executable, *launch, str(script), *sys.argv[1:]], master))
+    command = runtime.module_command("paddle.distributed.launch", *launch, str(script), *sys.argv[1:])
+    job = None if master is None else _Job(master, own, job_token(args.master, args.nnodes, config))
+    sys.exit(_run(command, job))
 
 
 def _split_address(master: str) -> tuple[str, int]:
@@ -110,42 +121,104 @@ def note_end(code: int, text: str) -> None:
             (Path(os.environ[_NOTES]) / name).write_text(text, encoding="utf-8")
 
 
-def _run(command: list[str], master: tuple[str, int] | None) -> int:
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What the nodes of a job know of each other.
+
+    Attributes:
+        master: address of the first node, for Paddle; the nodes watch each other on the next port.
+        own: this node's address.
+        token: known to the nodes of this job only.
+    """
+
+    master: tuple[str, int]
+    own: str
+    token: bytes
+
+
+def job_token(master: str, num_nodes: int, config) -> bytes:
+    """Derive what the nodes of a job know and others do not: from its command, and from MAE_JOB_SECRET, if that is set.
+
+    Paths may differ from node to node, so they have no part in it.
+    """
+    config = config.clone()
+    config.defrost()
+    config.SAVE = config.DATA.DATA_PATH = ""
+    config.MODEL.PRETRAINED = config.MODEL.RESUME = None
+    config.DATA.NUM_WORKERS = 0
+    words = (master, str(num_nodes), config.dump(), os.environ.get("MAE_JOB_SECRET", ""))
+    return hashlib.sha256("\0".join(words).encode()).digest()
+
+
+def _run(command: list[str], job: _Job | None) -> int:
     """Run the launcher until it ends, and return the exit code for the job.
 
     Args:
-        master: address of the first of several nodes, which then watch each other on the next port.
+        job: None: there is one node only.
     """
+    lost: list[str] = []
+    heartbeat = None if job is None else _watch_nodes(job, lost)
+    asked: list[int] = []  # signals that this process got
+    for number in ENDING_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: asked.append(number))
     with tempfile.TemporaryDirectory() as folder:
         launcher = subprocess.Popen(
             command,
-            env={**runtime.original_environment(), _NOTES: folder},
+            env={**runtime.module_environment(), _NOTES: folder},
             start_new_session=True,
             preexec_fn=runtime.end_with_parent if os.name == "posix" else None,
         )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: _signal_ranks(launcher.pid, signal.SIGTERM))
-        heartbeat, lost = None, []
-        if master is not None:
-            try:
-                heartbeat = Heartbeat(master[0], master[1] + 1, lambda what: lost.append(what) or _end_ranks(launcher))
-            except OSError as error:
-                launcher.kill()
-                raise UserError(f"-master {master[0]}:{master[1]}: {error.strerror or error}") from error
-        code = launcher.wait()
-        code = _describe_end(Path(folder), _shell_code(code), lost)
-        if heartbeat is not None:
-            heartbeat.close(is_well=code in (0, EXIT_STOPPED))
-        return code
+        ranks, told = Ranks(launcher.pid), 0
+        while launcher.poll() is None:
+            ranks.look()
+            if lost:
+                _end_ranks(launcher, ranks)
+            elif asked:  # whoever is there by now; a second signal goes to all once more
+                ranks.signal(signal.SIGTERM, again=len(asked) > told)
+                told = len(asked)
+            time.sleep(_LOOK_SECS)
+        ranks.look()
+        code = _describe_end(Path(folder), _shell_code(launcher.returncode), lost, asked, ranks.first_killed)
+    if heartbeat is not None:
+        heartbeat.close(is_well=code in (0, EXIT_STOPPED))
+    return code
 
 
-def _end_ranks(launcher: subprocess.Popen) -> None:
+def _watch_nodes(job: _Job, lost: list[str]) -> Heartbeat:
+    """Begin to watch the other nodes, before Paddle's launcher uses the port beside."""
+    host, port = job.master
+    try:
+        heartbeat = Heartbeat(host, port + 1, job.token, lost.append)
+    except OSError as error:
+        raise UserError(f"-master {host}:{port}: {error.strerror or error}") from error
+    if heartbeat.is_first and _is_taken(host, port):  # a launcher of this job on this machine would have come first
+        heartbeat.close(is_well=True)
+        raise UserError(f"-master {host}:{port}: another program uses this port; choose another one on all nodes")
+    return heartbeat
+
+
+def _is_taken(host: str, port: int) -> bool:
+    """Return True if a program listens at a port of this machine."""
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do after one that has just ended
+            probe.bind(address)
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _end_ranks(launcher: subprocess.Popen, ranks: Ranks) -> None:
     """End the ranks of this node, which would wait for those of another one for ever."""
-    _signal_ranks(launcher.pid, signal.SIGTERM)
+    ranks.signal(signal.SIGTERM, again=True)
     with contextlib.suppress(subprocess.TimeoutExpired):
         launcher.wait(_GRACE_SECS)
-    _signal_ranks(launcher.pid, signal.SIGKILL)
+    ranks.look()
+    ranks.signal(signal.SIGKILL, again=True)
     launcher.kill()
+    launcher.wait()
 
 
 def _shell_code(code: int) -> int:
@@ -155,37 +228,42 @@ def _shell_code(code: int) -> int:
     return 384 - code if 256 - signal.NSIG < code < 256 else code
 
 
-def _describe_end(notes: Path, code: int, lost: list[str]) -> int:
-    """Print what the first rank that failed had to say, last on the console; returns the job's exit code.
+def _describe_end(notes: Path, code: int, lost: list[str], asked: list[int], killed: tuple[str, int] | None) -> int:
+    """Print why a job ended, last on the console; returns its exit code.
 
     Args:
         notes: directory in which the ranks left word.
         code: of Paddle's launcher.
         lost: what happened to another node, if anything did.
+        asked: signals that told this process to end.
+        killed: the first rank that a signal ended, and the signal; None if others ended before, or none.
     """
     ends = sorted((path.name.split("-"), path) for path in notes.iterdir())
     codes = [int(end[2]) for end, _ in ends]
+    for what in lost:
+        print(
+            f"error: {what}; this node stops, too, and -resume auto goes on from the last checkpoint", file=sys.stderr
+        )
+        return 1
+    ended_by = {128 + number for number in (*ENDING_SIGNALS, signal.SIGKILL)}  # a second signal ends at once
+    if asked and code != 0 and all(end in {EXIT_STOPPED, *ended_by} for end in codes):
+        if EXIT_STOPPED in codes:
+            return EXIT_STOPPED
+        print(f"ended by {signal.Signals(asked[0]).name}", file=sys.stderr)
+        return 128 + asked[0]
+    if killed is not None and not asked and killed[0] not in [end[1] for end, _ in ends]:
+        rank, number = killed
+        advice = "; did the machine run out of memory?" if number == signal.SIGKILL else ""
+        where = "what it said before is in launch-logs, in -output"
+        print(f"error: rank {rank} was ended by {signal.Signals(number).name}{advice} {where}", file=sys.stderr)
+        return 128 + number
     if EXIT_STOPPED in codes:
         return EXIT_STOPPED
     if code == 0:
         return 0
     for (_, rank, first), path in ends[:1]:
         print(f"\nrank {rank} failed first:\n{path.read_text(encoding='utf-8').rstrip()}", file=sys.stderr)
-        code = int(first)
-    for what in lost:
-        print(
-            f"error: {what}; this node stops, too, and -resume auto goes on from the last checkpoint", file=sys.stderr
-        )
-        code = 1
-    if not ends and not lost:
-        how = f"was ended by {signal.Signals(code - 128).name}" if code > 128 else f"ended with code {code}"
-        print(f"error: a rank {how}; what it said before is in launch-logs, in -output", file=sys.stderr)
+        return int(first)
+    how = f"was ended by {signal.Signals(code - 128).name}" if code > 128 else f"ended with code {code}"
+    print(f"error: a rank {how}; what it said before is in launch-logs, in -output", file=sys.stderr)
     return code
-
-
-def _signal_ranks(launcher_pid: int, number: int) -> None:
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            if parent == launcher_pid:
-                os.kill(int(status.parent.name), number)

@@ -4,6 +4,9 @@ import hashlib
 import json
 from pathlib import Path
 
+from errors import UserError
+from json_files import is_a, read_json
+
 NAME = "manifest.json"
 
 
@@ -23,9 +26,11 @@ def damage(directory: Path, only: str | None = None) -> str | None:
     if not file.is_file():
         return None
     try:
-        sums = json.loads(file.read_text(encoding="utf-8"))
-        wanted = {name: (entry["size"], entry["sha256"]) for name, entry in sums.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        sums = read_json(file)
+    except UserError:
+        return f"{file} is damaged"
+    wanted = {name: (entry["size"], entry["sha256"]) for name, entry in sums.items() if _is_sum(entry)}
+    if len(wanted) < len(sums) or any(Path(name).name != name for name in wanted):
         return f"{file} is damaged"
     for name, (size, sha256) in wanted.items():
         path = directory / name
@@ -38,6 +43,10 @@ def damage(directory: Path, only: str | None = None) -> str | None:
         if digests(path, "sha256")["sha256"] != sha256:
             return f"{path} is damaged: its SHA-256 sum is another than when it was written"
     return None
+
+
+def _is_sum(entry: object) -> bool:
+    return isinstance(entry, dict) and is_a(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
 
 
 def digests(path: Path, *algorithms: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Counting what is right, and telling the user: run log, console, VisualDL."""
 
 import contextlib
+import io
 import json
 import math
 import sys
@@ -12,7 +13,11 @@ from typing import TextIO
 import paddle
 from tqdm import tqdm
 
-from errors import UserError
+import output_files
+from errors import UserError, escape_controls
+from json_files import read_records
+from program import OutputClosed, terminal
+from run_lock import RunLock
 
 
 def count_correct(logits: paddle.Tensor, labels: paddle.Tensor, ks: tuple[int, ...] = (1, 5)) -> list[paddle.Tensor]:
@@ -38,31 +43,44 @@ class RunLog:
         run_dir: where to write; None: write no files.
         quiet: print nothing, either.
         visualdl: also write VisualDL scalars to run_dir/visualdl.
+        lock: of the run's directory, which is held as long as the log is open.
     """
 
-    def __init__(self, run_dir: Path | None, quiet: bool = False, visualdl: bool = False, stream: TextIO | None = None):
+    def __init__(
+        self,
+        run_dir: Path | None,
+        quiet: bool = False,
+        visualdl: bool = False,
+        stream: TextIO | None = None,
+        lock: RunLock | None = None,
+    ):
+        self._lock = lock
         self._run_dir = run_dir
         self._quiet = quiet
-        self._stream = stream or sys.stdout
+        self._stream = stream or sys.stdout or io.StringIO()  # None: the caller closed it
         self._bar: tqdm | None = None
         self._scalars = None
         if run_dir is not None and visualdl:
             self._scalars = _visualdl_writer(run_dir / "visualdl")
 
     def say(self, text: str) -> None:
-        """Print a line, and keep it in log.txt."""
+        """Print a line, and keep it in log.txt; a console that is gone ends no run."""
+        text = escape_controls(text)
         self._keep(text)
         if self._quiet:
             return
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
+        try:
+            if self._bar is not None:
+                self._bar.write(text, file=self._stream)
+            else:
+                print(text, file=self._stream, flush=True)
+        except (OutputClosed, OSError, ValueError):
+            self._quiet, self._bar = True, None
 
     def _keep(self, text: str) -> None:
         if self._run_dir is not None:
             now = time.strftime("%Y-%m-%d %H:%M:%S")
-            with open(self._run_dir / "log.txt", "a", encoding="utf-8") as file:
+            with open(self._run_dir / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write("".join(f"{now} {line}\n" for line in text.splitlines()))
 
     def record(self, event: str, step: int, values: dict[str, float]) -> None:
@@ -80,14 +98,15 @@ class RunLog:
         """Drop the records after `step`, which a resumed run is about to write again."""
         if self._run_dir is None or not (self._run_dir / "log.jsonl").is_file():
             return
-        lines = (self._run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        (self._run_dir / "log.jsonl").write_text("".join(kept), encoding="utf-8")
+        records = read_records(self._run_dir / "log.jsonl", self.say)
+        kept = "".join(json.dumps(record) + "\n" for record in records if record.get("step", 0) <= step)
+        output_files.write_text(self._run_dir / "log.jsonl", kept)
 
     def progress(self, total_steps: int, first_step: int) -> Callable[[int, str], None]:
         """Return `show(step, text)`: a bar on a terminal, plain lines elsewhere."""
         if not self._quiet and self._stream.isatty():
-            self._bar = tqdm(total=total_steps, initial=first_step, file=self._stream, dynamic_ncols=True, unit="step")
+            stream = terminal(self._stream)  # the bar steers the terminal
+            self._bar = tqdm(total=total_steps, initial=first_step, file=stream, dynamic_ncols=True, unit="step")
 
         def show(step: int, text: str) -> None:
             line = f"step {step}/{total_steps}  {text}"
@@ -101,12 +120,14 @@ class RunLog:
         return show
 
     def close(self) -> None:
-        """Finish the bar and the scalar files."""
+        """Finish the bar and the scalar files, and let other processes into the directory."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
         if self._scalars is not None:
             self._scalars.close()
+        if self._lock is not None:
+            self._lock.release()
 
 
 class Throughput:

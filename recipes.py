@@ -18,6 +18,8 @@ import checkpoint
 import datasets
 import distributed
 import loading
+import output_files
+from basic_layers import ONE_IMAGE_ADVICE
 from config import image_size_hw
 from engine import evaluate, fit
 from errors import UserError
@@ -29,7 +31,7 @@ from optim import WeightAverage, build_optimizer, param_groups
 from samplers import EvalSampler, TrainSampler
 from sharding import ShardedOptimizer
 from task import Run, Task
-from transformer import ONE_IMAGE_ADVICE, VisionTransformer, build_transformer
+from transformer import VisionTransformer, build_transformer
 
 # What a pretraining file holds and a classifier does not.
 DECODER = ("mask_token", "decoder_position_embedding", "decoder.*", "decoder_pred.*", "linear_projection.*")
@@ -161,6 +163,13 @@ BUILDERS = {"PRETRAIN": build_pretrain, "FINETUNE": build_finetune, "LINEARPROBE
 
 def train_or_evaluate(run: Run) -> dict[str, float]:
     """Do what the run asks for, and return its last metrics."""
+    try:
+        return _train_or_evaluate(run)
+    finally:
+        run.log.close()
+
+
+def _train_or_evaluate(run: Run) -> dict[str, float]:
     if run.config.MODEL.NUM_CLASSES is None:
         follow_classes(run)
     if run.config.MODEL.TYPE != "PRETRAIN" and run.config.MODEL.NUM_CLASSES == 0:
@@ -196,7 +205,7 @@ def follow_classes(run: Run) -> None:
     config.freeze()
     run.config = config
     if run.directory is not None and (run.resume_from is None or config.EVAL):
-        (run.directory / "config.yaml").write_text(config.dump(), encoding="utf-8")
+        output_files.write_text(run.directory / "config.yaml", config.dump())
 
 
 # ---- parts -------------------------------------------------------------------------------------

@@ -17,6 +17,12 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 _KEEP_BYTES = 1 << 30
 
+_ROOT = Path(__file__).resolve().parent
+_RUN_MODULE = (  # sys is built in, so that nothing is looked for before the path is set
+    "import sys; root, name = sys.argv[1:3]; sys.path[0] = root; del sys.argv[1:3]; import runpy; "
+    "runpy.run_module(name, run_name='__main__', alter_sys=True)"
+)
+
 _changed: dict[str, str] = {}
 
 
@@ -38,6 +44,8 @@ def prepare(num_threads: int | None = None) -> dict[str, str]:
         sys.exit(
             "error: Paddle is not installed in this environment; see Install in README.md (.venv: . .venv/bin/activate)"
         )
+    if _is_program():
+        _begin_quietly()
     if os.environ.get("MAE_RUNTIME") == "0" or "paddle" in sys.modules:
         return {}
     if num_threads is None:
@@ -53,6 +61,49 @@ def prepare(num_threads: int | None = None) -> dict[str, str]:
     for message in ("No ccache found", "When training, we now always track"):
         warnings.filterwarnings("ignore", message=message)
     return changed
+
+
+def _is_program() -> bool:
+    """Return True if this process runs a main script or a tool of this project, not somebody's own program."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return file is not None and _ROOT in Path(file).resolve().parents and "tests" not in Path(file).parts
+
+
+def _begin_quietly() -> None:
+    """Have signals end the process with one line while its modules are imported, which takes seconds.
+
+    `program.run` takes over then. Standard streams that the caller has closed go nowhere, so that no file of ours gets
+    their numbers.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _end_at_once)
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"ended by {signal.Signals(number).name}\n".encode())
+    os._exit(128 + number)
+
+
+def module_command(name: str, *args: str) -> list[str]:
+    """Return the command that runs a module like `python -m`, with this project where that has the working directory.
+
+    `python -m` would import modules of the working directory first, whoever wrote them.
+    """
+    return [sys.executable, "-c", _RUN_MODULE, str(_ROOT), name, *args]
+
+
+def module_environment() -> dict[str, str]:
+    """Return the environment for `module_command`: without what `prepare` added, and with absolute paths only."""
+    environment = original_environment()
+    paths = [path for path in environment.pop("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(path)]
+    return environment | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
 
 
 def original_environment() -> dict[str, str]:

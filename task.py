@@ -8,6 +8,8 @@ from paddle import nn
 from paddle.optimizer import Optimizer
 
 import distributed
+import output_files
+from errors import escape_controls
 from metrics import RunLog
 from optim import WeightAverage
 
@@ -67,9 +69,10 @@ class Run:
         if not notes or self.directory is None:
             return
         path = self.directory / "bad_images.txt"
-        known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        listed = list(dict.fromkeys([*known, *notes]))  # ranks, resumed runs and evaluations meet the same ones
+        known = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        # Ranks, resumed runs and evaluations meet the same images.
+        listed = list(dict.fromkeys([*known, *map(escape_controls, notes)]))
         if len(listed) > self.num_bad_images:
             self.log.say(f"warning: {len(listed)} images skipped so far, the last one {listed[-1]}; all are in {path}")
             self.num_bad_images = len(listed)
-            path.write_text("".join(f"{note}\n" for note in listed), encoding="utf-8")
+            output_files.write_text(path, "".join(f"{note}\n" for note in listed))

@@ -14,10 +14,12 @@ made to point to it, and old ones go. So whenever a process dies, the newest who
 tensors takes part in the training's time, writing them does not: a thread does it, one checkpoint at a time.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -28,15 +30,20 @@ from paddle import nn
 
 import checkpoint
 import manifest
+import output_files
 import safe_pickle
 import weight_files
 from architecture import Architecture
-from errors import UserError, abridge, one_line, printable
+from errors import UserError, abridge, printable
+from json_files import NUMBER, is_a, read_json
+from output_files import MANIFEST_FILE, STATE_FILE, is_checkpoint, list_checkpoints, step_of
 from stored_tensor import StoredTensor
 from weight_files import BEST, EMA_FILE, LATEST, MODEL_FILE
 
-_COUNTS = ("step", "epoch", "images_done", "images_per_update", "ranks")
-_OPTIMIZER_FILE, _STATE_FILE, _CONFIG_FILE = "optimizer.pdopt", "state.json", "config.yaml"
+_COUNTS = ("step", "epoch", "images_done", "images_per_update", "ranks", "save_number")
+_DAMAGED = sys.maxsize
+_OPTIMIZER_FILE, _CONFIG_FILE = "optimizer.pdopt", "config.yaml"
+_FILES = (MANIFEST_FILE, STATE_FILE, MODEL_FILE, EMA_FILE, _OPTIMIZER_FILE, _CONFIG_FILE)  # in the order of deleting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,21 +94,26 @@ def write(run_dir: Path, saved: Snapshot) -> Path:
     run_dir = Path(run_dir)
     final = run_dir / f"step-{saved.step:08d}"
     temporary = run_dir / f".writing-{final.name}"
+    for path in (final, run_dir / LATEST, run_dir / BEST):
+        if path.exists() and not (path.is_symlink() if path != final else is_checkpoint(path)):
+            raise UserError(f"{path}: is not from here, and a checkpoint would go there; move it away")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write_files(temporary, saved)
-        replaced = run_dir / f".replaced-{final.name}"
-        shutil.rmtree(replaced, ignore_errors=True)
+        _write_files(temporary, saved, _next_save_number(run_dir))
         if final.exists():  # saved before, by a run that was then continued from an earlier step
+            replaced = _free_name(run_dir / f".replaced-{final.name}")
             final.rename(replaced)
-        temporary.rename(final)
-        weight_files.sync(run_dir)
-        shutil.rmtree(replaced, ignore_errors=True)
+            temporary.rename(final)
+            output_files.sync(run_dir)
+            _delete(replaced)
+        else:
+            temporary.rename(final)
+            output_files.sync(run_dir)
         _point(run_dir / LATEST, final.name)
         if saved.is_best:
             _point(run_dir / BEST, final.name)
-        weight_files.sync(run_dir)
+        output_files.sync(run_dir)
         _delete_old(run_dir, saved.keep_last)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -112,19 +124,33 @@ def write(run_dir: Path, saved: Snapshot) -> Path:
     return final
 
 
-def _write_files(directory: Path, saved: Snapshot) -> None:
+def _next_save_number(run_dir: Path) -> int:
+    """Return a number above that of every checkpoint: a run that went back to an earlier step has newer ones there."""
+    numbers = [_save_number(path) for path in list_checkpoints(run_dir)]
+    return 1 + max((number for number in numbers if number != _DAMAGED), default=0)
+
+
+def _free_name(path: Path) -> Path:
+    number = 0
+    while path.exists():
+        number += 1
+        path = path.with_name(f"{path.name}-{number}")
+    return path
+
+
+def _write_files(directory: Path, saved: Snapshot, save_number: int) -> None:
     description = {"architecture": saved.architecture.to_dict()}
     for name, arrays in ((MODEL_FILE, saved.weights), (EMA_FILE, saved.ema)):
         if arrays is not None:
             weight_files.write_pdparams(directory / name, _stored(arrays), description)
     weight_files.write_nested(directory / _OPTIMIZER_FILE, "optimizer", _stored(saved.optimizer))
-    state = json.dumps({"step": saved.step, **saved.state}, indent=1)
-    (directory / _STATE_FILE).write_text(state, encoding="utf-8")
+    state = json.dumps({"step": saved.step, "save_number": save_number, **saved.state}, indent=1)
+    (directory / STATE_FILE).write_text(state, encoding="utf-8")
     (directory / _CONFIG_FILE).write_text(saved.config_yaml, encoding="utf-8")
     manifest.write(directory)
     for file in directory.iterdir():
-        weight_files.sync(file)
-    weight_files.sync(directory)
+        output_files.sync(file)
+    output_files.sync(directory)
 
 
 def _stored(arrays: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
@@ -188,9 +214,9 @@ def find(path: str | Path, warn: Callable[[str], None] = print, only: str | None
     damaged = 0
     for candidate in _newest_first(path):
         damage = manifest.damage(candidate, only)
-        if damage is None and (candidate / _STATE_FILE).is_file():
+        if damage is None and (candidate / STATE_FILE).is_file():
             return candidate.resolve()
-        warn(f"warning: {damage or f'{candidate / _STATE_FILE} is missing'}; the checkpoint before it is used")
+        warn(f"warning: {damage or f'{candidate / STATE_FILE} is missing'}; the checkpoint before it is used")
         damaged += 1
     if damaged:
         raise UserError(f"-resume {path}: none of its {damaged} checkpoints is whole")
@@ -205,38 +231,37 @@ def find(path: str | Path, warn: Callable[[str], None] = print, only: str | None
     )
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Tell whether a path is a checkpoint itself, whole or not."""
-    return (path / _STATE_FILE).is_file() or (path / manifest.NAME).is_file()
-
-
 def has_checkpoint(run_dir: Path) -> bool:
-    """Tell whether a run directory has a checkpoint, whole or not."""
-    return bool(_newest_first(run_dir))
+    """Return True if a run directory has a checkpoint, whole or not."""
+    return bool(list_checkpoints(run_dir))
 
 
 def _newest_first(run_dir: Path) -> list[Path]:
-    """List a run's checkpoints by the time of writing, as a run may have gone back to an earlier step."""
-    written = []
-    for path in run_dir.glob("step-*"):
-        state = path / _STATE_FILE
-        written.append(((state if state.exists() else path).stat().st_mtime_ns, path))
-    return [path for _, path in sorted(written, reverse=True)]
+    """List a run's checkpoints in the order of writing: by their own count, as a run may have gone back a few steps.
+
+    Checkpoints of older versions have no count, and come by step, before all others. Times of files do not count: a
+    copied run may have others.
+    """
+    return sorted(list_checkpoints(run_dir), key=lambda path: (_save_number(path), step_of(path)), reverse=True)
+
+
+def _save_number(checkpoint_dir: Path) -> int:
+    """Return a checkpoint's count; one that is damaged counts as the newest, so that it is noticed."""
+    try:
+        is_damaged = manifest.damage(checkpoint_dir, only=STATE_FILE) is not None
+        return _DAMAGED if is_damaged else read_state(checkpoint_dir).get("save_number", 0)
+    except UserError:
+        return _DAMAGED
 
 
 def read_state(checkpoint_dir: Path) -> dict:
     """Read state.json of a checkpoint; what it counts is checked to be a number."""
-    file = Path(checkpoint_dir) / _STATE_FILE
-    try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{checkpoint_dir}: not a checkpoint to resume from ({one_line(error)})") from error
-    if not isinstance(state, dict) or "step" not in state:
-        raise UserError(f"{file}: damaged, it does not tell how far the run is")
+    file = Path(checkpoint_dir) / STATE_FILE
+    state = read_json(file, {"step": int}, advice="it is not a checkpoint to resume from")
     for key in _COUNTS:
         if key in state and (type(state[key]) is not int or state[key] < 0):
             raise UserError(f"{file}: damaged, its {key} is {printable(state[key], 40)}")
-    if not isinstance(state.get("best"), (int, float, type(None))) or not isinstance(state.get("scaler", {}), dict):
+    if not is_a(state.get("best"), (*NUMBER, type(None))) or not isinstance(state.get("scaler", {}), dict):
         raise UserError(f"{file}: damaged, its best metric or its loss scaler is not as it was written")
     return state
 
@@ -320,6 +345,14 @@ def _point(link: Path, target: str) -> None:
 def _delete_old(run_dir: Path, keep_last: int) -> None:
     kept = {(run_dir / name).resolve() for name in (LATEST, BEST)}
     kept |= {path.resolve() for path in _newest_first(run_dir)[:keep_last]}
-    for path in run_dir.glob("step-*"):
+    for path in list_checkpoints(run_dir):
         if path.resolve() not in kept:
-            shutil.rmtree(path)
+            _delete(path)
+
+
+def _delete(checkpoint_dir: Path) -> None:
+    """Delete the files that a checkpoint consists of, and its directory if there is nothing else in it."""
+    for name in _FILES:
+        (checkpoint_dir / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody put something there
+        checkpoint_dir.rmdir()

@@ -18,12 +18,11 @@ from paddle import nn
 from paddle.distributed import fleet
 
 import cpu_kernels
+from basic_layers import DropPath, LayerNorm, Linear, ProbeNorm, linear
 from config import image_size_hw
 from errors import UserError
 from pos_embed import sincos_table
 
-LAYER_NORM_EPS = 1e-6
-ONE_IMAGE_ADVICE = "choose another -batch_size, or set DATA.DROP_LAST True"
 _FUSED_CAPABILITY = 8  # Ampere
 
 
@@ -68,53 +67,6 @@ class PatchEmbedding(nn.Layer):
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Embed images [B, C, H, W] as tokens [B, N, D]."""
         return self.project(self.split(images))
-
-
-def linear(inputs: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
-    """Return inputs [..., in] times weight [in, out] plus bias [out], by the device's fastest way."""
-    if bias is not None and cpu_kernels.are_for(inputs):
-        return cpu_kernels.linear(inputs, weight, bias)
-    if bias is not None and not paddle.in_dynamic_mode():  # F.linear would leave mixed precision in a static graph
-        product = paddle.matmul(inputs, weight)
-        return product + bias.astype(product.dtype)
-    return F.linear(inputs, weight, bias)
-
-
-class Linear(nn.Linear):
-    """Paddle's layer, computed by `linear`."""
-
-    def forward(self, inputs: paddle.Tensor) -> paddle.Tensor:
-        """Transform inputs [..., in] to [..., out]."""
-        return linear(inputs, self.weight, self.bias)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Paddle's layer over the last dimension, computed by the device's fastest way."""
-
-    def __init__(self, embed_dim: int):
-        super().__init__(embed_dim, epsilon=LAYER_NORM_EPS)
-
-    def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
-        """Normalise tokens [..., D]."""
-        if cpu_kernels.are_for(tokens):
-            return cpu_kernels.layer_norm(tokens, self.weight, self.bias, LAYER_NORM_EPS)
-        return super().forward(tokens)
-
-
-class ProbeNorm(nn.BatchNorm1D):
-    """Batch norm without affine parameters, before the classifier of a linear probe.
-
-    Paddle's momentum is the share of the old statistics that stays: 0.9 is torch's 0.1.
-    """
-
-    def __init__(self, embed_dim: int):
-        super().__init__(embed_dim, momentum=0.9, epsilon=1e-6, weight_attr=False, bias_attr=False)
-
-    def forward(self, features: paddle.Tensor) -> paddle.Tensor:
-        """Normalise features [B, D]; one image alone has no deviation, and Paddle would pass it through as it is."""
-        if self.training and features.shape[0] == 1:
-            raise UserError(f"a batch of one image cannot be normalised; {ONE_IMAGE_ADVICE}")
-        return super().forward(features)
 
 
 class Attention(nn.Layer):
@@ -202,22 +154,6 @@ class Mlp(nn.Layer):
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         """Transform tokens [B, T, D] one by one."""
         return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(tokens)))))
-
-
-class DropPath(nn.Layer):
-    """Drop a residual branch per image, and scale what stays by 1 / keep (stochastic depth, arXiv 1603.09382)."""
-
-    def __init__(self, drop_prob: float):
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, branch: paddle.Tensor) -> paddle.Tensor:
-        """Zero whole images of the branch [B, T, D] while training."""
-        if not self.training or self.drop_prob == 0.0:
-            return branch
-        keep_prob = 1.0 - self.drop_prob
-        keep = (paddle.rand([branch.shape[0], 1, 1]) < keep_prob).astype(branch.dtype)  # [B, 1, 1]
-        return branch * (keep / keep_prob)
 
 
 class TransformerLayer(nn.Layer):

@@ -11,15 +11,13 @@ does not look there. A `.safetensors` keeps the same in its header.
 """
 
 import collections
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import pickle
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -302,44 +300,3 @@ def write_torch(path: str | Path, tensors: Mapping[str, StoredTensor], wrapper: 
 
 def _metadata_texts(metadata: Mapping | None) -> dict[str, str]:
     return {_METADATA_KEY: json.dumps(metadata)} if metadata else {}
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give the path of a temporary file that becomes `path` when the block ends well, and vanishes otherwise.
-
-    Raises:
-        UserError: if the disk is full or the directory cannot be written.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        temporary = Path(name)
-        os.close(descriptor)
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}; nothing was changed") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Make sure that a file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 import download
+import program
 from architecture import Architecture, Tower
 from arguments import Parser
 from config import get_config
@@ -270,4 +271,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(lambda: sys.exit(main()), error_code=1)

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 
+import program
 from arguments import Parser
 from errors import UserError
 from port_weights.porting import port
@@ -66,4 +67,4 @@ def _numbers(flag: str, text: str | None, counts: tuple[int, ...]) -> tuple[int,
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(lambda: sys.exit(main()), error_code=1)

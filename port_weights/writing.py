@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+import output_files
 import weight_files
 from architecture import Architecture
 from errors import UserError
@@ -80,7 +81,7 @@ def write(
         if architecture.probe:
             count = np.array(description.get("batches_tracked", 0), np.int64)
             renamed["head.0.num_batches_tracked"] = StoredTensor.of(count)
-    with weight_files.replacing(destination) as path:
+    with output_files.replacing(destination) as path:
         if destination.suffix == ".safetensors":
             weight_files.write_safetensors(path, renamed, description)
         else:
@@ -92,8 +93,8 @@ def _write_files(weights: Path, tensors: Tensors, description: Mapping, companio
     """Write weights and the text file that goes with them; both appear, or neither."""
     write_weights = weight_files.write_safetensors if weights.suffix == ".safetensors" else weight_files.write_pdparams
     with contextlib.ExitStack() as stack:
-        weights_path = stack.enter_context(weight_files.replacing(weights))  # appears last
-        text_path = stack.enter_context(weight_files.replacing(companion))
+        weights_path = stack.enter_context(output_files.replacing(weights))  # appears last
+        text_path = stack.enter_context(output_files.replacing(companion))
         text_path.write_text(text, encoding="utf-8")
         write_weights(weights_path, tensors, description)
     return [weights, companion]

@@ -12,6 +12,7 @@ import pytest
 from heartbeat import Heartbeat
 
 ROOT = Path(__file__).resolve().parent.parent
+TOKEN = b"of this job"
 pytestmark = pytest.mark.quick
 
 
@@ -27,7 +28,7 @@ class Node:
 
     def __init__(self, port):
         self.told, self.is_told = [], threading.Event()
-        self.heartbeat = Heartbeat("127.0.0.1", port, self._note)
+        self.heartbeat = Heartbeat("127.0.0.1", port, TOKEN, self._note)
 
     def _note(self, what):
         self.told.append(what)
@@ -66,7 +67,8 @@ def test_a_node_that_fails_stops_all_others(port, failing):
 
 def test_a_node_that_falls_silent_is_noticed(port, monkeypatch):
     monkeypatch.setattr("heartbeat._SILENCE_SECS", 4.0)
-    code = f"import sys, time; from heartbeat import Heartbeat\nHeartbeat('127.0.0.1', {port}, print); time.sleep(600)"
+    code = f"import time; from heartbeat import Heartbeat\nHeartbeat('127.0.0.1', {port}, {TOKEN!r}, print)\n"
+    code += "time.sleep(600)"
     first = Node(port)
     second = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     try:
@@ -79,20 +81,65 @@ def test_a_node_that_falls_silent_is_noticed(port, monkeypatch):
         first.heartbeat.close(is_well=False)
 
 
-def test_a_foreign_program_at_the_port_is_no_node(port):
-    with socket.create_server(("127.0.0.1", port)) as server:
-        node = Node(port)
-        peer, _ = server.accept()
-        peer.sendall(b"220 mail.example.org ready\r\n")
-        peer.close()
-        time.sleep(1.0)
+# ---- strangers: whoever does not know the token
+
+
+@pytest.mark.parametrize("words", [b"", b".", b"q", b"." * 1000, b"GET / HTTP/1.1\r\n\r\n", bytes(range(256))])
+def test_what_strangers_say_counts_for_nothing(port, words):
+    first, second = Node(port), Node(port)
+    wait_for_sign_of_life()
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.sendall(words)
+        time.sleep(0.2)
+    time.sleep(0.5)
+    for node in (second, first):
         node.heartbeat.close(is_well=True)
-    assert not node.told
+    assert not first.told + second.told
 
 
-def test_a_connection_that_gives_no_sign_of_life_was_no_node(port):
-    node = Node(port)
-    socket.create_connection(("127.0.0.1", port)).close()
-    time.sleep(1.0)
-    node.heartbeat.close(is_well=True)
-    assert not node.told
+def test_many_silent_connections_keep_no_node_away(port):
+    first = Node(port)
+    strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
+    second = Node(port)
+    deadline = time.monotonic() + 15
+    while not first.heartbeat._peers and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(first.heartbeat._peers) == 1
+    second.heartbeat.close(is_well=False)
+    assert first.is_told.wait(10)
+    first.heartbeat.close(is_well=False)
+    for stranger in strangers:
+        stranger.close()
+
+
+def test_another_program_at_the_port_is_named(port, monkeypatch):
+    monkeypatch.setattr("heartbeat._STRANGER_SECS", 1.0)
+    with socket.create_server(("127.0.0.1", port)) as server:
+
+        def greet():
+            while True:
+                try:
+                    peer, _ = server.accept()
+                    peer.sendall(b"220 mail.example.org ready\r\n" * 4)
+                    peer.close()
+                except OSError:
+                    return
+
+        threading.Thread(target=greet, daemon=True).start()
+        node = Node(port)
+        assert node.is_told.wait(10)
+        assert node.told == [
+            f"another program or another job uses port {port} of 127.0.0.1; choose another -master port"
+        ]
+        node.heartbeat.close(is_well=False)
+
+
+def test_a_node_of_another_job_is_a_stranger(port, monkeypatch):
+    monkeypatch.setattr("heartbeat._STRANGER_SECS", 1.0)
+    first = Node(port)
+    told = []
+    other = Heartbeat("127.0.0.1", port, b"of another job", told.append)
+    time.sleep(4.0)
+    assert [len(told), first.told] == [1, []]
+    other.close(is_well=False)
+    first.heartbeat.close(is_well=True)

@@ -41,7 +41,7 @@ def test_optimizer_state_survives_other_automatic_names(tmp_path):
     other, other_optimizer = trained(seed=5, steps=0)
     assert [p.name for p in other.parameters()] != [p.name for p in model.parameters()]
     state = training_state.load(path, other, other_optimizer)
-    assert state == {"step": 2, "best": 1.0}
+    assert state == {"step": 2, "save_number": 1, "best": 1.0}
     step(model, optimizer)
     step(other, other_optimizer)
     assert equal(model, other)

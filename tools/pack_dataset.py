@@ -33,6 +33,7 @@ import manifest
 import packed_images
 from arguments import Parser
 from errors import UserError, abridge
+from program import terminal
 
 _KINDS = {"L": 1, "LA": 1, "I;16": 1}  # modes that stay grey
 _FIELDS = ("offset", "size", "label")
@@ -64,7 +65,7 @@ def pack_split(
     shards, bad, parts = [], [], []
     starts = range(0, len(source), per_shard)
     with concurrent.futures.ThreadPoolExecutor(runtime.num_cores()) as pool:
-        for number, start in enumerate(tqdm(starts, f"{split} shards", disable=None)):
+        for number, start in enumerate(tqdm(starts, f"{split} shards", disable=None, file=terminal(sys.stderr))):
             shard = root / f"{split}-{number:05d}.tar"
             done = shard.with_suffix(".npz")  # written last
             if not done.is_file():
@@ -201,7 +202,7 @@ def verify(dst: Path) -> list[str]:
         info = json.loads((dst / packed_images.INFO_FILE).read_text(encoding="utf-8"))
         for split, about in info["splits"].items():
             packed_images.PackedImages(dst, split)
-            for shard in tqdm(about["shards"], f"{split} shards", disable=None):
+            for shard in tqdm(about["shards"], f"{split} shards", disable=None, file=terminal(sys.stderr)):
                 if manifest.digests(dst / shard["file"], "sha256")["sha256"] != shard["sha256"]:
                     problems.append(f"{dst / shard['file']}: its SHA-256 sum is another than when it was written")
     except UserError as error:

@@ -11,7 +11,6 @@ import runtime
 
 runtime.prepare()
 
-import json
 import math
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import cli
 from arguments import Parser
 from config import get_config
 from errors import UserError, one_line
+from json_files import NUMBER, is_a, read_records
 from tools import evaluate, inputs, pages, plots, visualise
 
 _NUM_PICTURES = 8
@@ -37,18 +37,18 @@ _CURVES = (  # panel, label of y, event, metric
 
 
 def read_log(run_dir: str | Path) -> list[dict]:
-    """Return the records of a run's log.jsonl, in order; a line that is being written is left out."""
-    try:
-        lines = (Path(run_dir) / "log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    except OSError as error:
-        raise UserError(f"{run_dir}: not the directory of a run ({one_line(error)})") from error
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Return the records of a run's log.jsonl, in order; damaged lines are left out, with a note."""
+    if not (Path(run_dir) / "log.jsonl").is_file():
+        raise UserError(f"{run_dir}: not the directory of a run, which has a log.jsonl")
+    return read_records(Path(run_dir) / "log.jsonl", print)
 
 
 def curve(records: list[dict], event: str, name: str) -> list[tuple[float, float]]:
     """Return [(epoch, value), ...] of one metric, without what is not finite."""
     points = [
-        (record.get("epoch", 0.0), record[name]) for record in records if record["event"] == event and name in record
+        (record.get("epoch", 0.0), record[name])
+        for record in records
+        if record["event"] == event and is_a(record.get(name), NUMBER) and is_a(record.get("epoch", 0.0), NUMBER)
     ]
     return [(epoch, value) for epoch, value in points if math.isfinite(value)]
 

@@ -1,0 +1,73 @@
+"""The processes of a job's ranks, as their launcher's parent sees them in /proc: who is there, and who died of what.
+
+Paddle's launcher tells one exit code only, that of any rank: often of one that waited for the rank that died.
+"""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+_STATE, _PARENT, _EXIT_CODE = 0, 1, 49  # fields of /proc/PID/stat after the name, see proc(5)
+_CAUSES = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)  # of several that died together; a peer's loss is an abort
+
+
+class Ranks:
+    """Looks at the ranks below a launcher; Linux only, elsewhere there is nothing to see.
+
+    Attributes:
+        first_killed: (rank, signal) of the first process that ended by a signal; None if one ended by itself before.
+    """
+
+    def __init__(self, launcher_pid: int):
+        self._launcher_pid = launcher_pid
+        self._rank_of: dict[int, str] = {}
+        self._ended: set[int] = set()
+        self._signalled: set[int] = set()
+        self.first_killed: tuple[str, int] | None = None
+        self._has_ended_badly = False
+
+    def look(self) -> None:
+        """Note new processes, and how others ended since the last look."""
+        killed, exited = [], False
+        for pid, fields in self._children():
+            if fields[_STATE] != "Z":
+                self._rank_of[pid] = self._rank_of.get(pid) or _rank_of(pid)
+            elif pid not in self._ended:
+                self._ended.add(pid)
+                status = int(fields[_EXIT_CODE])
+                if os.WIFSIGNALED(status):
+                    killed.append((self._rank_of.get(pid) or "?", os.WTERMSIG(status)))
+                exited = exited or os.WEXITSTATUS(status) != 0
+        causes = [end for end in killed if end[1] in _CAUSES] or ([] if exited else killed)
+        if causes and not self._has_ended_badly:
+            self.first_killed = causes[0]
+        self._has_ended_badly = self._has_ended_badly or exited or bool(killed)
+
+    def signal(self, number: int, again: bool = False) -> None:
+        """Send a signal to every rank; without `again`, to those only that have not got one."""
+        for pid, fields in self._children():
+            if fields[_STATE] != "Z" and (again or pid not in self._signalled):
+                self._signalled.add(pid)
+                with contextlib.suppress(OSError):
+                    os.kill(pid, number)
+
+    def _children(self) -> list[tuple[int, list[str]]]:
+        """Return number and state of every child of the launcher."""
+        children = []
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                fields = file.read_text(errors="replace").rpartition(")")[2].split()
+                if int(fields[_PARENT]) == self._launcher_pid:
+                    children.append((int(file.parent.name), fields))
+        return children
+
+
+def _rank_of(pid: int) -> str:
+    """Return the rank that a process has in its environment; empty while it is not there yet."""
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            name, _, value = entry.partition(b"=")
+            if name == b"PADDLE_TRAINER_ID":
+                return value.decode("ascii", "replace")
+    return ""
