@@ -33,6 +33,7 @@ def check_destination(destination: Path, target: str) -> None:
     """Raise UserError if weights for a target cannot go there."""
     if target not in TARGETS:
         raise UserError(f"-to {target}: must be one of {', '.join(TARGETS)}")
+    output_files.check_target(destination, "DST")
     if target == "transformers":
         if destination.is_file() or destination.suffix in {suffix for some in _SUFFIXES.values() for suffix in some}:
             raise UserError(f"{destination}: for transformers, name a directory")

@@ -21,6 +21,7 @@ import numpy as np
 import paddle
 
 import cli
+import output_files
 from arguments import Parser
 from errors import UserError
 from tools import inputs, pages, plots
@@ -91,7 +92,7 @@ def write_report(out: Path, names: tuple[str, str | None], found: dict[str, np.n
     rank = effective_rank(found["spectrum"])
     data = {key: value.tolist() for key, value in found.items()}
     data |= {"run": names[0], "with": names[1], "effective_rank": rank}
-    (out / "analysis.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
+    output_files.write_text(out / "analysis.json", json.dumps(data, indent=1))
     boxes = plots.draw_boxes(
         [
             ("How far attention reaches", "distance (pixels)", found["distance"]),
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     args = parser.parse_args(argv)
     if args.num < _SMALLEST_BATCH or args.batch_size < _SMALLEST_BATCH:
         raise UserError(f"-num and -batch_size must be at least {_SMALLEST_BATCH}")
-    out = inputs.new_directory(args.out)
+    out = inputs.new_directory(args.out, [given for given in (args.run, args.other) if given])
     cli.set_device()
     model, config = inputs.load_encoder(args.run, inputs.read_config(args))
     other = None

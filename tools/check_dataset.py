@@ -15,11 +15,11 @@ import concurrent.futures
 import json
 import os
 import sys
-from pathlib import Path
 
 import cli
 import datasets
 import loading
+import output_files
 from arguments import Parser
 from config import DATASETS
 from errors import UserError
@@ -69,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.dataset not in DATASETS:
         raise UserError(f"-dataset {args.dataset}: must be one of {', '.join(DATASETS)}")
+    if args.json:
+        output_files.check_target(args.json, "-json")
     reports = {
         split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full) for split in _SPLITS
     }
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     is_good = not any(report["problems"] or report["undecodable"] for report in reports.values())
     print("all is well" if is_good else "not as it should be")
     if args.json:
-        Path(args.json).write_text(json.dumps({"ok": is_good, **reports}, indent=1), encoding="utf-8")
+        output_files.write_text(args.json, json.dumps({"ok": is_good, **reports}, indent=1))
     return 0 if is_good else 1
 
 

@@ -12,7 +12,6 @@ import runtime
 
 runtime.prepare()
 
-import csv
 import json
 from pathlib import Path
 
@@ -20,9 +19,10 @@ import numpy as np
 import paddle
 
 import cli
+import output_files
 from arguments import Parser
 from errors import UserError
-from tools import inputs, pages, plots, robustness
+from tools import inputs, pages, plots, robustness, tables
 
 _BINS = 15  # of the calibration error
 _MOST_ROWS = 20  # of a table on the page
@@ -121,13 +121,9 @@ def evaluate_source(model, config, source, out: Path, columns: np.ndarray | None
     scores = score(probabilities, labels)
     counts = confusion_matrix(probabilities.argmax(axis=1), labels, len(names))
     classes = per_class(counts, names)
-    with open(out / "classes.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(classes[0]))
-        writer.writeheader()
-        writer.writerows(classes)
-    with open(out / "confusion.csv", "w", newline="", encoding="utf-8") as file:
-        rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
-        csv.writer(file).writerows([["", *names], *rows])
+    tables.write_csv(out / "classes.csv", list(classes[0]), [list(row.values()) for row in classes])
+    rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
+    tables.write_csv(out / "confusion.csv", ["", *names], rows)
     scores |= {"skipped": len(notes)} if notes else {}
     worst = sorted(classes, key=lambda row: row["acc1"])
     sections = [
@@ -164,10 +160,7 @@ def evaluate_corruptions(model, config, root: str, out: Path) -> dict[str, objec
         }
         for name, values in errors.items()
     ]
-    with open(out / "corruptions.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    tables.write_csv(out / "corruptions.csv", list(rows[0]), [list(row.values()) for row in rows])
     table = pages.html_table(["score", "value"], [[name, value] for name, value in scores.items()])
     _finish(out, "ImageNet-C", scores, [("Scores", table), ("Errors in percent", _table(rows))])
     return scores
@@ -178,7 +171,7 @@ def _table(rows: list[dict[str, object]]) -> str:
 
 
 def _finish(out: Path, title: str, scores: dict[str, object], sections: list[tuple[str, str]]) -> None:
-    (out / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
+    output_files.write_text(out / "scores.json", json.dumps(scores, indent=1))
     pages.write_page(out / "report.html", title, sections)
     print(
         ", ".join(
@@ -195,7 +188,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     parser.add("benchmark", "a variant of ImageNet", choices=robustness.BENCHMARKS)
     parser.add("out", "directory for the results", required=True, metavar="DIR")
     args = parser.parse_args(argv)
-    out = inputs.new_directory(args.out)
+    out = inputs.new_directory(args.out, [args.run])
     cli.set_device()
     more = ["DATA.CROP_PCT", 1.0] if args.benchmark == "c" else []
     model, config = inputs.load_classifier(args.run, inputs.read_config(args, *more))

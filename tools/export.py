@@ -14,6 +14,8 @@ runtime.prepare()
 
 import copy
 import importlib.util
+import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +147,19 @@ def compare(model: nn.Layer, run: Callable[[np.ndarray], np.ndarray], shape: tup
     return worst
 
 
+def _export(model: nn.Layer, shape: tuple[int, int, int], out: Path, formats: list[str]) -> dict[str, float]:
+    """Write the formats into an empty directory, and return the relative difference of each."""
+    program, differences = export_paddle(fold_batch_norm(model), shape, out), {}
+    if "paddle" in formats:
+        differences["paddle"] = compare(model, run_paddle(program), shape)
+    if "onnx" in formats:
+        differences["onnx"] = compare(model, run_onnx(export_onnx(program)), shape)
+    if "paddle" not in formats:
+        program.unlink()
+        program.with_suffix(".pdiparams").unlink()
+    return differences
+
+
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Write the models, and return the relative difference of each."""
     parser = Parser(prog="python -m tools.export", description=__doc__)
@@ -158,22 +173,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     formats = args.format or ["paddle", "onnx"]
     if "onnx" in formats:
         check_onnx()
-    out = inputs.new_directory(args.out)
+    out = inputs.new_directory(args.out, [args.run])
     paddle.set_device("cpu")
     config = inputs.read_config(args)
     is_encoder = args.encoder or config.MODEL.TYPE == "PRETRAIN"
     model, config = (inputs.load_encoder if is_encoder else inputs.load_classifier)(args.run, config)
     shape = (config.DATA.IMAGE_CHANNELS, *image_size_hw(config))
-    program = export_paddle(fold_batch_norm(model), shape, out)
-    differences = {}
-    if "paddle" in formats:
-        differences["paddle"] = compare(model, run_paddle(program), shape)
-    if "onnx" in formats:
-        differences["onnx"] = compare(model, run_onnx(export_onnx(program)), shape)
-    if "paddle" not in formats:
-        program.unlink()
-        program.with_suffix(".pdiparams").unlink()
-    (out / "config.yaml").write_text(config.dump(), encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as folder:  # what is wrong does not stay
+        differences = _export(model, shape, Path(folder), formats)
+        (Path(folder) / "config.yaml").write_text(config.dump(), encoding="utf-8")
+        for file in Path(folder).iterdir():
+            os.replace(file, out / file.name)
     names = ", ".join(f"{name} (differs by {value:.1e})" for name, value in differences.items())
     what = "features" if is_encoder else f"logits of {config.MODEL.NUM_CLASSES} classes"
     print(f"wrote {out}: {names}; images [B, {', '.join(map(str, shape))}] to {what}")

@@ -20,6 +20,8 @@ runtime.prepare()
 
 import json
 import os
+import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +30,7 @@ import paddle
 from numpy.lib.format import open_memmap
 
 import cli
+import output_files
 from arguments import Parser
 from errors import UserError
 from loading import Loader
@@ -36,6 +39,7 @@ from transformer import VisionTransformer
 
 POOLS = ("cls", "mean", "tokens")
 _ROWS = 4096  # copied at a time
+_ABOUT, _OWN_FILE = "about.json", re.compile(r"(features|labels|layer_-?\d+)\.npy")
 
 
 @paddle.no_grad()
@@ -90,43 +94,66 @@ def _pool(tokens: paddle.Tensor, pool: str) -> paddle.Tensor:
 
 
 class Sink:
-    """Takes arrays of a data set batch by batch, in memory or in memory-mapped files below a directory."""
+    """Takes arrays of a data set batch by batch, in memory or in memory-mapped files below a directory.
+
+    The files are written under another name, and take the place of older ones in `finish`.
+    """
 
     def __init__(self, num_images: int, directory: Path | None = None):
         self._num_images, self._directory, self._done = num_images, directory, 0
+        if directory is not None and not (directory / _ABOUT).is_file() and _own_files(directory):
+            raise UserError(
+                f"{directory}: {_own_files(directory)[0].name} in it is not from here; choose another directory"
+            )
+        self._writing = None if directory is None else tempfile.TemporaryDirectory(prefix=".writing-", dir=directory)
         self.arrays: dict[str, np.ndarray] = {}
 
     def add(self, **arrays: np.ndarray) -> None:
         """Append a batch."""
         for name, batch in arrays.items():
             if name not in self.arrays:
-                shape = (self._num_images, *batch.shape[1:])
-                if self._directory is None:
-                    self.arrays[name] = np.empty(shape, batch.dtype)
-                else:
-                    self.arrays[name] = open_memmap(self._directory / f"{name}.npy", "w+", batch.dtype, shape)
+                self.arrays[name] = self._create(name, batch.dtype, (self._num_images, *batch.shape[1:]))
             self.arrays[name][self._done : self._done + len(batch)] = batch
         self._done += len(next(iter(arrays.values())))
+
+    def _create(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+        if self._writing is None:
+            return np.empty(shape, dtype)
+        return open_memmap(Path(self._writing.name) / f"{name}.npy", "w+", dtype, shape)
 
     def finish(self) -> dict[str, np.ndarray]:
         """Return the arrays; what was left out (images that cannot be read) is cut off."""
         for name, array in self.arrays.items():
+            if isinstance(array, np.memmap) and self._done < self._num_images:
+                array = self._shorten(name, array)
             if isinstance(array, np.memmap):
                 array.flush()
-                if self._done < self._num_images:
-                    array = self._shorten(name, array)
             self.arrays[name] = array[: self._done]
+        if self._writing is not None:
+            self._move()
         return self.arrays
 
     def _shorten(self, name: str, array: np.memmap) -> np.memmap:
         """Write the rows that there are to a new file in the old one's place."""
-        part, final = self._directory / f"{name}.part", self._directory / f"{name}.npy"
-        shorter = open_memmap(part, "w+", array.dtype, (self._done, *array.shape[1:]))
+        shorter = self._create(f"{name}.part", array.dtype, (self._done, *array.shape[1:]))
         for first in range(0, self._done, _ROWS):
             shorter[first : first + _ROWS] = array[first : min(first + _ROWS, self._done)]
-        shorter.flush()
-        os.replace(part, final)
+        folder = Path(self._writing.name)
+        os.replace(folder / f"{name}.part.npy", folder / f"{name}.npy")
         return shorter
+
+    def _move(self) -> None:
+        """Put the files in the place of those that an earlier call left, of which about.json tells no more then."""
+        output_files.write_text(self._directory / _ABOUT, "{}")
+        for file in _own_files(self._directory):
+            file.unlink()
+        for file in Path(self._writing.name).iterdir():
+            os.replace(file, self._directory / file.name)
+        self._writing.cleanup()
+
+
+def _own_files(directory: Path) -> list[Path]:
+    return [file for file in directory.glob("*.npy") if _OWN_FILE.fullmatch(file.name)]
 
 
 def extract_all(
@@ -151,12 +178,6 @@ def extract_all(
     return sink.finish()
 
 
-def _forget(directory: Path) -> None:
-    """Remove the arrays that an earlier call left in a directory."""
-    for file in (directory / "about.json", *directory.glob("layer_*.npy"), directory / "features.npy"):
-        file.unlink(missing_ok=True)
-
-
 def main(argv: list[str] | None = None) -> Path:
     """Write the features, and return where."""
     parser = Parser(prog="python -m tools.features", description=__doc__)
@@ -166,21 +187,19 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add("out", "a .npz file, or a directory for memory-mapped .npy files", required=True)
     args = parser.parse_args(argv)
     out = Path(args.out)
-    out = inputs.new_file(out, ".npz") if out.suffix else inputs.new_directory(out)
+    out = inputs.new_file(out, ".npz", inputs=[args.run]) if out.suffix else inputs.new_directory(out, [args.run])
     cli.set_device()
     model, config = inputs.load_encoder(args.run, inputs.read_config(args))
     source = inputs.open_any_images(config, args.split)
     is_file = out.suffix.lower() == ".npz"
-    if not is_file:
-        _forget(out)
     loader = inputs.open_loader(config, source)
     arrays = extract_all(model, loader, args.layers, args.pool, None if is_file else out)
     about = {"run": str(args.run), "split": args.split, "pool": args.pool, "layers": args.layers}
     if is_file:
-        with open(out, "wb") as file:
+        with output_files.replacing(out) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
     else:
-        (out / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        output_files.write_text(out / _ABOUT, json.dumps(about, indent=1))
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
     print(f"wrote {out}: {shapes}")
     return out

@@ -1,6 +1,7 @@
 """What the tools are given on their command lines: a model, and images."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 import checkpoint
 import datasets
 import loading
+import output_files
 import recipes
 import weight_files
 from arguments import Parser
@@ -159,13 +161,23 @@ def open_loader(config, source: datasets.Images, notes: list[str] | None = None)
     )
 
 
-def new_directory(path: str | Path) -> Path:
-    """Make a directory for a tool's results, if it is not there."""
-    path = Path(path)
+def new_directory(path: str | Path, inputs: Sequence[str | Path] = (), flag: str = "-out") -> Path:
+    """Make a directory for a tool's results, if it is not there.
+
+    Args:
+        inputs: runs and weight files that the results are made of; the directory may hold no such file.
+
+    Raises:
+        UserError: if it cannot be made, is a run or a checkpoint, or holds an input.
+    """
+    path = output_files.check_target(path, flag)
+    for given in inputs:
+        if weight_files.resolve(given).resolve().parent == path.resolve():
+            raise UserError(f"{flag} {path}: the weights {given} are in it; choose another directory")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"-out {path}: cannot be made a directory ({error.strerror})") from error
+        raise UserError(f"{flag} {path}: cannot be made a directory ({error.strerror})") from error
     return path
 
 
@@ -176,10 +188,17 @@ def natural(text: str) -> int:
     return int(text)
 
 
-def new_file(path: str | Path, *suffixes: str, flag: str = "-out") -> Path:
-    """Check that a result can be written to a file of one of these suffixes."""
-    path = Path(path)
-    if path.suffix.lower() not in suffixes or not path.parent.is_dir():
+def new_file(
+    path: str | Path, *suffixes: str, flag: str = "-out", inputs: Sequence[str | Path] = (), check: bool = True
+) -> Path:
+    """Check that a result can be written to a file of one of these suffixes.
+
+    Args:
+        inputs: files that the result is made of; it may be none of them.
+        check: False where the file is a run's own.
+    """
+    path = output_files.check_target(path, flag, inputs) if check else Path(path)
+    if path.suffix.lower() not in suffixes or not path.parent.is_dir() or path.is_dir():
         raise UserError(f"{flag} {path}: must be a {' or '.join(suffixes)} file in a directory that exists")
     return path
 

@@ -21,6 +21,7 @@ import numpy as np
 import paddle
 
 import cli
+import output_files
 import weight_files
 from arguments import Parser
 from errors import UserError
@@ -123,26 +124,24 @@ def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
             raise UserError(f"{source.origin}: has images without labels")
         about = {"weights": str(weights), "written": weights.stat().st_mtime_ns, "pool": args.pool, "split": split}
         about |= {"origin": str(source.origin), "images": len(source), "settings": settings}
-        folder = None if args.cache is None else inputs.new_directory(Path(args.cache) / split)
+        folder = None if args.cache is None else inputs.new_directory(Path(args.cache) / split, [args.run], "-cache")
         known = None if folder is None else folder / "about.json"
-        if known is not None and known.is_file() and known.read_text(encoding="utf-8") == json.dumps(about):
+        if known is not None and known.is_file() and known.read_bytes() == json.dumps(about).encode():
             names = ("features", "labels")
             results.append({name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
             print(f"{split}: features of {len(source):,} images are taken from {folder}")
             continue
-        if known is not None:
-            known.unlink(missing_ok=True)
         print(f"{split}: computing the features of {len(source):,} images", flush=True)
         results.append(extract_all(model, inputs.open_loader(config, source), None, args.pool, folder))
         if known is not None:
-            known.write_text(json.dumps(about), encoding="utf-8")
+            output_files.write_text(known, json.dumps(about))
     return results
 
 
 def check_outputs(args) -> None:
     """Check where results are to go before anything is computed."""
     if args.json is not None:
-        inputs.new_file(args.json, ".json", flag="-json")
+        inputs.new_file(args.json, ".json", flag="-json", inputs=[args.run])
 
 
 def report(args, title: str, figures: dict[str, object]) -> dict[str, object]:
@@ -151,7 +150,7 @@ def report(args, title: str, figures: dict[str, object]) -> dict[str, object]:
     for name, value in figures.items():
         print(f"  {name}: {value:.3f}" if isinstance(value, float) else f"  {name}: {value}")
     if args.json is not None:
-        Path(args.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        output_files.write_text(args.json, json.dumps(figures, indent=1))
     return figures
 
 

@@ -30,6 +30,7 @@ import cli
 import datasets
 import loading
 import manifest
+import output_files
 import packed_images
 from arguments import Parser
 from errors import UserError, abridge
@@ -153,8 +154,9 @@ def pack(
     temporary = dst / f"{packed_images.INFO_FILE}.tmp"
     temporary.write_text(json.dumps(info, indent=1), encoding="utf-8")
     os.replace(temporary, dst / packed_images.INFO_FILE)  # from now on it is a packed data set
-    for part in dst.glob("*-[0-9]*.npz"):
-        part.unlink()
+    for about in splits.values():
+        for shard in about["shards"]:
+            (dst / shard["file"]).with_suffix(".npz").unlink()
     (dst / "plan.json").unlink()
     return info
 
@@ -184,11 +186,12 @@ def _sum_of(source: datasets.Images) -> str:
 def _begin(dst: Path, plan: dict) -> None:
     if packed_images.is_packed(dst):
         raise UserError(f"{dst}: is a packed data set already; choose another directory, or delete it")
+    output_files.check_target(dst, "DST")
     dst.mkdir(parents=True, exist_ok=True)
     file, text = dst / "plan.json", json.dumps(plan, indent=1)
     if not file.exists() and any(dst.iterdir()):
         raise UserError(f"{dst}: is not empty; choose another directory")
-    if file.exists() and file.read_text(encoding="utf-8") != text:
+    if file.exists() and file.read_bytes() != text.encode():
         raise UserError(
             f"{dst}: was begun with other settings or another source; choose another directory, or delete it"
         )

@@ -91,7 +91,8 @@ def write_report(rows: list[list[object]], path: Path) -> None:
 
 def main() -> None:
     """Run the stages, print the table, write the page; raise if a target is missed."""
-    shutil.rmtree(OUTPUT, ignore_errors=True)
+    for name, _, _ in _STAGES:
+        shutil.rmtree(OUTPUT / name, ignore_errors=True)
     secs = {name: run_stage(name, mode, flags) for name, mode, flags in _STAGES}
     untrained, probe, evaluated = (last_accuracy(name) for name in ("probe-untrained", "probe", "evaluate"))
     rows = [

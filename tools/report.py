@@ -161,7 +161,9 @@ def main(argv: list[str] | None = None) -> Path:
     run_dirs = [Path(run) for run in args.runs]
     if args.out is None and len(run_dirs) > 1:
         raise UserError("-out is missing: where shall the comparison go?")
-    out = inputs.new_file(run_dirs[0] / "report.html" if args.out is None else args.out, ".html")
+    own = run_dirs[0] / "report.html"
+    out = Path(own if args.out is None else args.out)
+    out = inputs.new_file(out, ".html", check=len(run_dirs) > 1 or out.resolve() != own.resolve())
     for directory in run_dirs:
         if not (directory / "log.jsonl").is_file() or not (directory / "config.yaml").is_file():
             raise UserError(f"{directory}: not the directory of a run, which has config.yaml and log.jsonl")

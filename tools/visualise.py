@@ -28,6 +28,7 @@ import cli
 import datasets
 import loading
 import mae
+import output_files
 import recipes
 from arguments import Parser
 from errors import UserError
@@ -257,7 +258,10 @@ def _check(args) -> Path:
         raise UserError(f"-num {args.num}: must be at least 1")
     if args.mask not in ("random", "block") and args.mask_ratio:
         raise UserError("-mask_ratio: a drawn mask has its own; leave it out")
-    return inputs.new_file(args.out, ".png", ".html")
+    given = [*args.images, args.run, args.mask]
+    for folder in filter(Path.is_dir, map(Path, args.images)):
+        given += datasets.find_images(folder)
+    return inputs.new_file(args.out, ".png", ".html", inputs=given)
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -289,7 +293,8 @@ def main(argv: list[str] | None = None) -> Path:
         caption = f"Columns: original, rollout over all layers, then each head of layer {args.layer} (class token)."
         pictures.append(("Attention", make_grid(panels), caption))
     if out.suffix.lower() == ".png":
-        stack([picture for _, picture, _ in pictures]).save(out)
+        with output_files.replacing(out) as temporary:
+            stack([picture for _, picture, _ in pictures]).save(temporary, format="PNG")
     else:
         sections = [(heading, pages.html_figure(picture, caption)) for heading, picture, caption in pictures]
         pages.write_page(out, f"What {Path(args.run).name} sees", sections)
