@@ -1,7 +1,7 @@
 """Process environment that has to be in place before Paddle loads.
 
-`prepare()` never overrides what the user set, imports neither Paddle nor anything else of this
-project, and may be called twice. `MAE_RUNTIME=0` switches all of it off.
+`prepare()` never overrides what the user set, and may be called twice. Called by a program of this project, it imports
+Paddle, too. `MAE_RUNTIME=0` leaves the environment as it is.
 """
 
 import contextlib
@@ -44,10 +44,15 @@ def prepare(num_threads: int | None = None) -> dict[str, str]:
         sys.exit(
             "error: Paddle is not installed in this environment; see Install in README.md (.venv: . .venv/bin/activate)"
         )
+    if "paddle" in sys.modules:
+        return {}
+    changed = {} if os.environ.get("MAE_RUNTIME") == "0" else _set_environment(num_threads)
     if _is_program():
         _begin_quietly()
-    if os.environ.get("MAE_RUNTIME") == "0" or "paddle" in sys.modules:
-        return {}
+    return changed
+
+
+def _set_environment(num_threads: int | None) -> dict[str, str]:
     if num_threads is None:
         local_ranks = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
         num_threads = max(1, num_cores() // max(1, local_ranks))
@@ -80,9 +85,22 @@ def _begin_quietly() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, _end_at_once)
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    _end_on(numbers)
+    # While it is imported, Paddle puts a handler of its own in the place of ours, which takes memory and may wait for
+    # ever if the signal came while memory was being taken. So signals have to wait for the second that it takes.
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        importlib.import_module("paddle")
+    finally:
+        _end_on(numbers)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def _end_on(numbers: list[int]) -> None:
+    for number in numbers:
+        signal.signal(number, _end_at_once)
 
 
 def _end_at_once(number: int, frame: object) -> None:

@@ -15,7 +15,9 @@ def new_axes(count: int = 1, size: tuple[float, float] = (4.2, 3.2)) -> tuple[ob
     import matplotlib
 
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    matplotlib.rcdefaults()  # not the settings of a matplotlibrc in the working directory
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a "$" in the name of a class is no formula
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, count, figsize=(size[0] * count, size[1]), squeeze=False)
