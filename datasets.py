@@ -27,10 +27,9 @@ from PIL import Image
 import packed_images
 import published_datasets
 import safe_pickle
-from encoded_images import EncodedImages, FileImages
+from encoded_images import FORMAT_OF_SUFFIX, EncodedImages, FileImages
 from errors import UserError, abridge, printable
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _CIFAR = {  # archive, folder, train files, test file, key of the labels
     "cifar10": (
@@ -163,7 +162,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in _SUFFIXES
+    return os.path.splitext(name)[1].lower() in FORMAT_OF_SUFFIX
 
 
 def _open_cifar(name: str, root: Path, split: str) -> ArrayImages:

@@ -1,10 +1,39 @@
 """Sources of encoded images: what they have in common, and files."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+# Image files of a data set have one of these suffixes. Pillow is told the formats, because it would go by content, and
+# start Ghostscript for an EPS file of any name.
+FORMAT_OF_SUFFIX = {
+    **dict.fromkeys((".jpg", ".jpeg"), "JPEG"),
+    ".png": "PNG",
+    ".bmp": "BMP",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".ppm", ".pgm"), "PPM"),
+}
+FORMATS = tuple(dict.fromkeys(FORMAT_OF_SUFFIX.values()))
+
+
+def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Read the header of an encoded image; the pixels are decoded later, by its `load`.
+
+    Raises:
+        ValueError: if it is of another format, or claims more pixels than a photo has.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError as error:  # which names an address in memory
+        raise ValueError(f"its content is of none of the formats {', '.join(formats)}") from error
+    if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow itself refuses twice as many
+        raise ValueError(f"claims {image.width}x{image.height} pixels, which looks like a decompression bomb")
+    return image
 
 
 class EncodedImages:
@@ -32,14 +61,8 @@ class EncodedImages:
         raise NotImplementedError
 
     def image(self, index: int) -> Image.Image:
-        """Decode an image; one that claims more pixels than a photo has is refused before that."""
-        try:
-            opened = Image.open(io.BytesIO(self.read(index)))
-        except UnidentifiedImageError as error:  # which names an address in memory
-            raise ValueError("its content is of no image format that Pillow knows") from error
-        with opened as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow itself refuses twice as many
-                raise ValueError(f"claims {image.width}x{image.height} pixels, which looks like a decompression bomb")
+        """Decode an image, see `open_image`."""
+        with open_image(self.read(index)) as image:
             image.load()
             return image
 

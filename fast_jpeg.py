@@ -5,12 +5,12 @@ larger than its crop's result is decoded at a half or less. Evaluation does with
 """
 
 import functools
-import io
 import math
 
 import numpy as np
 from PIL import Image
 
+from encoded_images import open_image
 from errors import UserError
 
 _ORIENTATION = 0x0112  # EXIF
@@ -67,7 +67,7 @@ class LazyJpeg:
                 min_factor=2 if shrinks else 1,
             )
         except ValueError:  # what only Pillow can read, or can say what is wrong with
-            with Image.open(io.BytesIO(self._data)) as image:
+            with open_image(self._data, ["JPEG"]) as image:
                 pixels = np.asarray(image.convert("L" if self._channels == 1 else "RGB"))
             pixels = pixels.reshape(*pixels.shape[:2], self._channels)
         if pixels.shape[:2] == (height, width):
@@ -97,7 +97,7 @@ def open_jpeg(data: bytes, channels: int, upright: bool = True) -> LazyJpeg | No
 def _is_upright(data: bytes) -> bool:
     if b"Exif\0\0" not in data[:_MOST_BYTES_BEFORE_EXIF]:
         return True
-    with Image.open(io.BytesIO(data)) as image:  # reads the header only
+    with open_image(data, ["JPEG"]) as image:  # reads the header only
         return image.getexif().get(_ORIENTATION, 1) == 1
 
 

@@ -28,6 +28,7 @@ import recipes
 from arguments import Parser
 from benchmarks import measure
 from config import get_config
+from encoded_images import FORMATS
 from errors import UserError
 from samplers import TrainSampler
 from workers import WorkerPool
@@ -61,7 +62,7 @@ def plain_pipeline(source: datasets.FileImages, config) -> Pipeline:
     def fill(keys: list[tuple[int, int]], out: np.ndarray) -> None:
         arrays = []
         for epoch, index in keys:
-            with Image.open(source.paths[index]) as image:
+            with Image.open(source.paths[index], formats=FORMATS) as image:
                 image = image.convert("RGB")
             rng = np.random.default_rng([0, epoch, index])
             image = augment.random_flip(augment.random_resized_crop(image, (side, side), rng, (0.2, 1.0)), rng)

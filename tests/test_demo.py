@@ -1,6 +1,8 @@
 """The demo page: its models, and the page itself in a real browser."""
 
 import http.client
+import json
+import os
 import shutil
 import socket
 import subprocess
@@ -168,3 +170,76 @@ def test_the_page_in_a_browser(address, browser, photo, tmp_path):
         assert answers(address)
     upload(photo)
     wait_for(lambda: len(sources()) >= 4, 60)
+
+
+# ---- strangers: the server as a program that knows its interface meets it
+
+
+def ask(port, photo, layers=(), host=None):
+    """Call the page's function with paths of files; returns what the server says in the end."""
+    editor = {"background": None, "layers": [{"path": str(path)} for path in layers], "composite": None, "id": None}
+    data = [None if photo is None else {"path": str(photo)}, 0.5, 0, "random", editor]
+    headers = {"Content-Type": "application/json"} | ({"Host": host} if host else {})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("POST", "/gradio_api/call/respond", json.dumps({"data": data}), headers)
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    if answer.status != 200:
+        return body
+    connection.request("GET", f"/gradio_api/call/respond/{json.loads(body)['event_id']}")
+    return connection.getresponse().read().decode()
+
+
+def test_no_file_is_opened_that_was_not_uploaded(address, photo, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link.jpg").symlink_to(photo)
+    tries = [
+        photo,
+        tmp_path / "link.jpg",
+        "/dev/zero",
+        tmp_path / "fifo",
+        "/etc/passwd",
+        f"{tmp_path}/../{photo}",
+        "\0",
+    ]
+    for path in tries:
+        for answer in (ask(address, path), ask(address, photo, [path])):
+            assert "event: error" in answer, answer
+            assert "was not uploaded here" in answer or "null" in answer, answer
+    for path in (photo, "/etc/passwd", ROOT / "README.md"):
+        connection = http.client.HTTPConnection("127.0.0.1", address, timeout=10)
+        connection.request("GET", f"/gradio_api/file={path}")
+        assert connection.getresponse().status in (403, 404)
+    assert answers(address)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:7860", "10.0.0.1"])
+def test_other_host_names_are_not_served(address, host):
+    connection = http.client.HTTPConnection("127.0.0.1", address, timeout=10)
+    connection.request("GET", "/", headers={"Host": host})
+    assert connection.getresponse().status == 400
+
+
+def test_uploads_go_with_the_server(models, photo, tmp_path):
+    pytest.importorskip("gradio")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**runtime.original_environment(), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tools.demo", models[0], "-port", str(port)]
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(lambda: answers(port), 120)
+    boundary, content = "----x", Path(photo).read_bytes()
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+    body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request(
+        "POST", "/gradio_api/upload", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    )
+    (upload,) = json.loads(connection.getresponse().read())
+    assert Path(upload).read_bytes() == content
+    assert "event: complete" in ask(port, upload)
+    server.terminate()
+    assert server.wait(30) == 143
+    assert server.stderr.read().decode().splitlines()[-1] == "ended by SIGTERM"
+    assert not list(tmp_path.glob("mae-demo-*"))

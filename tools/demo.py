@@ -4,8 +4,9 @@
     python -m tools.demo output/quickstart/pretrain [-classifier output/quickstart/finetune] [-port 7860]
 
 The first weights are an autoencoder; a classifier adds its five most likely classes. The photo's hidden patches are
-drawn by ratio and seed, or painted by hand. The server listens on this machine only (127.0.0.1), takes photos up to
-10 MB, keeps none of them for much longer than an hour, and sends no telemetry.
+drawn by ratio and seed, or painted by hand. The server listens on this machine only (127.0.0.1), answers to no other
+name, opens no file but those that were uploaded, takes photos up to 10 MB, keeps none of them for much longer than an
+hour, nor after its end, and sends no telemetry.
 """
 
 import runtime
@@ -18,6 +19,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import importlib.util
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +32,12 @@ import datasets
 import loading
 import recipes
 from arguments import Parser
+from encoded_images import open_image
 from errors import UserError
 from tools import evaluate, inputs, visualise
 
-_LARGEST_UPLOAD = "10mb"
+_LARGEST_UPLOAD_BYTES = 10 * 1000**2
+_HOSTS = ["127.0.0.1", "localhost"]  # a page of another name that leads here is somebody else's (DNS rebinding)
 _KEPT_SECS = 3600
 _SHOWN_PX = 448  # at least, of each picture
 _CANVAS_PX = 256
@@ -103,26 +107,82 @@ def _read(config, photo: str) -> np.ndarray:
         raise UserError(f"{Path(photo).name} cannot be read as an image ({error})") from error
 
 
+def read_upload(path: str, folder: Path) -> bytes:
+    """Return the content of an upload.
+
+    A request may name any path, so only regular files below the folder of uploads are opened.
+
+    Raises:
+        UserError: for any other path, and for files that are too large.
+    """
+    file = Path(path)
+    try:
+        is_upload = folder.resolve() in file.resolve().parents and file.resolve().is_file()
+        size = file.stat().st_size if is_upload else 0
+    except (OSError, ValueError, RuntimeError):
+        is_upload = False
+    if not is_upload:
+        raise UserError("this file was not uploaded here")
+    if size > _LARGEST_UPLOAD_BYTES:
+        raise UserError(f"the file has {size:,} bytes; at most {_LARGEST_UPLOAD_BYTES:,} are taken")
+    return file.read_bytes()
+
+
+def painted(layers: list[bytes]) -> np.ndarray | None:
+    """Return what was painted, uint8 [H, W], 255 where the brush was; None if there is no layer."""
+    alphas = []
+    for layer in layers:
+        try:
+            with open_image(layer, ["PNG", "WEBP"]) as image:
+                alphas.append(np.asarray(image.convert("RGBA").resize((_CANVAS_PX, _CANVAS_PX)))[..., 3])
+        except Exception as error:  # whatever was sent
+            raise UserError(f"the painted mask cannot be read ({error})") from error
+    return np.max(alphas, axis=0) if alphas else None
+
+
 def _enlarge(pixels: np.ndarray) -> Image.Image:
     image = Image.fromarray(pixels.squeeze())
     factor = max(1, -(-_SHOWN_PX // max(image.size)))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def build_page(demo: Demo):
-    """Build the Gradio page."""
+def build_page(demo: Demo, uploads: Path):
+    """Build the Gradio page.
+
+    Args:
+        uploads: directory in which Gradio keeps what was uploaded.
+    """
     import gradio
 
-    def respond(photo, mask_ratio, seed, kind, sketch):
+    def photo_of(payload) -> str | None:
+        """Return the path of the photo; our own reader opens it, and can say what is wrong with it."""
+        if payload is not None:
+            read_upload(payload.path, uploads)
+        return None if payload is None else payload.path
+
+    def layers_of(payload) -> list[bytes]:
+        """Return the encoded layers of the sketch, which came before the request, or were uploaded as files."""
+        if payload is not None and payload.id is not None:
+            payload = sketch.blob_storage.pop(payload.id, None)
+        layers = [] if payload is None else payload.layers or []
+        return [layer if isinstance(layer, bytes) else read_upload(layer.path, uploads) for layer in layers if layer]
+
+    def as_message(read):
+        def preprocess(payload):
+            try:
+                return read(payload)
+            except UserError as error:
+                raise gradio.Error(str(error)) from error
+
+        return preprocess
+
+    def respond(photo, mask_ratio, seed, kind, layers):
         if photo is None:
             raise gradio.Error("Upload a photo first.")
-        if seed is None or seed < 0:
+        if seed is None or not 0 <= seed < 2**31:
             raise gradio.Error("The seed must be a whole number from 0.")
-        drawn = None
-        if sketch is not None:
-            layers = [np.asarray(layer)[..., 3] for layer in sketch["layers"]]
-            drawn = np.max(layers, axis=0) if layers else None
         try:
+            drawn = painted(layers)
             pictures = demo.reconstruct(photo, mask_ratio, int(seed), kind, drawn)
             classes = demo.classify(photo) if demo.classifier is not None else None
             heads = demo.attend(photo)
@@ -139,8 +199,7 @@ def build_page(demo: Demo):
         with gradio.Row():
             with gradio.Column(scale=1):
                 photo = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Photo", elem_id="photo")
-                # Not opened before our own reader does, which can say what is wrong with an upload.
-                photo.preprocess = lambda payload: None if payload is None else payload.path
+                photo.preprocess = as_message(photo_of)
                 ratio = gradio.Slider(0.05, 0.95, demo.model.mask_ratio, step=0.05, label="Hidden", elem_id="ratio")
                 seed = gradio.Number(0, label="Seed", precision=0, elem_id="seed")
                 kind = gradio.Radio(["random", "block"], value="random", label="Patches")
@@ -150,6 +209,7 @@ def build_page(demo: Demo):
                     canvas_size=(_CANVAS_PX, _CANVAS_PX),
                     brush=gradio.Brush(default_size=24, colors=["#000000"], color_mode="fixed"),
                 )
+                sketch.preprocess = as_message(layers_of)
             with gradio.Column(scale=2):
                 pictures = gradio.Gallery(
                     label="Reconstruction", columns=2, elem_id="pictures", format="png", height="auto"
@@ -176,17 +236,29 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("the page needs gradio: pip install -r requirements-demo.txt")
     cli.set_device()
     demo = Demo(args.run, args.classifier)
+    with tempfile.TemporaryDirectory(prefix="mae-demo-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        _serve(demo, Path(uploads), args.port)
+
+
+def _serve(demo: Demo, uploads: Path, port: int) -> None:
     import gradio
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     font = ["system-ui", "sans-serif"]  # Gradio's own come from a server
     theme = gradio.themes.Default(font=font, font_mono=["monospace"])
-    page = build_page(demo)
     try:
-        page.launch(
-            server_name="127.0.0.1", server_port=args.port, share=False, max_file_size=_LARGEST_UPLOAD, theme=theme
+        build_page(demo, uploads).launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=False,
+            max_file_size=_LARGEST_UPLOAD_BYTES,
+            theme=theme,
+            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS)]},
         )
     except OSError as error:
-        raise UserError(f"-port {args.port}: {error}") from error
+        raise UserError(f"-port {port}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def to_image(figure) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     pyplot.close(figure)
-    return Image.open(buffer)
+    return Image.open(buffer, formats=["PNG"])
 
 
 def draw_curves(

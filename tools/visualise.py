@@ -31,6 +31,7 @@ import mae
 import output_files
 import recipes
 from arguments import Parser
+from encoded_images import open_image
 from errors import UserError
 from tools import attention, inputs, pages
 
@@ -93,9 +94,9 @@ def read_mask(path: str, grid_hw: tuple[int, int]) -> tuple[np.ndarray, float]:
         noise: [1, N], and the mask ratio that hides what was drawn.
     """
     try:
-        with Image.open(path) as picture:
+        with open_image(Path(path).read_bytes()) as picture:
             drawn = np.asarray(picture.convert("L").resize(grid_hw[::-1], Image.Resampling.BOX))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"-mask {path}: neither random nor block, nor a picture ({error})") from error
     return mask_to_noise(drawn > 127, f"-mask {path}")
 
