@@ -10,11 +10,13 @@ import hashlib
 import http.client
 import json
 import os
+import queue
 import re
 import shutil
 import socket
 import ssl
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -25,13 +27,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 import manifest
-from errors import UserError
+from errors import UserError, printable
+from json_files import read_json
 from program import terminal
 
 CACHE_VARIABLE, MIRROR_VARIABLE = "MAE_CACHE", "MAE_MIRROR"
 _CHUNK_BYTES = 1 << 20
 _ATTEMPTS = 5
 _TIMEOUT_SECS = 30.0
+_ANSWER_SECS = 120.0  # until a server has sent the header of its answer, redirects included
+_SLOW_SECS, _SLOW_BYTES = 60.0, 60 << 10  # a download that gets less in that time is given up
+_MOST_SECS = 24 * 3600.0  # for one file
+_MOST_BYTES = 64 << 30
 _RETRY_CODES = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -50,7 +57,7 @@ def folder_of(url: str) -> Path:
 def is_cached(url: str) -> bool:
     """Tell whether the file of an address was downloaded before."""
     record = _read_record(folder_of(url))
-    return record is not None and (folder_of(url) / str(record.get("file"))).is_file()
+    return record is not None and (folder_of(url) / record["file"]).is_file()
 
 
 def mirrored(url: str, file_name: str = "") -> str:
@@ -72,6 +79,7 @@ def fetch(
     file_name: str = "",
     *,
     md5_prefix: str = "",
+    most_bytes: int = _MOST_BYTES,
     source: str | None = None,
     check: Callable[[Path], None] | None = None,
     say: Callable[[str], None] = print,
@@ -83,6 +91,7 @@ def fetch(
         url: the address, which is the file's identity in the cache.
         file_name: its name there; the last part of the address, if empty.
         md5_prefix: beginning of the MD5 sum that the file must have.
+        most_bytes: a larger file is refused.
         source: a local path or another address to take it from, even if the cache has it.
         check: raises UserError if the content of the file is not right.
         say: gets the lines that tell what happens.
@@ -92,7 +101,8 @@ def fetch(
         UserError: if it cannot be had, or is not the file that it should be. The cache has no wrong file then.
     """
     folder = folder_of(url)
-    file = folder / (file_name or urllib.parse.unquote(url.rpartition("/")[2]))
+    last_part = url.partition("?")[0].rpartition("/")[2]
+    file = folder / _plain_name(url, file_name or urllib.parse.unquote(last_part))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
@@ -104,7 +114,7 @@ def fetch(
             part = folder / f"{file.name}.part"
             address = _address(source) if source else mirrored(url, file_name)
             say(f"fetching {address}")
-            _download(address, part, first_wait_secs)
+            _download(address, part, first_wait_secs, most_bytes)
             _accept(part, file, url, md5_prefix, record, check)
             say(f"saved {file} ({file.stat().st_size:,} bytes)")
             return file
@@ -112,6 +122,13 @@ def fetch(
         raise UserError(f"{file}: cannot be written: {error.strerror or error}") from error
     except KeyboardInterrupt as error:
         raise UserError(f"{url}: interrupted; the same command goes on from there") from error
+
+
+def _plain_name(url: str, name: str) -> str:
+    """Return a file name that stays in its folder."""
+    if not name or name in (".", "..") or not name.isprintable() or set(name) & set("/\\\0") or len(name) > 200:
+        raise UserError(f"{printable(url)}: its last part, {printable(name, 60)!r}, is no name for a file")
+    return name
 
 
 # ---- checks ------------------------------------------------------------------------------------
@@ -149,10 +166,11 @@ def _accept(
 
 
 def _read_record(folder: Path) -> dict | None:
+    """Return what is known of a download; None if there is nothing, or something damaged."""
     try:
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        return record if isinstance(record, dict) and "sha256" in record else None
-    except (OSError, ValueError):
+        record = read_json(folder / "record.json", {"sha256": str, "file": str})
+        return record if _plain_name(str(folder), record["file"]) else None
+    except UserError:
         return None
 
 
@@ -182,13 +200,13 @@ def _address(source: str) -> str:
     return path.as_uri()
 
 
-def _download(address: str, part: Path, wait_secs: float) -> None:
+def _download(address: str, part: Path, wait_secs: float, most_bytes: int) -> None:
     """Complete `part`; an attempt that gets further than the one before does not count."""
-    attempts = 0
+    attempts, deadline = 0, time.monotonic() + _MOST_SECS
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _transfer(address, part)
+            _transfer(address, part, most_bytes, deadline)
             return
         except UserError:
             raise
@@ -199,13 +217,13 @@ def _download(address: str, part: Path, wait_secs: float) -> None:
                 raise UserError(f"{address}: {_describe(error)}{_offline_advice()}") from error
             after = part.stat().st_size if part.exists() else 0
             attempts = 1 if after > before else attempts + 1
-            if attempts >= _ATTEMPTS or _is_hopeless(error):
+            if attempts >= _ATTEMPTS or _is_hopeless(error) or time.monotonic() > deadline:
                 kept = f"; {after:,} bytes are kept, and the same command goes on from there" if after else ""
                 raise UserError(f"{address}: {_describe(error)}{kept}{_offline_advice()}") from error
         time.sleep(wait_secs * 2 ** (attempts - 1))
 
 
-def _transfer(address: str, part: Path) -> None:
+def _transfer(address: str, part: Path, most_bytes: int, deadline: float) -> None:
     """Make one request, and append what comes to `part`; raise ConnectionError if it is not all."""
     have = part.stat().st_size if part.exists() else 0
     tag = _read_tag(part, address) if have else {}
@@ -216,7 +234,7 @@ def _transfer(address: str, part: Path) -> None:
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", tag["version"])
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECS)
+        response = _open(request)
     except urllib.error.HTTPError as error:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
@@ -225,12 +243,49 @@ def _transfer(address: str, part: Path) -> None:
     with response:
         start, total = _check_answer(address, response, have if tag.get("version") else None)
         version = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if start and (version, total) != (tag["version"], tag["total"]):
+            part.unlink()  # it would be joined with the end of another version
+            raise ConnectionError("the file has changed on the server, and is fetched anew")
+        if total is not None and total > most_bytes:
+            raise UserError(f"{address}: has {total:,} bytes, and at most {most_bytes:,} can be right")
         tag = {"address": address, "version": version, "total": total}
         _tag_file(part).write_text(json.dumps(tag), encoding="utf-8")
         free = shutil.disk_usage(part.parent).free
         if total is not None and total - start > free:
             raise UserError(f"{part.parent}: the disk has {free:,} bytes left, and {total - start:,} are needed")
-        _copy(response, part, start, total)
+        _copy(response, part, start, total, most_bytes, deadline)
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https only, and not from https to http."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        schemes = [urllib.parse.urlsplit(url).scheme for url in (req.full_url, newurl)]
+        if schemes[1] not in ("http", "https") or (schemes[0] == "https" and schemes[1] != "https"):
+            raise UserError(
+                f"{req.full_url}: refused, the server redirects to {printable(newurl)}, which is not encrypted"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _open(request: urllib.request.Request):
+    """Open an address; a server that sends the header of its answer letter by letter is given up."""
+    opener, answers = urllib.request.build_opener(_SafeRedirects), queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(opener.open(request, timeout=_TIMEOUT_SECS))
+        except BaseException as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=_ANSWER_SECS)
+    except queue.Empty as error:
+        raise TimeoutError(f"no answer within {_ANSWER_SECS:.0f} seconds") from error
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 def _check_answer(address: str, response, asked_from: int | None) -> tuple[int, int | None]:
@@ -257,24 +312,35 @@ def _tag_file(part: Path) -> Path:
 
 
 def _read_tag(part: Path, address: str) -> dict:
+    """Return what a part belongs to; empty if it is not known to be of this address."""
     try:
-        tag = json.loads(_tag_file(part).read_text(encoding="utf-8"))
-        return tag if tag["address"] == address else {}
-    except (OSError, ValueError, TypeError, KeyError):
+        tag = read_json(_tag_file(part), {"version": (str, type(None)), "total": (int, type(None))})
+    except UserError:
         return {}
+    return tag if tag.get("address") == address else {}
 
 
-def _copy(response, part: Path, start: int, total: int | None) -> None:
-    with (
-        open(part, "r+b" if start else "wb") as file,
-        tqdm(
-            total=total, initial=start, unit="B", unit_scale=True, disable=None, file=terminal(sys.stderr)
-        ) as bar,  # on terminals only
-    ):
+def _copy(response, part: Path, start: int, total: int | None, most_bytes: int, deadline: float) -> None:
+    """Append an answer's bytes to `part`, as long as they come fast enough, and are not too many."""
+    bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=None, file=terminal(sys.stderr))
+    with open(part, "r+b" if start else "wb") as file, bar:
         file.seek(start)
+        since, before = time.monotonic(), start
         while chunk := response.read1(_CHUNK_BYTES):  # what has come is kept, even if the connection breaks then
             file.write(chunk)
             bar.update(len(chunk))
+            now, done = time.monotonic(), file.tell()
+            if done > most_bytes:
+                raise UserError(f"{response.url}: sends more than the {most_bytes:,} bytes that can be right")
+            if now > deadline:
+                raise TimeoutError(f"not complete after {_MOST_SECS / 3600:.0f} hours")
+            if now - since >= _SLOW_SECS:
+                if done - before < _SLOW_BYTES:
+                    raise UserError(
+                        f"{response.url}: given up, {done - before:,} bytes came in {now - since:.0f} seconds; "
+                        "what has come is kept, and the same command goes on from there"
+                    )
+                since, before = now, done
         file.truncate()
         done = file.tell()
     if total is not None and done < total:

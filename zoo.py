@@ -119,9 +119,10 @@ def fetch(name: str, source: str | None = None, say: Callable[[str], None] = pri
         if not weights.md5:
             say(f"warning: no checksum is published, so the file is taken for {name} on trust")
 
-    file = download.fetch(
-        weights.url, weights.file_name, md5_prefix=weights.md5, source=source, check=port_file, say=say
-    )
+    # Training code may keep two moments per weight and an average beside the weights, in float64 at most.
+    most_bytes = (64 << 20) + 32 * weights.num_parameters
+    options = {"md5_prefix": weights.md5, "most_bytes": most_bytes, "source": source}
+    file = download.fetch(weights.url, weights.file_name, **options, check=port_file, say=say)
     if not ported.is_file():
         port_file(file)
     return ported

@@ -1,5 +1,6 @@
 """Downloads against a server on this machine that misbehaves."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -7,9 +8,11 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -39,7 +42,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.cuts, self.answer, self.etag, self.content, self.requests = [], 200, '"v1"', CONTENT, []
         self.mime, self.shift = "application/octet-stream", 0
-        self.headers = {}
+        self.headers, self.ignores_if_range = {}, False
 
     @property
     def address(self) -> str:
@@ -55,7 +58,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(server.answer)
             return
         start = 0
-        if wanted and self.headers.get("If-Range") == server.etag:
+        if wanted and (server.ignores_if_range or self.headers.get("If-Range") == server.etag):
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
         content, shift, headers, etag = server.content, server.shift, server.headers, server.etag
         body = content[start:][: server.cuts.pop(0)] if server.cuts else content[start:]
@@ -296,3 +299,109 @@ def test_two_processes_share_one_download(server):
     assert len(paths) == 1
     assert Path(paths.pop()).read_bytes() == CONTENT
     assert len(server.requests) == 1
+
+
+# ---- versions, limits, names
+
+
+@pytest.mark.parametrize("change", ["etag", "total", "both"])
+def test_halves_of_two_versions_are_never_joined(server, monkeypatch, change):
+    """The server answers a request for the rest with the rest of another version, against If-Range."""
+    server.cuts, half = [len(CONTENT) // 2], len(CONTENT) // 2
+    monkeypatch.setattr(download, "_ATTEMPTS", 1)
+    with pytest.raises(UserError, match=f"{half:,} bytes are kept"):
+        fetch(server)
+    monkeypatch.setattr(download, "_ATTEMPTS", 3)
+    server.content = bytes(reversed(CONTENT)) + (b"more" if change != "etag" else b"")
+    server.etag = server.etag if change == "total" else '"v2"'
+    server.ignores_if_range = True
+    assert fetch(server).read_bytes() == server.content
+    assert len(server.requests) == 3, "cut, rest of another version, whole"
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1/x", "file:///etc/passwd", "ftp://127.0.0.1/x"])
+def test_no_redirect_leaves_https(target):
+    handler = download._SafeRedirects()
+    request = download.urllib.request.Request("https://example.org/weights.pth")
+    with pytest.raises(UserError, match="refused, the server redirects to"):
+        handler.redirect_request(request, None, 302, "Found", {}, target)
+    assert handler.redirect_request(request, None, 302, "Found", {}, "https://example.com/x").full_url
+
+
+def test_a_file_that_cannot_be_right_is_not_fetched(server, tmp_path):
+    with pytest.raises(UserError, match="has 1,048,576 bytes, and at most 1,000 can be right"):
+        fetch(server, most_bytes=1000)
+    assert not cached(tmp_path)
+
+
+def raw_server(answer):
+    """Return the address of a server that does what a function does with each connection."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        while True:
+            peer, _ = listener.accept()
+            threading.Thread(target=quietly, args=(answer, peer), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/weights.pth"
+
+
+def quietly(answer, peer):
+    with contextlib.suppress(OSError):
+        peer.recv(10000)
+        answer(peer)
+
+
+def endless(peer):
+    peer.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+    while True:
+        peer.sendall(bytes(10000))
+
+
+def trickling(peer):
+    peer.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    while True:
+        peer.sendall(b"x")
+        time.sleep(0.05)
+
+
+def hesitating(peer):
+    while True:
+        peer.sendall(b"H")
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (endless, "sends more than the 1,000,000 bytes"),
+        (trickling, "given up, .* bytes came in"),
+        (hesitating, "no answer within 0 seconds|timed out"),
+    ],
+)
+def test_answers_without_end_are_given_up(server, monkeypatch, tmp_path, answer, message):
+    for name, value in (("_ANSWER_SECS", 0.4), ("_SLOW_SECS", 0.5), ("_ATTEMPTS", 2)):
+        monkeypatch.setattr(download, name, value)
+    started = time.monotonic()
+    with pytest.raises(UserError, match=message):
+        download.fetch(raw_server(answer), say=lambda line: None, first_wait_secs=0.01, most_bytes=1_000_000)
+    assert time.monotonic() - started < 10
+    assert "weights.pth" not in cached(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["%2e%2e%2fup.pth", "..%2f..%2fup", "a%5cb", "%00", "%2e%2e", ""])
+def test_names_stay_in_their_folder(server, tmp_path, name):
+    with pytest.raises(UserError, match="is no name for a file"):
+        fetch(server, f"/a/{name}")
+    assert not list(tmp_path.rglob("up*"))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "3", '{"sha256": 3, "file": "x"}', '{"sha256": "x", "file": "../x"}', "[" * 9999]
+)
+def test_damaged_records_are_none(server, text):
+    file = fetch(server)
+    (file.parent / "record.json").write_text(text)
+    assert not download.is_cached(server.address + "/a/weights.pth")
+    assert fetch(server).read_bytes() == CONTENT
