@@ -1,6 +1,10 @@
 """Command lines of this project: every flag may be written with one dash or two, and -help helps."""
 
 import argparse
+import math
+from pathlib import Path
+
+from errors import UserError, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -14,3 +18,25 @@ class Parser(argparse.ArgumentParser):
     def add(self, name: str, text: str, **options: object) -> None:
         """Add the flag -name, which may be written --name, too."""
         self.add_argument(f"-{name}", f"--{name}", help=text, **options)
+
+
+def finite(text: str) -> float:
+    """Read a number that is neither infinite nor "not a number", for a parser."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def user_path(text: str | Path, flag: str) -> Path:
+    """Return a path, its ~ or ~user replaced.
+
+    Raises:
+        UserError: if there is no such user, or no system could have such a path.
+    """
+    if "\0" in str(text):
+        raise UserError(f"{flag}: a path with a NUL in it: {printable(text, 80)}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{flag} {printable(text, 80)}: {error}") from error

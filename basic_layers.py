@@ -53,7 +53,7 @@ class ProbeNorm(nn.BatchNorm1D):
 
     def forward(self, features: paddle.Tensor) -> paddle.Tensor:
         """Normalise features [B, D]; one image alone has no deviation, and Paddle would pass it through as it is."""
-        if self.training and features.shape[0] == 1:
+        if self.training and paddle.in_dynamic_mode() and features.shape[0] == 1:
             raise UserError(f"a batch of one image cannot be normalised; {ONE_IMAGE_ADVICE}")
         return super().forward(features)
 

@@ -17,7 +17,7 @@ import program
 import runtime
 import training_state
 import workers
-from arguments import Parser
+from arguments import Parser, user_path
 from config import DATASETS, get_config
 from errors import UserError, abridge, printable
 from metrics import RunLog
@@ -189,7 +189,7 @@ def _find_resume(config, mode: str) -> Path | None:
         return None
     if wanted != "auto":
         return _find_on_main(Path(wanted))
-    save = Path(config.SAVE).expanduser()
+    save = user_path(config.SAVE, "-output")
     runs = [save / config.RUN] if config.RUN else sorted(save.glob(f"{mode}-*"), key=lambda path: path.name)
     runs = [path for path in runs if training_state.has_checkpoint(path)]
     return _find_on_main(runs[-1]) if runs else None
@@ -209,7 +209,7 @@ def _open_directory(config, prefix: str, resume_from: Path | None) -> Path:
     if resume_from is not None and not config.EVAL:
         return resume_from.parent
     name = config.RUN or f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
-    save, suffix = Path(config.SAVE).expanduser(), ""
+    save, suffix = user_path(config.SAVE, "-output"), ""
     try:
         while True:
             directory = save / f"{name}{suffix}"

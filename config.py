@@ -7,6 +7,7 @@ PaddleViT's MAE has keep their names and their meaning; a comment marks what is 
 """
 
 import math
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -193,10 +194,58 @@ def _validate(config: CfgNode) -> None:
                 value = value[part]
             raise UserError(f"{key}={value!r}: {what}")
 
+    _check_bounds(config, require)
     _check_top(config, require)
     _check_data(config.DATA, require)
     _check_model(config, require)
     _check_train(config.TRAIN, require)
+
+
+# Numbers above these are mistakes, and would take memory or time without end.
+_LARGEST = {
+    "DATA.BATCH_SIZE": 1_000_000,
+    "DATA.BATCH_SIZE_EVAL": 1_000_000,
+    "DATA.NUM_WORKERS": 1024,
+    "MODEL.NUM_CLASSES": 10_000_000,
+    "MODEL.PATCH_SIZE": 4096,
+    "MODEL.MLP_RATIO": 64,
+    "MODEL.HEAD_INIT_STD": 100,
+    **{f"MODEL.{part}.DEPTH": 1000 for part in ("ENCODER", "DECODER")},
+    **{f"MODEL.{part}.EMBED_DIM": 65_536 for part in ("ENCODER", "DECODER")},
+    **{f"MODEL.{part}.NUM_HEADS": 4096 for part in ("ENCODER", "DECODER")},
+    **{f"TRAIN.{key}": 1_000_000 for key in ("NUM_EPOCHS", "LAST_EPOCH", "WARMUP_EPOCHS", "ACCUM_ITER", "MAX_SKIPS")},
+    **{f"TRAIN.{key}": 1e6 for key in ("BASE_LR", "WARMUP_START_LR", "END_LR", "WEIGHT_DECAY", "COLOR_JITTER")},
+    **{f"TRAIN.{key}": 1e6 for key in ("MIXUP_ALPHA", "CUTMIX_ALPHA")},
+    "TRAIN.TOTAL_BATCH_SIZE": 100_000_000,
+    "TRAIN.LINEAR_SCALED_LR": 100_000_000,
+    "TRAIN.AUG_REPEATS": 1000,
+    "TRAIN.RAND_AUGMENT_LAYERS": 100,
+    "TRAIN.RAND_AUGMENT_MAGNITUDE": 100,
+    "TRAIN.RANDOM_ERASE_COUNT": 1000,
+    "SAVE_FREQ": 1_000_000_000,
+    "SAVE_FREQ_STEPS": 1_000_000_000,
+    "SAVE_EVERY_MINUTES": 1_000_000,
+    "KEEP_LAST": 1_000_000,
+    "REPORT_FREQ": 1_000_000_000,
+    "VALIDATE_FREQ": 1_000_000_000,
+}
+_LARGEST_IMAGE_PX = 1 << 26  # in all
+
+
+def _check_bounds(config: CfgNode, require) -> None:
+    for key, largest in _LARGEST.items():
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        require(value is None or value <= largest, key, f"must be at most {largest:,}")
+    sides = config.DATA.IMAGE_SIZE if isinstance(config.DATA.IMAGE_SIZE, list) else [config.DATA.IMAGE_SIZE] * 2
+    is_small = all(isinstance(side, int) for side in sides) and math.prod(sides) <= _LARGEST_IMAGE_PX
+    require(is_small, "DATA.IMAGE_SIZE", f"must be whole numbers of pixels, at most {_LARGEST_IMAGE_PX:,} in all")
+    processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    fits = processes == resource.RLIM_INFINITY or processes > config.DATA.NUM_WORKERS
+    require(fits, "DATA.NUM_WORKERS", f"must be below the {processes} processes that this user may have (ulimit -u)")
+    minutes = config.SAVE_EVERY_MINUTES
+    require(minutes is None or minutes >= 0, "SAVE_EVERY_MINUTES", "must not be negative, or None")
 
 
 def _check_top(config: CfgNode, require) -> None:

@@ -19,6 +19,7 @@ import io
 import os
 import re
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,13 @@ from PIL import Image
 import packed_images
 import published_datasets
 import safe_pickle
-from encoded_images import FORMAT_OF_SUFFIX, EncodedImages, FileImages
+from arguments import user_path
+from encoded_images import EncodedImages, FileImages, find_images, read_regular_file
 from errors import UserError, abridge, printable
 
+_MOST_ARCHIVE_BYTES = 1 << 30  # unpacked; CIFAR has 180 MB
+_LONGEST_PATH = 4095  # bytes, Linux
+_MOST_CLASSES = 1_000_000  # a larger label is a mistake, and would take the memory of so large a classifier
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _CIFAR = {  # archive, folder, train files, test file, key of the labels
     "cifar10": (
@@ -87,7 +92,7 @@ def open_source(
         synthetic_hw: size of the synthetic images.
         list_outside: list files may name files outside their directory.
     """
-    root = Path(data_path).expanduser()
+    root = user_path(data_path, "-data_path")
     if name == "digits":
         return _open_digits(split)
     if name == "synthetic":
@@ -109,14 +114,17 @@ def open_source(
 def _read_list(list_file: Path, list_outside: bool) -> FileImages:
     paths, labels, problems = [], [], []
     try:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{list_file}: not a UTF-8 text file ({error})") from error
+        lines = read_regular_file(list_file, 4 << 30).decode("utf-8").splitlines()
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not a file
+        raise UserError(f"{list_file}: cannot be read as a UTF-8 text file ({error})") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         path, _, label = line.strip().rpartition(" ")  # a path may hold spaces
         path, label = path.strip(), label.strip()
+        if "\0" in path or len(os.fsencode(path)) > _LONGEST_PATH:
+            problems.append(f"line {number}: {printable(path, 60)!r} is no path")
+            continue
         if not path or not re.fullmatch(r"-?\d{1,9}", label):
             problems.append(f"line {number}: expected 'path label', found {line.strip()[:80]!r}")
             continue
@@ -155,47 +163,68 @@ def _scan_folders(root: Path, split: str, needs_labels: bool) -> FileImages:
     return FileImages(paths, np.array(labels, np.int64), folder, class_names)
 
 
-def find_images(folder: Path) -> list[Path]:
-    """List the image files below a folder, in order; linked folders count, too."""
-    walk = os.walk(folder, followlinks=True)
-    return sorted(Path(root) / name for root, _, names in walk for name in names if _is_image(name))
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in FORMAT_OF_SUFFIX
-
-
 def _open_cifar(name: str, root: Path, split: str) -> ArrayImages:
     archive_name, folder_name, train_files, test_file, label_key = _CIFAR[name]
     files = train_files if split == "train" else [test_file]
     archive = root if root.is_file() else root / archive_name
     folder = root if root.name == folder_name else root / folder_name
     if folder.is_dir():
-        try:
-            batches = [_read_cifar_batch((folder / file).read_bytes(), str(folder / file)) for file in files]
-        except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}") from error
+        batches = [_read_cifar_batch(_read_limited(folder / file), str(folder / file)) for file in files]
     elif archive.is_file():
-        try:
-            with tarfile.open(archive) as tar:
-                batches = [
-                    _read_cifar_batch(tar.extractfile(f"{folder_name}/{file}").read(), f"{archive}:{file}")
-                    for file in files
-                ]
-        except (tarfile.TarError, KeyError, EOFError, OSError) as error:
-            raise UserError(f"{archive}: not the published python archive of {name}: {error}") from error
+        contents = _read_members(archive, [f"{folder_name}/{file}" for file in files], name)
+        batches = [_read_cifar_batch(content, f"{archive}:{file}") for file, content in contents.items()]
     else:
         raise UserError(
             f"DATA.DATA_PATH={root}: holds neither {archive_name} nor {folder_name}/; "
             f"download the python version from https://www.cs.toronto.edu/~kriz/cifar.html"
         )
+    num_classes = 10 if name == "cifar10" else 100
+    pixels, labels = zip(*(_check_cifar_batch(batch, label_key, num_classes, root) for batch in batches), strict=True)
+    images = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return ArrayImages(np.ascontiguousarray(images), np.concatenate(labels), f"{name} {split}")
+
+
+def _check_cifar_batch(batch: object, label_key: bytes, num_classes: int, root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels uint8 [N, 3072] and labels int64 [N] of a batch file."""
+    pixels, labels = (batch.get(key) if isinstance(batch, dict) else None for key in (b"data", label_key))
+    is_right = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[1:] == (3 * 32 * 32,)
+    is_right = is_right and isinstance(labels, list) and len(labels) == len(pixels)
+    if not is_right or not all(type(label) is int and 0 <= label < num_classes for label in labels):
+        raise UserError(
+            f"DATA.DATA_PATH={root}: not the published python version: a batch needs {b'data'!r}, uint8 [N, 3072], and "
+            f"{label_key!r}, N whole numbers below {num_classes}"
+        )
+    return pixels, np.array(labels, np.int64)
+
+
+def _read_limited(file: Path) -> bytes:
     try:
-        pixels = np.concatenate([np.asarray(batch[b"data"], np.uint8) for batch in batches])
-        labels = np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
-        images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"DATA.DATA_PATH={root}: not the published python version of {name}: {error}") from error
-    return ArrayImages(np.ascontiguousarray(images), labels, f"{name} {split}")
+        return read_regular_file(file, _MOST_ARCHIVE_BYTES)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _read_members(archive: Path, names: list[str], dataset: str) -> dict[str, bytes]:
+    """Read members of a tar archive, which may unpack to a limited size."""
+    found, total = {}, 0
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                total += member.size
+                if total > _MOST_ARCHIVE_BYTES:
+                    raise UserError(
+                        f"{archive}: unpacks to more than {_MOST_ARCHIVE_BYTES >> 20} MiB, so it is not {dataset}"
+                    )
+                if member.name in names and member.isfile():
+                    found[member.name] = tar.extractfile(member).read()
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{archive}: not the published python archive of {dataset}: {error}") from error
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise UserError(f"{archive}: not the published python archive of {dataset}: it has no {missing[0]}")
+    return {name: found[name] for name in names}
 
 
 def _read_cifar_batch(data: bytes, name: str) -> dict:
@@ -256,7 +285,13 @@ def check_source(source: Images, *, num_classes: int | None, channels: int) -> l
         missing = _find_missing(source.paths)
         if missing:
             problems.append(f"{len(missing)} files are missing: {abridge(missing, 5)}")
-    if num_classes is not None:
+        notes += _odd_paths(source)
+    if len(source) and source.labels.max() >= _MOST_CLASSES:
+        index = int(source.labels.argmax())
+        problems.append(
+            f"{source.describe(index)} has the label {source.labels[index]:,}; at most {_MOST_CLASSES - 1:,}"
+        )
+    if num_classes is not None and not problems:
         outside = np.flatnonzero((source.labels < 0) | (source.labels >= num_classes))
         if len(outside):
             named = [f"{source.describe(i)} has {source.labels[i]}" for i in outside[:5]]
@@ -302,16 +337,37 @@ def describe_source(source: Images) -> str:
     return f"{len(source):,} images of {len(labels):,} classes, {counts.min():,} to {counts.max():,} each"
 
 
+def _odd_paths(source: FileImages) -> list[str]:
+    """Warn of files that are listed twice, and of names that are not UTF-8."""
+    notes, label_of, num_twice, differing, odd = [], {}, 0, [], []
+    for path, label in zip(source.paths, source.labels.tolist(), strict=True):
+        name = str(path)
+        if name in label_of:
+            num_twice += 1
+            if label_of[name] != label:
+                differing.append(f"{printable(name)} as {label_of[name]} and {label}")
+        label_of[name] = label
+        if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
+            odd.append(printable(name))
+    if num_twice:
+        with_labels = f", {len(differing)} of them with two labels: {abridge(differing, 3)}" if differing else ""
+        notes.append(f"{source.origin}: {num_twice} images are listed more than once{with_labels}")
+    if odd:
+        notes.append(f"{source.origin}: {len(odd)} names are not UTF-8, and are shown with escapes: {abridge(odd, 3)}")
+    return notes
+
+
 def _find_missing(paths: list[Path]) -> list[str]:
-    """List the paths that are no files, with one directory listing per directory."""
+    """List the paths that are no files (absent, or pipes and devices), with one listing per directory."""
     present: dict[Path, set[str]] = {}
     missing = []
     for path in paths:
         folder = path.parent
         if folder not in present:
             present[folder] = set()
-            with contextlib.suppress(OSError, ValueError):  # no directory, or not even a possible name of one
-                present[folder] = {entry.name for entry in folder.iterdir()}
+            # No directory, or not even a possible name of one.
+            with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
+                present[folder] = {entry.name for entry in entries if entry.is_file()}
         if path.name not in present[folder]:
             missing.append(printable(path))
     return missing

@@ -27,6 +27,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import manifest
+from arguments import user_path
 from errors import UserError, printable
 from json_files import read_json
 from program import terminal
@@ -45,8 +46,8 @@ _RETRY_CODES = (408, 425, 429, 500, 502, 503, 504)
 def cache_dir() -> Path:
     """Return the directory for downloads: $MAE_CACHE, else mae_paddle in the user's cache directory."""
     if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mae_paddle"
+        return user_path(os.environ[CACHE_VARIABLE], CACHE_VARIABLE)
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "mae_paddle"
 
 
 def folder_of(url: str) -> Path:
@@ -194,7 +195,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _address(source: str) -> str:
     if "://" in source:
         return source
-    path = Path(source).expanduser().resolve()
+    path = user_path(source, "-from").resolve()
     if not path.exists():
         raise UserError(f"{source}: no such file or directory")
     return path.as_uri()

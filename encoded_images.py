@@ -1,11 +1,15 @@
 """Sources of encoded images: what they have in common, and files."""
 
 import io
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from errors import UserError, printable
 
 # Image files of a data set have one of these suffixes. Pillow is told the formats, because it would go by content, and
 # start Ghostscript for an EPS file of any name.
@@ -18,6 +22,7 @@ FORMAT_OF_SUFFIX = {
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
     **dict.fromkeys((".ppm", ".pgm"), "PPM"),
 }
+_MOST_BYTES = 1 << 30
 FORMATS = tuple(dict.fromkeys(FORMAT_OF_SUFFIX.values()))
 
 
@@ -34,6 +39,57 @@ def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
     if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow itself refuses twice as many
         raise ValueError(f"claims {image.width}x{image.height} pixels, which looks like a decompression bomb")
     return image
+
+
+def read_regular_file(path: Path, most_bytes: int = _MOST_BYTES) -> bytes:
+    """Read a file that is no pipe and no device, which might wait or go on for ever.
+
+    Raises:
+        ValueError: if it is, or is larger than any photo.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for somebody to write
+    with open(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("not a regular file")
+        if about.st_size > most_bytes:
+            raise ValueError(f"has {about.st_size:,} bytes, more than any photo")
+        return file.read()
+
+
+def find_images(folder: Path) -> list[Path]:
+    """List the image files below a folder, in order; linked folders count, too.
+
+    A folder that is linked from inside itself is listed once.
+
+    Raises:
+        UserError: if a folder cannot be read.
+    """
+    found: list[Path] = []
+    _walk(Path(folder), frozenset(), found)
+    return sorted(found)
+
+
+def _walk(folder: Path, ancestors: frozenset[tuple[int, int]], found: list[Path]) -> None:
+    try:
+        about = folder.stat()
+        place = (about.st_dev, about.st_ino)
+        if place in ancestors:
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    _walk(folder / entry.name, ancestors | {place}, found)
+                elif _is_image(entry.name):
+                    found.append(folder / entry.name)
+    except FileNotFoundError:  # a class without images
+        return
+    except OSError as error:
+        raise UserError(f"{printable(folder)}: cannot be listed: {error.strerror}") from error
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in FORMAT_OF_SUFFIX
 
 
 class EncodedImages:
@@ -82,7 +138,7 @@ class FileImages(EncodedImages):
 
     def read(self, index: int) -> bytes:
         """Read an image file."""
-        return self.paths[index].read_bytes()
+        return read_regular_file(self.paths[index])
 
     def describe(self, index: int) -> str:
         """Name an image in a message."""

@@ -1,6 +1,7 @@
 """The one exception type for what a user can mend, and the wording of its messages."""
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 
 class UserError(ValueError):
@@ -12,8 +13,12 @@ class UserError(ValueError):
 
 
 def printable(text: object, most: int = 200) -> str:
-    """Return what a file says in a form that fits into one line of a message and cannot forge another."""
-    text = str(text)[: most + 1]
+    """Return what a file says in a form that fits into one line of a message and cannot forge another.
+
+    Containers are not written out: one that a file made of references to itself would take for ever.
+    """
+    is_plain = text is None or isinstance(text, (str, bytes, int, float, PurePath, BaseException))
+    text = (str(text) if is_plain else f"a {type(text).__name__}")[: most + 1]
     text = text if len(text) <= most else text[:most] + "..."
     return text if text.isprintable() else ascii(text)[1:-1]
 

@@ -2,14 +2,18 @@
 
 import dataclasses
 import math
+import os
 
+import paddle
 from paddle import nn
 
 import distributed
 import flops
+import runtime
 from architecture import of_config
-from config import amp_dtype
+from config import amp_dtype, image_size_hw
 from loading import Loader
+from mae import num_visible
 from optim import lr_at
 from samplers import TrainSampler
 from transformer import describe_attention
@@ -82,6 +86,7 @@ def describe_plan(plan: Plan, name: str, model: nn.Layer, sampler: TrainSampler,
     towers = [tower for tower in (architecture.encoder, architecture.decoder) if tower is not None]
     kernel = describe_attention(amp_dtype(config), [tower.width // tower.heads for tower in towers])
     lines.append(f"attention: {kernel}")
+    lines += _warn_of_memory(total, trainable, config)
     wanted = train.TOTAL_BATCH_SIZE
     if wanted is not None and wanted != plan.images_per_update:
         per_step = data.BATCH_SIZE * distributed.world_size()
@@ -94,3 +99,38 @@ def describe_plan(plan: Plan, name: str, model: nn.Layer, sampler: TrainSampler,
             f"warning: the recipe was tuned for {wanted} images per update, not {plan.images_per_update}{hint}"
         )
     return "\n".join(lines)
+
+
+def estimate_bytes(num_parameters: int, num_trained: int, config) -> int:
+    """Estimate the memory of a training process: weights, gradients, moments, activations, images.
+
+    A layer keeps about 16 numbers per token and unit of width for the backward pass: input, norms, queries, keys and
+    values, their mixture, and twice the hidden layer of the MLP. Recomputation keeps one.
+    """
+    architecture, model, data = of_config(config), config.MODEL, config.DATA
+    num_patches = math.prod(architecture.grid_hw)
+    visible = num_visible(num_patches, model.MASK_RATIO) if model.TYPE == "PRETRAIN" else num_patches
+    num_bytes = 4 * num_parameters + 12 * num_trained + (4 * num_parameters if config.TRAIN.EMA_DECAY else 0)
+    for tower, tokens in ((architecture.encoder, 1 + visible), (architecture.decoder, 1 + num_patches)):
+        if tower is not None:
+            kept = 1 if config.TRAIN.RECOMPUTE else 16
+            is_trained = model.TYPE != "LINEARPROBE"
+            num_bytes += data.BATCH_SIZE * tokens * tower.width * kept * 4 * (tower.depth if is_trained else 1)
+    image_bytes = data.IMAGE_CHANNELS * math.prod(image_size_hw(config))
+    return num_bytes + data.BATCH_SIZE * image_bytes * (4 + 1 + 2 * data.NUM_WORKERS)
+
+
+def _warn_of_memory(num_parameters: int, num_trained: int, config) -> list[str]:
+    """Return a warning if all processes of this node need more memory than there is; none where it is not known."""
+    needed, where = estimate_bytes(num_parameters, num_trained, config), "the GPU"
+    if paddle.device.get_device().startswith("gpu"):
+        there = paddle.device.cuda.get_device_properties().total_memory
+    else:
+        needed, where = needed * int(os.environ.get("PADDLE_LOCAL_SIZE", "1")), "this machine"
+        there = runtime.memory_bytes()
+    if there is None or needed <= there:
+        return []
+    return [
+        f"warning: about {needed / 2**30:,.0f} GiB of memory are needed, and {where} has {there / 2**30:,.0f}; lower "
+        "-batch_size and raise -accum_iter, or set TRAIN.RECOMPUTE True"
+    ]

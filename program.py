@@ -3,7 +3,7 @@
 Each of them ends with one line on standard error and an exit code; a traceback is for defects of this project only.
 
     0          done
-    1 or 2     the user can mend it (1 for the commands for weights), or there is no room on the disk
+    1 or 2     the user can mend it (1 for the commands for weights), or a file cannot be read or written
     75         a training was asked to stop, and has saved its state
     130, 143   ended by Ctrl-C or SIGTERM (128 + the signal's number)
     141        nobody reads standard output any more, as with `| head -1`
@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import TextIO
 
-from errors import UserError, escape_controls
+from errors import UserError, escape_controls, printable
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 EXIT_PIPE = 128 + signal.SIGPIPE
@@ -152,8 +152,8 @@ def _describe(end: BaseException, error_code: int) -> tuple[int | None, str]:
         if end.error.errno in (errno.EPIPE, errno.EBADF):
             return EXIT_PIPE, ""
         return error_code, f"error: standard output cannot be written: {end.error.strerror}"
-    if end.errno in _DISK_ERRORS:
-        file = f"{end.filename}: " if end.filename is not None else ""
+    if end.errno in _DISK_ERRORS or end.filename is not None:  # what the user named, or the machine lacks
+        file = f"{printable(end.filename)}: " if end.filename is not None else ""
         return error_code, f"error: {file}{end.strerror}"
     return None, ""
 

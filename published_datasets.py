@@ -15,8 +15,8 @@ Expected below DATA_PATH; train is what the papers finetune on, val what they re
                  data_256/, and val_256/; the "easy" version is a `folder`
 """
 
-import json
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +24,13 @@ import numpy as np
 
 from encoded_images import FileImages
 from errors import UserError, abridge, one_line, printable
+from json_files import read_json
+
+_ADVICE = "see published_datasets.py for the layout"
+_MOST_JSON_BYTES = 2 << 30
+_MOST_MAT_BYTES = 256 << 20  # unpacked; the published ones have some megabytes
+_MOST_CLASSES = 100_000
+_MAT_COMPRESSED = 15  # type of an element, miCOMPRESSED
 
 
 def _read_lines(file: Path) -> list[str]:
@@ -54,11 +61,44 @@ def _read_mat(file: Path) -> dict:
     import scipy.io
 
     try:
+        if _unpacked_bytes(file.read_bytes()) > _MOST_MAT_BYTES:
+            raise UserError(
+                f"{file}: unpacks to more than {_MOST_MAT_BYTES >> 20} MiB, so it is not the published file"
+            )
         return scipy.io.loadmat(file, squeeze_me=True, chars_as_strings=True)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror or error}; see published_datasets.py for the layout") from error
+    except UserError:
+        raise
     except Exception as error:  # damaged files raise nearly anything
         raise UserError(f"{file}: not a .mat file that SciPy reads ({one_line(error)})") from error
+
+
+def _unpacked_bytes(content: bytes) -> int:
+    """Return how many bytes a .mat file (version 5) unpacks to, or a number above the limit as soon as it is passed."""
+    position, total = 128, 0  # behind the header
+    while position + 8 <= len(content) and total <= _MOST_MAT_BYTES:
+        kind, size = (int.from_bytes(content[position + at : position + at + 4], "little") for at in (0, 4))
+        if kind == _MAT_COMPRESSED:
+            total += len(
+                zlib.decompressobj().decompress(content[position + 8 : position + 8 + size], _MOST_MAT_BYTES + 1)
+            )
+        position += 8 + size
+    return total
+
+
+def _labels(content: dict, name: str, file: Path) -> np.ndarray:
+    """Return an entry of whole numbers from 1, as int64 [N]."""
+    values = _entry(content, name, file)
+    if (
+        values.ndim != 1
+        or values.dtype.kind not in "iuf"
+        or not (np.isfinite(values) & (values == np.round(values))).all()
+    ):
+        raise UserError(f"{file}: its {name} are no whole numbers; is it the published file?")
+    if len(values) and not (values.min() >= 1 and values.max() <= 10 * _MOST_CLASSES):
+        raise UserError(f"{file}: its {name} are not from 1 to {10 * _MOST_CLASSES:,}; is it the published file?")
+    return values.astype(np.int64)
 
 
 def _entry(content: dict, name: str, file: Path) -> np.ndarray:
@@ -83,11 +123,11 @@ def _images(pairs: list[tuple[Path, int]], origin: Path, class_names: list[str] 
 def open_flowers(root: Path, split: str) -> FileImages:
     """Open Oxford Flowers-102."""
     labels_file, split_file = root / "imagelabels.mat", root / "setid.mat"
-    labels = _entry(_read_mat(labels_file), "labels", labels_file).astype(np.int64) - 1
+    labels = _labels(_read_mat(labels_file), "labels", labels_file) - 1
     content = _read_mat(split_file)
     parts = ("trnid", "valid") if split == "train" else ("tstid",)
-    numbers = np.concatenate([_entry(content, part, split_file) for part in parts]).astype(np.int64)
-    if numbers.min() < 1 or numbers.max() > len(labels):
+    numbers = np.concatenate([_labels(content, part, split_file) for part in parts])
+    if not len(numbers) or numbers.max() > len(labels):
         raise UserError(f"{split_file}: names images that {labels_file} does not know")
     return _images([(root / "jpg" / f"image_{n:05d}.jpg", int(labels[n - 1])) for n in numbers], split_file)
 
@@ -146,18 +186,16 @@ def open_inaturalist(root: Path, split: str, year: int) -> FileImages:
     """Open iNaturalist 2017, 2018 or 2019; classes are the categories, in the order of their ids."""
     file = root / f"{split}{year}.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, advice=_ADVICE, most_bytes=_MOST_JSON_BYTES)
         ids = sorted(category["id"] for category in content["categories"])
         names = {category["id"]: str(category.get("name", category["id"])) for category in content["categories"]}
         path_of = {image["id"]: image["file_name"] for image in content["images"]}
         found = [(path_of[note["image_id"]], note["category_id"]) for note in content["annotations"]]
         label_of = {category: label for label, category in enumerate(ids)}
         pairs = [(_inside(root, name, file), label_of[category]) for name, category in found]
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; see published_datasets.py for the layout") from error
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not the published annotations ({one_line(error)})") from error
     return _images(pairs, file, [names[category] for category in ids])
 

@@ -6,13 +6,14 @@ yacs itself converts some types silently, refuses None in many places, and knows
 import ast
 import contextlib
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 from yacs.config import CfgNode
 
-from errors import UserError, printable
+from errors import UserError, one_line, printable
 
 
 def all_keys(config: CfgNode, prefix: str = "") -> list[str]:
@@ -84,15 +85,50 @@ class Merger:
         return node
 
 
+_MOST_YAML_BYTES = 1 << 20
+_MOST_DEPTH = 50
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain values; no key twice, and nothing that refers to something else in the file.
+
+    References (`*name`) let some lines stand for gigabytes, or for a value that contains itself.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: object, index: object) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(problem=f"a reference (*{event.anchor})", problem_mark=event.start_mark)
+        self.depth += 1
+        if self.depth > _MOST_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested more than {_MOST_DEPTH} levels deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise yaml.MarkedYAMLError(problem=f"the key {twice[0]} twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict:
     """Read a YAML file of KEY: VALUE lines; raise UserError if it is anything else."""
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file) or {}
+        with open(path, "rb") as file:
+            content = file.read(_MOST_YAML_BYTES + 1)
     except OSError as error:
-        raise UserError(f"-cfg {path}: {error.strerror}") from error
+        raise UserError(f"-cfg {printable(path)}: {error.strerror}") from error
+    if len(content) > _MOST_YAML_BYTES:
+        raise UserError(f"{path}: larger than {_MOST_YAML_BYTES:,} bytes, so not a configuration")
+    try:
+        values = yaml.load(content, _Loader) or {}
     except Exception as error:  # values such as 2001-99-99 raise nearly anything
-        raise UserError(f"{path}: not a valid YAML file: {error}") from error
+        raise UserError(f"{path}: not a valid YAML file: {printable(one_line(error), 300)}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected KEY: VALUE lines, found {type(values).__name__}")
     return values
@@ -115,10 +151,22 @@ def _coerce(value: object, kinds: tuple, key: str, source: str) -> object:
             if kind is int and isinstance(candidate, int):
                 return candidate
             if kind is float and isinstance(candidate, (int, float)):
-                return float(candidate)
+                return _finite(candidate, key, source)
             if kind is list and isinstance(candidate, (list, tuple)):
-                return list(candidate)
+                return [_finite(item, key, source) if isinstance(item, float) else item for item in candidate]
     if str in kinds and isinstance(value, str):
+        if "\0" in value:
+            raise UserError(f"{source}: {key}={value!r} has a NUL in it")
         return value
     names = " or ".join("None" if kind is None else kind.__name__ for kind in kinds)
-    raise UserError(f"{source}: {key}={value!r} is not of type {names}")
+    raise UserError(f"{source}: {key}={printable(repr(value), 100)} is not of type {names}")
+
+
+def _finite(value: float, key: str, source: str) -> float:
+    try:
+        value = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        value = math.inf
+    if not math.isfinite(value):
+        raise UserError(f"{source}: {key}={value!r} is not a finite number")
+    return value

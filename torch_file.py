@@ -146,7 +146,9 @@ class _Archive:
     def storage(self, reference: object) -> tuple[str, str, int]:
         """Resolve a reference to raw bytes as (dtype, key, number of elements)."""
         kind, dtype, key, _device, num_elements = reference
-        if kind != "storage" or dtype not in _STORAGE_OF_DTYPE or not isinstance(num_elements, int):
+        # A key made of references to itself would be written out, or hashed, for ever.
+        are_texts = isinstance(kind, str) and isinstance(dtype, str) and isinstance(key, str)
+        if not are_texts or kind != "storage" or dtype not in _STORAGE_OF_DTYPE or type(num_elements) is not int:
             raise ValueError("a reference to something that is no tensor")
         member = self._members.get(f"{self._root}data/{key}")
         itemsize = bits_dtype(dtype).itemsize

@@ -76,7 +76,7 @@ def plain_pipeline(source: datasets.FileImages, config) -> Pipeline:
 def our_pipeline(name: str, source: datasets.Images, config, fast: bool) -> Pipeline:
     """Build what training uses."""
     transform, side = recipes.train_transform(config), config.DATA.IMAGE_SIZE
-    reader = loading.Reader(source, transform.pixels, 3, 0, "error", True, fast)
+    reader = loading.Reader(source, transform.pixels, 3, 0, "error", True, fast, True)
     return Pipeline(name, source, reader.fill, (side, side, 3), np.uint8)
 
 

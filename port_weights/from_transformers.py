@@ -1,9 +1,11 @@
 """Files of transformers: ViT and ViTMAE, as its files and its models in memory name them."""
 
+import math
 import re
 from collections.abc import Mapping
 
 from errors import UserError, printable
+from json_files import NUMBER, is_a
 from port_weights import names
 from port_weights.recognised import Grid, Recognised, drop_known, rename, split
 from stored_tensor import concatenated
@@ -109,7 +111,13 @@ def _grid(file: WeightFile, config: Mapping, given: Grid) -> Grid:
 def _preprocessing(config: Mapping) -> dict[str, object]:
     """Read what transformers' preprocessor_config.json, which was put into the config, says of the images."""
     keys = {"DATA.IMAGENET_MEAN": "image_mean", "DATA.IMAGENET_STD": "image_std"}
-    return {key: config[name] for key, name in keys.items() if config.get(name) is not None}
+    found = {key: config[name] for key, name in keys.items() if config.get(name) is not None}
+    for key, values in found.items():
+        if not isinstance(values, list) or not 1 <= len(values) <= 4 or not all(is_a(v, NUMBER) for v in values):
+            raise UserError(f"its preprocessor's {keys[key]} is {printable(values, 40)}, not a number per channel")
+        if not all(math.isfinite(value) and (value > 0 or key == "DATA.IMAGENET_MEAN") for value in values):
+            raise UserError(f"its preprocessor's {keys[key]} holds numbers that images cannot be normalised by")
+    return found
 
 
 def _transformers_name(name: str) -> tuple[str | None, str | None]:

@@ -1,8 +1,6 @@
 """Port a weight file: read it, recognise it, check every tensor, and write it whole or not at all."""
 
-import contextlib
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +10,7 @@ import weight_files
 from architecture import Architecture, count_layers, infer, of_config
 from config import get_config
 from errors import UserError, abridge
+from json_files import read_json
 from port_weights.families import recognise
 from port_weights.recognised import Recognised, is_sincos
 from port_weights.writing import check_destination, write
@@ -160,8 +159,8 @@ def _find_source(source: Path) -> tuple[Path, Mapping]:
         return path, {}
     config: dict = {}
     for name in ("config.json", "preprocessor_config.json"):
-        with contextlib.suppress(FileNotFoundError):
-            config |= _read_json(path.with_name(name))
+        if path.with_name(name).is_file():
+            config |= read_json(path.with_name(name))
     return path, config if "vit" in f"{config.get('model_type')} {config.get('architecture')}" else {}
 
 
@@ -179,14 +178,6 @@ def _ask_config_beside(path: Path, found: Recognised) -> None:
         found.heads = (beside.encoder.heads, beside.decoder.heads if beside.decoder else None)
         found.heads_from = f"as {config_file.name} beside it says"
         found.norm_pix_loss, found.grid_hw = beside.norm_pix_loss, beside.grid_hw
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable: {error}") from error
-    return values if isinstance(values, dict) else {}
 
 
 def check(

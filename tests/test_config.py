@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,33 @@ def test_paddlevit_yaml_still_loads(tmp_path):
     assert config.TRAIN.OPTIMIZER.BETAS == [0.9, 0.999]
 
 
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{this}: &{this} [{', '.join([f'*{last}'] * 9)}]\n" for last, this in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, r"a reference \(\*a\)"),
+        ("DATA: &d\n  IMAGE_SIZE: *d\n", r"a reference \(\*d\)"),
+        ("SEED: 1\nSEED: 2\n", "the key SEED twice"),
+        ("TRAIN:\n  BASE_LR: 1.0\n  NUM_EPOCHS: 3\n  BASE_LR: 2.0\n", "the key BASE_LR twice"),
+        ("SEED: " + "[" * 100000, "nested more than 50 levels deep|not a valid YAML"),
+        ("SEED: " + "1" * (1 << 20), "larger than 1,048,576 bytes"),
+        ('DATA:\n  DATA_PATH: "a\\0b"\n', "has a NUL in it"),
+        ("DATA:\n  DATA_PATH: \xff\n", "not a valid YAML"),
+    ],
+)
+def test_hostile_yaml_is_refused_soon(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=message):
+        get_config(path)
+    assert time.monotonic() - started < 5
+
+
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
@@ -124,11 +152,20 @@ def test_paddlevit_yaml_still_loads(tmp_path):
         (["TRAIN.WARMUP_EPOCHS", 801], "exceeds TRAIN.NUM_EPOCHS=800"),
         (["TRAIN.OPTIMIZER.NAME", "SGD"], "must be one of AdamW, AdamWDL, LARS"),
         (["TRAIN.GRAD_CLIP", 0], "TRAIN.GRAD_CLIP=0.0: must be above 0"),
-        (["TRAIN.WEIGHT_DECAY", float("nan")], "must not be negative"),
+        (["TRAIN.WEIGHT_DECAY", float("nan")], "TRAIN.WEIGHT_DECAY=nan is not a finite number"),
         (["RUN", ".."], "must be a plain directory name"),
         (["MODEL.MLP_RATIO", 1e-4], "leaves the MLP without hidden units"),
         (["TRAIN.OPTIMIZER.EPS", 0], "EPS=0.0: must be above 0"),
-        (["DATA.IMAGENET_STD", [float("nan"), 1, 1]], "must be a list of numbers"),
+        (["DATA.IMAGENET_STD", [float("nan"), 1, 1]], "DATA.IMAGENET_STD=nan is not a finite number"),
+        (["TRAIN.BASE_LR", "1e999"], "TRAIN.BASE_LR=inf is not a finite number"),
+        (["TRAIN.BASE_LR", "9" * 400], "TRAIN.BASE_LR=inf is not a finite number"),
+        (["DATA.BATCH_SIZE", 10**12], "DATA.BATCH_SIZE=1000000000000: must be at most 1,000,000"),
+        (["DATA.IMAGE_SIZE", 10**6], "DATA.IMAGE_SIZE=1000000: must be whole numbers of pixels, at most"),
+        (["DATA.NUM_WORKERS", 100000], "DATA.NUM_WORKERS=100000: must be at most 1,024"),
+        (["MODEL.NUM_CLASSES", 10**9], "MODEL.NUM_CLASSES=1000000000: must be at most 10,000,000"),
+        (["MODEL.ENCODER.DEPTH", 10**6], "must be at most 1,000"),
+        (["SAVE_EVERY_MINUTES", -1], "SAVE_EVERY_MINUTES=-1.0: must not be negative"),
+        (["DATA.DATA_PATH", "a\0b"], "has a NUL in it"),
         (["AMP", "fp8"], "must be False, True, fp16 or bf16"),
         (["TRAIN.ACCUM_ITER", None], "None means as many as TRAIN.TOTAL_BATCH_SIZE needs"),
     ],

@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
-    {"arguments", "cpu_kernels", "encoded_images", "errors", "ranks", "runtime"},
-    {"json_files", "output_files", "program"},
+    {"cpu_kernels", "errors", "ranks", "runtime"},
+    {"arguments", "encoded_images", "json_files", "output_files", "program"},
     {
         "fast_jpeg",
         "heartbeat",
@@ -39,7 +39,8 @@ ROWS = [
     {"flops", "weight_files"},
     {"checkpoint", "transformer"},
     {"training_state"},
-    {"mae", "plan", "guard"},
+    {"mae", "guard"},
+    {"plan"},
     {"engine", "launch"},
     {"cli"},
     {"recipes", "zoo"},

@@ -194,7 +194,7 @@ def test_the_number_of_classes_follows_the_data(tiny_run, tmp_path):
     for part in ("trainval", "test"):
         text(data / f"images_variant_{part}.txt", "1514522 727-200", "0034309 F/A-18", "0056978 707-320")
     opts = ["DATA.DATASET", "aircraft", "DATA.DATA_PATH", str(tmp_path / "aircraft"), "MODEL.NUM_CLASSES", None]
-    options = [*opts, "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 2, "MODEL.GLOBAL_POOL", False]
+    options = [*opts, "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 3, "MODEL.GLOBAL_POOL", False]
     run = tiny_run("linearprobe", *options, "TRAIN.WARMUP_EPOCHS", 0)
     recipes.train_or_evaluate(run)
     saved = get_config(run.directory / "config.yaml")

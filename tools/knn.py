@@ -23,7 +23,7 @@ import paddle
 import cli
 import output_files
 import weight_files
-from arguments import Parser
+from arguments import Parser, finite
 from errors import UserError
 from tools import inputs
 from tools.features import POOLS, extract_all
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     parser = Parser(prog="python -m tools.knn", description=__doc__)
     add_feature_flags(parser)
     parser.add("k", "numbers of neighbours (default: 1 5 10 20)", type=int, nargs="+", default=[1, 5, 10, 20])
-    parser.add("temperature", "of the votes (default: 0.07)", type=float, default=0.07)
+    parser.add("temperature", "of the votes (default: 0.07)", type=finite, default=0.07)
     parser.add("standardise", "features by the training images' mean and deviation", action="store_true")
     args = parser.parse_args(argv)
     if args.temperature <= 0:

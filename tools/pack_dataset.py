@@ -32,7 +32,7 @@ import loading
 import manifest
 import output_files
 import packed_images
-from arguments import Parser
+from arguments import Parser, user_path
 from errors import UserError, abridge
 from program import terminal
 
@@ -202,16 +202,13 @@ def verify(dst: Path) -> list[str]:
     """Compare every shard with its sum; returns what is wrong."""
     problems = []
     try:
-        info = json.loads((dst / packed_images.INFO_FILE).read_text(encoding="utf-8"))
-        for split, about in info["splits"].items():
+        for split, about in packed_images.read_info(dst)["splits"].items():
             packed_images.PackedImages(dst, split)
             for shard in tqdm(about["shards"], f"{split} shards", disable=None, file=terminal(sys.stderr)):
                 if manifest.digests(dst / shard["file"], "sha256")["sha256"] != shard["sha256"]:
                     problems.append(f"{dst / shard['file']}: its SHA-256 sum is another than when it was written")
     except UserError as error:
         problems.append(str(error))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problems.append(f"{dst}: not a packed data set: {error!r}")
     return problems
 
 
@@ -235,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("SRC and DST are needed: where the data set is, and where it goes")
     if args.size < 0 or not 1 <= args.quality <= 100 or args.per_shard < 1:
         raise UserError("-size must not be negative, -quality from 1 to 100, -per_shard at least 1")
-    src, dst = (Path(path).expanduser() for path in args.paths)
+    src, dst = (user_path(path, "SRC or DST") for path in args.paths)
     options = {"dataset": args.dataset, "size": args.size, "quality": args.quality, "per_shard": args.per_shard}
     info = pack(src, dst, **options, skip_bad=args.skip_bad, list_outside=args.list_outside)
     for split, about in info["splits"].items():

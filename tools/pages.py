@@ -46,6 +46,11 @@ def html_figure(image: Image.Image, caption: str) -> str:
     )
 
 
+def html_paragraph(text: str) -> str:
+    """Write a paragraph."""
+    return f"<p>{html.escape(text)}</p>"
+
+
 def html_text(text: str) -> str:
     """Write a text as it is, with its line breaks."""
     return f"<pre>{html.escape(text)}</pre>"

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-import yaml
 
 import cli
 from arguments import Parser
 from config import get_config
 from errors import UserError, one_line
 from json_files import NUMBER, is_a, read_records
+from strict_config import read_yaml
 from tools import evaluate, inputs, pages, plots, visualise
 
 _NUM_PICTURES = 8
@@ -92,7 +92,7 @@ def draw_samples(run_dir: Path) -> str:
         panels = visualise.draw_panels(model, config, visualise.draw_images(config, _NUM_PICTURES))
         return pages.html_figure(visualise.make_grid(panels), visualise.caption_of(model))
     except (UserError, OSError, RuntimeError) as error:
-        return f"<p>No pictures: {one_line(error)}</p>"
+        return pages.html_paragraph(f"No pictures: {one_line(error)}")
 
 
 def _draw_predictions(run_dir: Path, config) -> str:
@@ -123,7 +123,8 @@ def write_report(run_dir: Path, out: Path) -> None:
     if any(record["event"] == "train" for record in records):
         sections.append(("Curves", draw_log({run_dir.name: records})))
     sections.append(("Pictures", draw_samples(run_dir)))
-    sections.append(("Configuration", pages.html_text((run_dir / "config.yaml").read_text(encoding="utf-8"))))
+    text = (run_dir / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    sections.append(("Configuration", pages.html_text(text)))
     pages.write_page(out, run_dir.name, sections)
 
 
@@ -136,7 +137,7 @@ def write_comparison(run_dirs: list[Path], out: Path) -> None:
     figures = [summarise(Path(name), records) | {"run": name} for name, records in logs.items()]
     header = list(dict.fromkeys(key for row in figures for key in row))
     table = pages.html_table(header, [[row.get(key, "") for key in header] for row in figures])
-    settings = [_flat(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))) for path in run_dirs]
+    settings = [_flat(read_yaml(path / "config.yaml")) for path in run_dirs]
     keys = sorted({key for values in settings for key in values})
     differing = [key for key in keys if len({repr(values.get(key)) for values in settings}) > 1]
     rows = [[key, *(str(values.get(key)) for values in settings)] for key in differing]

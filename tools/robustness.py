@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from arguments import user_path
 from datasets import FileImages, find_images
 from errors import UserError, abridge
 
@@ -52,7 +53,7 @@ def open_variant(root: str | Path) -> FileImages:
     Raises:
         UserError: if folders have other names, or there are no images.
     """
-    folder = _class_folder(Path(root).expanduser())
+    folder = _class_folder(user_path(root, "-data_path"))
     labels_of = {wnid: label for label, (wnid, _) in enumerate(imagenet_classes())}
     labels_of |= {str(label): label for label in range(1000)}
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
@@ -87,7 +88,7 @@ def corruption_folders(root: str | Path) -> dict[str, list[Path]]:
     Raises:
         UserError: naming what is missing: a mean over some of them would not be the benchmark's.
     """
-    root = Path(root).expanduser()
+    root = user_path(root, "-data_path")
     found = {}
     for name in ALEXNET_ERRORS:
         places = [place for place in (root / name, *root.glob(f"*/{name}")) if place.is_dir()]

@@ -30,8 +30,8 @@ import loading
 import mae
 import output_files
 import recipes
-from arguments import Parser
-from encoded_images import open_image
+from arguments import Parser, finite
+from encoded_images import open_image, read_regular_file
 from errors import UserError
 from tools import attention, inputs, pages
 
@@ -94,7 +94,7 @@ def read_mask(path: str, grid_hw: tuple[int, int]) -> tuple[np.ndarray, float]:
         noise: [1, N], and the mask ratio that hides what was drawn.
     """
     try:
-        with open_image(Path(path).read_bytes()) as picture:
+        with open_image(read_regular_file(Path(path))) as picture:
             drawn = np.asarray(picture.convert("L").resize(grid_hw[::-1], Image.Resampling.BOX))
     except (OSError, ValueError) as error:
         raise UserError(f"-mask {path}: neither random nor block, nor a picture ({error})") from error
@@ -271,7 +271,7 @@ def main(argv: list[str] | None = None) -> Path:
     inputs.add_flags(parser)
     parser.add_argument("images", nargs="*", help="image files and folders, instead of a data set")
     parser.add("num", "number of images at most (default: 8)", type=int, default=8)
-    parser.add("mask_ratio", "instead of the model's own; a page may have several", type=float, nargs="+")
+    parser.add("mask_ratio", "instead of the model's own; a page may have several", type=finite, nargs="+")
     parser.add("mask", "random (default), block, or a picture that is white where it hides", default="random")
     parser.add("same_mask", "hide the same patches in every image", action="store_true")
     parser.add("seed", "chooses images and masks", type=inputs.natural, default=0)

@@ -1,0 +1,355 @@
+"""Files of strangers: nothing of them is run, none hangs or takes memory without end, all get one clear line."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import stat
+import tarfile
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+import datasets
+import encoded_images
+import loading
+import packed_images
+import training_state
+from errors import UserError, escape_controls, printable
+from json_files import read_json
+from samplers import EvalSampler
+from tests.test_training_state import save, trained
+from tools import pack_dataset, pages, plots
+
+pytestmark = pytest.mark.quick
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+
+
+@pytest.fixture(autouse=True)
+def soon():
+    """Fail a test that takes long."""
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < 30
+
+
+def open_folder(root, split="val", needs_labels=True):
+    return datasets.open_source("folder", str(root), split, num_classes=3, needs_labels=needs_labels)
+
+
+# ---- images
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
+def test_no_image_starts_a_program(tmp_path, monkeypatch, name):
+    marker, program = tmp_path / "started", tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {marker}\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    folder = tmp_path / "val" / "a"
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(EPS)
+    problem = loading.why_unreadable(open_folder(tmp_path), 0, 3)
+    assert "its content is of none of the formats JPEG, PNG" in problem
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_what_is_no_file_is_named_before_and_never_waited_for(tmp_path, kind):
+    folder = tmp_path / "val" / "a"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "good.png")
+    odd = folder / "odd.png"
+    {"fifo": os.mkfifo, "device": lambda path: os.symlink("/dev/zero", path), "folder": os.mkdir}[kind](odd)
+    source = open_folder(tmp_path)
+    if kind == "folder":
+        assert [path.name for path in source.paths] == ["good.png"]
+        return
+    with pytest.raises(UserError, match="1 files are missing: .*odd.png"):
+        datasets.check_source(source, num_classes=1, channels=3)
+    assert "not a regular file" in loading.why_unreadable(source, 1, 3)
+
+
+def test_links_in_a_circle_are_listed_once(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "b" / "x.png")
+    (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "b" / "here").symlink_to(".")
+    (tmp_path / "other").symlink_to(tmp_path / "a")
+    found = [str(path.relative_to(tmp_path)) for path in datasets.find_images(tmp_path)]
+    assert found == ["a/b/x.png", "other/b/x.png"], "a linked folder counts, a circle does not"
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "a":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(encoded_images.os, "scandir", refuse)
+    with pytest.raises(UserError, match="a: cannot be listed: Permission denied"):
+        datasets.find_images(tmp_path)
+
+
+def test_doubles_and_odd_names_are_told(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    odd = os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "y.png")
+    os.rename(tmp_path / "y.png", os.path.join(tmp_path, odd))
+    (tmp_path / "val_list.txt").write_text("x.png 0\nx.png 0\nx.png 1\n")
+    source = datasets.open_source("imagenet2012", str(tmp_path), "val", num_classes=2)
+    (note,) = datasets.check_source(source, num_classes=2, channels=3)
+    assert "2 images are listed more than once, 1 of them with two labels: " in note
+    source = datasets.FileImages(datasets.find_images(tmp_path), np.zeros(2, np.int64), tmp_path)
+    (note,) = datasets.check_source(source, num_classes=None, channels=3)
+    assert "1 names are not UTF-8, and are shown with escapes: " in note
+    assert "caf" in note
+    assert note.isascii()
+    assert next(iter(loading.Loader(source, lambda i, r: np.zeros(1), EvalSampler(2, 2))))[0].shape == [2, 1]
+
+
+@pytest.mark.parametrize("label", ["999999999", "1000000"])
+def test_a_label_without_sense_allocates_nothing(tmp_path, label):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    (tmp_path / "val_list.txt").write_text(f"x.png {label}\n")
+    source = datasets.open_source("imagenet2012", str(tmp_path), "val", num_classes=2)
+    with pytest.raises(UserError, match="has the label .*; at most 999,999"):
+        datasets.check_source(source, num_classes=None, channels=3)
+
+
+@pytest.mark.parametrize("path", ["a\0b.png", "x/" * 2500 + "a.png"])
+def test_paths_that_cannot_be_are_named(tmp_path, path):
+    (tmp_path / "val_list.txt").write_text(f"{path} 0\n")
+    with pytest.raises(UserError, match="line 1: .* is no path"):
+        datasets.open_source("imagenet2012", str(tmp_path), "val", num_classes=2)
+
+
+def test_unknown_users_are_named():
+    with pytest.raises(UserError, match="-data_path ~nobody_here/x: "):
+        datasets.open_source("folder", "~nobody_here/x", "val", num_classes=2)
+
+
+# ---- archives and tables of data sets
+
+
+def cifar(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir(exist_ok=True)
+    batch = {b"data": np.zeros((4, 3072), np.uint8), b"labels": [0, 1, 2, 3]}
+    (folder / "test_batch").write_bytes(pickle.dumps(batch))
+    return datasets.open_source("cifar10", str(tmp_path), "val", num_classes=10)
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 10], [0, 1, 2, -1], [0, 1, 2, 2.5], ["0"] * 4, 7, None]
+)
+def test_cifar_labels_of_another_number_or_kind_are_refused(tmp_path, labels):
+    assert len(cifar(tmp_path)) == 4
+    with pytest.raises(UserError, match="not the published python version"):
+        cifar_with(tmp_path, b"labels", labels)
+
+
+def cifar_with(tmp_path, key, value):
+    folder = tmp_path / "cifar-10-batches-py"
+    batch = pickle.loads((folder / "test_batch").read_bytes())
+    batch[key] = value
+    (folder / "test_batch").write_bytes(pickle.dumps(batch))
+    return datasets.open_source("cifar10", str(tmp_path), "val", num_classes=10)
+
+
+@pytest.mark.parametrize("data", [np.zeros((4, 3071), np.uint8), np.zeros((4, 3072)), [1, 2], None])
+def test_cifar_pixels_of_another_kind_are_refused(tmp_path, data):
+    cifar(tmp_path)
+    with pytest.raises(UserError, match="not the published python version"):
+        cifar_with(tmp_path, b"data", data)
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    member = tarfile.TarInfo("cifar-10-batches-py/filler")
+    member.size = 3 << 30
+    with gzip.open(tmp_path / "cifar-10-python.tar.gz", "wb", compresslevel=1) as file:
+        file.write(member.tobuf() + bytes(1 << 20))  # the header claims what follows
+    with pytest.raises(UserError, match="unpacks to more than 1024 MiB"):
+        datasets.open_source("cifar10", str(tmp_path), "val", num_classes=10)
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1, 2], [np.nan, 1, 2], [-4, 1, 2], ["a", "b", "c"], [10**7, 1, 2]])
+def test_mat_labels_of_another_kind_are_refused(tmp_path, labels):
+    scipy.io.savemat(tmp_path / "imagelabels.mat", {"labels": np.array(labels)})
+    scipy.io.savemat(tmp_path / "setid.mat", {"trnid": [1], "valid": [2], "tstid": [3]})
+    with pytest.raises(UserError, match="its labels are (no whole numbers|not from 1)"):
+        datasets.open_source("flowers102", str(tmp_path), "val", num_classes=None)
+
+
+def test_a_mat_file_that_unpacks_to_much_is_refused(tmp_path, monkeypatch):
+    import published_datasets
+
+    monkeypatch.setattr(published_datasets, "_MOST_MAT_BYTES", 1 << 20)
+    scipy.io.savemat(tmp_path / "imagelabels.mat", {"labels": np.ones(1 << 20)}, do_compression=True)
+    assert (tmp_path / "imagelabels.mat").stat().st_size < 1 << 16
+    with pytest.raises(UserError, match="unpacks to more than 1 MiB"):
+        datasets.open_source("flowers102", str(tmp_path), "val", num_classes=None)
+
+
+# ---- packed data sets, checkpoints, weights
+
+
+@pytest.fixture
+def packed(tmp_path, image_folder):
+    pack_dataset.main([str(image_folder), str(tmp_path / "packed"), "-size", "0"])
+    return tmp_path / "packed"
+
+
+def change_index(packed, **arrays):
+    file = packed_images.index_file(packed, "val")
+    with np.load(file) as index:
+        np.savez(file, **{**index, **arrays})
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"offset": np.full(12, 1 << 60)},
+        {"size": np.full(12, -1)},
+        {"shard": np.full(12, 7)},
+        {"label": np.zeros(3, np.int64)},
+        {"label": np.zeros((12, 1), np.int64)},
+        {"size": np.full(12, 1.5)},
+    ],
+)
+def test_an_index_of_places_outside_is_refused(packed, arrays):
+    change_index(packed, **arrays)
+    with pytest.raises(UserError, match="val-index.npz: damaged"):
+        packed_images.PackedImages(packed, "val")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda info: [],
+        lambda info: {**info, "splits": []},
+        lambda info: {**info, "version": True},
+        lambda info: {**info, "splits": {"val": {**info["splits"]["val"], "shards": [{"file": "../x", "size": 1}]}}},
+        lambda info: {**info, "splits": {"val": {**info["splits"]["val"], "class_names": [1]}}},
+    ],
+)
+def test_a_packed_json_of_other_types_is_refused(packed, change):
+    file = packed / "packed.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(UserError, match="packed.json: .*pack the data set again"):
+        packed_images.PackedImages(packed, "val")
+
+
+def test_an_index_that_claims_much_is_refused(packed):
+    file = packed_images.index_file(packed, "val")
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        buffer = io.BytesIO()
+        np.save(buffer, np.zeros(1 << 20, np.int64))
+        for name in ("shard", "offset", "size", "label"):
+            archive.writestr(f"{name}.npy", buffer.getvalue())
+    with pytest.raises(UserError, match="compressed, or its sizes are wrong"):
+        packed_images.PackedImages(packed, "val")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "nan", '{"step": true}', '{"step": -1}', '{"step": 1, "best": []}', "[" * 99999]
+)
+def test_a_state_of_another_kind_is_one_line(tmp_path, text):
+    path = save(tmp_path, 1, *trained(steps=1))
+    (path / "state.json").write_text(text)
+    with pytest.raises(UserError, match="state.json: "):
+        training_state.read_state(path)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"model.pdparams": 3}', '{"../x": {"size": 1, "sha256": "a"}}', "{" * 99])
+def test_a_manifest_of_another_kind_is_damage(tmp_path, text):
+    path = save(tmp_path, 1, *trained(steps=1))
+    (path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match="manifest.json is damaged"):
+        training_state.find(path)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda a: a[:1], lambda a: a.reshape(-1), lambda a: np.float32(1), lambda a: a * np.nan]
+)
+def test_moments_of_another_shape_are_refused(tmp_path, change):
+    model, optimizer = trained(steps=1)
+    state = training_state.optimizer_state_by_name(model, optimizer)
+    key = next(key for key in state if key.endswith("moment1_0") and state[key].ndim > 1)
+    with pytest.raises(UserError, match="optimizer state .* (is not as this run's|not finite)"):
+        training_state.set_optimizer_state_by_name(model, optimizer, {**state, key: change(state[key])}, tmp_path)
+
+
+def test_references_to_references_are_not_written_out():
+    nested: object = "x"
+    for _ in range(60):
+        nested = [nested, nested]
+    assert printable(nested) == "a list"
+
+
+def test_a_storage_key_of_references_does_not_hang(tmp_path):
+    import weight_files
+
+    memo = b"".join(b"]q%c(h%ch%ce" % (i + 1, i, i) for i in range(50))
+    pickled = b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storage"
+    pickled += b"ctorch\nFloatStorage\n"
+    pickled += b"]q\x00" + memo + b"X\x03\x00\x00\x00cpuK\x01tQK\x00(K\x01t(K\x01t\x89ccollections\nOrderedDict\n)RtRs."
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3\n")
+    with pytest.raises(UserError, match="a.pth"):
+        weight_files.read(tmp_path / "a.pth")
+
+
+def test_deep_and_large_json_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": ' * 99999)
+    with pytest.raises(UserError, match="damaged, or no JSON"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "b.json").write_text('{"a": "' + "x" * 2000)
+    with pytest.raises(UserError, match="larger than 1,000 bytes"):
+        read_json(tmp_path / "b.json", most_bytes=1000)
+
+
+# ---- names on their way out
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>", "</pre><script>", "a&b\"'<"])
+def test_no_name_becomes_markup(tmp_path, name):
+    sections = [(name, pages.html_table([name], [[name]]) + pages.html_text(name) + pages.html_paragraph(name))]
+    sections += [("x", pages.html_figure(Image.new("L", (2, 2)), name))]
+    pages.write_page(tmp_path / "x.html", name, sections)
+    text = (tmp_path / "x.html").read_text()
+    assert name not in text
+    for tag in ("<script", "<img src=x", "onerror=alert(1)>"):
+        assert tag not in text
+
+
+@pytest.mark.parametrize("name", [r"$\frac", "$x^", "a $ b $ {", "\x1b[31m"])
+def test_names_are_no_formulas(name):
+    assert plots.draw_curves([(name, name, {name: [(0, 1), (1, 2)], "other": [(0, 1)]})]).size[0] > 100
+    assert plots.draw_matrix(np.eye(2), [name, "b"]).size[0] > 100
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\x9b31m", "a\rb", "\x07", "\u202egnp.exe", "\udce9"])
+def test_names_do_not_steer_the_terminal(text):
+    assert escape_controls(f"photo {text}\n").isascii()
+    assert escape_controls("Füchse, 狐 and\ttabs\n") == "Füchse, 狐 and\ttabs\n"
+
+
+def test_the_log_escapes_names(tiny_run):
+    run = tiny_run("pretrain")
+    run.bad_images.append("photo\x1b[31m.jpg\udce9: cannot be read")
+    run.report_bad_images()
+    for name in ("log.txt", "bad_images.txt"):
+        text = (run.directory / name).read_text()
+        assert "\x1b" not in text
+        assert r"\x1b[31m" in text
