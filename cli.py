@@ -176,10 +176,26 @@ def set_device(device: str | None = None, deterministic: bool = False) -> None:
         paddle.set_device("cpu")
         paddle.set_flags({"FLAGS_use_stride_kernel": False})  # strided copies are several times slower on CPU
     else:
+        index = paddle.distributed.ParallelEnv().device_id
+        properties = paddle.device.cuda.get_device_properties(index)
+        check_capability(paddle.__version__, (properties.major, properties.minor), properties.name)
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
             paddle.set_flags({"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1})
-        paddle.set_device(f"gpu:{paddle.distributed.ParallelEnv().device_id}")
+        paddle.set_device(f"gpu:{index}")
+
+
+def check_capability(version: str, capability: tuple[int, int], name: str) -> None:
+    """Raise UserError for a GPU that the build of Paddle has no code for.
+
+    The newest `paddlepaddle-gpu` on PyPI, 2.6.2, has machine code for compute capability 5.0 to 8.6, which also runs on
+    8.9, and no PTX that newer GPUs could translate.
+    """
+    if version.startswith("2.") and not (5, 0) <= capability < (9, 0):
+        raise UserError(
+            f"{name}: Paddle {version} has no code for its compute capability {capability[0]}.{capability[1]} (5.0 to "
+            "8.9 work); install Paddle 3, see Install in README.md"
+        )
 
 
 def _find_resume(config, mode: str) -> Path | None:

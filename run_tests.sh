@@ -11,7 +11,7 @@ cd "$(dirname "$0")"
 
 if [ "${PADDLE:-}" = "2.6" ]; then
     setup_venv .venv-paddle26 12 requirements-paddle26.txt requirements-dev.txt
-    exec .venv-paddle26/bin/python -m pytest -m quick "$@"
+    exec .venv-paddle26/bin/python -m pytest -n 2 -m quick "$@"
 fi
 if [ -n "${TORCH:-}" ]; then
     setup_venv .venv 13 requirements.txt requirements-dev.txt requirements-torch.txt
@@ -20,4 +20,4 @@ else
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n 2 "$@"

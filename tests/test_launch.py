@@ -125,3 +125,14 @@ def test_own_address_is_the_one_towards_the_first_node():
         assert launch._interface_of("127.0.0.1") == "lo"
     with pytest.raises(ValueError, match="-master no.such.host.invalid:1"):
         launch._own_address("no.such.host.invalid", 1)
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0), (3, 7)])
+def test_a_gpu_without_code_in_the_build_is_named(capability):
+    import cli
+
+    with pytest.raises(ValueError, match="Paddle 2.6.2 has no code for its compute capability .*install Paddle 3"):
+        cli.check_capability("2.6.2", capability, "a GPU")
+    cli.check_capability("3.3.1", capability, "a GPU")
+    for works in ((5, 0), (8, 6), (8, 9)):
+        cli.check_capability("2.6.2", works, "a GPU")
