@@ -62,7 +62,7 @@ class Demo:
     def reconstruct(
         self, photo: str, mask_ratio: float, seed: int, kind: str, drawn: np.ndarray | None
     ) -> list[Image.Image]:
-        """Return pictures: original, masked, reconstruction, reconstruction + visible.
+        """Return pictures: original, masked, prediction, reconstruction (prediction + visible).
 
         Args:
             drawn: uint8 [H, W]; above 127 where patches are to be hidden. None, or all black: by ratio and seed.
@@ -188,7 +188,7 @@ def build_page(demo: Demo, uploads: Path):
             heads = demo.attend(photo)
         except UserError as error:
             raise gradio.Error(str(error)) from error
-        names = ["original", "masked", "reconstruction", "reconstruction + visible"]
+        names = ["original", "masked", "prediction", "reconstruction"]
         heads = [(head, f"head {number}" if number else "rollout") for number, head in enumerate(heads)]
         return list(zip(pictures, names, strict=True)), classes, heads
 

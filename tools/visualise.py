@@ -5,8 +5,9 @@
 
 RUN is a pretraining run, one of its checkpoints, or a ported file with its YAML. Images are those named, or drawn from
 the val split of the run's data set, or of the one that -dataset and -data_path name. Columns: original, masked,
-reconstruction, reconstruction with the visible patches put back. Several ratios stand below each other in a .png; a
-.html page has them with captions, in one file. Models trained on normalised pixels predict each patch up to its mean
+prediction of every patch, reconstruction (the prediction with the visible patches put back). What is predicted where a
+patch was visible carries no loss. Several ratios stand below each other in a .png; a .html page has them with captions,
+in one file. Models trained on normalised pixels predict each patch up to its mean
 and contrast; those are taken from the original patch, and the page says so.
 
 `-mask` chooses what is hidden: random patches, `block`s of 4 x 4 patches, or a picture of your own that is white where
@@ -117,7 +118,7 @@ def draw_panels(
     mask_ratio: float | None = None,
     noise: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Return four uint8 arrays [B, H, W, C]: original, masked, reconstruction, reconstruction + visible.
+    """Return four uint8 arrays [B, H, W, C]: original, masked, prediction, reconstruction (prediction + visible).
 
     Args:
         images: [B, C, H, W], normalised.
@@ -167,7 +168,10 @@ def make_grid(panels: list[np.ndarray], side_px: int = 96) -> Image.Image:
 
 def caption_of(model: mae.MAEPretrain) -> str:
     """Say what the columns of reconstructions are."""
-    caption = "Columns: original, masked, reconstruction, reconstruction with the visible patches put back."
+    caption = (
+        "Columns: original, masked, prediction of every patch (it carries no loss where the patch is visible), "
+        "reconstruction: the prediction with the visible patches put back."
+    )
     return caption + (_NORMALISED_NOTE if model.norm_pix_loss else "")
 
 
