@@ -212,7 +212,7 @@ def build_page(demo: Demo, uploads: Path):
                 sketch.preprocess = as_message(layers_of)
             with gradio.Column(scale=2):
                 pictures = gradio.Gallery(
-                    label="Reconstruction", columns=2, elem_id="pictures", format="png", height="auto"
+                    label="Reconstruction", columns=4, elem_id="pictures", format="png", height="auto"
                 )
                 classes = gradio.Label(label="Taken for", visible=demo.classifier is not None, elem_id="classes")
                 heads = gradio.Gallery(
