@@ -39,7 +39,7 @@ class LayerNorm(nn.LayerNorm):
         """Normalise tokens [..., D]."""
         if cpu_kernels.are_for(tokens):
             return cpu_kernels.layer_norm(tokens, self.weight, self.bias, LAYER_NORM_EPS)
-        return super().forward(tokens)
+        return F.layer_norm(tokens, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
 
 
 class ProbeNorm(nn.BatchNorm1D):
@@ -55,7 +55,7 @@ class ProbeNorm(nn.BatchNorm1D):
         """Normalise features [B, D]; one image alone has no deviation, and Paddle would pass it through as it is."""
         if self.training and paddle.in_dynamic_mode() and features.shape[0] == 1:
             raise UserError(f"a batch of one image cannot be normalised; {ONE_IMAGE_ADVICE}")
-        return super().forward(features)
+        return nn.BatchNorm1D.forward(self, features)  # Paddle 2.6 cannot trace super()
 
 
 class DropPath(nn.Layer):

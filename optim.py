@@ -165,7 +165,9 @@ class WeightAverage:
         Args:
             is_made: truth value on the device: whether the optimizer made its update. If not, nothing moves.
         """
-        decay = self.decay if is_made is None else paddle.where(is_made, self.decay, 1.0)
+        decay = self.decay
+        if is_made is not None:
+            decay = paddle.where(is_made, paddle.full([], decay), paddle.ones([]))
         for name, value in model.state_dict().items():
             average = self._average[name]
             if value.dtype in (paddle.float32, paddle.float64):

@@ -92,6 +92,7 @@ def _begin_quietly() -> None:
     # ever if the signal came while memory was being taken. So signals have to wait for the second that it takes.
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
+        importlib.import_module("zlib")  # after Paddle 2.6, Python's own would call the one inside it, and crash
         importlib.import_module("paddle")
     finally:
         _end_on(numbers)
