@@ -92,6 +92,11 @@ class Console(io.TextIOBase):
         return self.raw.fileno()
 
     @property
+    def buffer(self):
+        """The stream of bytes below, for who writes bytes."""
+        return self.raw.buffer
+
+    @property
     def encoding(self) -> str:
         """The stream's encoding."""
         return self.raw.encoding

@@ -48,7 +48,8 @@ def prepare(num_threads: int | None = None) -> dict[str, str]:
         return {}
     changed = {} if os.environ.get("MAE_RUNTIME") == "0" else _set_environment(num_threads)
     if _is_program():
-        _begin_quietly()
+        end_quietly()
+        _import_paddle()
     return changed
 
 
@@ -74,22 +75,26 @@ def _is_program() -> bool:
     return file is not None and _ROOT in Path(file).resolve().parents and "tests" not in Path(file).parts
 
 
-def _begin_quietly() -> None:
-    """Have signals end the process with one line while its modules are imported, which takes seconds.
+def end_quietly() -> None:
+    """Have signals end the process with one line, until `program.run` takes over.
 
-    `program.run` takes over then. Standard streams that the caller has closed go nowhere, so that no file of ours gets
-    their numbers.
+    Standard streams that the caller has closed go nowhere, so that no file of ours gets their numbers.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    _end_on(numbers)
-    # While it is imported, Paddle puts a handler of its own in the place of ours, which takes memory and may wait for
-    # ever if the signal came while memory was being taken. So signals have to wait for the second that it takes.
+    _end_on(_ending_signals())
+
+
+def _import_paddle() -> None:
+    """Import Paddle, which takes a second; signals have to wait for so long.
+
+    Paddle puts a handler of its own in the place of ours meanwhile, which takes memory, and may wait for ever if the
+    signal came while memory was being taken.
+    """
+    numbers = _ending_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         importlib.import_module("zlib")  # after Paddle 2.6, Python's own would call the one inside it, and crash
@@ -97,6 +102,12 @@ def _begin_quietly() -> None:
     finally:
         _end_on(numbers)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def _ending_signals() -> list[int]:
+    """Return the signals that end a program, without those that the caller wants ignored (nohup, jobs of a shell)."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _end_on(numbers: list[int]) -> None:

@@ -7,6 +7,11 @@ What there is stands in `zoo.yaml`. Files are downloaded into a cache (`download
 result is kept beside them. Converted weights keep the licence of their source.
 """
 
+import runtime
+
+if __name__ == "__main__":
+    runtime.end_quietly()
+
 import dataclasses
 import difflib
 import functools
