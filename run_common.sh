@@ -63,17 +63,17 @@ retry() {
     while :; do
         "$@" &
         child=$!
-        trap 'kill -TERM "$child" 2>/dev/null' TERM INT
+        trap 'kill -TERM "$child" 2>/dev/null' TERM INT HUP
         code=0
         wait "$child" || code=$?
         while kill -0 "$child" 2>/dev/null; do # a signal ended the waiting, not the command
             code=0
             wait "$child" || code=$?
         done
-        trap - TERM INT
+        trap - TERM INT HUP
         attempt=$((attempt + 1))
         case $code in
-        0 | 2 | 75 | 130 | 143) exit "$code" ;;
+        0 | 2 | 75 | 129 | 130 | 143) exit "$code" ;;
         esac
         [ "$attempt" -le "$RETRIES" ] || exit "$code"
         echo "exit code $code: going on from the last checkpoint, retry $attempt of $RETRIES" >&2
