@@ -127,7 +127,7 @@ def start(mode: str, description: str, argv: Sequence[str] | None = None) -> Run
 
 def run(main: Callable[[], object]) -> None:
     """Run the main function of a script or a tool; see `program.run`."""
-    program.run(main, note_end=launch.note_end, clean_up=workers.kill_all)
+    program.run(main, note_end=launch.note_end, clean_up=workers.kill_all, is_said_elsewhere=launch.is_said_elsewhere)
 
 
 def write_report(run: Run) -> None:

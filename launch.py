@@ -26,10 +26,9 @@ import paddle
 import runtime
 from errors import UserError
 from heartbeat import Heartbeat
-from program import ENDING_SIGNALS, EXIT_STOPPED
+from program import ENDING_SIGNALS, EXIT_STOPPED, Interrupted, Stopped
 from ranks import Ranks
 
-_NOTES = "MAE_LAUNCH_NOTES"  # directory in which ranks leave word of how they ended
 _GRACE_SECS, _LOOK_SECS = 10.0, 0.1
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
@@ -56,7 +55,7 @@ def launch_if_needed(mode: str, args: argparse.Namespace, argv: Sequence[str] | 
         return
     if argv is not None:
         raise UserError("-nproc and -nnodes start processes, so they work on the command line only")
-    launch = ["--log_dir", str(Path(save) / "launch-logs"), "--log_level", "ERROR"]
+    launch = ["--log_dir", str(Path(save) / "launch-logs"), "--log_level", "CRITICAL"]
     if num_devices:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(index) for index in range(num_devices)]
@@ -109,16 +108,23 @@ def _interface_of(address: str) -> str | None:
 
 def join() -> None:
     """Have this process end with the launcher, if it is a rank that `_run` started."""
-    if os.environ.get(_NOTES):
+    if os.environ.get(runtime.NOTES_VARIABLE):
         runtime.end_with_parent()
+
+
+def is_said_elsewhere(end: BaseException) -> bool:
+    """Return True if this is a rank, and the process that started it, or the first rank, tells of its end."""
+    is_rank = runtime.NOTES_VARIABLE in os.environ
+    is_first = os.environ.get("PADDLE_TRAINER_ID") == "0"
+    return is_rank and (isinstance(end, Interrupted) or (isinstance(end, Stopped) and not is_first))
 
 
 def note_end(code: int, text: str) -> None:
     """Tell the process that started the ranks how this one ended."""
-    if os.environ.get(_NOTES):
+    if os.environ.get(runtime.NOTES_VARIABLE):
         name = f"{time.time_ns()}-{os.environ.get('PADDLE_TRAINER_ID')}-{code}"
         with contextlib.suppress(OSError):  # the directory is gone if that process is
-            (Path(os.environ[_NOTES]) / name).write_text(text, encoding="utf-8")
+            (Path(os.environ[runtime.NOTES_VARIABLE]) / name).write_text(text, encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +171,7 @@ def _run(command: list[str], job: _Job | None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         launcher = subprocess.Popen(
             command,
-            env={**runtime.module_environment(), _NOTES: folder},
+            env={**runtime.module_environment(), runtime.NOTES_VARIABLE: folder},
             start_new_session=True,
             preexec_fn=runtime.end_with_parent if os.name == "posix" else None,
         )

@@ -108,6 +108,7 @@ def run(
     error_code: int = 2,
     note_end: Callable[[int, str], None] = lambda code, text: None,
     clean_up: Callable[[], None] = lambda: None,
+    is_said_elsewhere: Callable[[BaseException], bool] = lambda end: False,
 ) -> None:
     """Run a main function, and end the process as the module's docstring says.
 
@@ -116,17 +117,19 @@ def run(
         error_code: for what the user can mend.
         note_end: is told exit code and last words.
         clean_up: called in the end, whatever happened.
+        is_said_elsewhere: returns True for an end of which another process of the job tells the user.
     """
     _use_consoles()
     for number in ENDING_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a job in a shell's background
             signal.signal(number, _interrupt)
-    code, words = 0, ""
+    code, words, is_silent = 0, "", False
     try:
         main()
         sys.stdout.flush()
     except (Stopped, Interrupted, UserError, OutputClosed, OSError) as end:
         code, words = _describe(end, error_code)
+        is_silent = is_said_elsewhere(end)
         if code is None:  # an OSError that is no full or read-only disk
             note_end(1, traceback.format_exc())
             raise
@@ -138,7 +141,7 @@ def run(
     finally:
         clean_up()
         _drop_unwritable_output()
-    if words:
+    if words and not is_silent:
         print(words, file=sys.stderr, flush=True)
     if code:
         note_end(code, words)

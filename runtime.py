@@ -17,7 +17,9 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 _KEEP_BYTES = 1 << 30
 
+NOTES_VARIABLE = "MAE_LAUNCH_NOTES"  # directory in which the ranks of a job leave word of how they ended
 _ROOT = Path(__file__).resolve().parent
+_NO_CCACHE = "No ccache found"  # Paddle warns of it at import
 _RUN_MODULE = (  # sys is built in, so that nothing is looked for before the path is set
     "import sys; root, name = sys.argv[1:3]; sys.path[0] = root; del sys.argv[1:3]; import runpy; "
     "runpy.run_module(name, run_name='__main__', alter_sys=True)"
@@ -64,7 +66,7 @@ def _set_environment(num_threads: int | None) -> dict[str, str]:
     os.environ.update(changed)
     _changed.update(changed)
     # Paddle says these at import and at each batch norm; neither tells a user of ours anything.
-    for message in ("No ccache found", "When training, we now always track"):
+    for message in (_NO_CCACHE, "When training, we now always track"):
         warnings.filterwarnings("ignore", message=message)
     return changed
 
@@ -116,8 +118,9 @@ def _end_on(numbers: list[int]) -> None:
 
 
 def _end_at_once(number: int, frame: object) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"ended by {signal.Signals(number).name}\n".encode())
+    if NOTES_VARIABLE not in os.environ:  # else the process that started this one says it
+        with contextlib.suppress(OSError):
+            os.write(2, f"ended by {signal.Signals(number).name}\n".encode())
     os._exit(128 + number)
 
 
@@ -126,7 +129,7 @@ def module_command(name: str, *args: str) -> list[str]:
 
     `python -m` would import modules of the working directory first, whoever wrote them.
     """
-    return [sys.executable, "-c", _RUN_MODULE, str(_ROOT), name, *args]
+    return [sys.executable, "-W", f"ignore:{_NO_CCACHE}", "-c", _RUN_MODULE, str(_ROOT), name, *args]
 
 
 def module_environment() -> dict[str, str]:
