@@ -3,6 +3,7 @@
 import argparse
 import math
 from pathlib import Path
+from typing import NoReturn
 
 from errors import UserError, printable
 
@@ -14,6 +15,10 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**options, allow_abbrev=False, add_help=False)
         self.add_argument("-h", "-help", "--help", action="help", help="show this help, and stop")
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with one line."""
+        self.exit(2, f"error: {printable(message, 400)}; -h explains the flags\n")
 
     def add(self, name: str, text: str, **options: object) -> None:
         """Add the flag -name, which may be written --name, too."""

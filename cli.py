@@ -239,7 +239,7 @@ def _open_directory(config, prefix: str, resume_from: Path | None) -> Path:
         _check_reuse(directory)
     except (OSError, ValueError) as error:  # ValueError: a NUL in it
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"-output {config.SAVE}: cannot create {printable(directory)}: {reason}") from error
+        raise UserError(f"-output {printable(config.SAVE)}: cannot create {printable(directory)}: {reason}") from error
     return directory
 
 

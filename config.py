@@ -230,6 +230,7 @@ _LARGEST = {
     "VALIDATE_FREQ": 1_000_000_000,
 }
 _LARGEST_IMAGE_PX = 1 << 26  # in all
+_MOST_PATCHES = 1 << 16
 
 
 def _check_bounds(config: CfgNode, require) -> None:
@@ -257,7 +258,9 @@ def _check_top(config: CfgNode, require) -> None:
         config.SAVE_FREQ_STEPS is None or config.SAVE_FREQ_STEPS >= 1, "SAVE_FREQ_STEPS", "must be at least 1, or None"
     )
     require(0 <= config.SEED < 2**31, "SEED", "must be from 0 to 2**31 - 1")
-    require(Path(config.RUN).name == config.RUN != "..", "RUN", "must be a plain directory name; SAVE takes the path")
+    is_name = Path(config.RUN).name == config.RUN != ".." and config.RUN.isprintable() and len(config.RUN) <= 200
+    require(is_name, "RUN", "must be a plain directory name; SAVE takes the path")
+    require(config.SAVE != "", "SAVE", "must be a directory; . is the working directory")
 
 
 def _check_data(data: CfgNode, require) -> None:
@@ -303,6 +306,8 @@ def _check_model(config: CfgNode, require) -> None:
         require(part.EMBED_DIM % 4 == 0, f"MODEL.{section}.EMBED_DIM", "must be divisible by 4 (2-D sine-cosine table)")
     height, width = image_size_hw(config)
     num_patches = (height // model.PATCH_SIZE) * (width // model.PATCH_SIZE)
+    what = f"makes {num_patches:,} patches of {model.PATCH_SIZE} pixels, and attention takes at most {_MOST_PATCHES:,}"
+    require(num_patches <= _MOST_PATCHES, "DATA.IMAGE_SIZE", what)
     if model.TYPE == "PRETRAIN":
         require(model.MASK_RATIO > 0, "MODEL.MASK_RATIO", "pretraining needs hidden patches, so it must be above 0")
         num_kept = int(num_patches * (1 - model.MASK_RATIO) + 1e-6)

@@ -15,6 +15,7 @@ A directory that `tools.pack_dataset` made takes the place of the first two.
 """
 
 import contextlib
+import gzip
 import io
 import os
 import re
@@ -29,10 +30,11 @@ import packed_images
 import published_datasets
 import safe_pickle
 from arguments import user_path
-from encoded_images import EncodedImages, FileImages, find_images, read_regular_file
-from errors import UserError, abridge, printable
+from encoded_images import EncodedImages, FileImages, find_images
+from errors import UserError, abridge, one_line, printable
+from regular_files import read_regular_file
 
-_MOST_ARCHIVE_BYTES = 1 << 30  # unpacked; CIFAR has 180 MB
+_MOST_ARCHIVE_BYTES = 512 << 20  # unpacked; CIFAR has 180 MB
 _LONGEST_PATH = 4095  # bytes, Linux
 _MOST_CLASSES = 1_000_000  # a larger label is a mistake, and would take the memory of so large a classifier
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -204,26 +206,38 @@ def _read_limited(file: Path) -> bytes:
         raise UserError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
 
 
+class _Limited(io.RawIOBase):
+    """A stream that ends with an error after so many bytes."""
+
+    def __init__(self, stream: io.BufferedIOBase, most_bytes: int):
+        self._stream, self._left, self._most = stream, most_bytes, most_bytes
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at most `size` bytes."""
+        data = self._stream.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise UserError(f"unpacks to more than {self._most >> 20} MiB")
+        return data
+
+
 def _read_members(archive: Path, names: list[str], dataset: str) -> dict[str, bytes]:
-    """Read members of a tar archive, which may unpack to a limited size."""
-    found, total = {}, 0
+    """Read members of a tar archive, compressed by gzip or not, which may unpack to a limited size."""
+    found, what = {}, f"{archive}: not the published python archive of {dataset}"
     try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                total += member.size
-                if total > _MOST_ARCHIVE_BYTES:
-                    raise UserError(
-                        f"{archive}: unpacks to more than {_MOST_ARCHIVE_BYTES >> 20} MiB, so it is not {dataset}"
-                    )
-                if member.name in names and member.isfile():
-                    found[member.name] = tar.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{archive}: not the published python archive of {dataset}: {error}") from error
+        with open(archive, "rb") as file:
+            unpacked = gzip.GzipFile(fileobj=file) if file.read(2) == b"\x1f\x8b" else file
+            file.seek(0)
+            with tarfile.open(fileobj=_Limited(unpacked, _MOST_ARCHIVE_BYTES), mode="r|") as tar:
+                for member in tar:
+                    if member.name in names and member.isfile():
+                        found[member.name] = tar.extractfile(member).read()
+                    tar.members.clear()  # it would remember millions
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:  # ValueError: UserError, too
+        raise UserError(f"{what}: {error if isinstance(error, UserError) else one_line(error)}") from error
     missing = [name for name in names if name not in found]
     if missing:
-        raise UserError(f"{archive}: not the published python archive of {dataset}: it has no {missing[0]}")
+        raise UserError(f"{what}: it has no {missing[0]}")
     return {name: found[name] for name in names}
 
 

@@ -2,7 +2,6 @@
 
 import io
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from errors import UserError, printable
+from regular_files import read_regular_file
 
 # Image files of a data set have one of these suffixes. Pillow is told the formats, because it would go by content, and
 # start Ghostscript for an EPS file of any name.
@@ -22,7 +22,7 @@ FORMAT_OF_SUFFIX = {
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
     **dict.fromkeys((".ppm", ".pgm"), "PPM"),
 }
-_MOST_BYTES = 1 << 30
+_MOST_BYTES = 1 << 30  # of a photo
 FORMATS = tuple(dict.fromkeys(FORMAT_OF_SUFFIX.values()))
 
 
@@ -41,51 +41,31 @@ def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
     return image
 
 
-def read_regular_file(path: Path, most_bytes: int = _MOST_BYTES) -> bytes:
-    """Read a file that is no pipe and no device, which might wait or go on for ever.
-
-    Raises:
-        ValueError: if it is, or is larger than any photo.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for somebody to write
-    with open(descriptor, "rb") as file:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError("not a regular file")
-        if about.st_size > most_bytes:
-            raise ValueError(f"has {about.st_size:,} bytes, more than any photo")
-        return file.read()
-
-
 def find_images(folder: Path) -> list[Path]:
     """List the image files below a folder, in order; linked folders count, too.
 
-    A folder that is linked from inside itself is listed once.
+    A folder that is reached in several ways, by links, is listed once.
 
     Raises:
         UserError: if a folder cannot be read.
     """
-    found: list[Path] = []
-    _walk(Path(folder), frozenset(), found)
+    found, waiting, seen = [], [Path(folder)], set()
+    while waiting:
+        current = waiting.pop()
+        try:
+            about = current.stat()
+            if (about.st_dev, about.st_ino) in seen:
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            with os.scandir(current) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name, reverse=True)
+        except FileNotFoundError:  # a class without images
+            continue
+        except OSError as error:
+            raise UserError(f"{printable(current)}: cannot be listed: {error.strerror}") from error
+        waiting += [current / entry.name for entry in listed if entry.is_dir()]
+        found += [current / entry.name for entry in listed if _is_image(entry.name) and not entry.is_dir()]
     return sorted(found)
-
-
-def _walk(folder: Path, ancestors: frozenset[tuple[int, int]], found: list[Path]) -> None:
-    try:
-        about = folder.stat()
-        place = (about.st_dev, about.st_ino)
-        if place in ancestors:
-            return
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    _walk(folder / entry.name, ancestors | {place}, found)
-                elif _is_image(entry.name):
-                    found.append(folder / entry.name)
-    except FileNotFoundError:  # a class without images
-        return
-    except OSError as error:
-        raise UserError(f"{printable(folder)}: cannot be listed: {error.strerror}") from error
 
 
 def _is_image(name: str) -> bool:
@@ -138,7 +118,7 @@ class FileImages(EncodedImages):
 
     def read(self, index: int) -> bytes:
         """Read an image file."""
-        return read_regular_file(self.paths[index])
+        return read_regular_file(self.paths[index], _MOST_BYTES)
 
     def describe(self, index: int) -> str:
         """Name an image in a message."""

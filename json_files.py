@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from errors import UserError, one_line, printable
+from regular_files import read_regular_file
 
 _MOST_BYTES = 64 << 20
 NUMBER = (int, float)
@@ -29,12 +30,9 @@ def read_json(
     """
     path, advice = Path(path), f"; {advice}" if advice else ""
     try:
-        with open(path, "rb") as file:
-            content = file.read(most_bytes + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        content = read_regular_file(path, most_bytes)
+    except (OSError, ValueError) as error:  # ValueError: a pipe, too large, or a NUL in its name
         raise UserError(f"{printable(path)}: {getattr(error, 'strerror', None) or error}{advice}") from error
-    if len(content) > most_bytes:
-        raise UserError(f"{path}: larger than {most_bytes:,} bytes, which is no sane size for it{advice}")
     return parse_json(content, str(path), fields, advice=advice)
 
 

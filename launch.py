@@ -29,6 +29,7 @@ from heartbeat import Heartbeat
 from program import ENDING_SIGNALS, EXIT_STOPPED, Interrupted, Stopped
 from ranks import Ranks
 
+_MOST_PROCESSES = 4096
 _GRACE_SECS, _LOOK_SECS = 10.0, 0.1
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
@@ -39,8 +40,8 @@ def launch_if_needed(mode: str, args: argparse.Namespace, argv: Sequence[str] | 
     uses_gpu = args.device != "cpu" and paddle.device.is_compiled_with_cuda()
     num_devices = paddle.device.cuda.device_count() if uses_gpu else 0
     nproc = args.nproc if args.nproc is not None else max(1, num_devices)
-    if nproc < 1 or args.nnodes < 1:
-        raise UserError(f"-nproc {nproc} -nnodes {args.nnodes}: both must be at least 1")
+    if not 1 <= nproc <= _MOST_PROCESSES or not 1 <= args.nnodes <= _MOST_PROCESSES:
+        raise UserError(f"-nproc {nproc} -nnodes {args.nnodes}: both must be from 1 to {_MOST_PROCESSES:,}")
     if uses_gpu and num_devices and nproc > num_devices:
         raise UserError(f"-nproc {nproc}: only {num_devices} GPUs are visible")
     if args.device == "cpu" and max(nproc, args.nnodes) > 1 and paddle.device.is_compiled_with_cuda():
@@ -113,10 +114,8 @@ def join() -> None:
 
 
 def is_said_elsewhere(end: BaseException) -> bool:
-    """Return True if this is a rank, and the process that started it, or the first rank, tells of its end."""
-    is_rank = runtime.NOTES_VARIABLE in os.environ
-    is_first = os.environ.get("PADDLE_TRAINER_ID") == "0"
-    return is_rank and (isinstance(end, Interrupted) or (isinstance(end, Stopped) and not is_first))
+    """Return True if this is a rank, and the process that started it tells of its end."""
+    return runtime.NOTES_VARIABLE in os.environ and isinstance(end, (Interrupted, Stopped))
 
 
 def note_end(code: int, text: str) -> None:
@@ -254,7 +253,7 @@ def _describe_end(notes: Path, code: int, lost: list[str], asked: list[int], kil
     ended_by = {128 + number for number in (*ENDING_SIGNALS, signal.SIGKILL)}  # a second signal ends at once
     if asked and code != 0 and all(end in {EXIT_STOPPED, *ended_by} for end in codes):
         if EXIT_STOPPED in codes:
-            return EXIT_STOPPED
+            return _say_stopped(ends)
         print(f"ended by {signal.Signals(asked[0]).name}", file=sys.stderr)
         return 128 + asked[0]
     if killed is not None and not asked and killed[0] not in [end[1] for end, _ in ends]:
@@ -264,7 +263,7 @@ def _describe_end(notes: Path, code: int, lost: list[str], asked: list[int], kil
         print(f"error: rank {rank} was ended by {signal.Signals(number).name}{advice} {where}", file=sys.stderr)
         return 128 + number
     if EXIT_STOPPED in codes:
-        return EXIT_STOPPED
+        return _say_stopped(ends)
     if code == 0:
         return 0
     for (_, rank, first), path in ends[:1]:
@@ -273,3 +272,10 @@ def _describe_end(notes: Path, code: int, lost: list[str], asked: list[int], kil
     how = f"was ended by {signal.Signals(code - 128).name}" if code > 128 else f"ended with code {code}"
     print(f"error: a rank {how}; what it said before is in launch-logs, in -output", file=sys.stderr)
     return code
+
+
+def _say_stopped(ends: list[tuple[list[str], Path]]) -> int:
+    """Print what a rank that was stopped has said; returns the job's exit code."""
+    words = next(path for end, path in ends if int(end[2]) == EXIT_STOPPED).read_text(encoding="utf-8")
+    print(words, file=sys.stderr)
+    return EXIT_STOPPED

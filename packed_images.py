@@ -8,6 +8,7 @@ Thousands of images a file instead of one are read several times faster from net
 read at a known place; no tar library is needed for it.
 """
 
+import io
 import os
 import zipfile
 import zlib
@@ -18,10 +19,12 @@ import numpy as np
 from encoded_images import EncodedImages
 from errors import UserError, printable
 from json_files import is_a, read_json
+from regular_files import read_regular_file
 
 INFO_FILE = "packed.json"
 VERSION = 1
 _MOST_OPEN_FILES = 256
+_MOST_INDEX_BYTES = 8 << 30  # of 250 million images
 _ADVICE = "pack the data set again"
 _INDEX_FIELDS = ("shard", "offset", "size", "label")
 TAR_BLOCK_BYTES = 512  # a header, whose first 100 bytes are the name, goes before each file
@@ -62,10 +65,11 @@ def _is_shard(entry: object) -> bool:
 def _read_index(file: Path, shard_sizes: np.ndarray) -> dict[str, np.ndarray]:
     """Read shard, offset, size and label of every image; each must lie inside its shard."""
     try:
-        with zipfile.ZipFile(file) as archive:  # np.load would take what a header claims
-            if sum(member.file_size for member in archive.infolist()) > file.stat().st_size:
+        content = io.BytesIO(read_regular_file(file, _MOST_INDEX_BYTES))
+        with zipfile.ZipFile(content) as archive:  # np.load would take what a header claims
+            if sum(member.file_size for member in archive.infolist()) > content.getbuffer().nbytes:
                 raise ValueError("compressed, or its sizes are wrong")
-        with np.load(file, allow_pickle=False) as arrays:
+        with np.load(content, allow_pickle=False) as arrays:
             index = {key: arrays[key] for key in _INDEX_FIELDS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{file}: damaged ({printable(error)}); {_ADVICE}") from error

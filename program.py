@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import TextIO
 
-from errors import UserError, escape_controls, printable
+from errors import UserError, escape_controls, one_line, printable
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 EXIT_PIPE = 128 + signal.SIGPIPE
@@ -127,10 +127,10 @@ def run(
     try:
         main()
         sys.stdout.flush()
-    except (Stopped, Interrupted, UserError, OutputClosed, OSError) as end:
+    except (Stopped, Interrupted, UserError, OutputClosed, OSError, MemoryError, RuntimeError) as end:
         code, words = _describe(end, error_code)
         is_silent = is_said_elsewhere(end)
-        if code is None:  # an OSError that is no full or read-only disk
+        if code is None:  # a defect of this project
             note_end(1, traceback.format_exc())
             raise
     except SystemExit:
@@ -160,6 +160,11 @@ def _describe(end: BaseException, error_code: int) -> tuple[int | None, str]:
         if end.error.errno in (errno.EPIPE, errno.EBADF):
             return EXIT_PIPE, ""
         return error_code, f"error: standard output cannot be written: {end.error.strerror}"
+    if isinstance(end, MemoryError):
+        return error_code, f"error: not enough memory; lower -batch_size ({printable(one_line(end))})"
+    if isinstance(end, RuntimeError):
+        is_loop = str(end).startswith("Symlink loop")  # how pathlib says ELOOP
+        return (error_code, f"error: {printable(end)}") if is_loop else (None, "")
     if end.errno in _DISK_ERRORS or end.filename is not None:  # what the user named, or the machine lacks
         file = f"{printable(end.filename)}: " if end.filename is not None else ""
         return error_code, f"error: {file}{end.strerror}"

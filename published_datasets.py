@@ -25,9 +25,10 @@ import numpy as np
 from encoded_images import FileImages
 from errors import UserError, abridge, one_line, printable
 from json_files import read_json
+from regular_files import read_regular_file
 
 _ADVICE = "see published_datasets.py for the layout"
-_MOST_JSON_BYTES = 2 << 30
+_MOST_JSON_BYTES = _MOST_TEXT_BYTES = 2 << 30
 _MOST_MAT_BYTES = 256 << 20  # unpacked; the published ones have some megabytes
 _MOST_CLASSES = 100_000
 _MAT_COMPRESSED = 15  # type of an element, miCOMPRESSED
@@ -35,10 +36,10 @@ _MAT_COMPRESSED = 15  # type of an element, miCOMPRESSED
 
 def _read_lines(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_regular_file(file, _MOST_TEXT_BYTES).decode("utf-8").splitlines()
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; see published_datasets.py for the layout") from error
-    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: {error.strerror}; {_ADVICE}") from error
+    except ValueError as error:
         raise UserError(f"{file}: not a UTF-8 text file ({error})") from error
     return [line.strip() for line in lines if line.strip()]
 
@@ -61,7 +62,7 @@ def _read_mat(file: Path) -> dict:
     import scipy.io
 
     try:
-        if _unpacked_bytes(file.read_bytes()) > _MOST_MAT_BYTES:
+        if _unpacked_bytes(read_regular_file(file, _MOST_MAT_BYTES)) > _MOST_MAT_BYTES:
             raise UserError(
                 f"{file}: unpacks to more than {_MOST_MAT_BYTES >> 20} MiB, so it is not the published file"
             )
@@ -76,9 +77,10 @@ def _read_mat(file: Path) -> dict:
 
 def _unpacked_bytes(content: bytes) -> int:
     """Return how many bytes a .mat file (version 5) unpacks to, or a number above the limit as soon as it is passed."""
-    position, total = 128, 0  # behind the header
+    position, total = 128, 0  # behind the header, whose last bytes tell the byte order
+    order = "big" if content[126:128] == b"MI" else "little"
     while position + 8 <= len(content) and total <= _MOST_MAT_BYTES:
-        kind, size = (int.from_bytes(content[position + at : position + at + 4], "little") for at in (0, 4))
+        kind, size = (int.from_bytes(content[position + at : position + at + 4], order) for at in (0, 4))
         if kind == _MAT_COMPRESSED:
             total += len(
                 zlib.decompressobj().decompress(content[position + 8 : position + 8 + size], _MOST_MAT_BYTES + 1)
@@ -161,7 +163,7 @@ def open_cars(root: Path, split: str) -> FileImages:
         if names is not None:
             rows = [row for row in rows if bool(row["test"]) == (split == "val")]
         pairs = [(_inside(folder, str(row[name]), file), int(row["class"]) - 1) for row in rows]
-    except (IndexError, KeyError, ValueError, TypeError) as error:
+    except (IndexError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{file}: its annotations are not as published ({one_line(error)})") from error
     return _images(pairs, file, None if names is None else [str(value) for value in names])
 

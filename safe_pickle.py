@@ -175,23 +175,30 @@ class _PlainDataUnpickler(pickle._Unpickler):
         if not any(function is allowed for allowed in self._names.values()) or not callable(function):
             raise UserError(f"refused, the file calls a {type(function).__name__}, which plain data never does")
         result = function(*args)
-        self._budget_bytes -= len(result) if isinstance(result, (bytes, tuple)) else 0
+        self._spend(len(result) if isinstance(result, (bytes, tuple)) else 0)
+        return result
+
+    def _spend(self, num_bytes: int) -> None:
+        self._budget_bytes -= num_bytes
         if self._budget_bytes < 0:
             raise UserError("refused, the file makes more of its bytes than plain data needs")
-        return result
 
     def load_build(self) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, np.ndarray):
             _version, shape, dtype, is_fortran, raw = state
-            raw = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 wrote bytes as text
+            if isinstance(raw, str):  # Python 2 wrote bytes as text
+                self._spend(len(raw))
+                raw = raw.encode("latin1")
             self._replace(target, _array_of(raw, dtype, shape, "F" if is_fortran else "C"))
         elif isinstance(target, np.dtype):
             if state[1] not in tuple("<>|=") or any(part is not None for part in state[2:5]):
                 raise ValueError("an array of records, where plain data has numbers")
             self._replace(target, target.newbyteorder(state[1]))
         elif isinstance(target, Attributes):
+            if not isinstance(state, dict):  # pairs, whose names nobody has looked at
+                raise UserError("refused, the file sets attributes by something else than their names")
             target.update(state)
         elif isinstance(target, dict):
             pass  # attributes of a dict subclass, such as the versions that torch adds to a state dict
@@ -207,6 +214,11 @@ class _PlainDataUnpickler(pickle._Unpickler):
 
     def load_bytearray(self) -> None:  # the base class would reserve the memory before it reads
         self.append(self.read(int.from_bytes(self.read(8), "little")))
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._set_items(items)
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -236,6 +248,7 @@ class _PlainDataUnpickler(pickle._Unpickler):
         pickle.NEWOBJ[0]: load_call,
         pickle.BUILD[0]: load_build,
         pickle.BYTEARRAY8[0]: load_bytearray,
+        pickle.DICT[0]: load_dict,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         **dict.fromkeys((opcode[0] for opcode in _REFUSED_OPCODES), _refuse_opcode),

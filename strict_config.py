@@ -14,6 +14,7 @@ import yaml
 from yacs.config import CfgNode
 
 from errors import UserError, one_line, printable
+from regular_files import read_regular_file
 
 
 def all_keys(config: CfgNode, prefix: str = "") -> list[str]:
@@ -119,12 +120,9 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict:
     """Read a YAML file of KEY: VALUE lines; raise UserError if it is anything else."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(_MOST_YAML_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"-cfg {printable(path)}: {error.strerror}") from error
-    if len(content) > _MOST_YAML_BYTES:
-        raise UserError(f"{path}: larger than {_MOST_YAML_BYTES:,} bytes, so not a configuration")
+        content = read_regular_file(path, _MOST_YAML_BYTES)
+    except (OSError, ValueError) as error:
+        raise UserError(f"-cfg {printable(path)}: {getattr(error, 'strerror', None) or error}") from error
     try:
         values = yaml.load(content, _Loader) or {}
     except Exception as error:  # values such as 2001-99-99 raise nearly anything
@@ -149,7 +147,7 @@ def _coerce(value: object, kinds: tuple, key: str, source: str) -> object:
             if isinstance(candidate, bool):
                 continue
             if kind is int and isinstance(candidate, int):
-                return candidate
+                return _sane_int(candidate, key, source)
             if kind is float and isinstance(candidate, (int, float)):
                 return _finite(candidate, key, source)
             if kind is list and isinstance(candidate, (list, tuple)):
@@ -160,6 +158,12 @@ def _coerce(value: object, kinds: tuple, key: str, source: str) -> object:
         return value
     names = " or ".join("None" if kind is None else kind.__name__ for kind in kinds)
     raise UserError(f"{source}: {key}={printable(repr(value), 100)} is not of type {names}")
+
+
+def _sane_int(value: int, key: str, source: str) -> int:
+    if abs(value) >= 2**63:  # Python refuses to print one of thousands of digits
+        raise UserError(f"{source}: {key} is a number of more than 18 digits")
+    return value
 
 
 def _finite(value: float, key: str, source: str) -> float:

@@ -81,7 +81,7 @@ class WeightFile:
             return None
         try:
             return Architecture.from_dict(values)
-        except (TypeError, KeyError, ValueError, IndexError) as error:
+        except (TypeError, KeyError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(f"{self.path}: its own description is damaged: {error}") from error
 
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
-    {"cpu_kernels", "errors", "ranks", "runtime"},
+    {"cpu_kernels", "errors", "ranks", "regular_files", "runtime"},
     {"arguments", "encoded_images", "json_files", "output_files", "program"},
     {
         "fast_jpeg",

@@ -178,6 +178,19 @@ def test_a_run_whose_log_cannot_be_written_ends_with_one_line(tmp_path, tiny_yam
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize(
+    "flags", [["-nproc", "99999999"], ["-nproc", "0"], ["-foo"], ["-nproc", "1e9"], ["-cfg", "loop.yaml"]]
+)
+def test_flags_that_cannot_be_are_one_line(tmp_path, tiny_yaml, flags):
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    cfg = [] if "-cfg" in flags else ["-cfg", tiny_yaml("pretrain")]
+    code, _, errors = finish(start(tmp_path, "pretrain", *cfg, *flags, "-device", "cpu"))
+    assert code == 2, errors
+    lines = [line for line in errors.splitlines() if "ccache" not in line and "warnings.warn" not in line]
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("error: ")
+
+
 @pytest.mark.parametrize("rank", [-1, 2, 99])
 def test_a_node_rank_outside_its_range_is_refused(tmp_path, tiny_yaml, rank):
     flags = ["-nnodes", "2", "-master", "127.0.0.1:6170", "-node_rank", rank, "-device", "cpu"]

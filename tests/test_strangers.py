@@ -76,14 +76,34 @@ def test_what_is_no_file_is_named_before_and_never_waited_for(tmp_path, kind):
     assert "not a regular file" in loading.why_unreadable(source, 1, 3)
 
 
-def test_links_in_a_circle_are_listed_once(tmp_path):
+def test_folders_that_links_lead_to_again_are_listed_once(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / "b" / "x.png")
     (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "b" / "here").symlink_to(".")
-    (tmp_path / "other").symlink_to(tmp_path / "a")
-    found = [str(path.relative_to(tmp_path)) for path in datasets.find_images(tmp_path)]
-    assert found == ["a/b/x.png", "other/b/x.png"], "a linked folder counts, a circle does not"
+    assert [str(path.relative_to(tmp_path)) for path in datasets.find_images(tmp_path)] == ["a/b/x.png"]
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "c").symlink_to(tmp_path / "a")
+    found = datasets.find_images(tmp_path / "linked")
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["linked/c/b/x.png"], "a linked folder counts"
+
+
+def test_many_ways_and_deep_folders_are_no_trouble(tmp_path):
+    for level in range(30):
+        (tmp_path / f"level{level}").mkdir()
+        for name in ("one", "two"):
+            (tmp_path / f"level{level}" / name).symlink_to(tmp_path / f"level{level + 1}")
+    assert datasets.find_images(tmp_path) == []
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    descriptor = os.open(deep, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=descriptor)
+        below = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+    assert datasets.find_images(deep) == []
 
 
 def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
@@ -173,13 +193,18 @@ def test_cifar_pixels_of_another_kind_are_refused(tmp_path, data):
         cifar_with(tmp_path, b"data", data)
 
 
-def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path):
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(datasets, "_MOST_ARCHIVE_BYTES", 8 << 20)
     member = tarfile.TarInfo("cifar-10-batches-py/filler")
-    member.size = 3 << 30
+    member.size, member.type = 64 << 20, kind
     with gzip.open(tmp_path / "cifar-10-python.tar.gz", "wb", compresslevel=1) as file:
-        file.write(member.tobuf() + bytes(1 << 20))  # the header claims what follows
-    with pytest.raises(UserError, match="unpacks to more than 1024 MiB"):
+        file.write(member.tobuf())
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    with pytest.raises(UserError, match="unpacks to more than 8 MiB") as caught:
         datasets.open_source("cifar10", str(tmp_path), "val", num_classes=10)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("labels", [[0.5, 1, 2], [np.nan, 1, 2], [-4, 1, 2], ["a", "b", "c"], [10**7, 1, 2]])
@@ -310,12 +335,60 @@ def test_a_storage_key_of_references_does_not_hang(tmp_path):
         weight_files.read(tmp_path / "a.pth")
 
 
+def test_nested_keys_of_any_instruction_do_not_hang(tmp_path):
+    import safe_pickle
+
+    nested = b")" + b"2\x86" * 60
+    for name, content in (
+        ("dict", b"\x80\x02(" + nested + b"K\x01d."),
+        ("setitem", b"\x80\x02}" + nested + b"K\x01s."),
+        ("setitems", b"\x80\x02}(" + nested + b"K\x01u."),
+        ("tuple of a dict", b"\x80\x02(" + nested + b"K\x01dK\x02\x86."),
+    ):
+        (tmp_path / "a.pdparams").write_bytes(content)
+        with pytest.raises(UserError, match="entry whose name is a tuple"):
+            safe_pickle.load(tmp_path / "a.pdparams", name)
+
+
+def test_a_text_that_is_used_again_and_again_has_a_price(tmp_path):
+    import safe_pickle
+
+    text = b"X" + (1 << 20).to_bytes(4, "little") + b"\x00" * (1 << 20)
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01bt\x52"
+    state = (
+        b"(K\x01(J" + (1 << 20).to_bytes(4, "little") + b"tcnumpy\ndtype\n(U\x02u1K\x00K\x01tR\x89" + text + b"tq\x01"
+    )
+    content = b"\x80\x02]" + array + state + b"ba" + (array + b"h\x01ba") * 20 + b"."
+    (tmp_path / "a.pdparams").write_bytes(content)
+    with pytest.raises(UserError, match="makes more of its bytes than plain data needs"):
+        safe_pickle.load(tmp_path / "a.pdparams", "a")
+
+
+@pytest.mark.parametrize("name", ["fifo", "device"])
+def test_pipes_and_devices_are_no_index(tmp_path, name):
+    from config import get_config
+
+    def put(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(path) if name == "fifo" else path.symlink_to("/dev/zero")
+
+    put(tmp_path / "annotations" / "test.txt")
+    put(tmp_path / "val2018.json")
+    put(tmp_path / "imagelabels.mat")
+    for dataset in ("pets", "inat2018", "flowers102"):
+        with pytest.raises(UserError, match="not a regular file"):
+            datasets.open_source(dataset, str(tmp_path), "val", num_classes=None)
+    put(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match="not a regular file"):
+        get_config(tmp_path / "a.yaml")
+
+
 def test_deep_and_large_json_is_refused(tmp_path):
     (tmp_path / "a.json").write_text('{"a": ' * 99999)
     with pytest.raises(UserError, match="damaged, or no JSON"):
         read_json(tmp_path / "a.json")
     (tmp_path / "b.json").write_text('{"a": "' + "x" * 2000)
-    with pytest.raises(UserError, match="larger than 1,000 bytes"):
+    with pytest.raises(UserError, match="and at most 1,000 are sane"):
         read_json(tmp_path / "b.json", most_bytes=1000)
 
 

@@ -38,6 +38,7 @@ from tools import evaluate, inputs, visualise
 
 _LARGEST_UPLOAD_BYTES = 10 * 1000**2
 _HOSTS = ["127.0.0.1", "localhost"]  # a page of another name that leads here is somebody else's (DNS rebinding)
+_MOST_LAYERS = 8
 _KEPT_SECS = 3600
 _SHOWN_PX = 448  # at least, of each picture
 _CANVAS_PX = 256
@@ -130,6 +131,8 @@ def read_upload(path: str, folder: Path) -> bytes:
 
 def painted(layers: list[bytes]) -> np.ndarray | None:
     """Return what was painted, uint8 [H, W], 255 where the brush was; None if there is no layer."""
+    if len(layers) > _MOST_LAYERS:
+        raise UserError(f"the painted mask has {len(layers)} layers; at most {_MOST_LAYERS} are taken")
     alphas = []
     for layer in layers:
         try:
@@ -164,7 +167,7 @@ def build_page(demo: Demo, uploads: Path):
         """Return the encoded layers of the sketch, which came before the request, or were uploaded as files."""
         if payload is not None and payload.id is not None:
             payload = sketch.blob_storage.pop(payload.id, None)
-        layers = [] if payload is None else payload.layers or []
+        layers = [] if payload is None else (payload.layers or [])[: _MOST_LAYERS + 1]
         return [layer if isinstance(layer, bytes) else read_upload(layer.path, uploads) for layer in layers if layer]
 
     def as_message(read):

@@ -32,8 +32,9 @@ import mae
 import output_files
 import recipes
 from arguments import Parser, finite
-from encoded_images import open_image, read_regular_file
+from encoded_images import open_image
 from errors import UserError
+from regular_files import read_regular_file
 from tools import attention, inputs, pages
 
 _GREY = 0.5
@@ -95,7 +96,7 @@ def read_mask(path: str, grid_hw: tuple[int, int]) -> tuple[np.ndarray, float]:
         noise: [1, N], and the mask ratio that hides what was drawn.
     """
     try:
-        with open_image(read_regular_file(Path(path))) as picture:
+        with open_image(read_regular_file(path, 1 << 30)) as picture:
             drawn = np.asarray(picture.convert("L").resize(grid_hw[::-1], Image.Resampling.BOX))
     except (OSError, ValueError) as error:
         raise UserError(f"-mask {path}: neither random nor block, nor a picture ({error})") from error
