@@ -90,6 +90,23 @@ def test_features_take_no_place_of_the_users(run_dir, tmp_path):
     assert np.load(tmp_path / "features.npy").tolist() == [0, 0, 0]
 
 
+def test_features_that_do_not_fit_the_disk_are_an_error(run_dir, tmp_path, monkeypatch):
+    def full(descriptor, offset, length):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tools.features.os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="features: cannot be written: No space left on device"):
+        tools.features.main([str(run_dir), "-out", str(tmp_path / "features")])
+
+
+def test_an_export_needs_room(run_dir, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(tools.export.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="the disk has 1,000 bytes left"):
+        tools.export.main([str(run_dir), "-out", str(tmp_path / "exported"), "-format", "paddle"])
+    assert not list((tmp_path / "exported").iterdir())
+
+
 # ---- checkpoints
 
 

@@ -15,6 +15,7 @@ runtime.prepare()
 import copy
 import importlib.util
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -35,6 +36,7 @@ TOLERANCE = 1e-5  # of the largest output: float32 in another order
 _BATCHES = (1, 7)
 _OPSET = 17  # of ONNX; the first with layer normalisation
 _NAME = "model"
+_NUM_COPIES, _PROGRAM_BYTES = 2, 4 << 20  # of the weights, for Paddle and ONNX; of programs, at most
 
 
 def fold_batch_norm(model: VisionTransformer) -> VisionTransformer:
@@ -147,6 +149,14 @@ def compare(model: nn.Layer, run: Callable[[np.ndarray], np.ndarray], shape: tup
     return worst
 
 
+def _check_space(model: nn.Layer, out: Path) -> None:
+    """Raise UserError if the disk has no room for the model: Paddle writes half a file then, and says nothing."""
+    needed = _NUM_COPIES * sum(4 * parameter.size for parameter in model.parameters()) + _PROGRAM_BYTES
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise UserError(f"-out {out}: the disk has {free:,} bytes left, and {needed:,} are needed")
+
+
 def _export(model: nn.Layer, shape: tuple[int, int, int], out: Path, formats: list[str]) -> dict[str, float]:
     """Write the formats into an empty directory, and return the relative difference of each."""
     program, differences = export_paddle(fold_batch_norm(model), shape, out), {}
@@ -179,6 +189,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     is_encoder = args.encoder or config.MODEL.TYPE == "PRETRAIN"
     model, config = (inputs.load_encoder if is_encoder else inputs.load_classifier)(args.run, config)
     shape = (config.DATA.IMAGE_CHANNELS, *image_size_hw(config))
+    _check_space(model, out)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as folder:  # what is wrong does not stay
         differences = _export(model, shape, Path(folder), formats)
         (Path(folder) / "config.yaml").write_text(config.dump(), encoding="utf-8")

@@ -119,7 +119,14 @@ class Sink:
     def _create(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         if self._writing is None:
             return np.empty(shape, dtype)
-        return open_memmap(Path(self._writing.name) / f"{name}.npy", "w+", dtype, shape)
+        file = Path(self._writing.name) / f"{name}.npy"
+        try:
+            array = open_memmap(file, "w+", dtype, shape)
+            with open(file, "r+b") as opened:  # on a full disk, a write to mapped memory would kill the process
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            raise UserError(f"{self._directory}: cannot be written: {error.strerror or error}") from error
+        return array
 
     def finish(self) -> dict[str, np.ndarray]:
         """Return the arrays; what was left out (images that cannot be read) is cut off."""
