@@ -116,7 +116,7 @@ def read_upload(path: str, folder: Path) -> bytes:
     Raises:
         UserError: for any other path, and for files that are too large.
     """
-    file = Path(path)
+    file = Path(str(path))  # a request may also say that it has none
     try:
         is_upload = folder.resolve() in file.resolve().parents and file.resolve().is_file()
         size = file.stat().st_size if is_upload else 0
