@@ -148,7 +148,7 @@ def job_token(master: str, num_nodes: int, config) -> bytes:
     """
     config = config.clone()
     config.defrost()
-    config.SAVE = config.DATA.DATA_PATH = ""
+    config.SAVE = config.RUN = config.DATA.DATA_PATH = ""  # a run's name may have the time in it
     config.MODEL.PRETRAINED = config.MODEL.RESUME = None
     config.DATA.NUM_WORKERS = 0
     words = (master, str(num_nodes), config.dump(), os.environ.get("MAE_JOB_SECRET", ""))
@@ -250,8 +250,7 @@ def _describe_end(notes: Path, code: int, lost: list[str], asked: list[int], kil
             f"error: {what}; this node stops, too, and -resume auto goes on from the last checkpoint", file=sys.stderr
         )
         return 1
-    ended_by = {128 + number for number in (*ENDING_SIGNALS, signal.SIGKILL)}  # a second signal ends at once
-    if asked and code != 0 and all(end in {EXIT_STOPPED, *ended_by} for end in codes):
+    if asked and code != 0 and 2 not in codes:  # a rank may fail because another one has ended
         if EXIT_STOPPED in codes:
             return _say_stopped(ends)
         print(f"ended by {signal.Signals(asked[0]).name}", file=sys.stderr)

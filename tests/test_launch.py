@@ -136,3 +136,17 @@ def test_a_gpu_without_code_in_the_build_is_named(capability):
     cli.check_capability("3.3.1", capability, "a GPU")
     for works in ((5, 0), (8, 6), (8, 9)):
         cli.check_capability("2.6.2", works, "a GPU")
+
+
+def test_nodes_of_a_job_have_one_token_and_other_jobs_have_others(monkeypatch):
+    from config import get_config
+
+    def token(*opts, master="10.0.0.1:6070", nodes=2):
+        return launch.job_token(master, nodes, get_config(None, list(opts)))
+
+    assert token("SAVE", "/a", "DATA.DATA_PATH", "/b", "RUN", "x", "DATA.NUM_WORKERS", 1) == token()
+    others = [token("SEED", 1), token(master="10.0.0.1:6071"), token(nodes=3), token("TRAIN.NUM_EPOCHS", 3)]
+    monkeypatch.setenv("MAE_JOB_SECRET", "only ours")
+    others.append(token())
+    monkeypatch.undo()
+    assert len({token(), *others}) == 6
