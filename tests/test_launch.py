@@ -145,7 +145,7 @@ def test_nodes_of_a_job_have_one_token_and_other_jobs_have_others(monkeypatch):
         return launch.job_token(master, nodes, get_config(None, list(opts)))
 
     assert token("SAVE", "/a", "DATA.DATA_PATH", "/b", "RUN", "x", "DATA.NUM_WORKERS", 1) == token()
-    others = [token("SEED", 1), token(master="10.0.0.1:6071"), token(nodes=3), token("TRAIN.NUM_EPOCHS", 3)]
+    others = [token("SEED", 1), token(master="10.0.0.1:6071"), token(nodes=3), token("TRAIN.BASE_LR", 1.0)]
     monkeypatch.setenv("MAE_JOB_SECRET", "only ours")
     others.append(token())
     monkeypatch.undo()
