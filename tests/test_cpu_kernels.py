@@ -11,6 +11,11 @@ from transformer import Attention, Linear
 pytestmark = pytest.mark.quick
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    paddle.seed(0)
+
+
 def draw(*shape, scale=1.0):
     tensor = paddle.randn(shape) * scale
     tensor.stop_gradient = False
@@ -53,7 +58,9 @@ def plain_attention(qkv):
 @pytest.mark.parametrize("at_once", [1, 2 * 7 * 7 * 2, 1 << 20])  # one image, two, all
 def test_attention(monkeypatch, batch, tokens, heads, width, scale, at_once):
     monkeypatch.setattr(cpu_kernels, "_SCORES_AT_ONCE", at_once)
-    compare(cpu_kernels.attention, plain_attention, [draw(batch, tokens, 3, heads, width, scale=scale)], 2e-5)
+    # A score of some hundreds has a float32 spacing of 3e-5, and so has the logarithm of a weight.
+    relative = 2e-5 if scale == 1.0 else 1e-4
+    compare(cpu_kernels.attention, plain_attention, [draw(batch, tokens, 3, heads, width, scale=scale)], relative)
 
 
 def test_layers_take_them_on_cpu_and_plain_ones_elsewhere(monkeypatch):
