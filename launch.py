@@ -30,7 +30,7 @@ from program import ENDING_SIGNALS, EXIT_STOPPED, Interrupted, Stopped
 from ranks import Ranks
 
 _MOST_PROCESSES = 4096
-_GRACE_SECS, _LOOK_SECS = 10.0, 0.1
+_GRACE_SECS, _LOOK_SECS, _NEWS_SECS = 10.0, 0.1, 5.0
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
@@ -184,10 +184,21 @@ def _run(command: list[str], job: _Job | None) -> int:
                 told = len(asked)
             time.sleep(_LOOK_SECS)
         ranks.look()
+        if heartbeat is not None and launcher.returncode != 0 and not asked:
+            _wait_for_the_cause(lost, ranks)
         code = _describe_end(Path(folder), _shell_code(launcher.returncode), lost, asked, ranks.first_killed)
     if heartbeat is not None:
         heartbeat.close(is_well=code in (0, EXIT_STOPPED))
     return code
+
+
+def _wait_for_the_cause(lost: list[str], ranks: Ranks) -> None:
+    """Wait some seconds for the news that another node is lost, where a rank has been aborted: that is why."""
+    deadline = time.monotonic() + _NEWS_SECS
+    while ranks.first_killed is not None and ranks.first_killed[1] == signal.SIGABRT and not lost:
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_LOOK_SECS)
 
 
 def _watch_nodes(job: _Job, lost: list[str]) -> Heartbeat:
