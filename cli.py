@@ -250,6 +250,6 @@ def _check_reuse(directory: Path) -> None:
     if not directory.is_dir():
         raise UserError(f"{directory}: a file; choose another RUN")
     names = {path.name for path in directory.iterdir()}
-    if names - {".lock"} and not output_files.is_run(directory) and not names <= _BEGUN:
+    if not names <= _BEGUN and not output_files.is_run(directory):
         others = abridge(sorted(names - _BEGUN), 3)
         raise UserError(f"{directory}: holds something else than a run ({printable(others)}); choose another RUN")

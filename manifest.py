@@ -6,8 +6,9 @@ from pathlib import Path
 
 from errors import UserError
 from json_files import is_a, read_json
+from output_files import MANIFEST_FILE
 
-NAME = "manifest.json"
+NAME = MANIFEST_FILE
 
 
 def write(directory: Path) -> None:

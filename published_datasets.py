@@ -30,7 +30,7 @@ from regular_files import read_regular_file
 _ADVICE = "see published_datasets.py for the layout"
 _MOST_JSON_BYTES = _MOST_TEXT_BYTES = 2 << 30
 _MOST_MAT_BYTES = 256 << 20  # unpacked; the published ones have some megabytes
-_MOST_CLASSES = 100_000
+_LARGEST_NUMBER = 1_000_000  # of a class or an image
 _MAT_COMPRESSED = 15  # type of an element, miCOMPRESSED
 
 
@@ -98,8 +98,8 @@ def _labels(content: dict, name: str, file: Path) -> np.ndarray:
         or not (np.isfinite(values) & (values == np.round(values))).all()
     ):
         raise UserError(f"{file}: its {name} are no whole numbers; is it the published file?")
-    if len(values) and not (values.min() >= 1 and values.max() <= 10 * _MOST_CLASSES):
-        raise UserError(f"{file}: its {name} are not from 1 to {10 * _MOST_CLASSES:,}; is it the published file?")
+    if len(values) and not (values.min() >= 1 and values.max() <= _LARGEST_NUMBER):
+        raise UserError(f"{file}: its {name} are not from 1 to {_LARGEST_NUMBER:,}; is it the published file?")
     return values.astype(np.int64)
 
 
