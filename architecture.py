@@ -61,6 +61,16 @@ class Architecture:
         return self.grid_hw[0] * self.patch_px, self.grid_hw[1] * self.patch_px
 
     @property
+    def towers(self) -> list[Tower]:
+        """Encoder, and decoder if there is one."""
+        return [tower for tower in (self.encoder, self.decoder) if tower is not None]
+
+    @property
+    def network(self) -> str:
+        """Which network builds this model: "autoencoder", "probe" or "classifier" (without a head, too)."""
+        return "autoencoder" if self.decoder is not None else "probe" if self.probe else "classifier"
+
+    @property
     def content(self) -> str:
         """Say in words what such weights are."""
         if self.decoder is not None:
@@ -122,12 +132,11 @@ class Architecture:
         return shapes
 
     def settings(self) -> dict[str, object]:
-        """Return the configuration keys, and their values, that build this model."""
+        """Return the configuration keys, and their values, that build this model, but for MODEL.TYPE; see `network`."""
         height, width = self.image_hw
         values = {
             "DATA.IMAGE_SIZE": height if height == width else [height, width],
             "DATA.IMAGE_CHANNELS": self.channels,
-            "MODEL.TYPE": "PRETRAIN" if self.decoder is not None else "LINEARPROBE" if self.probe else "FINETUNE",
             "MODEL.PATCH_SIZE": self.patch_px,
             "MODEL.MLP_RATIO": self.mlp_ratio,
             "MODEL.QKV_BIAS": self.qkv_bias,
@@ -167,24 +176,43 @@ class Architecture:
         return rebuilt
 
 
-def of_config(config) -> Architecture:
-    """Return the architecture that a config builds."""
+def of_network(network: object) -> Architecture | None:
+    """Read the architecture off a network of `mae.py` or `transformer.py`; None for one of another kind."""
+    if not hasattr(network, "patch_embedding") or not hasattr(network, "encoder"):
+        return None
+    towers = {part: getattr(network, part) for part in ("encoder", "decoder") if hasattr(network, part)}
+    heads = {part: tower.layers[0].attn.num_heads for part, tower in towers.items()}
+    return infer(
+        {name: tuple(value.shape) for name, value in network.state_dict().items()},
+        encoder_heads=heads["encoder"],
+        decoder_heads=heads.get("decoder"),
+        grid_hw=network.patch_embedding.grid_hw,
+        norm_pix_loss=getattr(network, "norm_pix_loss", None),
+    )
+
+
+def of_config(config, network: str) -> Architecture:
+    """Return the architecture that a configuration builds.
+
+    Args:
+        network: `config.network_of(config)`.
+    """
     model, size = config.MODEL, config.DATA.IMAGE_SIZE
     height, width = (size, size) if isinstance(size, int) else size
     towers = [Tower(part.EMBED_DIM, part.DEPTH, part.NUM_HEADS) for part in (model.ENCODER, model.DECODER)]
-    is_pretrain = model.TYPE == "PRETRAIN"
+    has_decoder, has_head = network == "autoencoder", network in ("classifier", "probe")
     return Architecture(
         encoder=towers[0],
-        decoder=towers[1] if is_pretrain else None,
+        decoder=towers[1] if has_decoder else None,
         patch_px=model.PATCH_SIZE,
         grid_hw=(height // model.PATCH_SIZE, width // model.PATCH_SIZE),
         channels=config.DATA.IMAGE_CHANNELS,
         mlp_ratio=model.MLP_RATIO,
         qkv_bias=model.QKV_BIAS,
-        num_classes=0 if is_pretrain else model.NUM_CLASSES,
-        global_pool=model.GLOBAL_POOL and not is_pretrain,
-        probe=model.TYPE == "LINEARPROBE" and model.NUM_CLASSES > 0,
-        norm_pix_loss=model.NORM_PIX_LOSS if is_pretrain else None,
+        num_classes=model.NUM_CLASSES if has_head else 0,
+        global_pool=model.GLOBAL_POOL and not has_decoder,
+        probe=network == "probe" and model.NUM_CLASSES > 0,
+        norm_pix_loss=model.NORM_PIX_LOSS if has_decoder else None,
     )
 
 

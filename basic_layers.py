@@ -5,28 +5,19 @@ import paddle.nn.functional as F
 from paddle import nn
 
 import cpu_kernels
+import kernels
 from errors import UserError
 
 LAYER_NORM_EPS = 1e-6
 ONE_IMAGE_ADVICE = "choose another -batch_size, or set DATA.DROP_LAST True"
 
 
-def linear(inputs: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
-    """Return inputs [..., in] times weight [in, out] plus bias [out], by the device's fastest way."""
-    if bias is not None and cpu_kernels.are_for(inputs):
-        return cpu_kernels.linear(inputs, weight, bias)
-    if bias is not None and not paddle.in_dynamic_mode():  # F.linear would leave mixed precision in a static graph
-        product = paddle.matmul(inputs, weight)
-        return product + bias.astype(product.dtype)
-    return F.linear(inputs, weight, bias)
-
-
 class Linear(nn.Linear):
-    """Paddle's layer, computed by `linear`."""
+    """Paddle's layer, computed the fastest way."""
 
     def forward(self, inputs: paddle.Tensor) -> paddle.Tensor:
         """Transform inputs [..., in] to [..., out]."""
-        return linear(inputs, self.weight, self.bias)
+        return kernels.linear(inputs, self.weight, self.bias)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -37,7 +28,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         """Normalise tokens [..., D]."""
-        if cpu_kernels.are_for(tokens):
+        if cpu_kernels.are_usable(tokens):
             return cpu_kernels.layer_norm(tokens, self.weight, self.bias, LAYER_NORM_EPS)
         return F.layer_norm(tokens, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
 

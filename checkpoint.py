@@ -16,11 +16,14 @@ import weight_files
 from architecture import count_layers
 from errors import UserError, abridge
 from pos_embed import resize_table, square_grid
+from run_files import CONFIG_FILE, EMA_FILE, MODEL_FILE
 from stored_tensor import FLOAT_DTYPES, StoredTensor
 from strict_config import read_yaml
-from weight_files import EMA_FILE, MODEL_FILE
 
-_CONFIG_FILE = "config.yaml"
+# Patterns of names: what a pretraining file holds and a classifier does not.
+DECODER = ("mask_token", "decoder_position_embedding", "decoder.*", "decoder_pred.*", "linear_projection.*")
+# Paddle 2.2 saved the probe's batch norm with an affine part, which is not used.
+UNUSED_PROBE_NORM = ("classifier.0.weight", "classifier.0.bias")
 _POSITION_TABLES = ("encoder_position_embedding", "decoder_position_embedding")
 
 
@@ -135,7 +138,7 @@ def _resize_position_tables(weights: dict, own: dict, model: nn.Layer, source_gr
 
 def _grid_of(weight_file: Path) -> tuple[int, int] | None:
     """Read the patch grid from the config.yaml beside a weight file of ours."""
-    config_file = weight_file.parent / _CONFIG_FILE
+    config_file = weight_file.parent / CONFIG_FILE
     if weight_file.name not in (MODEL_FILE, EMA_FILE) or not config_file.is_file():
         return None
     try:
@@ -148,10 +151,10 @@ def _grid_of(weight_file: Path) -> tuple[int, int] | None:
 
 
 def _check_heads(file: weight_files.WeightFile, model: nn.Layer) -> None:
-    """Refuse weights that say another number of attention heads than the model has: no shape would tell."""
+    """Raise UserError if the recorded architecture has another number of heads than the model; no shape shows it."""
     architecture = file.architecture
     if architecture is not None and architecture.shapes() != {name: t.shape for name, t in file.tensors.items()}:
-        raise UserError(f"{file.path}: what it says of itself does not fit its tensors")
+        raise UserError(f"{file.path}: the architecture recorded in the file does not match its tensors")
     for part in ("encoder", "decoder"):
         tower, stack = getattr(architecture, part, None), getattr(model, part, None)
         if tower is None or stack is None or tower.width != stack.layers[0].attn.qkv.weight.shape[0]:

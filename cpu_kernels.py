@@ -1,6 +1,6 @@
-"""Linear layers, layer norms and attention for training on CPU, in an order that Paddle's CPU kernels do fast.
+"""Linear layers, layer norms and attention for CPU, reordered so that Paddle's fast CPU kernels do the work.
 
-The mathematics is the usual one. Measured on an AMD processor: Paddle sums a bias's gradient over rows 10 to 80 times
+Measured on an AMD processor: Paddle sums a bias's gradient over rows 10 to 80 times
 slower than a product with a vector of ones gives it; an operation that broadcasts a row or a column takes 4 to 10 times
 as long as one on tensors of equal shape, and an outer product with ones makes them equal; Paddle's gradient of a layer
 norm takes six times as long as the same in products; and attention scores that are computed again in the backward pass,
@@ -14,8 +14,8 @@ from paddle.autograd import PyLayer
 _SCORES_AT_ONCE = 1 << 20  # float32: 4 MiB
 
 
-def are_for(tensor: paddle.Tensor) -> bool:
-    """Tell whether these take the place of Paddle's: in float32 on CPU, unless a program is being traced."""
+def are_usable(tensor: paddle.Tensor) -> bool:
+    """Return True if the kernels of this module can be used: float32, on CPU, in eager mode."""
     if not paddle.in_dynamic_mode():
         return False
     return tensor.dtype == paddle.float32 and paddle.device.get_device() == "cpu"  # tracing fails on `tensor.place`

@@ -1,57 +1,21 @@
-"""What may end a run early: numbers that are not finite, and signals. All ranks decide alike."""
+"""Numbers that are not finite, and requests to stop or save: all ranks act on them at the same update."""
 
 import dataclasses
 import json
 import math
-import signal
 import time
-from collections.abc import Callable
 
 import numpy as np
 import paddle
 
+import atomic
 import distributed
-import output_files
 from errors import UserError
 from loading import Loader
-from program import ENDING_SIGNALS
+from stop import StopRequest
 from task import Run
 
-_SAME_SIGNAL_SECS = 2.0  # signals that follow each other so closely are one
 _SETTLE_SECS = 5.0
-
-
-class StopRequest:
-    """Notes SIGTERM, SIGINT and SIGHUP while it is entered; the second one ends the process at once."""
-
-    def __init__(self, say: Callable[[str], None]):
-        self.requested, self._say, self._before, self._noted_at = False, say, {}, 0.0
-
-    def __enter__(self) -> "StopRequest":
-        for number in ENDING_SIGNALS:
-            if signal.getsignal(number) == signal.SIG_IGN:  # nohup, or a job in a shell's background
-                continue
-            try:
-                self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread, where Python allows no handler
-                break
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        now = time.monotonic()
-        if self.requested and now - self._noted_at > _SAME_SIGNAL_SECS:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        if self.requested:
-            return  # schedulers signal every process of a job, and so does the one that started this
-        self.requested, self._noted_at = True, now
-        self._say(
-            f"{signal.Signals(number).name}: the run stops and saves after this update; once more stops it at once"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +27,7 @@ class _Update:
     lr: float
     num_images: int  # of this rank
     loss_sum: paddle.Tensor
+    part_sums: dict[str, paddle.Tensor]
     norm: paddle.Tensor
 
 
@@ -87,7 +52,7 @@ class Guard:
         self._has_scaler = has_scaler
         self._defers = defers and run.config.TRAIN.NONFINITE == "stop"
         self._pending: list[_Update] = []
-        self._loss_sum, self._num_images, self._norm = 0.0, 0, 0.0
+        self._sums, self._num_images, self._norm = {}, 0, 0.0
         self._skipped = 0
         self._saved_at = self._settled_at = time.monotonic()
         self._settle_every = 1  # updates; of several ranks
@@ -97,10 +62,17 @@ class Guard:
         """Count SAVE_EVERY_MINUTES from now."""
         self._saved_at, self.wants_save = time.monotonic(), False
 
-    def passes(
-        self, loss_sum: paddle.Tensor, num_images: int, norm: paddle.Tensor, update: int, step: int, lr: float
+    def admits(
+        self,
+        loss_sum: paddle.Tensor,
+        num_images: int,
+        norm: paddle.Tensor,
+        update: int,
+        step: int,
+        lr: float,
+        part_sums: dict[str, paddle.Tensor],
     ) -> bool:
-        """Tell whether an update may be made; all ranks get the same answer.
+        """Return True if an update may be made; all ranks get the same answer.
 
         Args:
             loss_sum: over this rank's images.
@@ -108,44 +80,52 @@ class Guard:
             norm: of the gradient.
             update: of the epoch.
             step: updates done before.
+            part_sums: over this rank's images, of what the task logs beside the loss.
 
         Raises:
             UserError: on all ranks, if the run must not go on.
         """
-        self._pending.append(_Update(step + 1, update, lr, num_images, loss_sum, norm))
+        self._pending.append(_Update(step + 1, update, lr, num_images, loss_sum, part_sums, norm))
         if distributed.world_size() == 1:
-            is_time = self._stop.requested or self._is_late()
+            is_time = self._stop.requested or self._is_time_to_save()
         else:  # all ranks must settle at the same updates, so none can by its own clock
             is_time = len(self._pending) >= self._settle_every
         return True if self._defers and not is_time else self.settle()
 
-    def _is_late(self) -> bool:
+    def _is_time_to_save(self) -> bool:
         minutes = self._config.SAVE_EVERY_MINUTES
         return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def settle(self) -> bool:
-        """Read the numbers of the updates since the last call, and agree with the other ranks; see `passes`."""
+        """Read the numbers of the updates since the last call, and agree with the other ranks; see `admits`."""
         updates, self._pending = self._pending, []
         if not updates:
             return True
         losses, norms = (
             paddle.stack([getattr(update, name) for update in updates]).numpy() for name in ("loss_sum", "norm")
         )
+        names = list(updates[0].part_sums)
+        parts = np.zeros((0, len(updates)), np.float32)  # [parts, updates]
+        if names:
+            rows = [paddle.stack([update.part_sums[name] for update in updates]) for name in names]
+            parts = paddle.stack(rows).numpy()
         is_bad = ~np.isfinite(losses) | (~np.isfinite(norms) & (not self._has_scaler))
         first_bad = np.zeros(distributed.world_size())  # of each rank, counted from 1; 0: none
         first_bad[distributed.rank()] = is_bad.argmax() + 1 if is_bad.any() else 0
         now = time.monotonic()
         secs, self._settled_at = now - self._settled_at, now
-        loss_sum, num_images = losses[~is_bad].sum(dtype=np.float64), sum(update.num_images for update in updates)
-        total = distributed.sum_across_ranks(
-            np.array([self._stop.requested, self._is_late(), loss_sum, num_images, secs, *first_bad], np.float64)
-        )
+        num_images = sum(update.num_images for update in updates)
+        sums = [losses[~is_bad].sum(dtype=np.float64), *parts[:, ~is_bad].sum(axis=1, dtype=np.float64)]
+        asked = (self._stop.requested, self._is_time_to_save())
+        own = np.array([*asked, sums[0], num_images, secs, *first_bad, *sums[1:]], np.float64)
+        total = distributed.sum_across_ranks(own)
         secs_per_update = total[4] / distributed.world_size() / len(updates)
         self._settle_every = max(1, int(_SETTLE_SECS / max(secs_per_update, 1e-3)))
         self.stops, self.wants_save = bool(total[0]), bool(total[1])
-        first_bad = total[5:].astype(int)
+        first_bad = total[5 : 5 + distributed.world_size()].astype(int)
         if not first_bad.any():
-            self._loss_sum += total[2]
+            for name, value in zip(("loss", *names), (total[2], *total[5 + distributed.world_size() :]), strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + value
             self._num_images += int(total[3])
             self._norm, self._skipped = float(norms[-1]), 0
             return True
@@ -166,11 +146,11 @@ class Guard:
             raise UserError(f"{what}, and at the {self._skipped - 1} updates before; see {file}. {advice}")
         self._run.log.say(f"warning: {what}; the update is left out; the images are listed in {file}")
 
-    def pop(self) -> tuple[float, float]:
-        """Return the mean loss over the images since the last call, and the last gradient norm."""
-        loss = self._loss_sum / self._num_images if self._num_images else math.nan
-        self._loss_sum, self._num_images = 0.0, 0
-        return loss, self._norm
+    def pop(self) -> tuple[dict[str, float], float]:
+        """Return means over the images since the last call, of loss and parts by name, and the last gradient norm."""
+        means = {name: value / self._num_images for name, value in self._sums.items()} if self._num_images else {}
+        self._sums, self._num_images = {}, 0
+        return {"loss": math.nan} | means, self._norm
 
     def _describe(self, update: _Update, bad_ranks: list[int], loss: float, norm: float) -> str:
         """Write what is known of a bad update into the run directory; returns the file's name."""
@@ -188,5 +168,5 @@ class Guard:
                 "grad_norm": str(norm),
             }
             text = json.dumps({**values, "images": images}, indent=1)
-            output_files.write_text(self._run.directory / name, text)
+            atomic.write_text(self._run.directory / name, text)
         return name

@@ -1,7 +1,8 @@
-"""Several processes for one run: Paddle's launcher, with signals that reach the ranks and exit codes that tell.
+"""Several processes for one run: starts ranks by Paddle's launcher, forwards signals to them, and exits as they do.
 
 Paddle's launcher stops its ranks by force when it gets a signal twice, and exits with the number of the signal. Here it
-runs in a session of its own; this process passes a signal on to the ranks, which save and stop, and exits as they do.
+runs in a session of its own; this process passes a signal on to the ranks, which save and stop, and turns their exits
+into one exit code.
 """
 
 import argparse
@@ -34,7 +35,7 @@ _GRACE_SECS, _LOOK_SECS, _NEWS_SECS = 10.0, 0.1, 5.0
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
-def launch_if_needed(mode: str, args: argparse.Namespace, argv: Sequence[str] | None, config) -> None:
+def launch_if_needed(script: str, args: argparse.Namespace, argv: Sequence[str] | None, config) -> None:
     """Run one process per device, where there is more than one, and exit as they do."""
     save = config.SAVE
     uses_gpu = args.device != "cpu" and paddle.device.is_compiled_with_cuda()
@@ -72,8 +73,8 @@ def launch_if_needed(mode: str, args: argparse.Namespace, argv: Sequence[str] | 
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         launch += ["--nnodes", str(args.nnodes), "--master", args.master, "--host", own]
         launch += ["--rank", str(args.node_rank)] if args.node_rank is not None else []
-    script = Path(__file__).resolve().parent / f"main_multi_gpu_{mode}.py"
-    command = runtime.module_command("paddle.distributed.launch", *launch, str(script), *sys.argv[1:])
+    main = Path(__file__).resolve().parent / f"main_multi_gpu_{script}.py"
+    command = runtime.module_command("paddle.distributed.launch", *launch, str(main), *sys.argv[1:])
     job = None if master is None else _Job(master, own, job_token(args.master, args.nnodes, config))
     sys.exit(_run(command, job))
 
@@ -107,7 +108,7 @@ def _interface_of(address: str) -> str | None:
     return None
 
 
-def join() -> None:
+def end_with_launcher() -> None:
     """Have this process end with the launcher, if it is a rank that `_run` started."""
     if os.environ.get(runtime.NOTES_VARIABLE):
         runtime.end_with_parent()

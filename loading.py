@@ -1,12 +1,11 @@
 """Batches of augmented images, from worker processes.
 
-What an image looks like after augmentation depends on (seed, epoch, image index) alone: not on the number of
-workers, on ranks, or on what was loaded before. Order and batches are a function of (seed, epoch).
+What a view of an image looks like depends on (seed, epoch, image index, view) alone: not on the number of workers, on
+ranks, or on what was loaded before. Order and batches are a function of (seed, epoch).
 """
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ from datasets import PIL_MODES, Images
 from encoded_images import EncodedImages
 from errors import UserError, one_line
 from samplers import EvalSampler, TrainSampler
+from transforms import Transform
 from workers import WorkerPool
 
 _MOST_BAD_IN_A_ROW = 100
@@ -25,37 +25,28 @@ SKIP_ADVICE = "; -opts DATA.BAD_IMAGES skip goes on without it"
 
 
 @dataclasses.dataclass(frozen=True)
-class Transform:
-    """What becomes of an image: one half per image, in worker processes, and one per batch, on the device.
+class Batch:
+    """B images of a data set, with all that is known of them.
 
     Attributes:
-        pixels: (image, generator) -> uint8 [H, W, C]; four times less to move than float32.
-        mean: per channel, of pixels in [0, 1].
-        std: likewise.
-        takes_jpegs: `pixels` begins with a crop, so it takes a `fast_jpeg.LazyJpeg`, too.
+        views: [B, C, H, W] float32 for each view that the transform makes of an image.
+        labels: [B] int64; or [B, L] for a set with several labels per image, padded with -1. -1: no label.
+        indices: [B] int64, of the images in their source.
+        captions: B texts; None for a set without.
     """
 
-    pixels: Callable[[Image.Image, np.random.Generator], np.ndarray]
-    mean: Sequence[float]
-    std: Sequence[float]
-    takes_jpegs: bool = False
+    views: tuple[paddle.Tensor, ...]
+    labels: paddle.Tensor
+    indices: paddle.Tensor
+    captions: list[str] | None = None
 
-    def normalise(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Turn uint8 [B, H, W, C] into float32 [B, C, H, W], on the tensor's device."""
-        scale, shift = self._scale_and_shift
-        return images.transpose([0, 3, 1, 2]).astype("float32") * scale + shift
+    @property
+    def images(self) -> paddle.Tensor:
+        """The first view, [B, C, H, W]."""
+        return self.views[0]
 
-    @functools.cached_property
-    def _scale_and_shift(self) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Return what uint8 is multiplied by, and what is added then, [1, C, 1, 1]; on the device once."""
-        std = np.asarray(self.std, np.float64)
-        values = (1.0 / (255.0 * std), -np.asarray(self.mean, np.float64) / std)
-        scale, shift = (paddle.to_tensor(value.reshape(1, -1, 1, 1).astype(np.float32)) for value in values)
-        return scale, shift
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """Return one image as the model takes it, float32 [C, H, W]."""
-        return self.normalise(paddle.to_tensor(self.pixels(image, rng)[None].copy()))[0].numpy()
+    def __len__(self) -> int:
+        return self.views[0].shape[0]
 
 
 def read_image(source: Images, index: int, channels: int, upright: bool = True) -> Image.Image:
@@ -66,7 +57,7 @@ def read_image(source: Images, index: int, channels: int, upright: bool = True) 
     """
     image, mode = source.image(index), PIL_MODES[channels]
     if upright:
-        with contextlib.suppress(Exception):  # whole pixels are worth more than a damaged note on how to turn them
+        with contextlib.suppress(Exception):  # a damaged EXIF block must not cost us an intact image
             ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
         image = Image.fromarray((np.asarray(image).astype(np.float32) / 257.0).round().astype(np.uint8))
@@ -92,12 +83,20 @@ def describe_unreadable(source: Images, index: int, error: Exception) -> str:
 
 
 class Reader:
-    """Reads and transforms the images behind the keys (epoch, index[, repeat]) of the samplers. Without Paddle."""
+    """Reads and transforms the images behind the keys (epoch, index[, repeat]) of the samplers. Without Paddle.
+
+    All randomness of a view follows from (seed, epoch, index, repeat, view).
+
+    Args:
+        views: functions (image, generator) -> array, see `transforms.Transform`.
+        replaces: an image that cannot be read is replaced by the next one; else it is left out.
+        fast: read JPEGs by `fast_jpeg`.
+    """
 
     def __init__(
         self,
         source: Images,
-        pixels: Callable,
+        views: Sequence[Callable],
         channels: int,
         seed: int,
         bad_images: str,
@@ -105,19 +104,18 @@ class Reader:
         fast: bool,
         upright: bool,
     ):
-        self._source, self._pixels, self._channels, self._seed = source, pixels, channels, seed
+        self._source, self._views, self._channels, self._seed = source, views, channels, seed
         self._bad_images, self._replaces, self._fast, self._upright = bad_images, replaces, fast, upright
         self._last: tuple[int, object] = (-1, None)  # repeats of an image follow each other
 
-    def sample(self, key: tuple[int, ...]) -> tuple[np.ndarray | None, int, list[str]]:
-        """Return an image's array (None: left out), its label, and what was wrong with which image."""
+    def sample(self, key: tuple[int, ...]) -> tuple[list[np.ndarray] | None, int, list[str]]:
+        """Return the views of an image (None: it is left out), its index, and what was wrong with which image."""
         index, notes = key[1], []
         for other in range(index, index + _MOST_BAD_IN_A_ROW):
             other %= len(self._source)
             try:
                 image = self._open(other)
-                array = self._pixels(image, np.random.default_rng([self._seed, *key]))
-                return array, int(self._source.labels[other]), notes
+                return [view(image, self._generator(key, n)) for n, view in enumerate(self._views)], other, notes
             except Exception as error:
                 notes.append(describe_unreadable(self._source, other, error))
             if self._bad_images == "error":
@@ -125,6 +123,12 @@ class Reader:
             if not self._replaces:
                 return None, -1, notes
         raise UserError(f"{notes[0]}, and neither can the {_MOST_BAD_IN_A_ROW - 1} after it")
+
+    def _generator(self, key: tuple[int, ...], view: int) -> np.random.Generator:
+        if view == 0:
+            return np.random.default_rng([self._seed, *key])
+        epoch, index, repeat = (*key, 0)[:3]
+        return np.random.default_rng([self._seed, epoch, index, repeat, view])
 
     def _open(self, index: int) -> Image.Image | fast_jpeg.LazyJpeg:
         if self._last[0] != index:
@@ -137,21 +141,23 @@ class Reader:
         return self._last[1]
 
     def fill(self, keys: list[tuple[int, ...]], out: np.ndarray) -> tuple[list[int], list[str]]:
-        """Write a batch to `out` [B, ...]; returns the labels of what is there, and notes."""
-        labels, notes = [], []
+        """Write a batch to `out` [B], whose fields are the views; return the indices of the images, and notes."""
+        indices, notes = [], []
         for key in keys:
-            array, label, some = self.sample(key)
+            arrays, index, some = self.sample(key)
             notes += some
-            if array is not None:
-                out[len(labels)] = array
-                labels.append(label)
-        return labels, notes
+            if arrays is not None:
+                for name, array in zip(out.dtype.names, arrays, strict=True):
+                    out[name][len(indices)] = array
+                indices.append(index)
+        return indices, notes
 
 
 class Loader:
-    """Batches `[images [B, C, H, W] float32, labels [B] int64]` of a source.
+    """Batches of a source.
 
     Args:
+        source: its `labels` are [N] int64, or a list of N lists of labels; it may have `captions`, N texts.
         transform: a `Transform`; or (image, generator) -> array, whose batches are passed on as they are.
         sampler: a `TrainSampler`, or an `EvalSampler`.
         num_workers: processes that load; 0: load here.
@@ -179,32 +185,40 @@ class Loader:
         self.source, self.sampler = source, sampler
         self._note_bad, self._noted = note_bad, set()
         is_split = isinstance(transform, Transform)
-        pixels = transform.pixels if is_split else transform
+        views = transform.views if is_split else (transform,)
         fast = fast_decode and is_split and transform.takes_jpegs and isinstance(source, EncodedImages)
         if fast:
             fast_jpeg.check_installed()
         self._normalise = transform.normalise if is_split else lambda images: images
         is_training = isinstance(sampler, TrainSampler)
-        self._reader = Reader(source, pixels, channels, seed, bad_images, is_training, fast, upright)
+        self._reader = Reader(source, views, channels, seed, bad_images, is_training, fast, upright)
         self._num_workers = num_workers
         self._pool: WorkerPool | None = None
 
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[list[paddle.Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         if self._pool is None:
             self._pool = self._start()
         if self._pool is None:
             return
-        for images, (labels, notes) in self._pool.run(self.sampler):
+        for arrays, (indices, notes) in self._pool.run(self.sampler):
             for note in notes:
                 if note not in self._noted:
                     self._noted.add(note)
                     self._note_bad(note)
-            if labels:
-                images = self._normalise(paddle.to_tensor(images[: len(labels)]))
-                yield [images, paddle.to_tensor(labels, "int64")]
+            if indices:
+                yield self._batch(arrays[: len(indices)], indices)
+
+    def _batch(self, arrays: np.ndarray, indices: list[int]) -> Batch:
+        captions = getattr(self.source, "captions", None)
+        return Batch(
+            tuple(self._normalise(paddle.to_tensor(arrays[name])) for name in arrays.dtype.names),
+            paddle.to_tensor(stack_labels(self.source.labels, indices), "int64"),
+            paddle.to_tensor(indices, "int64"),
+            None if captions is None else [captions[index] for index in indices],
+        )
 
     def _start(self) -> WorkerPool | None:
         """Start the workers, with room for batches of what the transform makes of the first image."""
@@ -212,9 +226,22 @@ class Loader:
         first = next((sample for sample in samples if sample is not None), None)
         if first is None:  # this rank has no share of a small val split, or none of it can be read
             return None
-        return WorkerPool(self._reader.fill, self._num_workers, (self.sampler.batch_size, *first.shape), first.dtype)
+        fields = [(f"view{number}", array.dtype, array.shape) for number, array in enumerate(first)]
+        dtype = np.dtype(fields, align=True)
+        return WorkerPool(self._reader.fill, self._num_workers, (self.sampler.batch_size,), dtype)
 
-    def epoch(self, epoch: int, first_update: int = 0, images_done: int | None = None) -> Iterator[list[paddle.Tensor]]:
+    def epoch(self, epoch: int, first_update: int = 0, images_done: int | None = None) -> Iterator[Batch]:
         """Iterate the micro-steps of an epoch, from an update on; see `TrainSampler.set_position`."""
         self.sampler.set_position(epoch, first_update, images_done)
         return iter(self)
+
+
+def stack_labels(labels: np.ndarray | Sequence[Sequence[int]], indices: Sequence[int]) -> np.ndarray:
+    """Return the labels of some images: [B], or [B, L] padded with -1 where an image may have several."""
+    if isinstance(labels, np.ndarray):
+        return labels[indices]
+    chosen = [labels[index] for index in indices]
+    stacked = np.full((len(chosen), max(1, *map(len, chosen))), -1, np.int64)
+    for row, own in zip(stacked, chosen, strict=True):
+        row[: len(own)] = own
+    return stacked

@@ -10,13 +10,14 @@ E decoder width. A mask is always 1 = hidden.
 """
 
 import math
+from collections.abc import Collection
 
 import paddle
 from paddle import nn
 
 from errors import UserError
 from pos_embed import sincos_table
-from transformer import Linear, PatchEmbedding, Transformer, encoder_options, init_linear
+from transformer import Linear, PatchEmbedding, Transformer, encoder_options, init_linear, layer_of
 
 _NORM_PIX_EPS = 1e-6
 
@@ -84,15 +85,21 @@ class MAEPretrain(nn.Layer):
         """Name the parameters that weight decay leaves alone, besides biases and norms: none (official code)."""
         return set()
 
-    def encode(self, images: paddle.Tensor, shuffle: paddle.Tensor) -> paddle.Tensor:
+    def layer_of(self, name: str) -> int:
+        """Return the layer of a parameter, see `transformer.layer_of`; the decoder is in the last one."""
+        return layer_of(name, len(self.encoder.layers))
+
+    def encode(self, images: paddle.Tensor, shuffle: paddle.Tensor, logits_of: Collection[int] = ()):
         """Encode the visible patches only.
 
         Args:
             images: [B, C, H, W].
             shuffle: [B, K] indices of the patches to keep.
+            logits_of: indices of layers whose attention scores are wanted.
 
         Returns:
-            latent: [B, 1 + K, D], class token first, patches in the order of `shuffle`.
+            latent: [B, 1 + K, D], class token first, patches in the order of `shuffle`; with `logits_of` also
+                {index: scores [B, A, 1 + K, 1 + K]}.
         """
         patches = gather_tokens(self.patch_embedding.split(images), shuffle)  # [B, K, C*P*P]
         tokens = self.patch_embedding.project(patches)  # [B, K, D]
@@ -100,7 +107,7 @@ class MAEPretrain(nn.Layer):
         position = paddle.gather(table[0, 1:], shuffle.flatten()).reshape([*shuffle.shape, -1])  # [B, K, D]
         tokens = tokens + position
         cls_token = (self.cls_token + table[:, :1]).expand([tokens.shape[0], -1, -1])
-        return self.encoder(paddle.concat([cls_token.astype(tokens.dtype), tokens], axis=1))
+        return self.encoder(paddle.concat([cls_token.astype(tokens.dtype), tokens], axis=1), logits_of)
 
     def decode(self, latent: paddle.Tensor, restore: paddle.Tensor) -> paddle.Tensor:
         """Predict the pixels of every patch.

@@ -14,15 +14,12 @@ import runtime
 runtime.prepare()
 
 import cli
-import recipes
+from methods import dispatch
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run with these arguments (default: the command line's), and return the last metrics."""
-    run = cli.start("linearprobe", __doc__, argv)
-    scores = recipes.train_or_evaluate(run)
-    cli.write_report(run)
-    return scores
+    return dispatch.run_script("linearprobe", __doc__, argv)
 
 
 if __name__ == "__main__":

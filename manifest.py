@@ -6,7 +6,7 @@ from pathlib import Path
 
 from errors import UserError
 from json_files import is_a, read_json
-from output_files import MANIFEST_FILE
+from run_files import MANIFEST_FILE
 
 NAME = MANIFEST_FILE
 

@@ -150,8 +150,3 @@ def _draw_boxes(counts: np.ndarray, number: int, size_hw: tuple[int, int], rng: 
 def smooth_one_hot(labels: paddle.Tensor, num_classes: int, smoothing: float) -> paddle.Tensor:
     """Return [B, K] targets: smoothing / K everywhere, and the rest of the weight on the label."""
     return F.one_hot(labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
-
-
-def soft_cross_entropy(logits: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
-    """Average cross-entropy of logits [B, K] against soft targets [B, K], in float32."""
-    return -(targets * F.log_softmax(logits.astype("float32"), axis=-1)).sum(axis=-1).mean()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from errors import UserError, printable
 
-_NAME = ".lock"
+LOCK_FILE = ".lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -29,7 +29,7 @@ class RunLock:
     """
 
     def __init__(self, directory: Path, say: Callable[[str], None]):
-        self._file = directory / _NAME
+        self._file = directory / LOCK_FILE
         self._descriptor: int | None = self._open(directory, say)
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)

@@ -9,9 +9,10 @@ from paddle import nn
 import distributed
 from config import image_size_hw
 from errors import one_line
+from task import Task
 
 
-def compile_model(model: nn.Layer, config, autocast: Callable, say: Callable[[str], None]) -> None:
+def compile_model(task: Task, config, autocast: Callable, say: Callable[[str], None]) -> None:
     """Turn the model's forward pass into a static graph, in place, as TRAIN.TO_STATIC asks.
 
     The graph is tried on a batch first, forward and backward; where Paddle fails on it, the model stays as it was, and
@@ -20,6 +21,10 @@ def compile_model(model: nn.Layer, config, autocast: Callable, say: Callable[[st
     Args:
         autocast: returns the context of mixed precision.
     """
+    if not task.can_be_traced:
+        say(f"warning: TRAIN.TO_STATIC: {task.name} runs its networks in several passes, which stay eager")
+        return
+    model = task.model
     backend = "CINN" if config.TRAIN.TO_STATIC == "cinn" else None
     if backend and not paddle.base.core.is_compiled_with_cinn():
         say("warning: TRAIN.TO_STATIC cinn: this Paddle is built without CINN; the static graph runs without it")

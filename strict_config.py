@@ -1,5 +1,7 @@
 """YAML files and KEY VALUE pairs merged into a yacs node: unknown keys and other types are errors that name them.
 
+A key's `Rule` says in words which values it may have.
+
 yacs itself converts some types silently, refuses None in many places, and knows no files that include others.
 """
 
@@ -7,6 +9,7 @@ import ast
 import contextlib
 import difflib
 import math
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,65 +28,130 @@ def all_keys(config: CfgNode, prefix: str = "") -> list[str]:
     return keys
 
 
+_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "None": None}
+_COMPARISONS = {"above": operator.gt, "at least": operator.ge, "below": operator.lt, "at most": operator.le}
+_WORDS = {"True": True, "False": False, "None": None}
+
+
+class Rule:
+    """The values that a key may have: types, then a range or a choice, in words.
+
+        Rule(4, "from 0 to 1024")    Rule(None, "float or None, above 0 and below 1")    Rule("a", "one of a, b")
+
+    Args:
+        default: its type is the only one where the text names none.
+        text: `TYPE or TYPE, ` and then `above`, `at least`, `below`, `at most` NUMBER, joined by `and`;
+            or `from NUMBER to NUMBER`; or `one of VALUE, VALUE`. Empty: any value of the type.
+
+    Raises:
+        ValueError: if the text is anything else.
+    """
+
+    def __init__(self, default: object, text: str = ""):
+        names, _, rest = text.partition(", ")
+        has_types = bool(text) and all(name in _TYPES for name in names.split(" or "))
+        self.types = tuple(_TYPES[name] for name in names.split(" or ")) if has_types else (type(default),)
+        text = rest if has_types else text
+        self.choices: tuple | None = None
+        self.bounds: list[tuple[str, float]] = []
+        if text.startswith("one of "):
+            self.choices = tuple(_WORDS.get(word, word) for word in text.removeprefix("one of ").split(", "))
+        elif text.startswith("from "):
+            low, _, high = text.removeprefix("from ").partition(" to ")
+            self.bounds = [("at least", _number(low)), ("at most", _number(high))]
+        elif text:
+            self.bounds = [self._bound(part) for part in text.split(" and ")]
+
+    @staticmethod
+    def _bound(text: str) -> tuple[str, float]:
+        words, _, number = text.rpartition(" ")
+        if words not in _COMPARISONS:
+            raise ValueError(f"{text!r}: a range is one of {', '.join(_COMPARISONS)}, and a number")
+        return words, _number(number)
+
+    def problem(self, value: object) -> str | None:
+        """Return what is wrong with a value ("must be at least 1"); None if nothing is. None has no range."""
+        if self.choices is not None and not any(value is choice or value == choice for choice in self.choices):
+            return f"must be one of {', '.join(map(str, self.choices))}"
+        if value is None:
+            return None
+        for words, limit in self.bounds:
+            if not _COMPARISONS[words](value, limit):
+                return f"must be {words} {limit:,}" + (", or None" if None in self.types else "")
+        return None
+
+
+def _number(text: str) -> float:
+    return int(text) if text.replace("_", "").isdecimal() else float(text)
+
+
 class Merger:
     """Merges values into copies of a tree of defaults.
 
     Args:
-        defaults: every key that there is; a value must be of its default's type.
-        alternatives: {full key: types} where it may be of others; None stands for itself.
+        defaults: every key that there is.
+        rules: {full key: rule} of each.
+        elsewhere: {full key: hint} of keys that are known, but not here.
     """
 
-    def __init__(self, defaults: CfgNode, alternatives: Mapping[str, tuple]):
-        self._defaults, self._alternatives = defaults, alternatives
-
-    def merge_file(self, config: CfgNode, path: Path, seen: tuple[Path, ...] = ()) -> None:
-        """Merge a YAML file, after the files that its BASE names; raise UserError if anything is wrong with them."""
-        if path.suffix not in (".yaml", ".yml"):
-            raise UserError(f"-cfg {path}: a configuration is a .yaml file")
-        path = path.resolve()
-        if path in seen:
-            raise UserError(f"{path}: BASE files include each other in a circle")
-        values = read_yaml(path)
-        base = values.pop("BASE", None) or []
-        base = [base] if isinstance(base, str) else base
-        if not isinstance(base, list) or not all(isinstance(name, str) for name in base):
-            raise UserError(f"{path}: BASE={base!r} is not a list of YAML files")
-        for name in filter(None, base):
-            self.merge_file(config, path.parent / name, (*seen, path))
-        self._merge_dict(config, values, prefix="", source=str(path))
-
-    def _merge_dict(self, config: CfgNode, values: dict, prefix: str, source: str) -> None:
-        for key, value in values.items():
-            full_key = f"{prefix}{key}"
-            if isinstance(value, dict):
-                self._merge_dict(config, value, f"{full_key}.", source)
-            elif value is None and isinstance(self._default(full_key, source), CfgNode):
-                continue  # an empty section
-            else:
-                self.set(config, full_key, value, source)
+    def __init__(self, defaults: CfgNode, rules: Mapping[str, Rule], elsewhere: Mapping[str, str] | None = None):
+        self._defaults, self._rules, self._elsewhere = defaults, rules, elsewhere or {}
 
     def set(self, config: CfgNode, key: str, value: object, source: str) -> None:
         """Set the value of a full key; `source` says where it is from in an error."""
         default = self._default(key, source)
         if isinstance(default, CfgNode):
+            if value is None and source != "-opts":  # an empty section of a file
+                return
             names = ", ".join(all_keys(default, key + "."))
             raise UserError(f"{source}: {key} is a section, not a value; name one of {names}")
-        kinds = self._alternatives.get(key, (type(default),))
         *parents, leaf = key.split(".")
         node = config
         for part in parents:
             node = node[part]
-        node[leaf] = _coerce(value, kinds, key, source)
+        node[leaf] = _coerce(value, self._rules[key].types, key, source)
 
     def _default(self, key: str, source: str) -> object:
         node = self._defaults
         for part in key.split("."):
             if not isinstance(node, CfgNode) or part not in node:
+                if key in self._elsewhere:
+                    raise UserError(f"{source}: unknown configuration key {key}: {self._elsewhere[key]}")
                 close = difflib.get_close_matches(key, all_keys(self._defaults), n=1, cutoff=0.5)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 raise UserError(f"{source}: unknown configuration key {printable(key)}{hint}")
             node = node[part]
         return node
+
+
+def read_assignments(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, object, str]]:
+    """Return (full key, value, source) of all values of a YAML file, after those of the files that its BASE names.
+
+    Raises:
+        UserError: if a file cannot be read, or BASE files include each other in a circle.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"-cfg {path}: a configuration is a .yaml file")
+    path = path.resolve()
+    if path in seen:
+        raise UserError(f"{path}: BASE files include each other in a circle")
+    values = read_yaml(path)
+    base = values.pop("BASE", None) or []
+    base = [base] if isinstance(base, str) else base
+    if not isinstance(base, list) or not all(isinstance(name, str) for name in base):
+        raise UserError(f"{path}: BASE={base!r} is not a list of YAML files")
+    assignments = []
+    for name in filter(None, base):
+        assignments += read_assignments(path.parent / name, (*seen, path))
+    return assignments + [(key, value, str(path)) for key, value in _flatten(values)]
+
+
+def _flatten(values: dict, prefix: str = "") -> list[tuple[str, object]]:
+    pairs = []
+    for key, value in values.items():
+        full_key = f"{prefix}{key}"
+        pairs += _flatten(value, f"{full_key}.") if isinstance(value, dict) else [(full_key, value)]
+    return pairs
 
 
 _MOST_YAML_BYTES = 1 << 20

@@ -5,7 +5,8 @@ A checkpoint is a directory:
     step-00000312/model.pdparams     flat state dict, readable with plain paddle.load
                   optimizer.pdopt    optimizer state under structured parameter names
                   ema.pdparams       averaged weights, if the run keeps them
-                  state.json         step, best metric, loss scaler, ...
+                  extra.pdparams     other tensors of the method (heads, queues), if it has any
+                  state.json         step, best metric, loss scaler, ...; see `resume.py`
                   config.yaml        the configuration that builds the model
                   manifest.json      size and SHA-256 sum of each of these
 
@@ -16,34 +17,44 @@ tensors takes part in the training's time, writing them does not: a thread does 
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
+import atomic
 import checkpoint
 import manifest
-import output_files
+import resume
 import safe_pickle
 import weight_files
-from architecture import Architecture
+from architecture import Architecture, of_network
 from errors import UserError, abridge, printable
-from json_files import NUMBER, is_a, read_json
-from output_files import MANIFEST_FILE, STATE_FILE, is_checkpoint, list_checkpoints, step_of
+from resume import RunState
+from run_files import (
+    BEST,
+    CONFIG_FILE,
+    EMA_FILE,
+    EXTRA_FILE,
+    LATEST,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    checkpoint_name,
+    is_checkpoint,
+    list_checkpoints,
+    step_of,
+)
 from stored_tensor import StoredTensor
-from weight_files import BEST, EMA_FILE, LATEST, MODEL_FILE
+from task import Task
 
-_COUNTS = ("step", "epoch", "images_done", "images_per_update", "ranks", "save_number")
-_DAMAGED = sys.maxsize
-_OPTIMIZER_FILE, _CONFIG_FILE = "optimizer.pdopt", "config.yaml"
-_FILES = (MANIFEST_FILE, STATE_FILE, MODEL_FILE, EMA_FILE, _OPTIMIZER_FILE, _CONFIG_FILE)  # in the order of deleting
+_FILES = (MANIFEST_FILE, STATE_FILE, MODEL_FILE, EMA_FILE, EXTRA_FILE, OPTIMIZER_FILE, CONFIG_FILE)  # order of deleting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,33 +62,37 @@ class Snapshot:
     """Everything of a checkpoint, copied to the host.
 
     Attributes:
-        step: updates done.
-        weights, ema, optimizer: arrays by name; `ema` may be None.
-        state: plain values for state.json; `step` is added.
+        weights, extra, optimizer, ema: arrays by name; `ema` may be None.
+        state: what state.json holds, but for the number of the save.
         config_yaml: the configuration.
-        architecture: what the weights belong to.
+        architecture: of the weights; None for a network of another kind than `architecture.py` knows.
         is_best: whether `best` shall point to it.
         keep_last: number of checkpoints to keep.
     """
 
-    step: int
     weights: dict[str, np.ndarray]
+    extra: dict[str, np.ndarray]
     optimizer: dict[str, np.ndarray]
-    state: dict
+    ema: dict[str, np.ndarray] | None
+    state: RunState
     config_yaml: str
-    architecture: Architecture
-    ema: dict[str, np.ndarray] | None = None
+    architecture: Architecture | None
     is_best: bool = False
     keep_last: int = 3
 
 
-def snapshot(step: int, model: nn.Layer, optimizer, ema_state: dict | None = None, **fields: object) -> Snapshot:
-    """Copy the tensors of a training state; `fields` are the other ones of `Snapshot`."""
+def snapshot(task: Task, **fields: object) -> Snapshot:
+    """Copy the tensors of a task; `fields` are `state`, `config_yaml`, `is_best` and `keep_last` of `Snapshot`."""
+
+    def copied(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        return {name: value.numpy() for name, value in tensors.items()}
+
     return Snapshot(
-        step=step,
-        weights={name: value.numpy() for name, value in model.state_dict().items()},
-        optimizer=optimizer_state_by_name(model, optimizer),
-        ema=None if ema_state is None else {name: value.numpy() for name, value in ema_state.items()},
+        weights=copied(task.network.state_dict()),
+        extra=copied(task.extra_state()),
+        optimizer=optimizer_state_by_name(task.model, task.optimizer),
+        ema=None if task.ema is None else copied(task.ema.state_dict()),
+        architecture=of_network(task.network),
         **fields,
     )
 
@@ -92,7 +107,7 @@ def write(run_dir: Path, saved: Snapshot) -> Path:
         UserError: if it cannot be written; the checkpoints that were there are intact.
     """
     run_dir = Path(run_dir)
-    final = run_dir / f"step-{saved.step:08d}"
+    final = run_dir / checkpoint_name(saved.state.step)
     temporary = run_dir / f".writing-{final.name}"
     for path in (final, run_dir / LATEST, run_dir / BEST):
         if path.exists() and not (path.is_symlink() if path != final else is_checkpoint(path)):
@@ -100,20 +115,20 @@ def write(run_dir: Path, saved: Snapshot) -> Path:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write_files(temporary, saved, _next_save_number(run_dir))
+        _write_files(temporary, saved, resume.next_save_number(list_checkpoints(run_dir)))
         if final.exists():  # saved before, by a run that was then continued from an earlier step
             replaced = _free_name(run_dir / f".replaced-{final.name}")
             final.rename(replaced)
             temporary.rename(final)
-            output_files.sync(run_dir)
+            atomic.sync(run_dir)
             _delete(replaced)
         else:
             temporary.rename(final)
-            output_files.sync(run_dir)
+            atomic.sync(run_dir)
         _point(run_dir / LATEST, final.name)
         if saved.is_best:
             _point(run_dir / BEST, final.name)
-        output_files.sync(run_dir)
+        atomic.sync(run_dir)
         _delete_old(run_dir, saved.keep_last)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -122,12 +137,6 @@ def write(run_dir: Path, saved: Snapshot) -> Path:
             "-resume goes on from there"
         ) from error
     return final
-
-
-def _next_save_number(run_dir: Path) -> int:
-    """Return a number above that of every checkpoint: a run that went back to an earlier step has newer ones there."""
-    numbers = [_save_number(path) for path in list_checkpoints(run_dir)]
-    return 1 + max((number for number in numbers if number != _DAMAGED), default=0)
 
 
 def _free_name(path: Path) -> Path:
@@ -139,18 +148,19 @@ def _free_name(path: Path) -> Path:
 
 
 def _write_files(directory: Path, saved: Snapshot, save_number: int) -> None:
-    description = {"architecture": saved.architecture.to_dict()}
+    description = {} if saved.architecture is None else {"architecture": saved.architecture.to_dict()}
     for name, arrays in ((MODEL_FILE, saved.weights), (EMA_FILE, saved.ema)):
         if arrays is not None:
             weight_files.write_pdparams(directory / name, _stored(arrays), description)
-    weight_files.write_nested(directory / _OPTIMIZER_FILE, "optimizer", _stored(saved.optimizer))
-    state = json.dumps({"step": saved.step, "save_number": save_number, **saved.state}, indent=1)
-    (directory / STATE_FILE).write_text(state, encoding="utf-8")
-    (directory / _CONFIG_FILE).write_text(saved.config_yaml, encoding="utf-8")
+    if saved.extra:
+        weight_files.write_pdparams(directory / EXTRA_FILE, _stored(saved.extra))
+    weight_files.write_nested(directory / OPTIMIZER_FILE, "optimizer", _stored(saved.optimizer))
+    dataclasses.replace(saved.state, save_number=save_number).write(directory)
+    (directory / CONFIG_FILE).write_text(saved.config_yaml, encoding="utf-8")
     manifest.write(directory)
     for file in directory.iterdir():
-        output_files.sync(file)
-    output_files.sync(directory)
+        atomic.sync(file)
+    atomic.sync(directory)
 
 
 def _stored(arrays: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
@@ -158,7 +168,7 @@ def _stored(arrays: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
 
 
 class Writer:
-    """Writes checkpoints behind the training's back; a failed one is raised with the next call."""
+    """Writes checkpoints in a background thread. An error is raised by the next `submit` or `wait`."""
 
     def __init__(self, run_dir: Path, done: Callable[[Path, bool], None] = lambda path, is_best: None):
         self._run_dir, self._done = run_dir, done
@@ -194,96 +204,53 @@ class Writer:
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def find(path: str | Path, warn: Callable[[str], None] = print, only: str | None = None) -> Path:
-    """Return the checkpoint directory that a checkpoint or run directory stands for.
-
-    A run directory stands for its newest checkpoint that is whole; `warn` is told of damaged ones.
-
-    Args:
-        only: the one file of the checkpoint that is needed, and checked; None: all of them.
-
-    Raises:
-        UserError: if there is none, or the checkpoint that was named is damaged.
-    """
-    path = Path(path)
-    if is_checkpoint(path):
-        damage = manifest.damage(path, only)
-        if damage is not None:
-            raise UserError(f"-resume {path}: {damage}; name the run's directory to go on from the newest whole one")
-        return path.resolve()
-    damaged = 0
-    for candidate in _newest_first(path):
-        damage = manifest.damage(candidate, only)
-        if damage is None and (candidate / STATE_FILE).is_file():
-            return candidate.resolve()
-        warn(f"warning: {damage or f'{candidate / STATE_FILE} is missing'}; the checkpoint before it is used")
-        damaged += 1
-    if damaged:
-        raise UserError(f"-resume {path}: none of its {damaged} checkpoints is whole")
-    if path.is_file():
-        raise UserError(
-            f"-resume {path}: a file, and a run's directory is needed; another program's optimizer cannot be "
-            "continued, but its weights can be a start: -pretrained, after python -m port_weights for a torch file"
-        )
-    raise UserError(
-        f"-resume {path}: neither a checkpoint nor a run directory with one "
-        "(to start from weights alone, use -pretrained)"
-    )
-
-
-def has_checkpoint(run_dir: Path) -> bool:
-    """Return True if a run directory has a checkpoint, whole or not."""
-    return bool(list_checkpoints(run_dir))
-
-
-def _newest_first(run_dir: Path) -> list[Path]:
+def newest_first(run_dir: Path) -> list[Path]:
     """List a run's checkpoints in the order of writing: by their own count, as a run may have gone back a few steps.
 
     Checkpoints of older versions have no count, and come by step, before all others. Times of files do not count: a
     copied run may have others.
     """
-    return sorted(list_checkpoints(run_dir), key=lambda path: (_save_number(path), step_of(path)), reverse=True)
+    checkpoints = list_checkpoints(run_dir)
+    return sorted(checkpoints, key=lambda path: (resume.save_number(path), step_of(path)), reverse=True)
 
 
-def _save_number(checkpoint_dir: Path) -> int:
-    """Return a checkpoint's count; one that is damaged counts as the newest, so that it is noticed."""
-    try:
-        is_damaged = manifest.damage(checkpoint_dir, only=STATE_FILE) is not None
-        return _DAMAGED if is_damaged else read_state(checkpoint_dir).get("save_number", 0)
-    except UserError:
-        return _DAMAGED
-
-
-def read_state(checkpoint_dir: Path) -> dict:
-    """Read state.json of a checkpoint; what it counts is checked to be a number."""
-    file = Path(checkpoint_dir) / STATE_FILE
-    state = read_json(file, {"step": int}, advice="it is not a checkpoint to resume from")
-    for key in _COUNTS:
-        if key in state and (type(state[key]) is not int or state[key] < 0):
-            raise UserError(f"{file}: damaged, its {key} is {printable(state[key], 40)}")
-    if not is_a(state.get("best"), (*NUMBER, type(None))) or not isinstance(state.get("scaler", {}), dict):
-        raise UserError(f"{file}: damaged, its best metric or its loss scaler is not as it was written")
-    return state
-
-
-def load(checkpoint_dir: Path, model: nn.Layer, optimizer, ema=None) -> dict:
-    """Restore model, optimizer and averaged weights exactly; returns state.json's values."""
+def load(checkpoint_dir: Path, task: Task) -> RunState:
+    """Restore all tensors of a task exactly; return what else the checkpoint holds."""
     checkpoint_dir = Path(checkpoint_dir)
-    state = read_state(checkpoint_dir)
-    checkpoint.load_weights(model, checkpoint_dir / MODEL_FILE)
-    saved = safe_pickle.load(checkpoint_dir / _OPTIMIZER_FILE)
+    state = resume.read_state(checkpoint_dir)
+    checkpoint.load_weights(task.network, checkpoint_dir / MODEL_FILE)
+    _load_extra(checkpoint_dir, task)
+    saved = safe_pickle.load(checkpoint_dir / OPTIMIZER_FILE)
     if not isinstance(saved, dict) or not isinstance(saved.get("optimizer"), dict):
-        raise UserError(f"{checkpoint_dir / _OPTIMIZER_FILE}: not an optimizer state of this project")
-    set_optimizer_state_by_name(model, optimizer, saved["optimizer"], checkpoint_dir)
-    if ema is not None:
+        raise UserError(f"{checkpoint_dir / OPTIMIZER_FILE}: not an optimizer state of this project")
+    set_optimizer_state_by_name(task.model, task.optimizer, saved["optimizer"], checkpoint_dir)
+    if task.ema is not None:
         if not (checkpoint_dir / EMA_FILE).is_file():
             raise UserError(f"{checkpoint_dir}: holds no averaged weights; set TRAIN.EMA_DECAY None, or start anew")
-        averages = weight_files.read(checkpoint_dir / EMA_FILE).tensors
-        own = {name: tuple(value.shape) for name, value in ema.state_dict().items()}
-        if {name: tensor.shape for name, tensor in averages.items()} != own:
-            raise UserError(f"{checkpoint_dir / EMA_FILE}: holds other tensors than this run averages")
-        ema.set_state_dict({name: tensor.checked(name, EMA_FILE).read() for name, tensor in averages.items()})
+        task.ema.set_state_dict(_read_exactly(checkpoint_dir / EMA_FILE, task.ema.state_dict()))
     return state
+
+
+def _load_extra(checkpoint_dir: Path, task: Task) -> None:
+    """Restore the tensors of the model that are not in `network`: heads, queues, momentum networks."""
+    file, own = checkpoint_dir / EXTRA_FILE, task.extra_state()
+    if not own:
+        return
+    if not file.is_file():
+        raise UserError(f"{file}: missing, and {task.name} cannot go on without it; start anew with -pretrained")
+    for name, value in _read_exactly(file, own).items():
+        own[name].set_value(value)
+
+
+def _read_exactly(file: Path, own: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Read the arrays of a file that must have the names, shapes and types of these tensors."""
+    stored = weight_files.read(file).tensors
+    wanted = {name: (tuple(value.shape), str(value.dtype).split(".")[-1]) for name, value in own.items()}
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()}
+    if found != wanted:
+        odd = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        raise UserError(f"{file}: holds other tensors than this run keeps: {abridge(odd)}")
+    return {name: tensor.checked(name, file).read() for name, tensor in stored.items()}
 
 
 def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]:
@@ -298,7 +265,7 @@ def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]
             continue  # the engine sets the learning rate; weights are float32 themselves
         owner = _owner_of(key, names)
         renamed[f"{names[owner]}/{key[len(owner) + 1 :]}"] = value.numpy()
-    return dict(sorted(renamed.items()))  # whoever collected it
+    return dict(sorted(renamed.items()))  # the file must not depend on the rank that gathered the state
 
 
 def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source: Path) -> None:
@@ -344,7 +311,7 @@ def _point(link: Path, target: str) -> None:
 
 def _delete_old(run_dir: Path, keep_last: int) -> None:
     kept = {(run_dir / name).resolve() for name in (LATEST, BEST)}
-    kept |= {path.resolve() for path in _newest_first(run_dir)[:keep_last]}
+    kept |= {path.resolve() for path in newest_first(run_dir)[:keep_last]}
     for path in list_checkpoints(run_dir):
         if path.resolve() not in kept:
             _delete(path)

@@ -9,21 +9,20 @@ Attribute names are PaddleViT's, because they are the keys of its weight files.
 Shapes: B images, C channels, H x W pixels, P patch side, N patches, T = 1 + N tokens, D width, A heads.
 """
 
-import functools
 import math
+import re
+from collections.abc import Collection, Iterator
 
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 from paddle.distributed import fleet
 
-import cpu_kernels
-from basic_layers import DropPath, LayerNorm, Linear, ProbeNorm, linear
-from config import image_size_hw
+import kernels
+from basic_layers import DropPath, LayerNorm, Linear, ProbeNorm
+from config import image_size_hw, network_of
 from errors import UserError
 from pos_embed import sincos_table
-
-_FUSED_CAPABILITY = 8  # Ampere
 
 
 class PatchEmbedding(nn.Layer):
@@ -62,7 +61,7 @@ class PatchEmbedding(nn.Layer):
     def project(self, patches: paddle.Tensor) -> paddle.Tensor:
         """Project patches [..., C*P*P] to tokens [..., D]."""
         weight = self.patch_embedding.weight
-        return linear(patches, weight.reshape([weight.shape[0], -1]).t(), self.patch_embedding.bias)
+        return kernels.linear(patches, weight.reshape([weight.shape[0], -1]).t(), self.patch_embedding.bias)
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Embed images [B, C, H, W] as tokens [B, N, D]."""
@@ -81,64 +80,20 @@ class Attention(nn.Layer):
         self.attention_dropout = attention_dropout
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: paddle.Tensor, return_logits: bool = False):
+    def forward(self, tokens: paddle.Tensor, bias: paddle.Tensor | None = None, return_logits: bool = False):
         """Mix tokens [B, T, D].
+
+        Args:
+            bias: added to the scaled scores, [A, T, T] or [B, A, T, T].
 
         Returns:
             [B, T, D]; with `return_logits` also the scaled scores before the softmax, [B, A, T, T].
         """
         batch, num_tokens, dim = tokens.shape
         qkv = self.qkv(tokens).reshape([batch, num_tokens, 3, self.num_heads, self.head_dim])
-        drops = self.training and self.attention_dropout > 0
-        logits = None
-        if cpu_kernels.are_for(qkv) and not drops and not return_logits:
-            mixed = cpu_kernels.attention(qkv)  # [B, T, A, D/A]
-        elif _has_fused_attention(qkv) and not return_logits:
-            query, key, value = qkv.unbind(axis=2)  # [B, T, A, D/A] each
-            mixed = F.scaled_dot_product_attention(
-                query, key, value, dropout_p=self.attention_dropout if self.training else 0.0, training=self.training
-            )
-        else:
-            query, key, value = qkv.transpose([2, 0, 3, 1, 4]).unbind(axis=0)  # [B, A, T, D/A] each
-            logits = paddle.matmul(query * self.head_dim**-0.5, key, transpose_y=True)  # [B, A, T, T]
-            weights = F.dropout(F.softmax(logits, axis=-1), self.attention_dropout, training=self.training)
-            mixed = paddle.matmul(weights, value).transpose([0, 2, 1, 3])  # [B, T, A, D/A]
+        mixed, logits = kernels.attention(qkv, bias, self.attention_dropout, self.training, return_logits)
         tokens = self.dropout(self.out(mixed.reshape([batch, num_tokens, dim])))
         return (tokens, logits) if return_logits else tokens
-
-
-def _has_fused_attention(tensor: paddle.Tensor) -> bool:
-    """Tell whether Paddle has a fused attention kernel for this tensor: on GPUs from Ampere on, in low precision.
-
-    Paddle 2.6 chooses its flash kernel on older GPUs, too, and fails there.
-    """
-    is_low = tensor.dtype in (paddle.float16, paddle.bfloat16)
-    on_gpu = paddle.device.get_device().startswith("gpu")  # tensors of a static graph have no place
-    return is_low and on_gpu and _compute_capability() >= _FUSED_CAPABILITY
-
-
-def describe_attention(dtype: str | None, head_dims: list[int]) -> str:
-    """Say which attention will be computed on the current device, and why it is not a faster one.
-
-    Args:
-        dtype: of automatic mixed precision, "float16" or "bfloat16"; None: float32.
-        head_dims: D / A of each stack.
-    """
-    if paddle.device.get_device() == "cpu":
-        return "in pieces that fit the cache"
-    if dtype is None:
-        return "plain, as scores in float32 have no fused kernel here; -amp bf16 does"
-    if _compute_capability() < _FUSED_CAPABILITY:
-        return f"plain, as the GPU's compute capability {_compute_capability()} is below {_FUSED_CAPABILITY}"
-    odd = [size for size in head_dims if size % 8 or size > 256]
-    if odd:
-        return f"Paddle's choice, as heads {odd} wide do not fit flash attention (multiples of 8 up to 256 do)"
-    return f"flash, {dtype}"
-
-
-@functools.cache
-def _compute_capability() -> int:
-    return paddle.device.cuda.get_device_capability()[0]
 
 
 class Mlp(nn.Layer):
@@ -176,9 +131,9 @@ class TransformerLayer(nn.Layer):
         self.mlp = Mlp(embed_dim, mlp_ratio, dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: paddle.Tensor, return_logits: bool = False):
-        """Transform tokens [B, T, D]; see `Attention.forward` for `return_logits`."""
-        mixed = self.attn(self.attn_norm(tokens), return_logits)
+    def forward(self, tokens: paddle.Tensor, bias: paddle.Tensor | None = None, return_logits: bool = False):
+        """Transform tokens [B, T, D]; see `Attention.forward` for the other arguments."""
+        mixed = self.attn(self.attn_norm(tokens), bias, return_logits)
         mixed, logits = mixed if return_logits else (mixed, None)
         tokens = tokens + self.drop_path(mixed)
         tokens = tokens + self.drop_path(self.mlp(self.mlp_norm(tokens)))
@@ -209,12 +164,41 @@ class Transformer(nn.Layer):
         )
         self.norm = LayerNorm(embed_dim) if final_norm else None
 
-    def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
-        """Transform tokens [B, T, D]."""
+    def forward(
+        self, tokens: paddle.Tensor, logits_of: Collection[int] = (), bias: paddle.Tensor | None = None
+    ) -> paddle.Tensor | tuple[paddle.Tensor, dict[int, paddle.Tensor]]:
+        """Transform tokens [B, T, D].
+
+        Args:
+            logits_of: indices of layers, from 0, whose attention scores are wanted.
+            bias: added to the scores of every layer, see `Attention.forward`.
+
+        Returns:
+            [B, T, D]; with `logits_of` also {index: scores before the softmax [B, A, T, T]}.
+        """
+        found = {}
+        for index, layer in enumerate(self.layers):
+            if index in logits_of:
+                tokens, found[index] = layer(tokens, bias, return_logits=True)
+            elif self.recompute and self.training:
+                tokens = fleet.utils.recompute(layer, tokens, bias)
+            else:
+                tokens = layer(tokens, bias)
+        tokens = tokens if self.norm is None else self.norm(tokens)
+        return (tokens, found) if logits_of else tokens
+
+    def walk(
+        self, tokens: paddle.Tensor, return_logits: bool = False
+    ) -> Iterator[tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor | None]]:
+        """Yield input and output of each layer, [B, T, D], and its attention scores if wanted, one layer at a time.
+
+        Scores of all layers together can be larger than the memory.
+        """
         for layer in self.layers:
-            recomputes = self.recompute and self.training
-            tokens = fleet.utils.recompute(layer, tokens) if recomputes else layer(tokens)
-        return tokens if self.norm is None else self.norm(tokens)
+            outputs = layer(tokens, return_logits=return_logits)
+            outputs, logits = outputs if return_logits else (outputs, None)
+            yield tokens, outputs, logits
+            tokens = outputs
 
 
 class VisionTransformer(nn.Layer):
@@ -279,6 +263,10 @@ class VisionTransformer(nn.Layer):
         """Name the parameters that weight decay leaves alone, besides biases and norms (official finetuning)."""
         return {"cls_token", "encoder_position_embedding"}
 
+    def layer_of(self, name: str) -> int:
+        """Return the layer of a parameter, see `layer_of`."""
+        return layer_of(name, len(self.encoder.layers))
+
     def embed(self, images: paddle.Tensor) -> paddle.Tensor:
         """Turn images [B, C, H, W] into what the encoder reads: class token first, then patches, [B, T, D]."""
         tokens = self.patch_embedding(images)  # [B, N, D]
@@ -300,6 +288,19 @@ class VisionTransformer(nn.Layer):
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Classify images [B, C, H, W]; returns logits [B, num_classes]."""
         return self.classifier(self.forward_features(images))
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Number the layers for layer-wise decay: 0 for embeddings, i + 1 for block i, depth + 1 for what follows.
+
+    Args:
+        name: structured name of a parameter of a model with an `encoder`.
+        depth: blocks of the encoder.
+    """
+    if name in ("cls_token", "encoder_position_embedding") or name.startswith("patch_embedding."):
+        return 0
+    block = re.match(r"encoder\.layers\.(\d+)\.", name)
+    return int(block.group(1)) + 1 if block else depth + 1
 
 
 def init_linear(layer: nn.Linear, weight_init: nn.initializer.Initializer) -> None:
@@ -336,12 +337,12 @@ def encoder_options(config) -> dict:
 
 
 def build_transformer(config) -> VisionTransformer:
-    """Build the classifier that a config describes; MODEL.TYPE LINEARPROBE gets the batch-norm head."""
+    """Build the classifier that a config describes; a method whose network is a probe gets the batch-norm head."""
     if config.MODEL.NUM_CLASSES is None:
         raise UserError("MODEL.NUM_CLASSES=None: follows the data in runs only; set it to a number")
     return VisionTransformer(
         num_classes=config.MODEL.NUM_CLASSES,
         global_pool=config.MODEL.GLOBAL_POOL,
-        batch_norm_head=config.MODEL.TYPE == "LINEARPROBE",
+        batch_norm_head=network_of(config) == "probe",
         **encoder_options(config),
     )

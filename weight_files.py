@@ -26,10 +26,9 @@ import safe_pickle
 import torch_file
 from architecture import Architecture
 from errors import UserError, printable
+from run_files import BEST, CONFIG_FILE, EMA_FILE, LATEST, MODEL_FILE
 from stored_tensor import StoredTensor, bits_dtype
 
-MODEL_FILE, EMA_FILE = "model.pdparams", "ema.pdparams"
-LATEST, BEST = "latest", "best"
 FOREIGN_FILES = ("model.safetensors", "pytorch_model.bin")  # in a directory of transformers, or of timm on the hub
 _PADDLE_NAME_TABLE = "StructuredToParameterName@@"  # what paddle.save adds to a flat state dict
 _METADATA_KEY = "mae_paddle"
@@ -141,7 +140,7 @@ def resolve(path: str | Path) -> Path:
 
 def config_beside(path: Path) -> Path:
     """Find the YAML that builds the model of a weight file: of the same name, or config.yaml in its directory."""
-    for candidate in (path.with_suffix(".yaml"), path.with_name("config.yaml")):
+    for candidate in (path.with_suffix(".yaml"), path.with_name(CONFIG_FILE)):
         if candidate.is_file():
             return candidate
     raise UserError(f"{path}: no {path.stem}.yaml or config.yaml beside it tells how to build its model")

@@ -26,7 +26,7 @@ import download
 import program
 from architecture import Architecture, Tower
 from arguments import Parser
-from config import get_config
+from config import get_config, type_of
 from errors import UserError
 from port_weights import port
 
@@ -160,7 +160,7 @@ def build_model(
     weights = find(name, family or (None if name in table() else "mae"))
     if weights.unsupported:
         raise UserError(f"{weights.name} cannot be used here: {weights.unsupported}")
-    settings = weights.architecture.settings()
+    settings = weights.architecture.settings() | {"MODEL.TYPE": type_of(weights.architecture.network)}
     if num_classes is not None:
         if weights.architecture.decoder is not None:
             raise UserError(f"num_classes={num_classes}: {weights.name} is an autoencoder, which has no classifier")

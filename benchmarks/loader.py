@@ -24,12 +24,12 @@ import cli
 import datasets
 import fast_jpeg
 import loading
-import recipes
 from arguments import Parser
 from benchmarks import measure
 from config import get_config
 from encoded_images import FORMATS
 from errors import UserError
+from methods import dispatch
 from samplers import TrainSampler
 from workers import WorkerPool
 
@@ -75,14 +75,14 @@ def plain_pipeline(source: datasets.FileImages, config) -> Pipeline:
 
 def our_pipeline(name: str, source: datasets.Images, config, fast: bool) -> Pipeline:
     """Build what training uses."""
-    transform, side = recipes.train_transform(config), config.DATA.IMAGE_SIZE
-    reader = loading.Reader(source, transform.pixels, 3, 0, "error", True, fast, True)
+    transform, side = dispatch.train_transform(config), config.DATA.IMAGE_SIZE
+    reader = loading.Reader(source, transform.views, 3, 0, "error", True, fast, True)
     return Pipeline(name, source, reader.fill, (side, side, 3), np.uint8)
 
 
 def pixel_difference(source: datasets.Images, config) -> float:
     """Return the mean absolute difference of fast and exact pixels, same boxes, out of 255."""
-    pixels = recipes.train_transform(config).pixels
+    pixels = dispatch.train_transform(config).views[0]
     total = 0.0
     for index in range(len(source)):
         jpeg = fast_jpeg.open_jpeg(source.read(index), 3) or loading.read_image(source, index, 3)

@@ -19,7 +19,7 @@ import flops
 from architecture import of_config
 from arguments import Parser
 from benchmarks import measure
-from config import get_config
+from config import get_config, network_of
 from errors import UserError
 
 
@@ -70,7 +70,7 @@ def _variants(args) -> dict[str, object]:
 def _row(side: measure.Side, variants: dict[str, object], turns: dict) -> dict[str, object]:
     """Return what was measured of a side."""
     config = variants[side.name]
-    architecture, mask_ratio = of_config(config), config.MODEL.MASK_RATIO
+    architecture, mask_ratio = of_config(config, network_of(config)), config.MODEL.MASK_RATIO
     if config.EVAL:
         count = 2 * flops.forward_macs(architecture, mask_ratio)
     else:

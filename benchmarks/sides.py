@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 import runtime
-from config import amp_dtype, image_size_hw
+from config import amp_dtype, image_size_hw, network_of
 
 Step = Callable[[], None]
 
 
 def make_step(side: str, config, batch_size: int) -> Step:
-    """Build the step of a side: "ours" or "torch"; MODEL.TYPE and EVAL say which."""
+    """Build the step of a side: "ours" or "torch"; MODEL.TYPE and EVAL choose it."""
     shape = (batch_size, config.DATA.IMAGE_CHANNELS, *image_size_hw(config))
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     labels = np.random.default_rng(1).integers(0, max(1, config.MODEL.NUM_CLASSES), batch_size)
@@ -33,36 +33,39 @@ def describe(side: str, config) -> dict[str, object]:
         return {"device": device, "precision": amp_dtype(config) if is_low else "float32", "attention": "sdpa"}
     import paddle
 
-    import transformer
+    import kernels
     from architecture import of_config
-    from engine import autocast_dtype
+    from device import autocast_dtype
 
     on_cpu = paddle.device.get_device() == "cpu"
-    precision, architecture = autocast_dtype(config), of_config(config)
-    towers = [tower for tower in (architecture.encoder, architecture.decoder) if tower is not None]
+    precision, architecture = autocast_dtype(config), of_config(config, network_of(config))
+    widths = [tower.width // tower.heads for tower in architecture.towers]
     return {
         "device": "cpu" if on_cpu else paddle.device.cuda.get_device_name(),
         "precision": precision or "float32",
-        "attention": transformer.describe_attention(precision, [tower.width // tower.heads for tower in towers]),
+        "attention": kernels.describe_attention(precision, widths),
     }
 
 
 def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
     import paddle
 
-    import cli
-    import recipes
-    from engine import Training, autocast
-    from guard import StopRequest
-    from metrics import RunLog
+    import device
+    from device import autocast
+    from engine import Training
+    from loading import Batch
+    from log import RunLog
+    from methods import dispatch
     from plan import make_plan
     from samplers import TrainSampler
+    from stop import StopRequest
     from task import Run
 
-    cli.set_device()
+    device.set_device()
     run = Run(config, None, RunLog(None, quiet=True))
-    task = recipes.BUILDERS[config.MODEL.TYPE](run)
-    batch = [paddle.to_tensor(images), paddle.to_tensor(labels.astype(np.int64))]
+    task = dispatch.build_task(run)
+    indices = paddle.arange(len(images), dtype="int64")
+    batch = Batch((paddle.to_tensor(images),), paddle.to_tensor(labels.astype(np.int64)), indices)
     synchronise = paddle.device.synchronize if paddle.device.is_compiled_with_cuda() else lambda: None
     if config.EVAL:
         task.model.eval()
@@ -70,7 +73,7 @@ def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
 
         def forward() -> None:
             with paddle.no_grad(), autocast(config):
-                task.model(batch[0])
+                task.model(batch.images)
             synchronise()
 
         return forward
@@ -92,7 +95,7 @@ class _OneBatch:
 
     source = None
 
-    def __init__(self, batch: list, sampler):
+    def __init__(self, batch, sampler):
         self._batch, self.sampler = batch, sampler
 
     def epoch(self) -> Iterator[list]:
@@ -118,7 +121,7 @@ def _torch(config, images: np.ndarray, labels: np.ndarray) -> Step:
         "patch_size": model.PATCH_SIZE,
         "num_channels": images.shape[1],
     }
-    if model.TYPE == "PRETRAIN":
+    if network_of(config) == "autoencoder":
         decoder = model.DECODER
         settings = transformers.ViTMAEConfig(
             **sizes,

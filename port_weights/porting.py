@@ -8,7 +8,7 @@ from pathlib import Path
 import manifest
 import weight_files
 from architecture import Architecture, count_layers, infer, of_config
-from config import get_config
+from config import get_config, network_of
 from errors import UserError, abridge
 from json_files import read_json
 from port_weights.families import recognise
@@ -170,7 +170,8 @@ def _ask_config_beside(path: Path, found: Recognised) -> None:
         return
     try:
         config_file = weight_files.config_beside(path)
-        beside = of_config(get_config(config_file))
+        config = get_config(config_file)
+        beside = of_config(config, network_of(config))
     except UserError:
         return
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
@@ -211,7 +212,7 @@ def check(
         if tower is not None and (tower.heads < 1 or tower.width % tower.heads):
             raise UserError(f"{file.path}: {tower.heads} heads do not divide the {part}'s width of {tower.width}")
     if file.architecture is not None and file.architecture.shapes() != {name: shapes[name] for name in expected}:
-        raise UserError(f"{file.path}: what it says of itself does not fit its tensors")
+        raise UserError(f"{file.path}: the architecture recorded in the file does not match its tensors")
     size = sum(tensor.nbytes for tensor in found.tensors.values())
     if size > _LARGEST_EXPANSION * file.path.stat().st_size:
         raise UserError(f"{file.path}: refused, its tensors claim {size:,} bytes, far more than the file has")

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-import output_files
+import atomic
+import run_files
 import weight_files
 from architecture import Architecture
+from config import type_of
 from errors import UserError
 from port_weights import export
 from stored_tensor import StoredTensor
@@ -33,7 +35,7 @@ def check_destination(destination: Path, target: str) -> None:
     """Raise UserError if weights for a target cannot go there."""
     if target not in TARGETS:
         raise UserError(f"-to {target}: must be one of {', '.join(TARGETS)}")
-    output_files.check_target(destination, "DST")
+    run_files.check_target(destination, "DST")
     if target == "transformers":
         if destination.is_file() or destination.suffix in {suffix for some in _SUFFIXES.values() for suffix in some}:
             raise UserError(f"{destination}: for transformers, name a directory")
@@ -82,7 +84,7 @@ def write(
         if architecture.probe:
             count = np.array(description.get("batches_tracked", 0), np.int64)
             renamed["head.0.num_batches_tracked"] = StoredTensor.of(count)
-    with output_files.replacing(destination) as path:
+    with atomic.replacing(destination) as path:
         if destination.suffix == ".safetensors":
             weight_files.write_safetensors(path, renamed, description)
         else:
@@ -94,8 +96,8 @@ def _write_files(weights: Path, tensors: Tensors, description: Mapping, companio
     """Write weights and the text file that goes with them; both appear, or neither."""
     write_weights = weight_files.write_safetensors if weights.suffix == ".safetensors" else weight_files.write_pdparams
     with contextlib.ExitStack() as stack:
-        weights_path = stack.enter_context(output_files.replacing(weights))  # appears last
-        text_path = stack.enter_context(output_files.replacing(companion))
+        weights_path = stack.enter_context(atomic.replacing(weights))  # appears last
+        text_path = stack.enter_context(atomic.replacing(companion))
         text_path.write_text(text, encoding="utf-8")
         write_weights(weights_path, tensors, description)
     return [weights, companion]
@@ -104,7 +106,9 @@ def _write_files(weights: Path, tensors: Tensors, description: Mapping, companio
 def _config_text(weights: Path, architecture: Architecture, description: Mapping) -> str:
     """Return a YAML that builds the model; its first line marks it as ours."""
     values: dict = {}
-    settings = architecture.settings() | description.get("preprocessing", {})
+    settings = (
+        architecture.settings() | {"MODEL.TYPE": type_of(architecture.network)} | description.get("preprocessing", {})
+    )
     for key, value in settings.items():
         *sections, leaf = key.split(".")
         node = values

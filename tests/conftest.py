@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from config import get_config
-from metrics import RunLog
+from log import RunLog
 from task import Run
 
 paddle.set_device("cpu")

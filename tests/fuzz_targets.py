@@ -11,10 +11,12 @@ from pathlib import Path
 
 import checkpoint
 import datasets
+import run_directory
 import training_state
 from config import get_config
 from errors import UserError
-from optim import WeightAverage
+from optimizers import WeightAverage
+from task import Task
 from tests.conftest import MODES, TINY
 from tests.test_training_state import save, trained
 
@@ -71,9 +73,9 @@ class Targets:
         try:
             with contextlib.suppress(UserError), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = training_state.find(self.root / "run", warn=lambda line: None)
+                found = run_directory.find(self.root / "run", warn=lambda line: None)
                 get_config(found / "config.yaml")
-                training_state.load(found, self._model, self._optimizer, self._average)
+                training_state.load(found, Task("fuzz", self._model, self._optimizer, None, ema=self._average))
             with contextlib.suppress(UserError):
                 checkpoint.load_weights(self._model, self.root / "run")
         finally:

@@ -18,9 +18,10 @@ import datasets
 import distributed
 import engine
 import loading
-import recipes
+import transforms
 from config import get_config
-from metrics import RunLog
+from log import RunLog
+from methods import dispatch
 from samplers import TrainSampler
 from task import Run, Task
 
@@ -29,11 +30,11 @@ NUM_IMAGES = 21
 
 def image_masked_task(run: Run) -> Task:
     """Return the pretraining task with noise computed from the pixels, so that ranks and batches cannot matter."""
-    task = recipes.build_pretrain(run)
+    task = dispatch.build_task(run)
 
     def loss(model, batch, rng):
-        pixels = batch[0].reshape([batch[0].shape[0], 16, -1]).sum(axis=-1)  # [B, N]
-        return model(batch[0], noise=paddle.sin(pixels * 1000.0))[0]
+        pixels = batch.images.reshape([len(batch), 16, -1]).sum(axis=-1)  # [B, N]
+        return model(batch.images, noise=paddle.sin(pixels * 1000.0))[0], {}
 
     return Task(task.name, task.model, task.optimizer, loss)
 
@@ -51,8 +52,8 @@ def train(run: Run, given_masks: bool = True) -> dict[str, np.ndarray]:
         world_size=distributed.world_size(),
         seed=config.SEED,
     )
-    task = image_masked_task(run) if given_masks else recipes.build_pretrain(run)
-    engine.fit(task, loading.Loader(source, recipes.eval_transform(config), sampler), None, run)
+    task = image_masked_task(run) if given_masks else dispatch.build_task(run)
+    engine.fit(task, loading.Loader(source, transforms.eval_transform(config), sampler), None, run)
     return {name: value.numpy().copy() for name, value in task.model.state_dict().items()}
 
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-import recipes
 from errors import UserError
+from methods import dispatch
 from tools import analyse, inputs, representations
 
 pytestmark = pytest.mark.quick
@@ -88,7 +88,7 @@ def test_command(tiny_run, image_folder, tmp_path):
     folders = []
     for mode in ("pretrain", "finetune"):
         run = tiny_run(mode, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
-        recipes.train_or_evaluate(run)
+        dispatch.train_or_evaluate(run)
         folders.append(str(run.directory))
     flags = ["-dataset", "folder", "-data_path", str(image_folder), "-out", str(tmp_path / "out"), "-num", "10"]
     found = analyse.main([folders[0], "-with", folders[1], *flags, "-batch_size", "4"])  # 4, 4, and 2 that are left out

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import config as config_module
 from config import get_config
 
 CONFIGS = sorted(Path("configs").glob("*.yaml"))
@@ -165,13 +166,13 @@ def test_hostile_yaml_is_refused_soon(tmp_path, text, message):
         (["DATA.NUM_WORKERS", 100000], "DATA.NUM_WORKERS=100000: must be at most 1,024"),
         (["MODEL.NUM_CLASSES", 10**9], "MODEL.NUM_CLASSES=1000000000: must be at most 10,000,000"),
         (["MODEL.ENCODER.DEPTH", 10**6], "must be at most 1,000"),
-        (["SAVE_EVERY_MINUTES", -1], "SAVE_EVERY_MINUTES=-1.0: must not be negative"),
+        (["SAVE_EVERY_MINUTES", -1], "SAVE_EVERY_MINUTES=-1.0: must be at least 0, or None"),
         (["DATA.IMAGE_SIZE", 1024, "MODEL.PATCH_SIZE", 1], "makes 1,048,576 patches of 1 pixels"),
         (["SEED", 10**30], "SEED is a number of more than 18 digits"),
         (["RUN", "a\x01"], "must be a plain directory name"),
         (["SAVE", ""], "must be a directory"),
         (["DATA.DATA_PATH", "a\0b"], "has a NUL in it"),
-        (["AMP", "fp8"], "must be False, True, fp16 or bf16"),
+        (["AMP", "fp8"], "must be one of False, True, fp16, bf16"),
         (["TRAIN.ACCUM_ITER", None], "None means as many as TRAIN.TOTAL_BATCH_SIZE needs"),
     ],
 )
@@ -209,3 +210,64 @@ def test_empty_file_gives_the_defaults(tmp_path):
     path = tmp_path / "empty.yaml"
     path.write_text("")
     assert get_config(path) == get_config()
+
+
+# ---- keys of methods
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """Add a method with keys of its own to the table."""
+    path = tmp_path / "toy.yaml"
+    path.write_text(
+        "NETWORK: encoder\nKEYS:\n"
+        "  TOY.TEMPERATURE: {default: 0.1, rule: above 0 and below 2, about: of the softmax}\n"
+        "  TOY.SIZE: {default: None, rule: 'int or None, at least 1', about: images}\n"
+        "  TOY.KIND: {default: a, rule: 'one of a, b', about: which one}\n"
+    )
+    monkeypatch.setitem(config_module.METHODS, "TOY", config_module.read_method_keys(path))
+
+
+def test_keys_of_a_method_are_there_for_its_type_only(toy, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("MODEL:\n  TYPE: TOY\nTOY:\n  TEMPERATURE: 1\n")
+    config = get_config(path, ["TOY.SIZE", "3"])
+    assert (config.TOY.TEMPERATURE, config.TOY.SIZE, config.TOY.KIND) == (1.0, 3, "a")
+    path.write_text(config.dump())
+    assert get_config(path) == config
+    assert "TOY" not in get_config()
+    with pytest.raises(ValueError, match="unknown configuration key TOY.SIZE: it is for MODEL.TYPE TOY"):
+        get_config(None, ["TOY.SIZE", 3])
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["TOY.TEMPERATURE", 0], "TOY.TEMPERATURE=0.0: must be above 0"),
+        (["TOY.TEMPERATURE", 2], "TOY.TEMPERATURE=2.0: must be below 2"),
+        (["TOY.SIZE", 0], "TOY.SIZE=0: must be at least 1, or None"),
+        (["TOY.KIND", "c"], "TOY.KIND='c': must be one of a, b"),
+        (["TOY.TEMP", 1], "unknown configuration key TOY.TEMP; did you mean TOY.TEMPERATURE"),
+        (["TOY.SIZE", 1.5], "TOY.SIZE=1.5 is not of type int or None"),
+    ],
+)
+def test_bad_values_of_a_method_are_named(toy, opts, message):
+    with pytest.raises(ValueError, match=message):
+        get_config(None, ["MODEL.TYPE", "TOY", *opts])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("NETWORK: tree\n", "needs NETWORK, one of autoencoder"),
+        ("NETWORK: encoder\nEXTRA: 1\n", "needs NETWORK, one of autoencoder"),
+        ("NETWORK: encoder\nKEYS:\n  A.B: 1\n", "A.B needs default and about"),
+        ("NETWORK: encoder\nKEYS:\n  A.B: {default: 0, rule: over 3, about: x}\n", "a range is one of above"),
+        ("NETWORK: encoder\nKEYS:\n  A.B: {default: 0, rule: above 3, about: x}\n", "default of A.B must be above 3"),
+    ],
+)
+def test_a_damaged_file_of_a_method_is_named(tmp_path, text, message):
+    path = tmp_path / "toy.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        config_module.read_method_keys(path)

@@ -73,7 +73,7 @@ def test_layers_take_them_on_cpu_and_plain_ones_elsewhere(monkeypatch):
         monkeypatch.setattr(cpu_kernels, name, lambda *a, f=original, n=name: used.append(n) or f(*a))
     here = attention(tokens), linear(tokens)
     assert used == ["linear", "attention", "linear", "linear"]
-    monkeypatch.setattr(cpu_kernels, "are_for", lambda tensor: False)
+    monkeypatch.setattr(cpu_kernels, "are_usable", lambda tensor: False)
     there = attention(tokens), linear(tokens)
     assert len(used) == 4
     for one, other in zip(here, there, strict=True):
@@ -81,8 +81,8 @@ def test_layers_take_them_on_cpu_and_plain_ones_elsewhere(monkeypatch):
 
 
 def test_low_precision_and_traced_programs_go_without():
-    assert cpu_kernels.are_for(paddle.ones([1]))
-    assert not cpu_kernels.are_for(paddle.ones([1], "float16"))
+    assert cpu_kernels.are_usable(paddle.ones([1]))
+    assert not cpu_kernels.are_usable(paddle.ones([1], "float16"))
     linear = Linear(6, 5)
     inputs = paddle.randn([3, 6])
     for full_graph in (True, False):

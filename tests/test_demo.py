@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import recipes
 import runtime
 from errors import UserError
+from methods import dispatch
 from tools.demo import Demo, main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ def models(tiny_run):
     folders = []
     for mode, size in (("pretrain", 16), ("finetune", 32)):
         run = tiny_run(mode, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0, "DATA.IMAGE_SIZE", size)
-        recipes.train_or_evaluate(run)
+        dispatch.train_or_evaluate(run)
         folders.append(str(run.directory))
     return folders
 

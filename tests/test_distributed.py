@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import recipes
 import runtime
 from checkpoint import read_weights
 from config import get_config
-from metrics import RunLog
+from log import RunLog
+from methods import dispatch
 from task import Run
 from tests.conftest import MODES, TINY, assert_close
 from tests.joint_batch import comparable, train
@@ -54,7 +54,7 @@ def test_two_processes_with_static_graphs_are_one_without(tmp_path, tiny_yaml, t
     """To 1e-4 of the largest weight: other kernels than the eager ones on CPU. Ends with a smaller micro-step."""
     options = ["TRAIN.NUM_EPOCHS", 1, "MODEL.DROPPATH", 0.0, "TRAIN.MIXUP_PROB", 0.0, "TRAIN.RANDOM_ERASE_PROB", 0.0]
     one = tiny_run("finetune", *options, "DATA.BATCH_SIZE", 400)
-    recipes.train_or_evaluate(one)
+    dispatch.train_or_evaluate(one)
     cfg = tiny_yaml("finetune", *options, "DATA.BATCH_SIZE", 100, "TRAIN.ACCUM_ITER", 2, "TRAIN.TO_STATIC", True)
     command = [sys.executable, str(ROOT / "main_multi_gpu_finetune.py"), "-cfg", cfg, "-nproc", "2", "-device", "cpu"]
     command += ["-output", str(tmp_path), "-opts", "RUN", "static"]
@@ -130,12 +130,12 @@ def test_nodes_that_see_other_checkpoints_stop(tmp_path):
         "import pathlib, paddle, training_state, cli, distributed\n"
         "from config import get_config\n"
         "from task import Run\n"
-        "from metrics import RunLog\n"
+        "from log import RunLog\n"
         "from tests.joint_batch import train\n"
         "paddle.set_device('cpu'); distributed.init()\n"
         "directory = pathlib.Path(sys.argv[1]) if distributed.is_main() else None\n"
         f"config = get_config(None, {opts!r})\n"
-        "resume_from = training_state.find(directory) if directory and len(sys.argv) > 2 else None\n"
+        "resume_from = run_directory.find(directory) if directory and len(sys.argv) > 2 else None\n"
         "cli.run(lambda: train(Run(config, directory, RunLog(directory, quiet=True), resume_from)))\n"
     )
     (tmp_path / "run").mkdir()

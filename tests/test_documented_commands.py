@@ -10,8 +10,8 @@ import paddle
 import pytest
 from PIL import Image
 
-import recipes
-from metrics import RunLog
+from log import RunLog
+from methods import dispatch
 from task import Run
 from tools import robustness
 
@@ -52,7 +52,7 @@ def directory(tmp_path_factory, image_folder):
         folder.mkdir(parents=True)
         config = get_config(None, [*common, *MODES[mode], "TRAIN.WARMUP_EPOCHS", 0, "MODEL.GLOBAL_POOL", False, *more])
         (folder / "config.yaml").write_text(config.dump())
-        recipes.train_or_evaluate(Run(config, folder, RunLog(folder, quiet=True)))
+        dispatch.train_or_evaluate(Run(config, folder, RunLog(folder, quiet=True)))
     (root / "photos").symlink_to(image_folder / "val")
     Image.open(next((image_folder / "val" / "cat").iterdir())).save(root / "photo.jpg")
     wnids = [wnid for wnid, _ in robustness.imagenet_classes()]

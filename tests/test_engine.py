@@ -10,16 +10,20 @@ import paddle
 import pytest
 
 import checkpoint
-import cli
 import engine
+import loaders
 import loading
-import recipes
-import training_state
+import resume
+import run_directory
+import transforms
 import weight_files
 from engine import fit
 from errors import UserError
-from metrics import RunLog, count_correct
+from log import RunLog
+from methods import dispatch
+from methods.classifier import count_correct
 from plan import Plan
+from resume import RunState
 from samplers import EvalSampler, TrainSampler
 from tests.conftest import assert_close
 from tests.joint_batch import comparable, image_masked_task, train
@@ -49,11 +53,11 @@ def test_accumulated_finetuning_with_clipping_is_the_large_batch(tiny_run):
     results = []
     for batch, accum in ((8, 1), (2, 4)):
         run = tiny_run("finetune", *options, "DATA.BATCH_SIZE", batch, "TRAIN.ACCUM_ITER", accum)
-        source = recipes.open_split(run.config, "train", run.log.say)
+        source = loaders.open_split(run.config, "train", True, run.log.say)
         source.images, source.labels = source.images[:21], source.labels[:21]
         sampler = TrainSampler(21, batch, accum)
-        loader = loading.Loader(source, recipes.eval_transform(run.config), sampler)
-        task = recipes.build_finetune(run)
+        loader = loading.Loader(source, transforms.eval_transform(run.config), sampler)
+        task = dispatch.build_task(run)
         engine.fit(task, loader, None, run)
         results.append(weights(task))
     for name, expected in results[0].items():
@@ -86,14 +90,14 @@ def test_resume_continues_bit_by_bit(tiny_run, mode, stop):
     ]
 
     def fit(run):
-        train_loader, eval_loader = recipes.build_train_loader(run), None
+        train_loader, eval_loader = dispatch.build_train_loader(run), None
         source = train_loader.source
         source.images, source.labels = source.images[:20], source.labels[:20]
         sampler = TrainSampler(20, 4, 2)
-        train_loader = loading.Loader(source, recipes.train_transform(run.config), sampler)
+        train_loader = loading.Loader(source, dispatch.train_transform(run.config), sampler)
         if mode != "pretrain":
-            eval_loader = loading.Loader(source, recipes.eval_transform(run.config), EvalSampler(20, 8))
-        task = recipes.BUILDERS[mode.upper()](run)
+            eval_loader = loading.Loader(source, transforms.eval_transform(run.config), EvalSampler(20, 8))
+        task = dispatch.build_task(run)
         engine.fit(task, train_loader, eval_loader, run)
         return task
 
@@ -126,7 +130,7 @@ def test_resume_with_another_epoch_length_optimizer_or_file_is_refused(tiny_run)
     first = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 1)
     train(first)
     (first.directory / "config.yaml").write_text("its own")
-    step = training_state.find(first.directory)
+    step = run_directory.find(first.directory)
     lars = tiny_run("pretrain", "TRAIN.OPTIMIZER.NAME", "LARS", resume_from=step, directory=first.directory)
     with pytest.raises(ValueError, match="has optimizer AdamW, this one LARS"):
         train(lars)
@@ -157,15 +161,15 @@ def test_zero_epochs_save_the_initial_weights(tiny_run):
 @pytest.mark.parametrize("num_classes", [3, 7])
 def test_evaluation_is_exact_over_ragged_batches(tiny_run, num_classes):
     run = tiny_run("finetune", "MODEL.NUM_CLASSES", num_classes)
-    task = recipes.build_finetune(run)
-    source = recipes.open_split(run.config, "val", run.log.say)
+    task = dispatch.build_task(run)
+    source = loaders.open_split(run.config, "val", True, run.log.say)
     source.images, source.labels = source.images[:11], source.labels[:11]
     results = [
-        engine.evaluate(task, loading.Loader(source, recipes.eval_transform(run.config), EvalSampler(11, size)), run)
+        engine.evaluate(task, loading.Loader(source, transforms.eval_transform(run.config), EvalSampler(11, size)), run)
         for size in (11, 4)
     ]
     task.model.eval()
-    transform = recipes.eval_transform(run.config)
+    transform = transforms.eval_transform(run.config)
     images = np.stack([transform(source.image(index), None) for index in range(11)])
     logits = task.model(paddle.to_tensor(images)).numpy().astype(np.float64)
     log_prob = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -186,10 +190,10 @@ def test_count_correct_with_fewer_than_five_classes():
 
 def test_best_is_kept_and_averaged_weights_are_evaluated(tiny_run):
     run = tiny_run("finetune", "TRAIN.EMA_DECAY", 0.999, "TRAIN.NUM_EPOCHS", 1)
-    task = recipes.build_finetune(run)
+    task = dispatch.build_task(run)
     before = task.ema.state_dict()["classifier.weight"].clone()
-    loader = recipes.build_eval_loader(run)
-    engine.fit(task, recipes.build_train_loader(run), loader, run)
+    loader = loaders.build_eval_loader(run)
+    engine.fit(task, dispatch.build_train_loader(run), loader, run)
     assert (run.directory / "best" / "ema.pdparams").is_file()
     after = task.ema.state_dict()["classifier.weight"]
     assert 0 < (after - before).abs().max() < (task.model.head.weight - before).abs().max()
@@ -197,27 +201,27 @@ def test_best_is_kept_and_averaged_weights_are_evaluated(tiny_run):
 
 def fit_pretrain(run):
     """Train on all of the data set, and return the weights."""
-    task = recipes.build_pretrain(run)
-    fit(task, recipes.build_train_loader(run), None, run)
+    task = dispatch.build_task(run)
+    fit(task, dispatch.build_train_loader(run), None, run)
     return weights(task)
 
 
 def poison(run, updates):
     """Make the loss of some updates, counted from 1, not a number; returns the task to train."""
-    task, count = recipes.build_pretrain(run), 0
+    task, count = dispatch.build_task(run), 0
 
     def loss(model, batch, rng):
         nonlocal count
         count += 1
-        value = task.loss(model, batch, rng)
-        return value * float("nan") if count in updates else value
+        value, parts = task.loss(model, batch, rng)
+        return value * float("nan") if count in updates else value, parts
 
     return dataclasses.replace(task, loss=loss)
 
 
 def test_numbers_that_are_not_finite_stop_the_run(tiny_run):
     run = tiny_run("pretrain", "SAVE_FREQ_STEPS", 1, "TRAIN.NUM_EPOCHS", 1)
-    loader = recipes.build_train_loader(run)
+    loader = dispatch.build_train_loader(run)
     with pytest.raises(
         UserError, match="not finite at update 4 on ranks .0., lr .*nonfinite-00000004.json.*TRAIN.BASE_LR"
     ):
@@ -225,7 +229,7 @@ def test_numbers_that_are_not_finite_stop_the_run(tiny_run):
     details = json.loads((run.directory / "nonfinite-00000004.json").read_text())
     assert (details["step"], details["loss"]) == (4, "nan")
     assert details["images"]["0"] == [f"synthetic train image {index}" for index in loader.sampler.indices(3, 0)]
-    assert training_state.find(run.directory).name == "step-00000003"  # what was good is kept
+    assert run_directory.find(run.directory).name == "step-00000003"  # what was good is kept
 
 
 def test_numbers_that_are_not_finite_leave_an_update_out(tiny_run):
@@ -233,7 +237,7 @@ def test_numbers_that_are_not_finite_leave_an_update_out(tiny_run):
     run = tiny_run("pretrain", *opts)
     task = poison(run, {1, 2, 4})
     before = {name: value.numpy() for name, value in task.model.state_dict().items()}
-    results = fit(task, recipes.build_train_loader(run), None, run)
+    results = fit(task, dispatch.build_train_loader(run), None, run)
     assert math.isfinite(results["loss"])
     after = task.model.state_dict()
     assert all(np.isfinite(value.numpy()).all() for value in after.values())
@@ -241,14 +245,14 @@ def test_numbers_that_are_not_finite_leave_an_update_out(tiny_run):
     assert len(list(run.directory.glob("nonfinite-*.json"))) == 3
     run = tiny_run("pretrain", *opts)
     with pytest.raises(UserError, match="not finite at update 5 .*and at the 2 updates before"):
-        fit(poison(run, {3, 4, 5}), recipes.build_train_loader(run), None, run)
+        fit(poison(run, {3, 4, 5}), dispatch.build_train_loader(run), None, run)
 
 
 def test_signals_stop_after_the_update_and_the_run_goes_on_bit_by_bit(tiny_run):
     opts = ["TRAIN.NUM_EPOCHS", 2, "DATA.BATCH_SIZE", 64]
     undisturbed = fit_pretrain(tiny_run("pretrain", *opts))
     run = tiny_run("pretrain", *opts)
-    task, count = recipes.build_pretrain(run), 0
+    task, count = dispatch.build_task(run), 0
 
     def loss(model, batch, rng):
         nonlocal count
@@ -259,11 +263,11 @@ def test_signals_stop_after_the_update_and_the_run_goes_on_bit_by_bit(tiny_run):
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped:
-        fit(dataclasses.replace(task, loss=loss), recipes.build_train_loader(run), None, run)
+        fit(dataclasses.replace(task, loss=loss), dispatch.build_train_loader(run), None, run)
     assert stopped.value.code == 75
     assert "stopped by a signal after 5 of 32 updates; -resume goes on" in str(stopped.value)
     assert signal.getsignal(signal.SIGTERM) is before
-    step = training_state.find(run.directory)
+    step = run_directory.find(run.directory)
     assert step.name == "step-00000005"
     resumed = fit_pretrain(tiny_run("pretrain", *opts, directory=run.directory, resume_from=step))
     assert all(np.array_equal(undisturbed[name], resumed[name]) for name in undisturbed)
@@ -274,7 +278,7 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(tiny_run, epoch):
     opts = ["TRAIN.NUM_EPOCHS", 2, "DATA.BATCH_SIZE", 128]  # 8 updates an epoch
 
     def train(run, stop_at=None):
-        task, count = recipes.build_finetune(run), 0
+        task, count = dispatch.build_task(run), 0
 
         def loss(model, batch, rng):
             nonlocal count
@@ -283,8 +287,8 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(tiny_run, epoch):
                 signal.raise_signal(signal.SIGTERM)
             return task.loss(model, batch, rng)
 
-        loaders = recipes.build_train_loader(run), recipes.build_eval_loader(run)
-        return fit(dataclasses.replace(task, loss=loss), *loaders, run)
+        train_loader, eval_loader = dispatch.build_train_loader(run), loaders.build_eval_loader(run)
+        return fit(dataclasses.replace(task, loss=loss), train_loader, eval_loader, run)
 
     undisturbed = tiny_run("finetune", *opts)
     wanted = train(undisturbed)
@@ -292,7 +296,7 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(tiny_run, epoch):
     with pytest.raises(SystemExit):
         train(run, stop_at=8 * epoch)
     assert len([record for record in read_log(run.directory) if record["event"] == "eval"]) == epoch - 1
-    step = training_state.find(run.directory)
+    step = run_directory.find(run.directory)
     results = train(tiny_run("finetune", *opts, directory=run.directory, resume_from=step))
     assert results["acc1"] == wanted["acc1"]
     scores = [[r for r in read_log(each.directory) if r["event"] == "eval"] for each in (undisturbed, run)]
@@ -321,7 +325,7 @@ def test_a_save_that_fails_ends_the_run_and_loses_nothing(tiny_run, monkeypatch)
     monkeypatch.setattr(weight_files, "write_nested", full)
     with pytest.raises(UserError, match="step-00000003: the checkpoint cannot be written: No space left on device"):
         fit_pretrain(run)
-    assert training_state.find(run.directory).name == "step-00000002"
+    assert run_directory.find(run.directory).name == "step-00000002"
     assert not list(run.directory.glob(".writing-*"))
 
 
@@ -336,18 +340,18 @@ def test_amp_on_cpu_warns_once_and_computes_in_float32(tiny_run, capsys):
 
 def test_plan_warns_of_an_untested_batch(tiny_run):
     run = tiny_run("pretrain", "TRAIN.TOTAL_BATCH_SIZE", 64)
-    task, loader = image_masked_task(run), recipes.build_train_loader(run)
-    text = engine.describe_plan(engine.make_plan(run.config, loader), task.name, task.model, loader.sampler, run.config)
+    task, loader = image_masked_task(run), dispatch.build_train_loader(run)
+    text = engine.describe_plan(engine.make_plan(run.config, loader), task, loader.sampler, run.config)
     assert "tuned for 64 images per update, not 8; -accum_iter 8 makes it so" in text
     run = tiny_run("pretrain", "TRAIN.TOTAL_BATCH_SIZE", 64, "TRAIN.ACCUM_ITER", None)
-    assert recipes.build_train_loader(run).sampler.accum_iter == 8
+    assert dispatch.build_train_loader(run).sampler.accum_iter == 8
 
 
 def test_linear_probe_trains_the_head_only(tiny_run):
     run = tiny_run("linearprobe")
-    task = recipes.build_linearprobe(run)
+    task = dispatch.build_task(run)
     before = weights(task)
-    engine.fit(task, recipes.build_train_loader(run), None, run)
+    engine.fit(task, dispatch.build_train_loader(run), None, run)
     changed = {name for name, value in weights(task).items() if not np.array_equal(value, before[name])}
     assert changed == {"classifier.0._mean", "classifier.0._variance", "classifier.1.weight", "classifier.1.bias"}
 
@@ -361,10 +365,10 @@ def test_a_run_goes_on_with_other_images_per_update_and_sees_each_once(tiny_run,
         fields = {"directory": directory} if directory else {}
         run = tiny_run("pretrain", *options, resume_from=resume_from, **fields)
         run.log = RunLog(run.directory)
-        source = recipes.open_split(run.config, "train", print)
+        source = loaders.open_split(run.config, "train", True, print)
         source.images, source.labels = source.images[:21], source.labels[:21]
-        loader = loading.Loader(source, recipes.eval_transform(run.config), TrainSampler(21, batch))
-        task, count = recipes.build_pretrain(run), 0
+        loader = loading.Loader(source, transforms.eval_transform(run.config), TrainSampler(21, batch))
+        task, count = dispatch.build_task(run), 0
 
         def loss(model, batch, rng):
             nonlocal count
@@ -375,18 +379,18 @@ def test_a_run_goes_on_with_other_images_per_update_and_sees_each_once(tiny_run,
 
         with contextlib.suppress(SystemExit):
             fit(dataclasses.replace(task, loss=loss), loader, None, run)
-        state = training_state.read_state(training_state.find(run.directory))
-        seen.append((state["epoch"], state["images_done"], state["step"]))
+        state = resume.read_state(run_directory.find(run.directory))
+        seen.append((state.epoch, state.images_done, state.step))
         return run.directory
 
     directory = go(9, 4)  # an epoch is 6 updates: 9 are one epoch and 12 images
     assert seen[-1] == (1, 12, 9)
-    go(1, 6, training_state.find(directory), directory)  # an epoch is 4 updates now; 9 images are 2 of them
+    go(1, 6, run_directory.find(directory), directory)  # an epoch is 4 updates now; 9 images are 2 of them
     assert seen[-1] == (1, 18, 7)
     assert "1 ranks with 6 images per update go on where 1 with 4 ended" in capsys.readouterr().out
-    go(1, 5, training_state.find(directory), directory)  # 5 updates; the 3 images that are left are the last one
+    go(1, 5, run_directory.find(directory), directory)  # 5 updates; the 3 images that are left are the last one
     assert seen[-1] == (2, 0, 10)
-    go(99, 5, training_state.find(directory), directory)
+    go(99, 5, run_directory.find(directory), directory)
     assert seen[-1] == (3, 0, 15)
 
 
@@ -419,14 +423,14 @@ def test_recomputation_changes_no_bit(tiny_run, mode):
         run = tiny_run(
             mode, "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 64, "MODEL.DROPOUT", 0.1, "TRAIN.RECOMPUTE", recomputes
         )
-        task = recipes.BUILDERS[mode.upper()](run)
+        task = dispatch.build_task(run)
         passes.append(0)
 
         def count(layer, inputs):
             passes[-1] += 1
 
         task.model.encoder.layers[0].register_forward_pre_hook(count)
-        engine.fit(task, recipes.build_train_loader(run), None, run)
+        engine.fit(task, dispatch.build_train_loader(run), None, run)
         results.append(weights(task))
     assert all(np.array_equal(results[0][name], results[1][name]) for name in results[0])
     assert passes[1] == 2 * passes[0] > 0
@@ -436,12 +440,12 @@ def test_recomputation_changes_no_bit(tiny_run, mode):
 def test_an_epoch_with_too_few_images_left_for_an_update_is_over(options, images_done):
     sampler = TrainSampler(100, 16 if "drop_last" in options else 1, **options)
     plan = Plan(100, sampler.images_per_update, sampler.updates_per_epoch, 3, 0, 1.0, 0.0, 0.0)
-    state = {"epoch": 1, "images_done": images_done, "step": 9}
-    assert engine._position(state, plan, sampler) == (2 * plan.updates_per_epoch, None)
+    state = RunState(9, epoch=1, images_done=images_done)
+    assert resume.position(state, plan, sampler) == (2 * plan.updates_per_epoch, None)
 
 
 def test_a_checkpoint_under_another_name_is_resumed(tiny_run, tmp_path):
     run = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 1)
     fit_pretrain(run)
-    shutil.copytree(training_state.find(run.directory), tmp_path / "my favourite")
-    assert cli._find_on_main(tmp_path / "my favourite") == tmp_path / "my favourite"
+    shutil.copytree(run_directory.find(run.directory), tmp_path / "my favourite")
+    assert run_directory.find_on_main(tmp_path / "my favourite") == tmp_path / "my favourite"

@@ -8,8 +8,8 @@ import paddle
 import pytest
 from PIL import Image
 
-import recipes
 from errors import UserError
+from methods import dispatch
 from tools import evaluate, robustness
 
 pytestmark = pytest.mark.quick
@@ -65,7 +65,7 @@ def imagenet_run(tiny_run):
     """Return a run of the tiny model with ImageNet's classes, whose logits depend on the label alone: the smaller, the
     higher; so among some classes it always says the first one."""
     run = tiny_run("finetune", "MODEL.NUM_CLASSES", 1000, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
-    recipes.train_or_evaluate(run)
+    dispatch.train_or_evaluate(run)
     weights = run.directory / "latest" / "model.pdparams"
     state = paddle.load(str(weights))
     state["classifier.weight"] = paddle.zeros(state["classifier.weight"].shape)
@@ -128,7 +128,7 @@ def test_corruptions(imagenet_run, tmp_path, monkeypatch):
 
 def test_any_data_set_at_another_size(tiny_run, image_folder, tmp_path):
     run = tiny_run("finetune", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
-    recipes.train_or_evaluate(run)
+    dispatch.train_or_evaluate(run)
     flags = [str(run.directory), "-dataset", "folder", "-data_path", str(image_folder), "-out", str(tmp_path / "out")]
     scores = evaluate.main([*flags, "-image_size", "32"])
     assert scores["images"] == 12
@@ -148,6 +148,6 @@ def test_outputs_that_are_no_numbers_are_an_error(imagenet_run, tmp_path):
 
 def test_an_encoder_is_refused(tiny_run, tmp_path):
     run = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
-    recipes.train_or_evaluate(run)
+    dispatch.train_or_evaluate(run)
     with pytest.raises(UserError, match="an encoder without a classifier"):
         evaluate.main([str(run.directory), "-out", str(tmp_path / "out")])

@@ -6,8 +6,8 @@ import numpy as np
 import paddle
 import pytest
 
-import recipes
 from errors import UserError
+from methods import dispatch
 from tools import export
 from transformer import build_transformer
 
@@ -19,7 +19,7 @@ HAS_PADDLE_3 = int(paddle.__version__.split(".")[0]) >= 3
 def trained(tiny_run):
     def make(mode, *opts):
         run = tiny_run(mode, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0, *opts)
-        recipes.train_or_evaluate(run)
+        dispatch.train_or_evaluate(run)
         return str(run.directory)
 
     return make

@@ -13,8 +13,8 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
-import recipes
 from errors import UserError
+from methods import dispatch
 from tools import cluster, features, inputs, knn, lowshot
 
 pytestmark = pytest.mark.quick
@@ -90,7 +90,7 @@ def test_accuracy_of_clusters_is_that_of_the_best_assignment():
 @pytest.mark.parametrize("mode", ["pretrain", "finetune"])
 def test_features_are_what_the_layers_put_out(tiny_run, mode):
     run = tiny_run(mode, *NOTHING)
-    recipes.train_or_evaluate(run)
+    dispatch.train_or_evaluate(run)
     model, config = inputs.load_encoder(run.directory)
     images = paddle.rand([2, 3, 16, 16])
     depth = len(model.encoder.layers)
@@ -120,7 +120,7 @@ def test_features_are_what_the_layers_put_out(tiny_run, mode):
 
 def test_files_of_features(tiny_run, image_folder, tmp_path):
     run = tiny_run("pretrain", *NOTHING)
-    recipes.train_or_evaluate(run)
+    dispatch.train_or_evaluate(run)
     flags = [str(run.directory), "-dataset", "folder", "-data_path", str(image_folder), "-split", "train"]
     features.main([*flags, "-out", str(tmp_path / "all.npz"), "-layers", "1", "2", "-batch_size", "5"])
     features.main([*flags, "-out", str(tmp_path / "all"), "-layers", "1", "2", "-pool", "cls"])
@@ -137,7 +137,7 @@ def test_images_that_cannot_be_read_are_left_out(tiny_run, image_folder, tmp_pat
     shutil.copytree(image_folder / "train", tmp_path / "data" / "train")
     next((tmp_path / "data" / "train" / "cat").iterdir()).write_bytes(b"no image")
     run = tiny_run("pretrain", *NOTHING)
-    recipes.train_or_evaluate(run)
+    dispatch.train_or_evaluate(run)
     flags = [str(run.directory), "-dataset", "folder", "-data_path", str(tmp_path / "data"), "-split", "train"]
     features.main([*flags, "-out", str(tmp_path / "out"), "-opts", "DATA.BAD_IMAGES", "skip"])
     assert len(np.load(tmp_path / "out" / "features.npy")) == len(np.load(tmp_path / "out" / "labels.npy")) == 23
@@ -164,7 +164,7 @@ def damaged_copy(image_folder, root, count):
 
 def test_few_shots_are_drawn_from_what_can_be_read(tiny_run, image_folder, tmp_path):
     run = tiny_run("pretrain", *NOTHING)
-    recipes.train_or_evaluate(run)
+    dispatch.train_or_evaluate(run)
     flags = damaged_copy(image_folder, tmp_path / "data", 3)
     lowshot.main([str(run.directory), "-shots", "5", *flags])
     with pytest.raises(UserError, match="-shots 6: class 0 has 5 training images"):
@@ -176,7 +176,7 @@ def test_few_shots_are_drawn_from_what_can_be_read(tiny_run, image_folder, tmp_p
 
 def test_nothing_to_compute_features_of(tiny_run, image_folder, tmp_path):
     run = tiny_run("pretrain", *NOTHING)
-    recipes.train_or_evaluate(run)
+    dispatch.train_or_evaluate(run)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "0.jpg").write_bytes(b"no image")
     flags = ["-dataset", "folder", "-data_path", str(tmp_path / "data"), "-opts", "DATA.BAD_IMAGES", "skip"]
@@ -186,7 +186,7 @@ def test_nothing_to_compute_features_of(tiny_run, image_folder, tmp_path):
 
 def test_labels_are_kept_and_needed(tiny_run, image_folder, tmp_path):
     run = tiny_run("pretrain", *NOTHING)
-    recipes.train_or_evaluate(run)
+    dispatch.train_or_evaluate(run)
     flags = [str(run.directory), "-dataset", "folder", "-data_path", str(image_folder)]
     features.main([*flags, "-split", "train", "-out", str(tmp_path / "out")])
     assert np.bincount(np.load(tmp_path / "out" / "labels.npy")).tolist() == [8, 8, 8]
@@ -211,7 +211,7 @@ def test_wrong_numbers_and_files_are_told_before_anything_is_computed(tmp_path):
 
 def test_commands_and_their_cache(tiny_run, image_folder, tmp_path, capsys):
     run = tiny_run("pretrain", *NOTHING)
-    recipes.train_or_evaluate(run)
+    dispatch.train_or_evaluate(run)
     flags = [str(run.directory), "-dataset", "folder", "-data_path", str(image_folder), "-cache", str(tmp_path / "c")]
     first = knn.main([*flags, "-k", "1", "3", "-json", str(tmp_path / "knn.json")])
     assert "computing" in capsys.readouterr().out

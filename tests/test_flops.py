@@ -4,7 +4,7 @@ import pytest
 
 import architecture
 import flops
-from config import get_config
+from config import get_config, network_of
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 pytestmark = pytest.mark.quick
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.quick
 
 def model(name):
     config = get_config(CONFIGS / f"{name}.yaml")
-    return architecture.of_config(config), config.MODEL.MASK_RATIO
+    return architecture.of_config(config, network_of(config)), config.MODEL.MASK_RATIO
 
 
 # EasyCV states 9.8 and 20.8 G for the autoencoders of ViT-B and L; timm 17.6, 61.6 and 167.3 G for the classifiers.

@@ -7,11 +7,11 @@ import paddle
 import pytest
 
 import engine
-import recipes
-import training_state
+import run_directory
 from errors import UserError
-from guard import StopRequest
+from methods import dispatch
 from plan import make_plan
+from stop import StopRequest
 from tests.test_engine import fit_pretrain, poison
 from tools.report import read_log
 
@@ -44,7 +44,7 @@ def reads(monkeypatch):
 @pytest.mark.parametrize("mode", ["pretrain", "finetune", "linearprobe"])
 def test_no_update_reads_from_the_device(tiny_run, late, reads, mode):
     run = tiny_run(mode, "TRAIN.GRAD_CLIP", 1.0, "TRAIN.EMA_DECAY", None if mode == "linearprobe" else 0.9)
-    task, loader = recipes.BUILDERS[mode.upper()](run), recipes.build_train_loader(run)
+    task, loader = dispatch.build_task(run), dispatch.build_train_loader(run)
     training = engine.Training(task, loader, None, run, make_plan(run.config, loader), StopRequest(print))
     training.start()
     batches = loader.epoch(0)
@@ -72,13 +72,13 @@ def test_reading_late_changes_no_bit(tiny_run, monkeypatch):
 def test_a_bad_number_is_found_before_the_next_save(tiny_run, late):
     run = tiny_run("pretrain", "SAVE_FREQ_STEPS", 4, "TRAIN.NUM_EPOCHS", 1)
     with pytest.raises(UserError, match="not finite at update 6 on ranks .0."):
-        engine.fit(poison(run, {6}), recipes.build_train_loader(run), None, run)
+        engine.fit(poison(run, {6}), dispatch.build_train_loader(run), None, run)
     assert json.loads((run.directory / "nonfinite-00000006.json").read_text())["loss"] == "nan"
-    assert training_state.find(run.directory).name == "step-00000004"
+    assert run_directory.find(run.directory).name == "step-00000004"
 
 
 def test_skipping_needs_every_number_at_once(tiny_run, late):
     run = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 1, "TRAIN.NONFINITE", "skip")
     task = poison(run, {3})
-    engine.fit(task, recipes.build_train_loader(run), None, run)
+    engine.fit(task, dispatch.build_train_loader(run), None, run)
     assert all(np.isfinite(value.numpy()).all() for value in task.model.state_dict().values())

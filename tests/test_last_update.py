@@ -6,15 +6,19 @@ import numpy as np
 import paddle
 import pytest
 
+import loaders
 import loading
-import recipes
+import transforms
 from config import get_config
 from engine import Training
 from errors import UserError
-from guard import StopRequest
+from methods import dispatch
+from methods.classifier import soft_cross_entropy
+from mixup import smooth_one_hot
 from optim import LARS, build_optimizer
-from plan import make_plan
+from plan import check_micro_steps, make_plan
 from samplers import TrainSampler
+from stop import StopRequest
 from tests.conftest import assert_close
 from transformer import build_transformer
 
@@ -23,10 +27,10 @@ pytestmark = pytest.mark.quick
 
 def make_training(run, num_images, batch, accum=1):
     """Return the loop of a run over the first images of its data set."""
-    source = recipes.open_split(run.config, "train", run.log.say)
+    source = loaders.open_split(run.config, "train", True, run.log.say)
     source.images, source.labels = source.images[:num_images], source.labels[:num_images]
-    loader = loading.Loader(source, recipes.eval_transform(run.config), TrainSampler(num_images, batch, accum))
-    task = recipes.BUILDERS[run.config.MODEL.TYPE](run)
+    loader = loading.Loader(source, transforms.eval_transform(run.config), TrainSampler(num_images, batch, accum))
+    task = dispatch.build_task(run)
     training = Training(task, loader, None, run, make_plan(run.config, loader), StopRequest(print))
     training.start()
     return training
@@ -45,16 +49,16 @@ def test_the_gradient_of_a_small_update_is_the_sum_over_a_full_batch(tiny_run, m
     run = tiny_run("finetune", "TRAIN.MIXUP_PROB", 0.0, "MODEL.DROPPATH", 0.0, "TRAIN.RANDOM_ERASE_PROB", 0.0)
     training = make_training(run, 10, batch, accum)
     seen = {}
-    monkeypatch.setattr(training.guard, "passes", lambda *args: seen.update(gradients(training.task.model)) or False)
+    monkeypatch.setattr(training.guard, "admits", lambda *args: seen.update(gradients(training.task.model)) or False)
     training.update(training.train_loader.epoch(0, 1), 1, 0.0)
     model = training.task.model
     model.clear_gradients()
     sampler = training.train_loader.sampler
     indices = sampler.indices(1, 0)
-    source, transform = training.train_loader.source, recipes.eval_transform(run.config)
+    source, transform = training.train_loader.source, transforms.eval_transform(run.config)
     images = paddle.to_tensor(np.stack([transform(source.image(index), None) for index in indices]))
     labels = paddle.to_tensor(source.labels[indices])
-    recipes.soft_cross_entropy(model(images), recipes.smooth_one_hot(labels, 4, 0.1)).backward()
+    soft_cross_entropy(model(images), smooth_one_hot(labels, 4, 0.1)).backward()
     assert len(indices) == 2
     for name, value in gradients(model).items():
         expected = value * (2 / 8)
@@ -110,17 +114,17 @@ def test_adamw_keeps_its_own_form(tiny_run):
 @pytest.mark.parametrize(("num_images", "batch", "accum"), [(9, 8, 1), (17, 4, 2), (3, 1, 3)])
 def test_a_micro_step_of_one_image_is_refused_before_a_probe_starts(num_images, batch, accum):
     with pytest.raises(UserError, match="a micro-step of one image.*choose another -batch_size.*DROP_LAST True"):
-        recipes.check_micro_steps(TrainSampler(num_images, batch, accum))
+        check_micro_steps(TrainSampler(num_images, batch, accum), 2)
 
 
 @pytest.mark.parametrize(("num_images", "batch", "options"), [(9, 8, {"drop_last": True}), (10, 8, {}), (8, 8, {})])
 def test_other_micro_steps_pass(num_images, batch, options):
-    recipes.check_micro_steps(TrainSampler(num_images, batch, **options))
+    check_micro_steps(TrainSampler(num_images, batch, **options), 2)
 
 
 def test_every_rank_is_looked_at():
     with pytest.raises(UserError, match="micro-step of one image"):
-        recipes.check_micro_steps(TrainSampler(19, 8, rank=0, world_size=2))  # 16, then 2 and 1
+        check_micro_steps(TrainSampler(19, 8, rank=0, world_size=2), 2)  # 16, then 2 and 1
 
 
 def test_a_probe_refuses_one_image_in_training_only(tiny_config):

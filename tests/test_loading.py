@@ -12,9 +12,10 @@ from PIL import Image
 import augment
 import datasets
 import loading
-import recipes
+import transforms
 from config import get_config
 from errors import UserError
+from methods import dispatch
 from samplers import EvalSampler, TrainSampler
 from tools import check_dataset
 
@@ -37,7 +38,7 @@ def noisy(image, rng):
 
 def load(source, transform, epoch=0, workers=0):
     loader = loading.Loader(source, transform, TrainSampler(len(source), 5, seed=1), seed=1, num_workers=workers)
-    return [[part.numpy() for part in batch] for batch in loader.epoch(epoch)]
+    return [[batch.images.numpy(), batch.labels.numpy()] for batch in loader.epoch(epoch)]
 
 
 def test_randomness_does_not_depend_on_workers(image_folder):
@@ -85,8 +86,8 @@ def test_sixteen_bit_images_are_scaled_and_unknown_ranges_refused(tmp_path):
 def test_batches_are_not_overwritten_by_the_next_ones(image_folder):
     loader = loading.Loader(open_folder(image_folder), noisy, TrainSampler(24, 5, seed=1), num_workers=1)
     kept = list(loader.epoch(0))
-    assert all(np.array_equal(a[0].numpy(), b[0].numpy()) for a, b in zip(kept, loader.epoch(0), strict=True))
-    assert not np.array_equal(kept[0][0].numpy(), kept[-2][0].numpy())
+    assert all(np.array_equal(a.images.numpy(), b.images.numpy()) for a, b in zip(kept, loader.epoch(0), strict=True))
+    assert not np.array_equal(kept[0].images.numpy(), kept[-2].images.numpy())
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -111,8 +112,8 @@ def test_formats_are_decoded_as_users_expect(tmp_path, workers):
     image.save(folder / "lossless.webp", lossless=True)
     source = open_folder(tmp_path)
     resize = lambda image, rng: np.asarray(image.resize((6, 4), Image.Resampling.BOX), np.float32)
-    ((images, _),) = loading.Loader(source, resize, EvalSampler(9, 9), num_workers=workers)
-    for index, array in enumerate(images.numpy()):
+    (batch,) = loading.Loader(source, resize, EvalSampler(9, 9), num_workers=workers)
+    for index, array in enumerate(batch.images.numpy()):
         assert np.abs(array - resize(image, None)).max() < 45, source.describe(index)  # CMYK's and JPEG's colours
 
 
@@ -120,7 +121,7 @@ def test_formats_are_decoded_as_users_expect(tmp_path, workers):
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 3)])
 def test_images_of_one_pixel_become_whole_inputs(mode, size):
     config = get_config(ROOT / f"configs/vit_base_patch16_224_{mode}.yaml")
-    for transform in (recipes.train_transform(config), recipes.eval_transform(config)):
+    for transform in (dispatch.train_transform(config), transforms.eval_transform(config)):
         assert transform(Image.new("RGB", size, (9, 9, 9)), np.random.default_rng(0)).shape == (3, 224, 224)
 
 
@@ -177,12 +178,12 @@ def test_damaged_images_follow_the_policy(damaged_folder, workers):
     resize = lambda image, rng: np.asarray(image.resize((8, 8)), np.float32)
     train = loading.Loader(source, resize, TrainSampler(240, 16), **options)
     batches = list(train.epoch(0))
-    assert [batch[0].shape[0] for batch in batches] == [16] * 15  # a bad image is replaced by the next good one
+    assert [len(batch) for batch in batches] == [16] * 15  # a bad image is replaced by the next good one
     bad = {source.describe(index) for index in range(240) if not readable[index]}
     assert {note.partition(": cannot be read")[0] for note in notes} == bad
     assert len(notes) == len(bad)  # each once
     evaluation = loading.Loader(source, resize, EvalSampler(240, 16), **options)
-    assert sum(batch[0].shape[0] for batch in evaluation) == sum(readable)  # left out
+    assert sum(len(batch) for batch in evaluation) == sum(readable)  # left out
     with pytest.raises(UserError, match="cannot be read as an image .*-opts DATA.BAD_IMAGES skip goes on without it"):
         list(loading.Loader(source, resize, EvalSampler(240, 16), num_workers=workers))
 
@@ -222,7 +223,7 @@ def test_repeats_are_the_same_images_augmented_anew_and_decoded_once(image_folde
     assert len({key[1] for key in keys}) == 8
     reads = []
     monkeypatch.setattr(loading, "read_image", lambda s, i, *c, f=loading.read_image: reads.append(i) or f(s, i, *c))
-    images = np.concatenate([b[0].numpy() for b in loading.Loader(source, noisy, sampler, seed=1).epoch(0)])
+    images = np.concatenate([b.images.numpy() for b in loading.Loader(source, noisy, sampler, seed=1).epoch(0)])
     assert len(reads) <= 8 + 1  # and one to learn the shape
     assert len(np.unique(images.reshape(24, -1), axis=0)) == 24
     half = [TrainSampler(24, 3, rank=rank, world_size=2, seed=1, repeats=3) for rank in (0, 1)]
@@ -242,9 +243,50 @@ def test_photos_are_read_as_stored_where_upright_is_not_wanted(tmp_path, fast):
     note = Image.Exif()
     note[0x0112] = 6
     Image.new("RGB", (24, 16)).save(folder / "photo.jpg", exif=note)
-    shape = loading.Transform(lambda image, rng: np.asarray([[image.size]], np.uint8), [0.0] * 2, [1.0] * 2, True)
+    shape = transforms.Transform((lambda image, rng: np.asarray([[image.size]], np.uint8),), [0.0] * 2, [1.0] * 2, True)
     for upright, expected in ((True, [16, 24]), (False, [24, 16])):
         loader = loading.Loader(
             open_folder(tmp_path), shape, EvalSampler(1, 1), upright=upright, fast_decode=fast, num_workers=0
         )
-        assert loader._reader.sample((0, 0))[0].ravel().tolist() == expected
+        assert loader._reader.sample((0, 0))[0][0].ravel().tolist() == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_are_augmented_apart_and_named_by_their_index(image_folder, workers):
+    """Two views of other sizes; the first one is what a loader with one view gives."""
+    source = open_folder(image_folder)
+    small = lambda image, rng: augment.as_pixels(augment.random_resized_crop(image, (8, 8), rng, (0.2, 1.0)))
+    large = lambda image, rng: augment.as_pixels(augment.random_resized_crop(image, (12, 10), rng, (0.2, 1.0)))
+    both = transforms.Transform((small, small, large), [0.5] * 3, [0.5] * 3)
+    one = transforms.Transform((small,), [0.5] * 3, [0.5] * 3)
+    options = {"seed": 1, "num_workers": workers}
+    batches = list(loading.Loader(source, both, TrainSampler(24, 5, seed=1), **options).epoch(1))
+    alone = list(loading.Loader(source, one, TrainSampler(24, 5, seed=1), **options).epoch(1))
+    again = list(loading.Loader(source, both, TrainSampler(24, 5, seed=1), **options).epoch(1))
+    for batch, single, repeated in zip(batches, alone, again, strict=True):
+        assert [list(view.shape[1:]) for view in batch.views] == [[3, 8, 8], [3, 8, 8], [3, 12, 10]]
+        assert len(batch) == len(batch.indices) == len(batch.labels)
+        assert np.array_equal(batch.images.numpy(), single.images.numpy())
+        assert not np.array_equal(batch.views[0].numpy(), batch.views[1].numpy())
+        assert all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(batch.views, repeated.views, strict=True))
+        assert batch.labels.tolist() == source.labels[batch.indices.numpy()].tolist()
+    assert sorted(index for batch in batches for index in batch.indices.tolist()) == list(range(24))
+
+
+def test_the_index_of_an_image_that_replaces_another_is_its_own(image_folder, tmp_path):
+    shutil.copytree(image_folder / "train", tmp_path / "train")
+    source = open_folder(tmp_path)
+    source.paths[3].write_bytes(b"not an image")
+    loader = loading.Loader(source, plain, TrainSampler(24, 24, seed=1), bad_images="skip")
+    (batch,) = loader.epoch(0)
+    assert sorted(batch.indices.tolist()) == sorted([*range(3), 4, *range(4, 24)])
+
+
+def test_several_labels_and_captions_are_handed_on(image_folder):
+    source = open_folder(image_folder)
+    source.labels = [[index] * (index % 3) for index in range(24)]
+    source.captions = [f"picture {index}" for index in range(24)]
+    (batch,) = loading.Loader(source, plain, EvalSampler(24, 24))
+    assert batch.captions[5] == "picture 5"
+    assert batch.labels[:4].tolist() == [[-1, -1], [1, -1], [2, 2], [-1, -1]]
+    assert loading.stack_labels(source.labels, [0, 3]).tolist() == [[-1], [-1]]

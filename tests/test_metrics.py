@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from metrics import RunLog, Throughput
+from log import RunLog, Throughput
 
 pytestmark = pytest.mark.quick
 

@@ -5,7 +5,8 @@ import paddle
 import pytest
 
 from mae import MAEPretrain
-from optim import LARS, WeightAverage, build_optimizer, lr_at, param_groups
+from optim import LARS, build_optimizer, lr_at, param_groups
+from optimizers import WeightAverage
 from tests.conftest import assert_close
 from transformer import VisionTransformer
 
@@ -105,7 +106,7 @@ def test_three_adamw_steps_by_hand(problem):
         {"params": [p], "learning_rate": scale, "weight_decay": decay}
         for p, (scale, decay) in zip(parameters, settings, strict=True)
     ]
-    optimizer = build_optimizer("AdamW", groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    optimizer = build_optimizer("AdamW", groups, betas=(0.9, 0.95), eps=1e-8)
     lrs = [0.0, 0.02, 0.01]
     quadratic_steps(parameters, optimizer, gradients, lrs)
     for index, (scale, decay) in enumerate(settings):
@@ -155,3 +156,25 @@ def test_weight_average():
     assert model.weight.tolist() == [[2.0], [2.0]]
     average.swap(model)
     assert model.weight.tolist() == [[5.0], [2.0]]
+
+
+def test_networks_have_groups_with_rates_and_decays_of_their_own():
+    """Two networks in one optimizer: AdamW's first step is lr * (sign of the gradient + decay * weight)."""
+    networks = [paddle.nn.Linear(2, 2), paddle.nn.Linear(2, 2)]
+    groups = [*param_groups(networks[0], 0.1), *param_groups(networks[1], 0.5, lr_scale=3.0)]
+    assert sorted((g["learning_rate"], g["weight_decay"]) for g in groups) == [(1, 0), (1, 0.1), (3, 0), (3, 0.5)]
+    before = [network.weight.numpy() for network in networks]
+    optimizer = build_optimizer("AdamW", groups)
+    optimizer.set_lr(0.01)
+    sum(network.weight.sum() + network.bias.sum() for network in networks).backward()
+    optimizer.step()
+    for network, old, rate, decay in zip(networks, before, (0.01, 0.03), (0.1, 0.5), strict=True):
+        assert_close(network.weight.numpy(), old - rate * (1.0 + decay * old), FLOAT32_RELATIVE)
+
+
+def test_lars_takes_the_decay_of_a_group():
+    weight = paddle.create_parameter([2, 2], "float32", default_initializer=paddle.nn.initializer.Constant(1.0))
+    optimizer = LARS(1.0, [{"params": [weight], "weight_decay": 1.0}], trust_coefficient=0.1)
+    (weight.sum() * 0.0).backward()
+    optimizer.step()  # g = 0 + 1 * w, scaled by 0.1 |w| / |g| = 0.1
+    assert_close(weight.numpy(), np.full((2, 2), 0.9), FLOAT32_RELATIVE)

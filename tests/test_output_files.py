@@ -1,6 +1,7 @@
 """Nothing of the user's is overwritten or deleted: outputs, checkpoints, runs."""
 
 import csv
+import json
 import multiprocessing
 import os
 import signal
@@ -10,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import metrics
-import output_files
+import run_directory
+import run_files
 import tools.evaluate
 import tools.export
 import tools.features
 import tools.visualise
-import training_state
 from errors import UserError
 from json_files import read_json, read_records
+from log import RunLog
 from run_lock import RunLock
 from tests.test_engine import fit_pretrain
 from tests.test_training_state import save, trained
@@ -31,10 +32,10 @@ pytestmark = pytest.mark.quick
 def run_dir(tiny_run):
     """Return the directory of a run that has ended."""
     run = tiny_run("finetune", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
-    import recipes
+    from methods import dispatch
 
     (run.directory / "config.yaml").write_text(run.config.dump())
-    recipes.train_or_evaluate(run)
+    dispatch.train_or_evaluate(run)
     run.log.record("train", 0, {"loss": 1.0})
     return run.directory
 
@@ -122,8 +123,8 @@ def test_only_checkpoints_are_deleted(tmp_path):
         save(tmp_path, number, model, optimizer, keep_last=1)
     after = contents(tmp_path)
     assert {name: after.get(name) for name in before} == before
-    assert training_state.find(tmp_path).name == "step-00000005"
-    assert [path.name for path in output_files.list_checkpoints(tmp_path)] == ["step-00000005"]
+    assert run_directory.find(tmp_path).name == "step-00000005"
+    assert [path.name for path in run_files.list_checkpoints(tmp_path)] == ["step-00000005"]
 
 
 def test_a_file_that_the_user_put_into_a_checkpoint_stays(tmp_path):
@@ -131,7 +132,7 @@ def test_a_file_that_the_user_put_into_a_checkpoint_stays(tmp_path):
     (save(tmp_path, 1, model, optimizer) / "notes.txt").write_text("mine")
     save(tmp_path, 2, model, optimizer, keep_last=1)
     assert [path.name for path in (tmp_path / "step-00000001").iterdir()] == ["notes.txt"]
-    assert training_state.find(tmp_path).name == "step-00000002"
+    assert run_directory.find(tmp_path).name == "step-00000002"
 
 
 @pytest.mark.parametrize("name", ["step-00000002", "best", "latest"])
@@ -150,9 +151,9 @@ def test_checkpoints_are_in_the_order_of_writing_whatever_their_times(tmp_path):
         save(tmp_path, number, model, optimizer)
     for second, path in enumerate(sorted(tmp_path.glob("step-*"), reverse=True)):
         os.utime(path / "state.json", (second, second))  # as a copy may have them
-    assert training_state.find(tmp_path).name == "step-00000003"
+    assert run_directory.find(tmp_path).name == "step-00000003"
     save(tmp_path, 2, model, optimizer)  # the run went back
-    assert training_state.find(tmp_path).name == "step-00000002"
+    assert run_directory.find(tmp_path).name == "step-00000002"
 
 
 def test_checkpoints_of_older_versions_are_in_the_order_of_steps(tmp_path):
@@ -161,12 +162,12 @@ def test_checkpoints_of_older_versions_are_in_the_order_of_steps(tmp_path):
         path = save(tmp_path, number, model, optimizer)
         state = read_json(path / "state.json")
         del state["save_number"]
-        (path / "state.json").write_text(str(state).replace("'", '"'))
+        (path / "state.json").write_text(json.dumps(state))
         (path / "manifest.json").unlink()
         os.utime(path / "state.json", (1000 - number, 1000 - number))
-    assert training_state.find(tmp_path).name == "step-00000003"
+    assert run_directory.find(tmp_path).name == "step-00000003"
     save(tmp_path, 2, model, optimizer)
-    assert training_state.find(tmp_path).name == "step-00000002"
+    assert run_directory.find(tmp_path).name == "step-00000002"
 
 
 # ---- logs that a power failure tore
@@ -174,7 +175,7 @@ def test_checkpoints_of_older_versions_are_in_the_order_of_steps(tmp_path):
 
 @pytest.mark.parametrize("bad", ["\0" * 40, '{"event": "train", "st', "[1, 2]", '{"event": 3, "step": 1}', "[" * 9999])
 def test_damaged_lines_of_a_log_are_skipped_with_a_note(tmp_path, bad, capsys):
-    log = metrics.RunLog(tmp_path)
+    log = RunLog(tmp_path)
     for step in (1, 2):
         log.record("train", step, {"loss": 0.5})
     with open(tmp_path / "log.jsonl", "a") as file:

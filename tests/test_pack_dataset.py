@@ -13,9 +13,10 @@ import augment
 import datasets
 import fast_jpeg
 import loading
-import recipes
+import transforms
 from config import get_config
 from errors import UserError
+from methods import dispatch
 from samplers import EvalSampler, TrainSampler
 from tools import pack_dataset
 
@@ -133,7 +134,7 @@ def test_a_lost_shard_is_named_like_any_bad_image(packed, tmp_path):
     shutil.copytree(packed, tmp_path / "set")
     source = open_packed(tmp_path / "set")
     (tmp_path / "set" / "train-00000.tar").unlink()
-    transform = recipes.train_transform(get_config(ROOT / "configs/vit_micro_patch4_32_pretrain.yaml"))
+    transform = dispatch.train_transform(get_config(ROOT / "configs/vit_micro_patch4_32_pretrain.yaml"))
     with pytest.raises(UserError, match="train-00000.tar:image 0: cannot be read as an image .FileNotFoundError"):
         next(iter(loading.Loader(source, transform, EvalSampler(24, 1))))
 
@@ -216,15 +217,15 @@ def test_training_takes_fast_decoding_and_evaluation_does_not(image_folder, mode
     source = datasets.open_source("imagenet2012", str(image_folder), "train", num_classes=3)
 
     def images(transform, sampler, **options):
-        return np.concatenate([batch[0].numpy() for batch in loading.Loader(source, transform, sampler, **options)])
+        return np.concatenate([batch.images.numpy() for batch in loading.Loader(source, transform, sampler, **options)])
 
     sampler = TrainSampler(24, 8, seed=3)
-    transform = recipes.train_transform(config)
+    transform = dispatch.train_transform(config)
     exact, fast = (images(transform, sampler, seed=3, fast_decode=fast) for fast in (False, True))
     assert not np.array_equal(exact, fast)
     if mode != "finetune":  # RandAugment may amplify a difference
         assert np.abs(exact - fast).mean() * 0.225 * 255 < 6  # same crops and flips; the photos are noise
-    exact, fast = (images(recipes.eval_transform(config), EvalSampler(24, 8), fast_decode=f) for f in (False, True))
+    exact, fast = (images(transforms.eval_transform(config), EvalSampler(24, 8), fast_decode=f) for f in (False, True))
     assert np.array_equal(exact, fast)
 
 
@@ -233,7 +234,7 @@ def test_damaged_jpegs_are_errors_of_the_exact_decoder(photo, tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "x.jpg").write_bytes(photo[: len(photo) // 2])
     source = datasets.open_source("folder", str(tmp_path), "train", num_classes=1, needs_labels=False)
-    transform = recipes.train_transform(get_config(ROOT / "configs/vit_micro_patch4_32_pretrain.yaml"))
+    transform = dispatch.train_transform(get_config(ROOT / "configs/vit_micro_patch4_32_pretrain.yaml"))
     with pytest.raises(UserError, match="x.jpg: cannot be read as an image|pip install -r requirements-fast.txt"):
         next(iter(loading.Loader(source, transform, TrainSampler(1, 1), fast_decode=True)))
 
@@ -250,4 +251,4 @@ def test_evaluation_is_pillow_bit_by_bit(image_folder):
     resized = image.resize(size, Image.Resampling.BICUBIC)
     left, top = round((size[0] - 224) / 2), round((size[1] - 224) / 2)
     wanted = np.asarray(resized.crop((left, top, left + 224, top + 224)))
-    assert np.array_equal(recipes.eval_transform(config).pixels(image, None), wanted)
+    assert np.array_equal(transforms.eval_transform(config).views[0](image, None), wanted)

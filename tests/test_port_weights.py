@@ -266,7 +266,7 @@ def test_what_a_file_says_of_itself(tmp_path, ported):
         ({"grid_hw": ["a", "b"]}, "its own description is damaged"),
         ({"grid_hw": [4, 4, 4]}, "its own description is damaged"),
         ({"qkv_bias": "yes"}, "its own description is damaged"),
-        ({"encoder": [64, 2, 4]}, "what it says of itself does not fit its tensors"),
+        ({"encoder": [64, 2, 4]}, "the architecture recorded in the file does not match its tensors"),
         ({"grid_hw": [5, 5]}, "instead of"),
     ):
         damaged = {**source.metadata, "architecture": {**good, **change}}

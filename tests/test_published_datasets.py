@@ -9,9 +9,9 @@ from PIL import Image
 
 import datasets
 import published_datasets
-import recipes
 from config import get_config
 from errors import UserError
+from methods import dispatch
 from tools.report import read_log
 
 pytestmark = pytest.mark.quick
@@ -196,7 +196,7 @@ def test_the_number_of_classes_follows_the_data(tiny_run, tmp_path):
     opts = ["DATA.DATASET", "aircraft", "DATA.DATA_PATH", str(tmp_path / "aircraft"), "MODEL.NUM_CLASSES", None]
     options = [*opts, "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 3, "MODEL.GLOBAL_POOL", False]
     run = tiny_run("linearprobe", *options, "TRAIN.WARMUP_EPOCHS", 0)
-    recipes.train_or_evaluate(run)
+    dispatch.train_or_evaluate(run)
     saved = get_config(run.directory / "config.yaml")
     assert saved.MODEL.NUM_CLASSES == 3
     assert get_config(run.directory / "latest" / "config.yaml").MODEL.NUM_CLASSES == 3

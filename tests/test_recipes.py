@@ -211,7 +211,9 @@ def test_bad_input_is_named_before_training(start, tmp_path, mode, flags, messag
 
 @pytest.mark.quick
 def test_config_of_another_mode_or_none_is_refused(tiny_yaml):
-    with pytest.raises(ValueError, match="is for MODEL.TYPE PRETRAIN, but this script is for FINETUNE"):
+    with pytest.raises(
+        ValueError, match="PRETRAIN, which main_multi_gpu_pretrain.py runs; this script is for FINETUNE"
+    ):
         MAINS["finetune"](["-cfg", tiny_yaml("pretrain")])
     with pytest.raises(ValueError, match="-cfg is missing, for example -cfg configs/"):
         MAINS["finetune"]([])

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import cli
-import recipes
 import runtime
 from errors import UserError
-from metrics import RunLog
+from log import RunLog
+from methods import dispatch
 from tools import report
 
 pytestmark = pytest.mark.quick
@@ -25,7 +25,7 @@ def finished(tiny_run):
     def make(mode, *opts):
         run = tiny_run(mode, "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 64, "REPORT_FREQ", 2, *opts)
         (run.directory / "config.yaml").write_text(run.config.dump())
-        recipes.train_or_evaluate(run)
+        dispatch.train_or_evaluate(run)
         return run
 
     return make

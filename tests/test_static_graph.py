@@ -4,11 +4,11 @@ import numpy as np
 import paddle
 import pytest
 
-import recipes
 import static_graph
 from config import get_config
 from errors import UserError
-from transformer import linear
+from kernels import linear
+from methods import dispatch
 
 pytestmark = pytest.mark.quick
 
@@ -18,7 +18,7 @@ def train(tiny_run, mode, *options):
     run = tiny_run(mode, *options)
     said = []
     run.log.say = said.append
-    recipes.train_or_evaluate(run)
+    dispatch.train_or_evaluate(run)
     weights = paddle.load(str(run.directory / "latest" / "model.pdparams"))
     return {name: np.asarray(value) for name, value in weights.items()}, "\n".join(said)
 

@@ -20,6 +20,8 @@ import datasets
 import encoded_images
 import loading
 import packed_images
+import resume
+import run_directory
 import training_state
 from errors import UserError, escape_controls, printable
 from json_files import read_json
@@ -138,7 +140,7 @@ def test_doubles_and_odd_names_are_told(tmp_path):
     assert "1 names are not UTF-8, and are shown with escapes: " in note
     assert "caf" in note
     assert note.isascii()
-    assert next(iter(loading.Loader(source, lambda i, r: np.zeros(1), EvalSampler(2, 2))))[0].shape == [2, 1]
+    assert next(iter(loading.Loader(source, lambda i, r: np.zeros(1), EvalSampler(2, 2)))).images.shape == [2, 1]
 
 
 @pytest.mark.parametrize("label", ["999999999", "1000000"])
@@ -296,7 +298,7 @@ def test_a_state_of_another_kind_is_one_line(tmp_path, text):
     path = save(tmp_path, 1, *trained(steps=1))
     (path / "state.json").write_text(text)
     with pytest.raises(UserError, match="state.json: "):
-        training_state.read_state(path)
+        resume.read_state(path)
 
 
 @pytest.mark.parametrize("text", ["[]", '{"model.pdparams": 3}', '{"../x": {"size": 1, "sha256": "a"}}', "{" * 99])
@@ -304,7 +306,7 @@ def test_a_manifest_of_another_kind_is_damage(tmp_path, text):
     path = save(tmp_path, 1, *trained(steps=1))
     (path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match="manifest.json is damaged"):
-        training_state.find(path)
+        run_directory.find(path)
 
 
 @pytest.mark.parametrize(

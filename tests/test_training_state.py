@@ -4,10 +4,14 @@ import paddle
 import pytest
 
 import checkpoint
+import run_directory
 import training_state
 import weight_files
-from optim import WeightAverage, build_optimizer, param_groups
-from tests.test_checkpoint import VIT, equal, make_vit
+from optim import build_optimizer, param_groups
+from optimizers import WeightAverage
+from resume import RunState
+from task import Task
+from tests.test_checkpoint import equal, make_vit
 
 pytestmark = pytest.mark.quick
 
@@ -28,10 +32,12 @@ def step(model, optimizer):
 
 
 def save(run_dir, number, model, optimizer, **options):
-    saved = training_state.snapshot(
-        number, model, optimizer, state={"best": 1.0}, config_yaml="SEED: 0\n", architecture=VIT, **options
-    )
-    return training_state.write(run_dir, saved)
+    return training_state.write(run_dir, snapshot(number, model, optimizer, **options))
+
+
+def snapshot(number, model, optimizer, ema=None, **options):
+    task, state = Task("test", model, optimizer, None, ema=ema), RunState(number, best=1.0)
+    return training_state.snapshot(task, state=state, config_yaml="SEED: 0\n", **options)
 
 
 def test_optimizer_state_survives_other_automatic_names(tmp_path):
@@ -40,8 +46,8 @@ def test_optimizer_state_survives_other_automatic_names(tmp_path):
     paddle.nn.Linear(2, 2)  # shifts Paddle's automatic names
     other, other_optimizer = trained(seed=5, steps=0)
     assert [p.name for p in other.parameters()] != [p.name for p in model.parameters()]
-    state = training_state.load(path, other, other_optimizer)
-    assert state == {"step": 2, "save_number": 1, "best": 1.0}
+    state = training_state.load(path, Task("test", other, other_optimizer, None))
+    assert state == RunState(2, best=1.0, save_number=1)
     step(model, optimizer)
     step(other, other_optimizer)
     assert equal(model, other)
@@ -62,7 +68,7 @@ def test_latest_best_and_retention(tmp_path):
     for number in range(1, 7):
         save(tmp_path, number, model, optimizer, is_best=number == 2, keep_last=2)
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000005", "step-00000006"]
-    assert training_state.find(tmp_path).name == "step-00000006"
+    assert run_directory.find(tmp_path).name == "step-00000006"
     assert weight_files.resolve(tmp_path) == tmp_path / "best" / "model.pdparams"
     assert not list(tmp_path.glob(".*"))
 
@@ -74,9 +80,9 @@ def test_half_written_checkpoint_is_no_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         save(tmp_path, 2, model, optimizer)
     monkeypatch.undo()
-    assert training_state.find(tmp_path).name == "step-00000001"
+    assert run_directory.find(tmp_path).name == "step-00000001"
     save(tmp_path, 2, model, optimizer)
-    assert training_state.find(tmp_path).name == "step-00000002"
+    assert run_directory.find(tmp_path).name == "step-00000002"
 
 
 def test_averaged_weights_are_kept_and_meant(tmp_path):
@@ -84,21 +90,20 @@ def test_averaged_weights_are_kept_and_meant(tmp_path):
     average = WeightAverage(model, 0.5)
     step(model, optimizer)
     average.update(model)
-    path = save(tmp_path, 1, model, optimizer, ema_state=average.state_dict())
+    path = save(tmp_path, 1, model, optimizer, ema=average)
     other = make_vit(seed=3)
     checkpoint.load_weights(other, path)
     assert (other.head.weight == average.state_dict()["classifier.weight"]).all()
     restored = WeightAverage(other, 0.5)
-    training_state.load(
-        path, other, trained(steps=0)[1] and build_optimizer("AdamW", param_groups(other, 0.05, 0.5)), restored
-    )
+    other_optimizer = build_optimizer("AdamW", param_groups(other, 0.05, 0.5))
+    training_state.load(path, Task("test", other, other_optimizer, None, ema=restored))
     assert equal(other, model)
     assert all((restored.state_dict()[name] == value).all() for name, value in average.state_dict().items())
 
 
 def test_resume_needs_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="neither a checkpoint nor a run directory"):
-        training_state.find(tmp_path)
+        run_directory.find(tmp_path)
 
 
 @pytest.mark.parametrize("change", ["flip", "truncate", "delete"])
@@ -107,7 +112,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, fi
     model, optimizer = trained(steps=1)
     average = WeightAverage(model, 0.5)
     for number in (1, 2):
-        path = save(tmp_path, number, model, optimizer, ema_state=average.state_dict())
+        path = save(tmp_path, number, model, optimizer, ema=average)
     (damaged,) = path.glob(f"{file}.*")
     content = damaged.read_bytes()
     if change == "flip":
@@ -118,14 +123,14 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, fi
     else:
         damaged.unlink()
     if file == "manifest" and change == "delete":  # a checkpoint of an older version has none
-        assert training_state.find(tmp_path).name == "step-00000002"
+        assert run_directory.find(tmp_path).name == "step-00000002"
         return
     warnings = []
-    assert training_state.find(tmp_path, warnings.append).name == "step-00000001"
+    assert run_directory.find(tmp_path, warnings.append).name == "step-00000001"
     assert len(warnings) == 1
     assert damaged.name in warnings[0] or file == "manifest"  # with a flipped sum, another file looks damaged
     with pytest.raises(ValueError, match="name the run's directory to go on"):
-        training_state.find(path)
+        run_directory.find(path)
     if file == "model":
         with pytest.raises(ValueError, match=r"model.pdparams.*take another checkpoint of the run|no such file"):
             checkpoint.load_weights(make_vit(), path / "model.pdparams")
@@ -136,24 +141,23 @@ def test_no_whole_checkpoint(tmp_path):
     for number in (1, 2):
         (save(tmp_path, number, model, optimizer) / "state.json").write_text("{}")
     with pytest.raises(ValueError, match="none of its 2 checkpoints is whole"):
-        training_state.find(tmp_path, warn=lambda line: None)
+        run_directory.find(tmp_path, warn=lambda line: None)
 
 
 def test_a_run_that_went_back_goes_on_from_what_it_wrote_last(tmp_path):
     model, optimizer = trained(steps=1)
     for number in (1, 2, 3, 2):
         save(tmp_path, number, model, optimizer)
-    assert training_state.find(tmp_path).name == "step-00000002"
+    assert run_directory.find(tmp_path).name == "step-00000002"
 
 
 def test_writing_in_the_background_saves_what_was_there(tmp_path):
     model, optimizer = trained(steps=1)
     writer = training_state.Writer(tmp_path)
     expected = {name: value.numpy().copy() for name, value in model.state_dict().items()}
-    options = {"state": {}, "config_yaml": "", "architecture": VIT}
-    writer.submit(training_state.snapshot(1, model, optimizer, **options))
+    writer.submit(snapshot(1, model, optimizer))
     step(model, optimizer)  # meanwhile the weights change
-    writer.submit(training_state.snapshot(2, model, optimizer, **options))
+    writer.submit(snapshot(2, model, optimizer))
     writer.wait()
     saved = checkpoint.read_weights(tmp_path / "step-00000001")
     assert all((saved[name] == value).all() for name, value in expected.items())
@@ -166,7 +170,7 @@ def test_a_failed_write_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(
         training_state, "_write_files", lambda *arguments: (_ for _ in ()).throw(OSError(28, "no space"))
     )
-    writer.submit(training_state.snapshot(1, model, optimizer, state={}, config_yaml="", architecture=VIT))
+    writer.submit(snapshot(1, model, optimizer))
     with pytest.raises(
         ValueError, match="step-00000001: the checkpoint cannot be written: no space; the ones before it"
     ):

@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-import transformer
+import kernels
 from config import get_config
 from mae import build_mae_pretrain
 from pos_embed import resize_table, sincos_table
@@ -154,5 +154,41 @@ def test_resize_table():
 )
 def test_the_kind_of_attention_is_told_with_its_reason(monkeypatch, device, capability, dtype, dims, said):
     monkeypatch.setattr(paddle.device, "get_device", lambda: device)
-    monkeypatch.setattr(transformer, "_compute_capability", lambda: capability)
-    assert re.match(said, transformer.describe_attention(dtype, dims))
+    monkeypatch.setattr(kernels, "_compute_capability", lambda: capability)
+    assert re.match(said, kernels.describe_attention(dtype, dims))
+
+
+def test_a_bias_is_added_to_the_scores_of_every_layer():
+    """Against NumPy; a bias of -1e9 on all but the diagonal makes every token see itself only."""
+    paddle.seed(0)
+    layer = VisionTransformer((8, 8), 4, 3, embed_dim=16, depth=1, num_heads=2).encoder.layers[0].attn
+    layer.eval()
+    tokens, bias = paddle.randn([2, 5, 16]), paddle.randn([2, 5, 5])
+    query, key, value = layer.qkv(tokens).reshape([2, 5, 3, 2, 8]).transpose([2, 0, 3, 1, 4]).numpy()
+    scores = query @ key.swapaxes(-1, -2) / np.float32(np.sqrt(8)) + bias.numpy()
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    expected = layer.out(paddle.to_tensor((weights @ value).swapaxes(1, 2).reshape(2, 5, 16)))
+    found, logits = layer(tokens, bias, return_logits=True)
+    assert_close(found.numpy(), expected.numpy(), 1e-5)
+    assert_close(logits.numpy(), scores, 1e-5)
+    bias.stop_gradient = False
+    layer(tokens, bias).sum().backward()
+    assert float(bias.grad.abs().max()) > 0
+    alone = layer(tokens, -1e9 * (1 - paddle.eye(5)))
+    own = layer.out(paddle.to_tensor(value.swapaxes(1, 2).reshape(2, 5, 16)))
+    assert_close(alone.numpy(), own.numpy(), 1e-5)
+
+
+def test_the_stack_hands_out_scores_of_chosen_layers():
+    paddle.seed(0)
+    model = VisionTransformer((8, 8), 4, 3, embed_dim=16, depth=3, num_heads=2)
+    model.eval()
+    tokens = model.embed(paddle.randn([2, 3, 8, 8]))
+    plain = model.encoder(tokens)
+    mixed, logits = model.encoder(tokens, logits_of=(0, 2))
+    assert sorted(logits) == [0, 2]
+    assert_close(mixed.numpy(), plain.numpy(), 1e-5)
+    walked = list(model.encoder.walk(tokens, return_logits=True))
+    assert_close(walked[2][2].numpy(), logits[2].numpy(), 1e-5)  # other kernels in between
+    assert np.array_equal(walked[1][0].numpy(), walked[0][1].numpy())

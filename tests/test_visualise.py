@@ -10,8 +10,9 @@ from PIL import Image
 
 import loading
 import mae
-import recipes
+import transforms
 from errors import UserError
+from methods import dispatch
 from tools import attention, inputs, visualise
 
 pytestmark = pytest.mark.quick
@@ -24,7 +25,7 @@ def trained(tiny_run):
 
     def make(mode="pretrain", *opts):
         run = tiny_run(mode, *NOTHING, *opts)
-        recipes.train_or_evaluate(run)
+        dispatch.train_or_evaluate(run)
         return run.directory
 
     return make
@@ -37,7 +38,7 @@ def test_visible_pixels_are_those_of_the_photo(trained, image_folder, tmp_path):
     images = visualise.draw_images(config, 3)
     original, masked, _, pasted = visualise.draw_panels(model, config, images)
     chosen = np.random.default_rng(0).permutation(len(source))[:3]
-    pixels = recipes.eval_transform(config).pixels
+    pixels = transforms.eval_transform(config).views[0]
     for picture, index in zip(original, chosen, strict=True):
         assert np.array_equal(picture, pixels(loading.read_image(source, index, 3), None))
     visible = ~(masked == 128).all(axis=-1)

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-import recipes
 from config import get_config
-from metrics import RunLog
+from log import RunLog
+from methods import dispatch
 from task import Run
 from tests.conftest import MODES, TINY
 from tools.report import read_log
@@ -40,7 +40,7 @@ def trace(mode: str) -> list[str]:
         size = ["DATA.BATCH_SIZE", 48 if mode == "finetune" else 96, "REPORT_FREQ", 1, "TRAIN.NUM_EPOCHS", 2]
         config = get_config(None, [*TINY, *MODES[mode], *size, *OPTIONS[mode]])
         run = Run(config, Path(folder), RunLog(Path(folder), quiet=True))
-        recipes.train_or_evaluate(run)
+        dispatch.train_or_evaluate(run)
         records = [record for record in read_log(folder) if record["event"] == "train"][:NUM_STEPS]
     keys = ("loss", "lr", "grad_norm")
     return [" ".join([str(record["step"]), *(str(np.float32(record[key])) for key in keys)]) for record in records]

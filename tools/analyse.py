@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import paddle
 
+import atomic
 import cli
-import output_files
+import device
 from arguments import Parser
 from errors import UserError
 from tools import inputs, pages, plots
@@ -41,12 +42,11 @@ _SMALLEST_BATCH = 4  # of the unbiased estimate
 @paddle.no_grad()
 def layer_features(model, images: paddle.Tensor) -> list[np.ndarray]:
     """Return the patch tokens [B, N, D] that each block reads after its norm, and the normalised ones of the end."""
-    tokens, found = model.embed(images), []
-    for layer in model.encoder.layers:
-        found.append(layer.attn_norm(tokens)[:, 1:].astype("float32").numpy())
-        tokens = layer(tokens)
-    last = model.encoder.norm if model.encoder.norm is not None else model.encoder_norm
-    return [*found, last(tokens)[:, 1:].astype("float32").numpy()]
+    encoder = model.encoder
+    steps = list(encoder.walk(model.embed(images)))
+    read = [layer.attn_norm(tokens) for layer, (tokens, _, _) in zip(encoder.layers, steps, strict=True)]
+    norm = encoder.norm if encoder.norm is not None else model.encoder_norm
+    return [tokens[:, 1:].astype("float32").numpy() for tokens in (*read, norm(steps[-1][1]))]
 
 
 def analyse(model, other, loader) -> dict[str, np.ndarray]:
@@ -64,7 +64,7 @@ def analyse(model, other, loader) -> dict[str, np.ndarray]:
     distance, entropy, num_images = np.zeros((depth, heads)), np.zeros((depth, heads)), 0
     own, spectrum = MinibatchCKA(depth + 1, depth + 1), Spectrum()
     cross = None if other is None else MinibatchCKA(depth + 1, len(other.encoder.layers) + 1)
-    for images, _ in loader:
+    for images in (batch.images for batch in loader):
         if len(images) < _SMALLEST_BATCH:  # the rest of the set
             continue
         with paddle.no_grad():
@@ -92,7 +92,7 @@ def write_report(out: Path, names: tuple[str, str | None], found: dict[str, np.n
     rank = effective_rank(found["spectrum"])
     data = {key: value.tolist() for key, value in found.items()}
     data |= {"run": names[0], "with": names[1], "effective_rank": rank}
-    output_files.write_text(out / "analysis.json", json.dumps(data, indent=1))
+    atomic.write_text(out / "analysis.json", json.dumps(data, indent=1))
     boxes = plots.draw_boxes(
         [
             ("How far attention reaches", "distance (pixels)", found["distance"]),
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     if args.num < _SMALLEST_BATCH or args.batch_size < _SMALLEST_BATCH:
         raise UserError(f"-num and -batch_size must be at least {_SMALLEST_BATCH}")
     out = inputs.new_directory(args.out, [given for given in (args.run, args.other) if given])
-    cli.set_device()
+    device.set_device()
     model, config = inputs.load_encoder(args.run, inputs.read_config(args))
     other = None
     if args.other is not None:

@@ -18,9 +18,7 @@ def attention_logits(model: VisionTransformer, images: paddle.Tensor) -> Iterato
         model: in evaluation mode.
         images: [B, C, H, W], normalised.
     """
-    tokens = model.embed(images)
-    for layer in model.encoder.layers:
-        tokens, logits = layer(tokens, return_logits=True)
+    for _, _, logits in model.encoder.walk(model.embed(images), return_logits=True):
         yield logits.astype("float32")
 
 

@@ -16,10 +16,11 @@ import json
 import os
 import sys
 
+import atomic
 import cli
 import datasets
 import loading
-import output_files
+import run_files
 from arguments import Parser
 from config import DATASETS
 from errors import UserError
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dataset not in DATASETS:
         raise UserError(f"-dataset {args.dataset}: must be one of {', '.join(DATASETS)}")
     if args.json:
-        output_files.check_target(args.json, "-json")
+        run_files.check_target(args.json, "-json")
     reports = {
         split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full) for split in _SPLITS
     }
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     is_good = not any(report["problems"] or report["undecodable"] for report in reports.values())
     print("all is well" if is_good else "not as it should be")
     if args.json:
-        output_files.write_text(args.json, json.dumps({"ok": is_good, **reports}, indent=1))
+        atomic.write_text(args.json, json.dumps({"ok": is_good, **reports}, indent=1))
     return 0 if is_good else 1
 
 

@@ -29,12 +29,13 @@ from PIL import Image
 
 import cli
 import datasets
+import device
 import loading
-import recipes
 from arguments import Parser
 from encoded_images import open_image
 from errors import UserError
 from tools import evaluate, inputs, visualise
+from transforms import eval_transform
 
 _LARGEST_UPLOAD_BYTES = 10 * 1000**2
 _HOSTS = ["127.0.0.1", "localhost"]  # a page of another name that leads here is somebody else's (DNS rebinding)
@@ -103,7 +104,7 @@ def _read(config, photo: str) -> np.ndarray:
     source = datasets.FileImages([Path(photo)], np.array([-1]), Path(photo).parent)
     try:
         image = loading.read_image(source, 0, config.DATA.IMAGE_CHANNELS, config.DATA.EXIF_TRANSPOSE)
-        return recipes.eval_transform(config)(image, np.random.default_rng(0))[None]
+        return eval_transform(config)(image, np.random.default_rng(0))[None]
     except Exception as error:  # whatever was uploaded
         raise UserError(f"{Path(photo).name} cannot be read as an image ({error})") from error
 
@@ -237,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"-port {args.port}: must be from 1 to 65535")
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the page needs gradio: pip install -r requirements-demo.txt")
-    cli.set_device()
+    device.set_device()
     demo = Demo(args.run, args.classifier)
     with tempfile.TemporaryDirectory(prefix="mae-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads

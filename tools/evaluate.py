@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import paddle
 
+import atomic
 import cli
-import output_files
+import device
 from arguments import Parser
 from errors import UserError
 from tools import inputs, pages, plots, robustness, tables
@@ -36,14 +37,14 @@ def predict(model, loader, columns: np.ndarray | None = None) -> tuple[np.ndarra
         columns: [K] labels among which to choose; None: all classes of the model.
     """
     probabilities, labels = [], []
-    for images, batch_labels in loader:
-        logits = model(images).astype("float32")
+    for batch in loader:
+        logits = model(batch.images).astype("float32")
         if columns is not None:
             logits = logits[:, paddle.to_tensor(columns)]
         if not bool(paddle.isfinite(logits).all()):
             raise UserError("the model's outputs are not finite; are its weights whole?")
         probabilities.append(paddle.nn.functional.softmax(logits, axis=-1).numpy())
-        labels.append(batch_labels.numpy())
+        labels.append(batch.labels.numpy())
     if not labels:
         raise UserError(f"{loader.source.origin}: none of its images can be read")
     return np.concatenate(probabilities), np.concatenate(labels)
@@ -171,7 +172,7 @@ def _table(rows: list[dict[str, object]]) -> str:
 
 
 def _finish(out: Path, title: str, scores: dict[str, object], sections: list[tuple[str, str]]) -> None:
-    output_files.write_text(out / "scores.json", json.dumps(scores, indent=1))
+    atomic.write_text(out / "scores.json", json.dumps(scores, indent=1))
     pages.write_page(out / "report.html", title, sections)
     print(
         ", ".join(
@@ -189,7 +190,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     parser.add("out", "directory for the results", required=True, metavar="DIR")
     args = parser.parse_args(argv)
     out = inputs.new_directory(args.out, [args.run])
-    cli.set_device()
+    device.set_device()
     more = ["DATA.CROP_PCT", 1.0] if args.benchmark == "c" else []
     model, config = inputs.load_classifier(args.run, inputs.read_config(args, *more))
     if args.benchmark is None:

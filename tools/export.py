@@ -27,7 +27,7 @@ from paddle import nn
 
 import cli
 from arguments import Parser
-from config import image_size_hw
+from config import image_size_hw, network_of
 from errors import UserError, one_line
 from tools import inputs
 from transformer import VisionTransformer
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     out = inputs.new_directory(args.out, [args.run])
     paddle.set_device("cpu")
     config = inputs.read_config(args)
-    is_encoder = args.encoder or config.MODEL.TYPE == "PRETRAIN"
+    is_encoder = args.encoder or network_of(config) not in ("classifier", "probe")
     model, config = (inputs.load_encoder if is_encoder else inputs.load_classifier)(args.run, config)
     shape = (config.DATA.IMAGE_CHANNELS, *image_size_hw(config))
     _check_space(model, out)

@@ -29,8 +29,9 @@ import numpy as np
 import paddle
 from numpy.lib.format import open_memmap
 
+import atomic
 import cli
-import output_files
+import device
 from arguments import Parser
 from errors import UserError
 from loading import Loader
@@ -50,7 +51,7 @@ def extract(
 
     Args:
         model: in evaluation mode.
-        images: [B, C, H, W], normalised as in training; see `recipes.eval_transform`.
+        images: [B, C, H, W], normalised as in training; see `transforms.eval_transform`.
         layers: blocks, counted from 1, or from -1 backwards; None: the end of the encoder.
         pool: "cls" for the class token, "mean" of the patches, "tokens" for all, class token first. None: the vector
             that the classifier reads; of `layers`, the class token.
@@ -151,7 +152,7 @@ class Sink:
 
     def _move(self) -> None:
         """Put the files in the place of those that an earlier call left, of which about.json tells no more then."""
-        output_files.write_text(self._directory / _ABOUT, "{}")
+        atomic.write_text(self._directory / _ABOUT, "{}")
         for file in _own_files(self._directory):
             file.unlink()
         for file in Path(self._writing.name).iterdir():
@@ -176,10 +177,12 @@ def extract_all(
         `features`, or `layer_L` for each of `layers`, [N, ...] float32; `labels`, [N] int64.
     """
     sink = Sink(len(loader.source), directory)
-    for images, labels in loader:
-        found = extract(model, images, layers, pool)
+    for batch in loader:
+        found = extract(model, batch.images, layers, pool)
         named = {f"layer_{n}": value for n, value in found.items()} if layers else {"features": found}
-        sink.add(labels=labels.numpy(), **{name: value.astype("float32").numpy() for name, value in named.items()})
+        sink.add(
+            labels=batch.labels.numpy(), **{name: value.astype("float32").numpy() for name, value in named.items()}
+        )
     if not sink.arrays:
         raise UserError(f"{loader.source.origin}: none of its images can be read")
     return sink.finish()
@@ -195,7 +198,7 @@ def main(argv: list[str] | None = None) -> Path:
     args = parser.parse_args(argv)
     out = Path(args.out)
     out = inputs.new_file(out, ".npz", inputs=[args.run]) if out.suffix else inputs.new_directory(out, [args.run])
-    cli.set_device()
+    device.set_device()
     model, config = inputs.load_encoder(args.run, inputs.read_config(args))
     source = inputs.open_any_images(config, args.split)
     is_file = out.suffix.lower() == ".npz"
@@ -203,10 +206,10 @@ def main(argv: list[str] | None = None) -> Path:
     arrays = extract_all(model, loader, args.layers, args.pool, None if is_file else out)
     about = {"run": str(args.run), "split": args.split, "pool": args.pool, "layers": args.layers}
     if is_file:
-        with output_files.replacing(out) as temporary, open(temporary, "wb") as file:
+        with atomic.replacing(out) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
     else:
-        output_files.write_text(out / _ABOUT, json.dumps(about, indent=1))
+        atomic.write_text(out / _ABOUT, json.dumps(about, indent=1))
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
     print(f"wrote {out}: {shapes}")
     return out

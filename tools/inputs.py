@@ -10,17 +10,18 @@ from PIL import Image
 
 import checkpoint
 import datasets
+import loaders
 import loading
-import output_files
-import recipes
+import run_files
 import weight_files
 from arguments import Parser
-from config import get_config, image_size_hw
+from config import get_config, image_size_hw, network_of, replaced
 from encoded_images import EncodedImages
 from errors import UserError
 from mae import MAEPretrain, build_mae_pretrain
 from samplers import EvalSampler
 from transformer import VisionTransformer, build_transformer
+from transforms import eval_transform
 
 _OVERRIDES = {
     "dataset": "DATA.DATASET",
@@ -54,7 +55,7 @@ def load_autoencoder(path: str | Path, config=None) -> tuple[MAEPretrain, object
     """Load an autoencoder and its config from a pretraining run, a checkpoint, or a file with its YAML beside it."""
     weights = weight_files.resolve(path)
     config = config or get_config(weight_files.config_beside(weights))
-    if config.MODEL.TYPE != "PRETRAIN":
+    if network_of(config) != "autoencoder":
         raise UserError(
             f"{weights}: weights of a classifier or an encoder; reconstructing needs the decoder, which only "
             "pretraining runs and full pretraining files have"
@@ -66,19 +67,17 @@ def load_encoder(path: str | Path, config=None) -> tuple[VisionTransformer, obje
     """Load the encoder of any weights as a model from images to features [B, D]."""
     weights = weight_files.resolve(path)
     config = config or get_config(weight_files.config_beside(weights))
-    headless = config.clone()
-    headless.defrost()
-    headless.MODEL.NUM_CLASSES = 0
-    return _load(build_transformer(headless), weights, allow_unexpected=(*recipes.DECODER, "classifier.*")), config
+    headless = replaced(config, "MODEL.NUM_CLASSES", 0)
+    return _load(build_transformer(headless), weights, allow_unexpected=(*checkpoint.DECODER, "classifier.*")), config
 
 
 def load_classifier(path: str | Path, config=None) -> tuple[VisionTransformer, object]:
     """Load a classifier of a finetuning or probing run, or of a ported file."""
     weights = weight_files.resolve(path)
     config = config or get_config(weight_files.config_beside(weights))
-    if config.MODEL.TYPE == "PRETRAIN" or config.MODEL.NUM_CLASSES == 0:
+    if network_of(config) not in ("classifier", "probe") or config.MODEL.NUM_CLASSES == 0:
         raise UserError(f"{weights}: an encoder without a classifier; finetune or probe it first")
-    return _load(build_transformer(config), weights, allow_unexpected=recipes.UNUSED_PROBE_NORM), config
+    return _load(build_transformer(config), weights, allow_unexpected=checkpoint.UNUSED_PROBE_NORM), config
 
 
 def _load(model: nn.Layer, weights: Path, **allowed: object):
@@ -117,15 +116,7 @@ def open_any_images(config, split: str) -> datasets.Images:
 
 def open_images(config, split: str, needs_labels: bool = True, num_classes: int | None = None) -> datasets.Images:
     """Open a split; labels may have any values unless `num_classes` limits them."""
-    source = datasets.open_source(
-        config.DATA.DATASET,
-        config.DATA.DATA_PATH,
-        split,
-        num_classes=config.MODEL.NUM_CLASSES,
-        needs_labels=needs_labels,
-        synthetic_hw=image_size_hw(config),
-        list_outside=config.DATA.LIST_OUTSIDE,
-    )
+    source = loaders.open_source(config, split, needs_labels)
     for warning in datasets.check_source(source, num_classes=num_classes, channels=config.DATA.IMAGE_CHANNELS):
         print(f"warning: {warning}")
     return source
@@ -149,16 +140,9 @@ def choose_balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def open_loader(config, source: datasets.Images, notes: list[str] | None = None) -> loading.Loader:
     """Return batches as evaluation sees them, in the source's order; skipped images are appended to `notes`."""
-    return loading.Loader(
-        source,
-        recipes.eval_transform(config),
-        EvalSampler(len(source), config.DATA.BATCH_SIZE),
-        channels=config.DATA.IMAGE_CHANNELS,
-        num_workers=config.DATA.NUM_WORKERS,
-        upright=config.DATA.EXIF_TRANSPOSE,
-        bad_images=config.DATA.BAD_IMAGES,
-        note_bad=print if notes is None else notes.append,
-    )
+    sampler = EvalSampler(len(source), config.DATA.BATCH_SIZE)
+    note_bad = print if notes is None else notes.append
+    return loaders.build_loader(config, source, eval_transform(config), sampler, note_bad=note_bad)
 
 
 def new_directory(path: str | Path, inputs: Sequence[str | Path] = (), flag: str = "-out") -> Path:
@@ -170,7 +154,7 @@ def new_directory(path: str | Path, inputs: Sequence[str | Path] = (), flag: str
     Raises:
         UserError: if it cannot be made, is a run or a checkpoint, or holds an input.
     """
-    path = output_files.check_target(path, flag)
+    path = run_files.check_target(path, flag)
     for given in inputs:
         if weight_files.resolve(given).resolve().parent == path.resolve():
             raise UserError(f"{flag} {path}: the weights {given} are in it; choose another directory")
@@ -197,7 +181,7 @@ def new_file(
         inputs: files that the result is made of; it may be none of them.
         check: False where the file is a run's own.
     """
-    path = output_files.check_target(path, flag, inputs) if check else Path(path)
+    path = run_files.check_target(path, flag, inputs) if check else Path(path)
     if path.suffix.lower() not in suffixes or not path.parent.is_dir() or path.is_dir():
         raise UserError(f"{flag} {path}: must be a {' or '.join(suffixes)} file in a directory that exists")
     return path

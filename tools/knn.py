@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import paddle
 
+import atomic
 import cli
-import output_files
+import device
 import weight_files
 from arguments import Parser, finite
 from errors import UserError
@@ -114,7 +115,7 @@ def add_feature_flags(parser: Parser) -> None:
 
 def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
     """Return `features` and `labels` of splits, from the cache where they are there."""
-    cli.set_device()
+    device.set_device()
     model, config = inputs.load_encoder(args.run, inputs.read_config(args))
     weights, results = weight_files.resolve(args.run).resolve(), []
     settings = hashlib.sha256(f"{config.DATA.dump()}{config.MODEL.dump()}".encode()).hexdigest()
@@ -134,7 +135,7 @@ def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
         print(f"{split}: computing the features of {len(source):,} images", flush=True)
         results.append(extract_all(model, inputs.open_loader(config, source), None, args.pool, folder))
         if known is not None:
-            output_files.write_text(known, json.dumps(about))
+            atomic.write_text(known, json.dumps(about))
     return results
 
 
@@ -150,7 +151,7 @@ def report(args, title: str, figures: dict[str, object]) -> dict[str, object]:
     for name, value in figures.items():
         print(f"  {name}: {value:.3f}" if isinstance(value, float) else f"  {name}: {value}")
     if args.json is not None:
-        output_files.write_text(args.json, json.dumps(figures, indent=1))
+        atomic.write_text(args.json, json.dumps(figures, indent=1))
     return figures
 
 

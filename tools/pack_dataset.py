@@ -30,8 +30,8 @@ import cli
 import datasets
 import loading
 import manifest
-import output_files
 import packed_images
+import run_files
 from arguments import Parser, user_path
 from errors import UserError, abridge
 from program import terminal
@@ -186,7 +186,7 @@ def _sum_of(source: datasets.Images) -> str:
 def _begin(dst: Path, plan: dict) -> None:
     if packed_images.is_packed(dst):
         raise UserError(f"{dst}: is a packed data set already; choose another directory, or delete it")
-    output_files.check_target(dst, "DST")
+    run_files.check_target(dst, "DST")
     dst.mkdir(parents=True, exist_ok=True)
     file, text = dst / "plan.json", json.dumps(plan, indent=1)
     if not file.exists() and any(dst.iterdir()):

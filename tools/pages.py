@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-import output_files
+import atomic
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -60,7 +60,7 @@ def write_page(path: str | Path, title: str, sections: list[tuple[str, str]]) ->
     """Write a page of (heading, HTML) sections."""
     body = "\n".join(f"<h2>{html.escape(heading)}</h2>\n{content}" for heading, content in sections)
     title = html.escape(title)
-    output_files.write_text(
+    atomic.write_text(
         path,
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n<h1>{title}</h1>\n{body}\n</body></html>\n",

@@ -3,8 +3,8 @@
     python -m tools.report RUN                              # RUN/report.html
     python -m tools.report RUN RUN [RUN ...] -out FILE.html
 
-Every run writes its own when it has come to its end, unless REPORT is False. The pictures are reconstructions of val
-images for a pretraining run, and val images with what the best checkpoint takes them for otherwise.
+Every run writes its own when it has come to its end, unless REPORT is False. The pictures are val images: their
+reconstructions by an autoencoder, the predictions of a classifier, or where an encoder attends to.
 """
 
 import runtime
@@ -18,8 +18,9 @@ import numpy as np
 import paddle
 
 import cli
+import device
 from arguments import Parser
-from config import get_config
+from config import get_config, network_of
 from errors import UserError, one_line
 from json_files import NUMBER, is_a, read_records
 from strict_config import read_yaml
@@ -86,8 +87,10 @@ def draw_samples(run_dir: Path) -> str:
     """Draw what the run's model makes of some val images; returns HTML, or why there are no pictures."""
     try:
         config = get_config(run_dir / "config.yaml")
-        if config.MODEL.TYPE != "PRETRAIN":
+        if network_of(config) in ("classifier", "probe"):
             return _draw_predictions(run_dir, config)
+        if network_of(config) != "autoencoder":
+            return _draw_attention(run_dir, config)
         model, _ = inputs.load_autoencoder(run_dir)
         panels = visualise.draw_panels(model, config, visualise.draw_images(config, _NUM_PICTURES))
         return pages.html_figure(visualise.make_grid(panels), visualise.caption_of(model))
@@ -102,17 +105,25 @@ def _draw_predictions(run_dir: Path, config) -> str:
     chosen = inputs.Subset(source, np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES])
     names = evaluate.class_names(source, config.MODEL.NUM_CLASSES)
     figure, axes = plots.new_axes(len(chosen), (1.6, 2.1))
-    for images, labels in inputs.open_loader(config, chosen):
+    for batch in inputs.open_loader(config, chosen):
         with paddle.no_grad():
-            best = model(images).argmax(axis=-1).numpy()
-        pictures = visualise.as_uint8(visualise.to_pixels(config, images))
-        for axis, picture, label, guess in zip(axes, pictures, labels.numpy(), best, strict=False):
+            best = model(batch.images).argmax(axis=-1).numpy()
+        pictures = visualise.as_uint8(visualise.to_pixels(config, batch.images))
+        for axis, picture, label, guess in zip(axes, pictures, batch.labels.numpy(), best, strict=False):
             axis.imshow(picture.squeeze(), cmap="gray")
             axis.set_title(names[guess][-16:], fontsize=8, color="black" if guess == label else "firebrick")
             axis.set_xlabel(names[label][-16:], fontsize=8)
             axis.set(xticks=[], yticks=[])
         break
     return pages.html_figure(plots.to_image(figure), "Above: the prediction, red where it is wrong; below: the label.")
+
+
+def _draw_attention(run_dir: Path, config) -> str:
+    model, _ = inputs.load_encoder(run_dir, config)
+    panels = visualise.draw_attention(model, config, visualise.draw_images(config, _NUM_PICTURES))
+    return pages.html_figure(
+        visualise.make_grid(panels), "Columns: original, attention rollout, heads of the last layer."
+    )
 
 
 def write_report(run_dir: Path, out: Path) -> None:
@@ -168,7 +179,7 @@ def main(argv: list[str] | None = None) -> Path:
     for directory in run_dirs:
         if not (directory / "log.jsonl").is_file() or not (directory / "config.yaml").is_file():
             raise UserError(f"{directory}: not the directory of a run, which has config.yaml and log.jsonl")
-    cli.set_device("cpu")
+    device.set_device("cpu")
     if len(run_dirs) == 1:
         write_report(run_dirs[0], out)
     else:

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import output_files
+import atomic
 from errors import escape_controls
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of a formula
@@ -15,7 +15,7 @@ def write_csv(path: str | Path, header: Sequence[object], rows: Sequence[Sequenc
     """Write a table; a text that a spreadsheet would take for a formula gets an apostrophe before it (OWASP)."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows([[_cell(value) for value in row] for row in [header, *rows]])
-    output_files.write_text(path, text.getvalue())
+    atomic.write_text(path, text.getvalue())
 
 
 def _cell(value: object) -> object:

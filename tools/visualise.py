@@ -25,17 +25,19 @@ import numpy as np
 import paddle
 from PIL import Image
 
+import atomic
 import cli
 import datasets
+import device
 import loading
 import mae
-import output_files
-import recipes
 from arguments import Parser, finite
+from config import network_of
 from encoded_images import open_image
 from errors import UserError
 from regular_files import read_regular_file
 from tools import attention, inputs, pages
+from transforms import eval_transform
 
 _GREY = 0.5
 _GAP_PX = 2
@@ -227,7 +229,7 @@ def named_images(config, paths: list[str], most: int) -> np.ndarray:
 
 
 def _load(config, source: datasets.Images, indices) -> np.ndarray:
-    rng, transform, channels = np.random.default_rng(0), recipes.eval_transform(config), config.DATA.IMAGE_CHANNELS
+    rng, transform, channels = np.random.default_rng(0), eval_transform(config), config.DATA.IMAGE_CHANNELS
     arrays = []
     for index in indices:
         problem = loading.why_unreadable(source, index, channels)
@@ -285,21 +287,21 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add("out", ".png or .html file to write", default="reconstruction.png")
     args = parser.parse_intermixed_args(argv)  # images may follow the flags
     out = _check(args)
-    cli.set_device()
+    device.set_device()
     config = inputs.read_config(args)
     if args.images:
         images = named_images(config, args.images, args.num)
     else:
         images = draw_images(config, args.num, args.seed, args.split)
     pictures = []
-    if config.MODEL.TYPE == "PRETRAIN" or not args.attention:
+    if network_of(config) == "autoencoder" or not args.attention:
         pictures = _reconstructions(*inputs.load_autoencoder(args.run, config), images, args)
     if args.attention:
         panels = draw_attention(inputs.load_encoder(args.run, config)[0], config, images, args.layer)
         caption = f"Columns: original, rollout over all layers, then each head of layer {args.layer} (class token)."
         pictures.append(("Attention", make_grid(panels), caption))
     if out.suffix.lower() == ".png":
-        with output_files.replacing(out) as temporary:
+        with atomic.replacing(out) as temporary:
             stack([picture for _, picture, _ in pictures]).save(temporary, format="PNG")
     else:
         sections = [(heading, pages.html_figure(picture, caption)) for heading, picture, caption in pictures]

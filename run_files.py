@@ -1,67 +1,26 @@
-"""Results on the disk: whole or not at all, and never over what is the user's. No Paddle here."""
+"""The files in a run's directory and in its checkpoints: their names, and what must not be overwritten. No Paddle here.
 
-import contextlib
-import os
+run/config.yaml log.txt log.jsonl report.html bad_images.txt latest -> step-00000312 best -> step-00000156
+step-00000312/model.pdparams ...                      see `training_state.py`
+"""
+
 import re
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError, printable
 
-STATE_FILE, MANIFEST_FILE, LOG_FILE = "state.json", "manifest.json", "log.jsonl"
+CONFIG_FILE, LOG_FILE, TEXT_LOG_FILE = "config.yaml", "log.jsonl", "log.txt"
+REPORT_FILE, BAD_IMAGES_FILE, LAUNCH_LOGS = "report.html", "bad_images.txt", "launch-logs"
+LATEST, BEST = "latest", "best"
+STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
+MODEL_FILE, EMA_FILE, EXTRA_FILE, OPTIMIZER_FILE = "model.pdparams", "ema.pdparams", "extra.pdparams", "optimizer.pdopt"
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
 
 
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give the path of a temporary file that becomes `path` when the block ends well, and vanishes otherwise.
-
-    Raises:
-        UserError: if the disk is full or the directory cannot be written.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        temporary = Path(name)
-        os.close(descriptor)
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}; nothing was changed") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file, see `replacing`."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))  # names need not be UTF-8
-
-
-def sync(path: Path) -> None:
-    """Make sure that a file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-# ---- what is the user's ------------------------------------------------------------------------
+def checkpoint_name(step: int) -> str:
+    """Return the name of the checkpoint after so many updates."""
+    return f"step-{step:08d}"
 
 
 def step_of(path: Path) -> int | None:

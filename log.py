@@ -1,4 +1,4 @@
-"""Counting what is right, and telling the user: run log, console, VisualDL."""
+"""What a run reports: console lines, log.txt, log.jsonl, VisualDL, images per second."""
 
 import contextlib
 import io
@@ -10,30 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-import paddle
 from tqdm import tqdm
 
-import output_files
+import atomic
 from errors import UserError, escape_controls
 from json_files import read_records
 from program import OutputClosed, terminal
+from run_files import LOG_FILE, TEXT_LOG_FILE
 from run_lock import RunLock
-
-
-def count_correct(logits: paddle.Tensor, labels: paddle.Tensor, ks: tuple[int, ...] = (1, 5)) -> list[paddle.Tensor]:
-    """Count the images whose label is among the k highest logits, for each k; k is cut to the number of classes.
-
-    Args:
-        logits: [B, K].
-        labels: [B] int64.
-
-    Returns:
-        One float32 scalar per k, on the device.
-    """
-    num_classes = logits.shape[-1]
-    best = paddle.topk(logits, min(max(ks), num_classes), axis=-1)[1]  # [B, max k]
-    hits = (best == labels.unsqueeze(-1)).astype("float32")
-    return [hits[:, : min(k, num_classes)].sum() for k in ks]
 
 
 class RunLog:
@@ -80,14 +64,14 @@ class RunLog:
     def _keep(self, text: str) -> None:
         if self._run_dir is not None:
             now = time.strftime("%Y-%m-%d %H:%M:%S")
-            with open(self._run_dir / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
+            with open(self._run_dir / TEXT_LOG_FILE, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write("".join(f"{now} {line}\n" for line in text.splitlines()))
 
     def record(self, event: str, step: int, values: dict[str, float]) -> None:
         """Append one record to log.jsonl."""
         if self._run_dir is None:
             return
-        with open(self._run_dir / "log.jsonl", "a", encoding="utf-8") as file:
+        with open(self._run_dir / LOG_FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
         if self._scalars is not None:
             for name, value in values.items():
@@ -96,11 +80,11 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Drop the records after `step`, which a resumed run is about to write again."""
-        if self._run_dir is None or not (self._run_dir / "log.jsonl").is_file():
+        if self._run_dir is None or not (self._run_dir / LOG_FILE).is_file():
             return
-        records = read_records(self._run_dir / "log.jsonl", self.say)
+        records = read_records(self._run_dir / LOG_FILE, self.say)
         kept = "".join(json.dumps(record) + "\n" for record in records if record.get("step", 0) <= step)
-        output_files.write_text(self._run_dir / "log.jsonl", kept)
+        atomic.write_text(self._run_dir / LOG_FILE, kept)
 
     def progress(self, total_steps: int, first_step: int) -> Callable[[int, str], None]:
         """Return `show(step, text)`: a bar on a terminal, plain lines elsewhere."""

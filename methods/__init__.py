@@ -1,0 +1,1 @@
+"""What each MODEL.TYPE is: one file per method, and the table of them in `dispatch.py`."""

@@ -1,0 +1,105 @@
+"""What finetuning and linear probing share: the classifier, its weights, its evaluation."""
+
+import math
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+import checkpoint
+from engine import evaluate
+from errors import UserError
+from loaders import build_eval_loader
+from loading import Batch
+from task import Run, Task
+from transformer import VisionTransformer, build_transformer
+
+METRICS, BEST = ("acc1", "acc5", "loss"), ("acc1", "max")
+
+
+def build_classifier(run: Run, head_std: float) -> VisionTransformer:
+    """Build the classifier and load -pretrained; a head is kept where it fits, and drawn anew elsewhere.
+
+    Args:
+        head_std: standard deviation of a new head over loaded weights; MODEL.HEAD_INIT_STD goes first.
+    """
+    config = run.config
+    paddle.seed(config.SEED)
+    model = build_transformer(config)
+    if run.resume_from is not None:
+        return model  # the engine restores all of it
+    if not config.MODEL.PRETRAINED:
+        run.log.say("warning: no -pretrained weights, so the encoder starts from its initialisation")
+        return model
+    head = [name for name in model.state_dict() if name.startswith("classifier.")]
+    report = checkpoint.load_weights(
+        model,
+        config.MODEL.PRETRAINED,
+        allow_missing=(*head, "encoder_norm.*"),
+        allow_mismatched=head,
+        # A pretrained encoder's last norm is replaced where the patches are pooled, as in the official code.
+        allow_unexpected=(*checkpoint.DECODER, "classifier.*", "encoder.norm.*" if config.MODEL.GLOBAL_POOL else ""),
+    )
+    run.log.say(str(report))
+    if set(head) & {*report.missing, *report.mismatched}:
+        std = head_std if config.MODEL.HEAD_INIT_STD is None else config.MODEL.HEAD_INIT_STD
+        nn.initializer.Normal(std=std)(model.head.weight)
+        nn.initializer.Constant(0.0)(model.head.bias)
+    return model
+
+
+def evaluate_batch(model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
+    """Return the sums over a batch of `METRICS`."""
+    logits = model(batch.images).astype("float32")
+    top1, top5 = count_correct(logits, batch.labels, (1, 5))
+    loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+    # Paddle's loss of an infinite logit is a number.
+    loss = paddle.where(logits.isfinite().all(), loss, paddle.full_like(loss, float("nan")))
+    return [top1 * 100.0, top5 * 100.0, loss]
+
+
+def evaluate_only(run: Run) -> dict[str, float]:
+    """Evaluate the weights of -pretrained (or -resume) on the val split; every tensor must fit."""
+    config = run.config
+    source = run.resume_from or config.MODEL.PRETRAINED
+    if source is None:
+        raise UserError("-eval needs weights: -pretrained FILE, or a run or checkpoint directory")
+    model = build_transformer(config)
+    val_loader = build_eval_loader(run)
+    if run.dry_run:
+        return {}
+    report = checkpoint.load_weights(model, source, allow_unexpected=checkpoint.UNUSED_PROBE_NORM)
+    run.log.say(str(report))
+    scores = evaluate(Task("eval", model, None, None, evaluate=evaluate_batch, metrics=METRICS), val_loader, run)
+    run.log.record("eval", 0, scores)
+    if not math.isfinite(scores["loss"]):
+        raise UserError(
+            f"{source}: the loss is {scores['loss']}; the model's outputs are not finite numbers on these images. "
+            "Without -amp fp16 they may be; else take another checkpoint"
+        )
+    run.log.say(
+        f"Acc@1 {scores['acc1']:.3f}, Acc@5 {scores['acc5']:.3f}, loss {scores['loss']:.3f} "
+        f"on {len(val_loader.source):,} images"
+    )
+    return scores
+
+
+def count_correct(logits: paddle.Tensor, labels: paddle.Tensor, ks: tuple[int, ...] = (1, 5)) -> list[paddle.Tensor]:
+    """Count the images whose label is among the k highest logits, for each k; k is cut to the number of classes.
+
+    Args:
+        logits: [B, K].
+        labels: [B] int64.
+
+    Returns:
+        One float32 scalar per k, on the device.
+    """
+    num_classes = logits.shape[-1]
+    best = paddle.topk(logits, min(max(ks), num_classes), axis=-1)[1]  # [B, max k]
+    hits = (best == labels.unsqueeze(-1)).astype("float32")
+    return [hits[:, : min(k, num_classes)].sum() for k in ks]
+
+
+def soft_cross_entropy(logits: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
+    """Average cross-entropy of logits [B, K] against soft targets [B, K], in float32."""
+    return -(targets * F.log_softmax(logits.astype("float32"), axis=-1)).sum(axis=-1).mean()

@@ -1,0 +1,107 @@
+"""The table of methods, and what a main script does with it: train or evaluate what MODEL.TYPE names."""
+
+from collections.abc import Sequence
+
+import cli
+import datasets
+import loaders
+import loading
+from config import replaced
+from engine import fit
+from errors import UserError
+from methods import classifier, finetune, linearprobe, pretrain
+from methods.method import Method
+from run_directory import write_config
+from task import Run, Task
+from transforms import Transform
+
+# By MODEL.TYPE. config.METHODS is the other half of this table: the keys of each method, without its code.
+METHODS: dict[str, Method] = {
+    "PRETRAIN": pretrain.METHOD,
+    "FINETUNE": finetune.METHOD,
+    "LINEARPROBE": linearprobe.METHOD,
+}
+
+
+def method_of(config) -> Method:
+    """Return the method that a configuration asks for."""
+    return METHODS[config.MODEL.TYPE]
+
+
+def run_script(script: str, description: str, argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Do what a main script does: read the command line, train or evaluate, write the report.
+
+    Args:
+        script: "pretrain", "finetune" or "linearprobe".
+        description: for the help text.
+        argv: arguments; None: those of the process.
+
+    Returns:
+        The last metrics.
+    """
+    run = cli.start(script, description, argv, check=lambda config: check_script(script, config))
+    scores = train_or_evaluate(run)
+    cli.write_report(run)
+    return scores
+
+
+def check_script(script: str, config) -> None:
+    """Raise UserError if a configuration is for another main script, or asks for what its method does not do."""
+    kind, method = config.MODEL.TYPE, method_of(config)
+    if method.script != script:
+        types = ", ".join(name for name, other in METHODS.items() if other.script == script)
+        raise UserError(
+            f"-cfg is for MODEL.TYPE {kind}, which main_multi_gpu_{method.script}.py runs; this script is for {types}"
+        )
+    if config.EVAL and not method.evaluates:
+        raise UserError(
+            f"-eval: MODEL.TYPE {kind} has no classifier to evaluate; an encoder is judged by finetuning or probing it"
+        )
+
+
+def train_or_evaluate(run: Run) -> dict[str, float]:
+    """Do what the run asks for, and return its last metrics."""
+    try:
+        return _train_or_evaluate(run)
+    finally:
+        run.log.close()
+
+
+def _train_or_evaluate(run: Run) -> dict[str, float]:
+    method = method_of(run.config)
+    if run.config.MODEL.NUM_CLASSES is None:
+        follow_classes(run)
+    if method.target == "label" and run.config.MODEL.NUM_CLASSES == 0:
+        raise UserError("MODEL.NUM_CLASSES=0: an encoder without a head; set it to the number of classes in the data")
+    if run.config.EVAL:
+        return classifier.evaluate_only(run)
+    train_loader = build_train_loader(run)
+    eval_loader = loaders.build_eval_loader(run) if method.evaluates else None
+    return fit(build_task(run), train_loader, eval_loader, run)
+
+
+def build_task(run: Run) -> Task:
+    """Build what the run trains."""
+    return method_of(run.config).build(run)
+
+
+def train_transform(config) -> Transform:
+    """Return the transform for training of a configuration's method."""
+    return method_of(config).transform(config)
+
+
+def build_train_loader(run: Run) -> loading.Loader:
+    """Open and check the train split as the run's method needs it."""
+    return loaders.build_train_loader(run, train_transform(run.config), method_of(run.config).target)
+
+
+def follow_classes(run: Run) -> None:
+    """Set MODEL.NUM_CLASSES, which is None, to the number of classes in the data; 0 where a run needs none."""
+    config, num_classes = run.config, 0
+    if method_of(config).target in ("label", "labels"):
+        source = loaders.open_source(config, "val" if config.EVAL else "train", needs_labels=True)
+        num_classes = datasets.count_classes(source)
+        run.log.say(f"MODEL.NUM_CLASSES: {num_classes}, as the data has")
+    run.config = replaced(config, "MODEL.NUM_CLASSES", num_classes)
+    if run.directory is not None and (run.resume_from is None or config.EVAL):
+        write_config(run.directory, run.config)

@@ -1,0 +1,50 @@
+"""Linear probing (Table 10): batch norm without affine parameters and a linear layer on the frozen encoder."""
+
+import numpy as np
+import paddle.nn.functional as F
+from paddle import nn
+
+import augment
+from loading import Batch
+from methods.classifier import BEST, METRICS, build_classifier, evaluate_batch
+from methods.method import Method
+from optim import param_groups
+from optimizers import optimizer_of
+from task import Run, Task
+from transforms import Transform, crop_and_flip, train_transform
+
+_HEAD_STD = 0.01  # official code, over loaded weights
+_CROP_SCALE = [0.08, 1.0]
+
+
+def build(run: Run) -> Task:
+    """Build the classifier with a frozen encoder."""
+    config = run.config
+    model = build_classifier(run, _HEAD_STD)
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
+    for parameter in model.head.parameters():
+        parameter.stop_gradient = False
+
+    def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
+        return F.cross_entropy(model(batch.images).astype("float32"), batch.labels), {}
+
+    return Task(
+        "linearprobe",
+        model,
+        optimizer_of(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY)),
+        loss,
+        evaluate=evaluate_batch,
+        metrics=METRICS,
+        best=BEST,
+        smallest_batch=2,
+        can_be_traced=True,
+    )
+
+
+def transform(config) -> Transform:
+    """Return TensorFlow's kind of random crop, as the official probe has it, and a flip."""
+    return train_transform(config, crop_and_flip(config, _CROP_SCALE, augment.random_resized_crop_tf))
+
+
+METHOD = Method("linearprobe", build, transform, target="label", evaluates=True)

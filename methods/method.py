@@ -1,0 +1,27 @@
+"""What the rest of the project needs to know of a method."""
+
+import dataclasses
+from collections.abc import Callable
+
+from task import Run, Task
+from transforms import Transform
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method of training; MODEL.TYPE names it, and configs/methods/NAME.yaml has its keys.
+
+    Attributes:
+        script: the main script that runs it: "pretrain", "finetune" or "linearprobe".
+        build: makes the `Task` of a run.
+        transform: makes the `Transform` for training from a configuration; one view or several.
+        target: what each training image must have: "none", "label", "labels" (several) or "caption". What a data set
+            has besides is handed on as well, see `loading.Batch`.
+        evaluates: the run evaluates on the val split, with labels, and -eval works.
+    """
+
+    script: str
+    build: Callable[[Run], Task]
+    transform: Callable[[object], Transform]
+    target: str = "none"
+    evaluates: bool = False
