@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 from paddle import nn
 
-import manifest
-import weight_files
-from architecture import count_layers
 from errors import UserError, abridge
-from pos_embed import resize_table, square_grid
-from run_files import CONFIG_FILE, EMA_FILE, MODEL_FILE
-from stored_tensor import FLOAT_DTYPES, StoredTensor
+from layers.pos_embed import resize_table, square_grid
+from storage import manifest, weight_files
+from storage.architecture import count_layers
+from storage.run_files import CONFIG_FILE, EMA_FILE, MODEL_FILE
+from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
 from strict_config import read_yaml
 
 # Patterns of names: what a pretraining file holds and a classifier does not.

@@ -26,13 +26,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import packed_images
-import published_datasets
-import safe_pickle
 from arguments import user_path
-from encoded_images import EncodedImages, FileImages, find_images
 from errors import UserError, abridge, one_line, printable
-from regular_files import read_regular_file
+from pipeline import packed_images, published_datasets
+from pipeline.sources import EncodedImages, FileImages, find_images
+from storage import safe_pickle
+from storage.regular_files import read_regular_file
 
 _MOST_ARCHIVE_BYTES = 512 << 20  # unpacked; CIFAR has 180 MB
 _LONGEST_PATH = 4095  # bytes, Linux

@@ -16,7 +16,7 @@ import paddle
 from paddle import nn
 
 from errors import UserError
-from pos_embed import sincos_table
+from layers.pos_embed import sincos_table
 from transformer import Linear, PatchEmbedding, Transformer, encoder_options, init_linear, layer_of
 
 _NORM_PIX_EPS = 1e-6

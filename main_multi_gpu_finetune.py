@@ -13,8 +13,8 @@ import runtime
 
 runtime.prepare()
 
-import cli
 from methods import dispatch
+from training import cli
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

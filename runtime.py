@@ -18,7 +18,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 _KEEP_BYTES = 1 << 30
 
 NOTES_VARIABLE = "MAE_LAUNCH_NOTES"  # directory in which the ranks of a job leave word of how they ended
-_ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent
 _NO_CCACHE = "No ccache found"  # Paddle warns of it at import
 _RUN_MODULE = (  # sys is built in, so that nothing is looked for before the path is set
     "import sys; root, name = sys.argv[1:3]; sys.path[0] = root; del sys.argv[1:3]; import runpy; "
@@ -74,7 +74,7 @@ def _set_environment(num_threads: int | None) -> dict[str, str]:
 def _is_program() -> bool:
     """Return True if this process runs a main script or a tool of this project, not somebody's own program."""
     file = getattr(sys.modules.get("__main__"), "__file__", None)
-    return file is not None and _ROOT in Path(file).resolve().parents and "tests" not in Path(file).parts
+    return file is not None and ROOT in Path(file).resolve().parents and "tests" not in Path(file).parts
 
 
 def end_quietly() -> None:
@@ -129,7 +129,7 @@ def module_command(name: str, *args: str) -> list[str]:
 
     `python -m` would import modules of the working directory first, whoever wrote them.
     """
-    return [sys.executable, "-W", f"ignore:{_NO_CCACHE}", "-c", _RUN_MODULE, str(_ROOT), name, *args]
+    return [sys.executable, "-W", f"ignore:{_NO_CCACHE}", "-c", _RUN_MODULE, str(ROOT), name, *args]
 
 
 def module_environment() -> dict[str, str]:

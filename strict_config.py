@@ -17,7 +17,7 @@ import yaml
 from yacs.config import CfgNode
 
 from errors import UserError, one_line, printable
-from regular_files import read_regular_file
+from storage.regular_files import read_regular_file
 
 
 def all_keys(config: CfgNode, prefix: str = "") -> list[str]:

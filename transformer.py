@@ -18,11 +18,11 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddle.distributed import fleet
 
-import kernels
-from basic_layers import DropPath, LayerNorm, Linear, ProbeNorm
 from config import image_size_hw, network_of
 from errors import UserError
-from pos_embed import sincos_table
+from layers import kernels
+from layers.basic import DropPath, LayerNorm, Linear, ProbeNorm
+from layers.pos_embed import sincos_table
 
 
 class PatchEmbedding(nn.Layer):

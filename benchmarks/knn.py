@@ -18,11 +18,11 @@ import time
 
 import numpy as np
 
-import cli
 from arguments import Parser
 from benchmarks import measure
 from benchmarks.worker import peak_memory_mb
 from errors import UserError
+from training import cli
 
 _K, _TEMPERATURE, _CLASSES = 20, 0.07, 1000
 

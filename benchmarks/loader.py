@@ -19,19 +19,17 @@ import time
 import numpy as np
 from PIL import Image
 
-import augment
-import cli
 import datasets
-import fast_jpeg
-import loading
 from arguments import Parser
 from benchmarks import measure
 from config import get_config
-from encoded_images import FORMATS
 from errors import UserError
 from methods import dispatch
-from samplers import TrainSampler
-from workers import WorkerPool
+from pipeline import augment, fast_jpeg, loading
+from pipeline.samplers import TrainSampler
+from pipeline.sources import FORMATS
+from pipeline.workers import WorkerPool
+from training import cli
 
 _BATCH = 32
 

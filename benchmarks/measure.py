@@ -14,7 +14,7 @@ from pathlib import Path
 
 import runtime
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = runtime.ROOT
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "simplejpeg", "opencv-python-headless", "torch")
 _VARIABLES = ("MKL_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "OMP_NUM_THREADS", "FLAGS_use_stride_kernel", "MAE_RUNTIME")
 

@@ -14,13 +14,12 @@ runtime.prepare()
 
 import sys
 
-import cli
-import flops
-from architecture import of_config
 from arguments import Parser
 from benchmarks import measure
 from config import get_config, network_of
 from errors import UserError
+from storage.architecture import of_config
+from training import cli, flops
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, object]]:

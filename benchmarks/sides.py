@@ -33,9 +33,9 @@ def describe(side: str, config) -> dict[str, object]:
         return {"device": device, "precision": amp_dtype(config) if is_low else "float32", "attention": "sdpa"}
     import paddle
 
-    import kernels
-    from architecture import of_config
-    from device import autocast_dtype
+    from layers import kernels
+    from storage.architecture import of_config
+    from training.device import autocast_dtype
 
     on_cpu = paddle.device.get_device() == "cpu"
     precision, architecture = autocast_dtype(config), of_config(config, network_of(config))
@@ -50,16 +50,16 @@ def describe(side: str, config) -> dict[str, object]:
 def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
     import paddle
 
-    import device
-    from device import autocast
-    from engine import Training
-    from loading import Batch
-    from log import RunLog
     from methods import dispatch
-    from plan import make_plan
-    from samplers import TrainSampler
-    from stop import StopRequest
-    from task import Run
+    from pipeline.loading import Batch
+    from pipeline.samplers import TrainSampler
+    from training import device
+    from training.device import autocast
+    from training.engine import Training
+    from training.log import RunLog
+    from training.plan import make_plan
+    from training.stop import StopRequest
+    from training.task import Run
 
     device.set_device()
     run = Run(config, None, RunLog(None, quiet=True))

@@ -17,12 +17,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import cli
 from arguments import Parser
 from benchmarks import measure
 from config import get_config
 from errors import UserError
 from tools.report import read_log
+from training import cli
 
 
 def run_once(config, mode: str, args, nproc: int) -> dict[str, float]:

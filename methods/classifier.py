@@ -7,11 +7,11 @@ import paddle.nn.functional as F
 from paddle import nn
 
 import checkpoint
-from engine import evaluate
 from errors import UserError
-from loaders import build_eval_loader
-from loading import Batch
-from task import Run, Task
+from pipeline.loading import Batch
+from training.engine import evaluate
+from training.loaders import build_eval_loader
+from training.task import Run, Task
 from transformer import VisionTransformer, build_transformer
 
 METRICS, BEST = ("acc1", "acc5", "loss"), ("acc1", "max")

@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 
-import cli
 import datasets
-import loaders
-import loading
 from config import replaced
-from engine import fit
 from errors import UserError
 from methods import classifier, finetune, linearprobe, pretrain
 from methods.method import Method
-from run_directory import write_config
-from task import Run, Task
-from transforms import Transform
+from pipeline import loading
+from pipeline.transforms import Transform
+from training import cli, loaders
+from training.engine import fit
+from training.run_directory import write_config
+from training.task import Run, Task
 
 # By MODEL.TYPE. config.METHODS is the other half of this table: the keys of each method, without its code.
 METHODS: dict[str, Method] = {

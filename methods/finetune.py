@@ -4,18 +4,18 @@ import numpy as np
 from paddle import nn
 from PIL import Image
 
-import augment
 from config import image_size_hw
 from errors import UserError
-from fast_jpeg import LazyJpeg
-from loading import Batch
 from methods.classifier import BEST, METRICS, build_classifier, evaluate_batch, soft_cross_entropy
 from methods.method import Method
-from mixup import Mixup, random_erase, smooth_one_hot
 from optim import param_groups
-from optimizers import ema_of, optimizer_of
-from task import Run, Task
-from transforms import Transform, train_transform
+from pipeline import augment
+from pipeline.fast_jpeg import LazyJpeg
+from pipeline.loading import Batch
+from pipeline.mixup import Mixup, random_erase, smooth_one_hot
+from pipeline.transforms import Transform, train_transform
+from training.optimizers import ema_of, optimizer_of
+from training.task import Run, Task
 
 _HEAD_STD = 2e-5  # official code, over loaded weights
 _CROP_SCALE = [0.08, 1.0]

@@ -4,14 +4,14 @@ import numpy as np
 import paddle.nn.functional as F
 from paddle import nn
 
-import augment
-from loading import Batch
 from methods.classifier import BEST, METRICS, build_classifier, evaluate_batch
 from methods.method import Method
 from optim import param_groups
-from optimizers import optimizer_of
-from task import Run, Task
-from transforms import Transform, crop_and_flip, train_transform
+from pipeline import augment
+from pipeline.loading import Batch
+from pipeline.transforms import Transform, crop_and_flip, train_transform
+from training.optimizers import optimizer_of
+from training.task import Run, Task
 
 _HEAD_STD = 0.01  # official code, over loaded weights
 _CROP_SCALE = [0.08, 1.0]

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
-from task import Run, Task
-from transforms import Transform
+from pipeline.transforms import Transform
+from training.task import Run, Task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,13 +5,13 @@ import paddle
 from paddle import nn
 
 import checkpoint
-from loading import Batch
 from mae import build_mae_pretrain
 from methods.method import Method
 from optim import param_groups
-from optimizers import ema_of, optimizer_of
-from task import Run, Task
-from transforms import Transform, crop_and_flip, train_transform
+from pipeline.loading import Batch
+from pipeline.transforms import Transform, crop_and_flip, train_transform
+from training.optimizers import ema_of, optimizer_of
+from training.task import Run, Task
 
 _CROP_SCALE = [0.2, 1.0]
 

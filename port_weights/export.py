@@ -1,9 +1,9 @@
 """Our tensors under the names, and in the layout, of other implementations."""
 
-from architecture import Architecture
 from errors import UserError
 from port_weights import names
-from stored_tensor import StoredTensor, sliced
+from storage.architecture import Architecture
+from storage.stored_tensor import StoredTensor, sliced
 
 Tensors = dict[str, StoredTensor]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from errors import UserError
 from port_weights import from_official, from_transformers, names
 from port_weights.recognised import OTHER_NETWORKS, Grid, Recognised, check_layout, drop_known, split
-from weight_files import WeightFile
+from storage.weight_files import WeightFile
 
 
 def recognise(file: WeightFile, config: Mapping | None = None, grid_hw: Grid = None) -> Recognised:

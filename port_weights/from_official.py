@@ -19,8 +19,8 @@ from port_weights.recognised import (
     rename,
     split,
 )
-from stored_tensor import StoredTensor
-from weight_files import WeightFile
+from storage.stored_tensor import StoredTensor
+from storage.weight_files import WeightFile
 
 _TIMM_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
 

@@ -5,11 +5,11 @@ import re
 from collections.abc import Mapping
 
 from errors import UserError, printable
-from json_files import NUMBER, is_a
 from port_weights import names
 from port_weights.recognised import Grid, Recognised, drop_known, rename, split
-from stored_tensor import concatenated
-from weight_files import WeightFile
+from storage.json_files import NUMBER, is_a
+from storage.stored_tensor import concatenated
+from storage.weight_files import WeightFile
 
 _TOP = {
     "embeddings.cls_token": "cls_token",

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from stored_tensor import StoredTensor
+from storage.stored_tensor import StoredTensor
 
 _TOP = {  # ours: official
     "cls_token": "cls_token",

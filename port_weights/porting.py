@@ -5,16 +5,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import manifest
-import weight_files
-from architecture import Architecture, count_layers, infer, of_config
 from config import get_config, network_of
 from errors import UserError, abridge
-from json_files import read_json
 from port_weights.families import recognise
 from port_weights.recognised import Recognised, is_sincos
 from port_weights.writing import check_destination, write
-from stored_tensor import FLOAT_DTYPES, StoredTensor
+from storage import manifest, weight_files
+from storage.architecture import Architecture, count_layers, infer, of_config
+from storage.json_files import read_json
+from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
 
 _KNOWN_ENCODERS = {  # (width, depth): heads; timm, official MAE and MAWS agree on these
     (768, 12): 12,

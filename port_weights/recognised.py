@@ -6,10 +6,10 @@ import re
 import numpy as np
 
 from errors import UserError, abridge
+from layers.pos_embed import sincos_table
 from port_weights import names
-from pos_embed import sincos_table
-from stored_tensor import FLOAT_DTYPES, StoredTensor
-from weight_files import WeightFile
+from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
+from storage.weight_files import WeightFile
 
 Tensors = dict[str, StoredTensor]
 Grid = tuple[int, int] | None

@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-import atomic
-import run_files
-import weight_files
-from architecture import Architecture
 from config import type_of
 from errors import UserError
 from port_weights import export
-from stored_tensor import StoredTensor
+from storage import atomic, run_files, weight_files
+from storage.architecture import Architecture
+from storage.stored_tensor import StoredTensor
 
 Tensors = Mapping[str, StoredTensor]
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from config import get_config
-from log import RunLog
-from task import Run
+from training.log import RunLog
+from training.task import Run
 
 paddle.set_device("cpu")
 paddle.set_flags({"FLAGS_use_stride_kernel": False})

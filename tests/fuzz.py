@@ -21,11 +21,13 @@ with atheris.instrument_imports():
     import checkpoint  # noqa: F401
     import config  # noqa: F401
     import datasets  # noqa: F401
-    import manifest  # noqa: F401
-    import safe_pickle  # noqa: F401
     import strict_config  # noqa: F401
-    import training_state  # noqa: F401
-    import weight_files  # noqa: F401
+    from storage import (
+        manifest,  # noqa: F401
+        safe_pickle,  # noqa: F401
+        weight_files,  # noqa: F401
+    )
+    from training import checkpoints  # noqa: F401
 
 from tests.fuzz_targets import Targets
 

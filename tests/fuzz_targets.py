@@ -11,14 +11,13 @@ from pathlib import Path
 
 import checkpoint
 import datasets
-import run_directory
-import training_state
 from config import get_config
 from errors import UserError
-from optimizers import WeightAverage
-from task import Task
 from tests.conftest import MODES, TINY
 from tests.test_training_state import save, trained
+from training import checkpoints, run_directory
+from training.optimizers import WeightAverage
+from training.task import Task
 
 CHECKPOINT_FILES = ("model.pdparams", "optimizer.pdopt", "ema.pdparams", "state.json", "config.yaml", "manifest.json")
 
@@ -75,7 +74,7 @@ class Targets:
                 warnings.simplefilter("ignore")
                 found = run_directory.find(self.root / "run", warn=lambda line: None)
                 get_config(found / "config.yaml")
-                training_state.load(found, Task("fuzz", self._model, self._optimizer, None, ema=self._average))
+                checkpoints.load(found, Task("fuzz", self._model, self._optimizer, None, ema=self._average))
             with contextlib.suppress(UserError):
                 checkpoint.load_weights(self._model, self.root / "run")
         finally:

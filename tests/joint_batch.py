@@ -15,15 +15,13 @@ import numpy as np
 import paddle
 
 import datasets
-import distributed
-import engine
-import loading
-import transforms
 from config import get_config
-from log import RunLog
 from methods import dispatch
-from samplers import TrainSampler
-from task import Run, Task
+from pipeline import loading, transforms
+from pipeline.samplers import TrainSampler
+from training import distributed, engine
+from training.log import RunLog
+from training.task import Run, Task
 
 NUM_IMAGES = 21
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stored_tensor import StoredTensor
+from storage.stored_tensor import StoredTensor
+from storage.torch_file import write
 from tests.weights_by_hand import HEADS, official_arrays
-from torch_file import write
 
 ARGUMENTS = ["-heads", str(HEADS)]
 CANARY = "code-was-run"

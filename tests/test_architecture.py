@@ -4,17 +4,17 @@ import math
 
 import pytest
 
-from architecture import Architecture, Tower, infer, of_config, of_network
 from config import get_config, network_of, type_of
 from errors import UserError
 from mae import build_mae_pretrain
 from port_weights.families import recognise
 from port_weights.names import official_name
 from port_weights.porting import check
-from stored_tensor import StoredTensor
+from storage.architecture import Architecture, Tower, infer, of_config, of_network
+from storage.stored_tensor import StoredTensor
+from storage.weight_files import WeightFile
 from tests.weights_by_hand import official_decoder_shapes, official_shapes
 from transformer import build_transformer
-from weight_files import WeightFile
 
 pytestmark = pytest.mark.quick
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import augment
+from pipeline import augment
 
 pytestmark = pytest.mark.quick
 

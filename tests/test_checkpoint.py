@@ -5,11 +5,10 @@ import paddle
 import pytest
 
 import checkpoint
-import safe_pickle
-import weight_files
-from architecture import Architecture, Tower
 from mae import MAEPretrain
-from stored_tensor import StoredTensor
+from storage import safe_pickle, weight_files
+from storage.architecture import Architecture, Tower
+from storage.stored_tensor import StoredTensor
 from tests.conftest import assert_close
 from tests.malformed_weights import safetensors_bytes, torch_bytes
 from tests.weights_by_hand import official_arrays

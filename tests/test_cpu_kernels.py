@@ -4,7 +4,7 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-import cpu_kernels
+from layers import cpu_kernels
 from tests.conftest import assert_close
 from transformer import Attention, Linear
 

@@ -8,7 +8,7 @@ import pytest
 
 import datasets
 from errors import UserError
-from samplers import EvalSampler, TrainSampler
+from pipeline.samplers import EvalSampler, TrainSampler
 
 pytestmark = pytest.mark.quick
 

@@ -10,12 +10,12 @@ import pytest
 import runtime
 from checkpoint import read_weights
 from config import get_config
-from log import RunLog
 from methods import dispatch
-from task import Run
 from tests.conftest import MODES, TINY, assert_close
 from tests.joint_batch import comparable, train
 from tools.report import read_log
+from training.log import RunLog
+from training.task import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -110,7 +110,8 @@ def test_ranks_draw_other_masks(tmp_path):
     script = tmp_path / "masks.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import numpy as np, paddle, distributed, engine\n"
+        "import numpy as np, paddle\n"
+        "from training import distributed, engine\n"
         "paddle.set_device('cpu'); distributed.init()\n"
         "engine._seed_micro_step(0, 3, 0)\n"
         "noise = paddle.rand([4]).numpy().astype('float64')\n"
@@ -127,10 +128,11 @@ def test_nodes_that_see_other_checkpoints_stop(tmp_path):
     script = tmp_path / "resume.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import pathlib, paddle, training_state, cli, distributed\n"
+        "import pathlib, paddle\n"
+        "from training import cli, distributed, run_directory\n"
         "from config import get_config\n"
-        "from task import Run\n"
-        "from log import RunLog\n"
+        "from training.task import Run\n"
+        "from training.log import RunLog\n"
         "from tests.joint_batch import train\n"
         "paddle.set_device('cpu'); distributed.init()\n"
         "directory = pathlib.Path(sys.argv[1]) if distributed.is_main() else None\n"

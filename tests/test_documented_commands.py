@@ -10,10 +10,10 @@ import paddle
 import pytest
 from PIL import Image
 
-from log import RunLog
 from methods import dispatch
-from task import Run
 from tools import robustness
+from training.log import RunLog
+from training.task import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-import download
 from errors import UserError
+from zoo import download
 
 pytestmark = pytest.mark.quick
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -274,7 +274,7 @@ def test_a_write_that_fails_leaves_no_file(server, tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, len(CONTENT) // 2))
 
-    code = f"import download; download.fetch('{server.address}/weights.pth')"
+    code = f"from zoo import download; download.fetch('{server.address}/weights.pth')"
     result = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -289,7 +289,7 @@ def test_a_write_that_fails_leaves_no_file(server, tmp_path):
 
 
 def test_two_processes_share_one_download(server):
-    code = f"import download; print(download.fetch('{server.address}/weights.pth', say=lambda line: None))"
+    code = f"from zoo import download; print(download.fetch('{server.address}/weights.pth', say=lambda line: None))"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)

@@ -10,24 +10,20 @@ import paddle
 import pytest
 
 import checkpoint
-import engine
-import loaders
-import loading
-import resume
-import run_directory
-import transforms
-import weight_files
-from engine import fit
 from errors import UserError
-from log import RunLog
 from methods import dispatch
 from methods.classifier import count_correct
-from plan import Plan
-from resume import RunState
-from samplers import EvalSampler, TrainSampler
+from pipeline import loading, transforms
+from pipeline.samplers import EvalSampler, TrainSampler
+from storage import weight_files
 from tests.conftest import assert_close
 from tests.joint_batch import comparable, image_masked_task, train
 from tools.report import read_log
+from training import engine, loaders, resume, run_directory
+from training.engine import fit
+from training.log import RunLog
+from training.plan import Plan
+from training.resume import RunState
 
 pytestmark = pytest.mark.quick
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-import architecture
-import flops
 from config import get_config, network_of
+from storage import architecture
+from training import flops
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 pytestmark = pytest.mark.quick

@@ -6,14 +6,13 @@ import numpy as np
 import paddle
 import pytest
 
-import engine
-import run_directory
 from errors import UserError
 from methods import dispatch
-from plan import make_plan
-from stop import StopRequest
 from tests.test_engine import fit_pretrain, poison
 from tools.report import read_log
+from training import engine, run_directory
+from training.plan import make_plan
+from training.stop import StopRequest
 
 READS = ("numpy", "item", "tolist", "__bool__", "__float__", "__int__", "__array__", "__index__")
 pytestmark = pytest.mark.quick

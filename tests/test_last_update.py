@@ -6,20 +6,19 @@ import numpy as np
 import paddle
 import pytest
 
-import loaders
-import loading
-import transforms
 from config import get_config
-from engine import Training
 from errors import UserError
 from methods import dispatch
 from methods.classifier import soft_cross_entropy
-from mixup import smooth_one_hot
 from optim import LARS, build_optimizer
-from plan import check_micro_steps, make_plan
-from samplers import TrainSampler
-from stop import StopRequest
+from pipeline import loading, transforms
+from pipeline.mixup import smooth_one_hot
+from pipeline.samplers import TrainSampler
 from tests.conftest import assert_close
+from training import loaders
+from training.engine import Training
+from training.plan import check_micro_steps, make_plan
+from training.stop import StopRequest
 from transformer import build_transformer
 
 pytestmark = pytest.mark.quick

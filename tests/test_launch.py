@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import launch
 import runtime
+from training import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 SOON_SECS = 60
@@ -74,7 +74,7 @@ def test_a_rank_that_is_killed_ends_the_job(tmp_path, long_run):
 
 def test_what_the_user_can_mend_is_last_and_one_line(tmp_path, tiny_yaml, image_folder):
     """One image that one rank meets; the other rank waits for it in vain."""
-    from samplers import TrainSampler
+    from pipeline.samplers import TrainSampler
 
     cfg = tiny_yaml("pretrain", "DATA.DATASET", "imagenet2012", "TRAIN.NUM_EPOCHS", 200, "DATA.BATCH_SIZE", 4)
     (tmp_path / "photos").mkdir()
@@ -129,13 +129,13 @@ def test_own_address_is_the_one_towards_the_first_node():
 
 @pytest.mark.parametrize("capability", [(9, 0), (10, 0), (3, 7)])
 def test_a_gpu_without_code_in_the_build_is_named(capability):
-    import cli
+    from training import device
 
     with pytest.raises(ValueError, match="Paddle 2.6.2 has no code for its compute capability .*install Paddle 3"):
-        cli.check_capability("2.6.2", capability, "a GPU")
-    cli.check_capability("3.3.1", capability, "a GPU")
+        device.check_capability("2.6.2", capability, "a GPU")
+    device.check_capability("3.3.1", capability, "a GPU")
     for works in ((5, 0), (8, 6), (8, 9)):
-        cli.check_capability("2.6.2", works, "a GPU")
+        device.check_capability("2.6.2", works, "a GPU")
 
 
 def test_nodes_of_a_job_have_one_token_and_other_jobs_have_others(monkeypatch):

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import augment
 import datasets
-import loading
-import transforms
 from config import get_config
 from errors import UserError
 from methods import dispatch
-from samplers import EvalSampler, TrainSampler
+from pipeline import augment, loading, transforms
+from pipeline.samplers import EvalSampler, TrainSampler
 from tools import check_dataset
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from log import RunLog, Throughput
+from training.log import RunLog, Throughput
 
 pytestmark = pytest.mark.quick
 

@@ -3,7 +3,7 @@ import paddle
 import pytest
 
 from methods.classifier import soft_cross_entropy
-from mixup import Mixup, random_erase, smooth_one_hot
+from pipeline.mixup import Mixup, random_erase, smooth_one_hot
 from tests.conftest import assert_close
 
 pytestmark = pytest.mark.quick

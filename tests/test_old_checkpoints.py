@@ -12,7 +12,7 @@ import pytest
 import main_multi_gpu_finetune
 import main_multi_gpu_linearprobe
 import main_multi_gpu_pretrain
-from json_files import read_records
+from storage.json_files import read_records
 from tools import inputs
 
 RUNS = Path(__file__).resolve().parent / "golden" / "checkpoints"

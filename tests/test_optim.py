@@ -6,8 +6,8 @@ import pytest
 
 from mae import MAEPretrain
 from optim import LARS, build_optimizer, lr_at, param_groups
-from optimizers import WeightAverage
 from tests.conftest import assert_close
+from training.optimizers import WeightAverage
 from transformer import VisionTransformer
 
 pytestmark = pytest.mark.quick

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import run_directory
-import run_files
 import tools.evaluate
 import tools.export
 import tools.features
 import tools.visualise
 from errors import UserError
-from json_files import read_json, read_records
-from log import RunLog
-from run_lock import RunLock
+from storage import run_files
+from storage.json_files import read_json, read_records
 from tests.test_engine import fit_pretrain
 from tests.test_training_state import save, trained
 from tools import tables
+from training import run_directory
+from training.log import RunLog
+from training.run_lock import RunLock
 
 pytestmark = pytest.mark.quick
 

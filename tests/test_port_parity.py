@@ -9,11 +9,11 @@ import paddle
 import pytest
 
 import checkpoint
-import weight_files
 from config import get_config
 from errors import UserError
 from mae import build_mae_pretrain
 from port_weights import port
+from storage import weight_files
 from tests.conftest import assert_close
 from transformer import build_transformer
 

@@ -16,14 +16,14 @@ import checkpoint
 import main_multi_gpu_finetune
 import main_multi_gpu_linearprobe
 import main_multi_gpu_pretrain
-import weight_files
-from architecture import Tower
 from config import get_config
 from errors import UserError
 from mae import build_mae_pretrain
 from port_weights.__main__ import main
 from port_weights.porting import port
-from stored_tensor import StoredTensor
+from storage import weight_files
+from storage.architecture import Tower
+from storage.stored_tensor import StoredTensor
 from tests.malformed_weights import safetensors_bytes, torch_bytes
 from tests.weights_by_hand import official_arrays
 from tools import visualise

@@ -8,10 +8,10 @@ import scipy.io
 from PIL import Image
 
 import datasets
-import published_datasets
 from config import get_config
 from errors import UserError
 from methods import dispatch
+from pipeline import published_datasets
 from tools.report import read_log
 
 pytestmark = pytest.mark.quick

@@ -10,10 +10,10 @@ import paddle
 import pytest
 
 import checkpoint
-import cli
 import main_multi_gpu_finetune
 import main_multi_gpu_linearprobe
 import main_multi_gpu_pretrain
+from training import cli
 
 MAINS = {
     "pretrain": main_multi_gpu_pretrain.main,

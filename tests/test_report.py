@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import cli
 import runtime
 from errors import UserError
-from log import RunLog
 from methods import dispatch
 from tools import report
+from training import cli
+from training.log import RunLog
 
 pytestmark = pytest.mark.quick
 ROOT = Path(__file__).resolve().parent.parent

@@ -156,9 +156,9 @@ def test_readme_names_only_what_exists():
 
 
 def test_readme_options_exist():
-    from cli import make_parser
     from config import get_config
     from strict_config import all_keys
+    from training.cli import make_parser
 
     text = (ROOT / "README.md").read_text()
     flags = {option for action in make_parser("finetune", "")._actions for option in action.option_strings}

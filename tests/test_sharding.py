@@ -4,9 +4,9 @@ import numpy as np
 import paddle
 import pytest
 
-import sharding
 from optim import build_optimizer, param_groups
-from sharding import ShardedOptimizer, share_out
+from training import sharding
+from training.sharding import ShardedOptimizer, share_out
 
 pytestmark = pytest.mark.quick
 

@@ -4,11 +4,11 @@ import numpy as np
 import paddle
 import pytest
 
-import static_graph
 from config import get_config
 from errors import UserError
-from kernels import linear
+from layers.kernels import linear
 from methods import dispatch
+from training import static_graph
 
 pytestmark = pytest.mark.quick
 

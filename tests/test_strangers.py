@@ -17,17 +17,13 @@ import scipy.io
 from PIL import Image
 
 import datasets
-import encoded_images
-import loading
-import packed_images
-import resume
-import run_directory
-import training_state
 from errors import UserError, escape_controls, printable
-from json_files import read_json
-from samplers import EvalSampler
+from pipeline import loading, packed_images, sources
+from pipeline.samplers import EvalSampler
+from storage.json_files import read_json
 from tests.test_training_state import save, trained
 from tools import pack_dataset, pages, plots
+from training import checkpoints, resume, run_directory
 
 pytestmark = pytest.mark.quick
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
@@ -121,7 +117,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(encoded_images.os, "scandir", refuse)
+    monkeypatch.setattr(sources.os, "scandir", refuse)
     with pytest.raises(UserError, match="a: cannot be listed: Permission denied"):
         datasets.find_images(tmp_path)
 
@@ -222,7 +218,7 @@ def test_mat_labels_of_another_kind_are_refused(tmp_path, labels):
 
 
 def test_a_mat_file_that_unpacks_to_much_is_refused(tmp_path, monkeypatch):
-    import published_datasets
+    from pipeline import published_datasets
 
     monkeypatch.setattr(published_datasets, "_MOST_MAT_BYTES", 1 << 20)
     scipy.io.savemat(tmp_path / "imagelabels.mat", {"labels": np.ones(1 << 20)}, do_compression=True)
@@ -314,10 +310,10 @@ def test_a_manifest_of_another_kind_is_damage(tmp_path, text):
 )
 def test_moments_of_another_shape_are_refused(tmp_path, change):
     model, optimizer = trained(steps=1)
-    state = training_state.optimizer_state_by_name(model, optimizer)
+    state = checkpoints.optimizer_state_by_name(model, optimizer)
     key = next(key for key in state if key.endswith("moment1_0") and state[key].ndim > 1)
     with pytest.raises(UserError, match="optimizer state .* (is not as this run's|not finite)"):
-        training_state.set_optimizer_state_by_name(model, optimizer, {**state, key: change(state[key])}, tmp_path)
+        checkpoints.set_optimizer_state_by_name(model, optimizer, {**state, key: change(state[key])}, tmp_path)
 
 
 def test_references_to_references_are_not_written_out():
@@ -328,7 +324,7 @@ def test_references_to_references_are_not_written_out():
 
 
 def test_a_storage_key_of_references_does_not_hang(tmp_path):
-    import weight_files
+    from storage import weight_files
 
     memo = b"".join(b"]q%c(h%ch%ce" % (i + 1, i, i) for i in range(50))
     pickled = b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storage"
@@ -342,7 +338,7 @@ def test_a_storage_key_of_references_does_not_hang(tmp_path):
 
 
 def test_nested_keys_of_any_instruction_do_not_hang(tmp_path):
-    import safe_pickle
+    from storage import safe_pickle
 
     nested = b")" + b"2\x86" * 60
     for name, content in (
@@ -357,7 +353,7 @@ def test_nested_keys_of_any_instruction_do_not_hang(tmp_path):
 
 
 def test_a_text_that_is_used_again_and_again_has_a_price(tmp_path):
-    import safe_pickle
+    from storage import safe_pickle
 
     text = b"X" + (1 << 20).to_bytes(4, "little") + b"\x00" * (1 << 20)
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01bt\x52"

@@ -4,14 +4,13 @@ import paddle
 import pytest
 
 import checkpoint
-import run_directory
-import training_state
-import weight_files
 from optim import build_optimizer, param_groups
-from optimizers import WeightAverage
-from resume import RunState
-from task import Task
+from storage import weight_files
 from tests.test_checkpoint import equal, make_vit
+from training import checkpoints, run_directory
+from training.optimizers import WeightAverage
+from training.resume import RunState
+from training.task import Task
 
 pytestmark = pytest.mark.quick
 
@@ -32,12 +31,12 @@ def step(model, optimizer):
 
 
 def save(run_dir, number, model, optimizer, **options):
-    return training_state.write(run_dir, snapshot(number, model, optimizer, **options))
+    return checkpoints.write(run_dir, snapshot(number, model, optimizer, **options))
 
 
 def snapshot(number, model, optimizer, ema=None, **options):
     task, state = Task("test", model, optimizer, None, ema=ema), RunState(number, best=1.0)
-    return training_state.snapshot(task, state=state, config_yaml="SEED: 0\n", **options)
+    return checkpoints.snapshot(task, state=state, config_yaml="SEED: 0\n", **options)
 
 
 def test_optimizer_state_survives_other_automatic_names(tmp_path):
@@ -46,7 +45,7 @@ def test_optimizer_state_survives_other_automatic_names(tmp_path):
     paddle.nn.Linear(2, 2)  # shifts Paddle's automatic names
     other, other_optimizer = trained(seed=5, steps=0)
     assert [p.name for p in other.parameters()] != [p.name for p in model.parameters()]
-    state = training_state.load(path, Task("test", other, other_optimizer, None))
+    state = checkpoints.load(path, Task("test", other, other_optimizer, None))
     assert state == RunState(2, best=1.0, save_number=1)
     step(model, optimizer)
     step(other, other_optimizer)
@@ -96,7 +95,7 @@ def test_averaged_weights_are_kept_and_meant(tmp_path):
     assert (other.head.weight == average.state_dict()["classifier.weight"]).all()
     restored = WeightAverage(other, 0.5)
     other_optimizer = build_optimizer("AdamW", param_groups(other, 0.05, 0.5))
-    training_state.load(path, Task("test", other, other_optimizer, None, ema=restored))
+    checkpoints.load(path, Task("test", other, other_optimizer, None, ema=restored))
     assert equal(other, model)
     assert all((restored.state_dict()[name] == value).all() for name, value in average.state_dict().items())
 
@@ -153,7 +152,7 @@ def test_a_run_that_went_back_goes_on_from_what_it_wrote_last(tmp_path):
 
 def test_writing_in_the_background_saves_what_was_there(tmp_path):
     model, optimizer = trained(steps=1)
-    writer = training_state.Writer(tmp_path)
+    writer = checkpoints.Writer(tmp_path)
     expected = {name: value.numpy().copy() for name, value in model.state_dict().items()}
     writer.submit(snapshot(1, model, optimizer))
     step(model, optimizer)  # meanwhile the weights change
@@ -166,10 +165,8 @@ def test_writing_in_the_background_saves_what_was_there(tmp_path):
 
 def test_a_failed_write_is_raised(tmp_path, monkeypatch):
     model, optimizer = trained(steps=1)
-    writer = training_state.Writer(tmp_path)
-    monkeypatch.setattr(
-        training_state, "_write_files", lambda *arguments: (_ for _ in ()).throw(OSError(28, "no space"))
-    )
+    writer = checkpoints.Writer(tmp_path)
+    monkeypatch.setattr(checkpoints, "_write_files", lambda *arguments: (_ for _ in ()).throw(OSError(28, "no space")))
     writer.submit(snapshot(1, model, optimizer))
     with pytest.raises(
         ValueError, match="step-00000001: the checkpoint cannot be written: no space; the ones before it"

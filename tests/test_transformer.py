@@ -4,10 +4,10 @@ import numpy as np
 import paddle
 import pytest
 
-import kernels
 from config import get_config
+from layers import kernels
+from layers.pos_embed import resize_table, sincos_table
 from mae import build_mae_pretrain
-from pos_embed import resize_table, sincos_table
 from tests.conftest import assert_close
 from transformer import DropPath, VisionTransformer, build_transformer
 

@@ -8,11 +8,10 @@ import paddle
 import pytest
 from PIL import Image
 
-import loading
 import mae
-import transforms
 from errors import UserError
 from methods import dispatch
+from pipeline import loading, transforms
 from tools import attention, inputs, visualise
 
 pytestmark = pytest.mark.quick

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workers import WorkerPool
+from pipeline.workers import WorkerPool
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.quick
@@ -63,7 +63,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     script = (
         "import os, sys, time\n"
         "import numpy as np\n"
-        "from workers import WorkerPool\n"
+        "from pipeline.workers import WorkerPool\n"
         "def fill(job, out):\n"
         f"    open(os.path.join({str(tmp_path)!r}, str(os.getpid())), 'w').close()\n"
         "    time.sleep(0.1)\n"

@@ -5,14 +5,14 @@ import paddle
 import pytest
 import yaml
 
-import download
 import zoo
-from architecture import Architecture, Tower
 from errors import UserError
 from mae import MAEPretrain
+from storage.architecture import Architecture, Tower
 from tests.malformed_weights import torch_bytes
 from tests.weights_by_hand import official_arrays
 from transformer import VisionTransformer
+from zoo import download
 
 pytestmark = pytest.mark.quick
 SMALL = {"dim": 16, "depth": 2, "patch": 4, "num_patches": 4}

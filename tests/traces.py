@@ -19,11 +19,11 @@ import numpy as np
 import paddle
 
 from config import get_config
-from log import RunLog
 from methods import dispatch
-from task import Run
 from tests.conftest import MODES, TINY
 from tools.report import read_log
+from training.log import RunLog
+from training.task import Run
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 NUM_STEPS = 20

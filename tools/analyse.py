@@ -20,11 +20,9 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-import atomic
-import cli
-import device
 from arguments import Parser
 from errors import UserError
+from storage import atomic
 from tools import inputs, pages, plots
 from tools.attention import attention_logits
 from tools.representations import (
@@ -35,6 +33,7 @@ from tools.representations import (
     effective_rank,
     patch_attention,
 )
+from training import cli, device
 
 _SMALLEST_BATCH = 4  # of the unbiased estimate
 

@@ -16,14 +16,13 @@ import json
 import os
 import sys
 
-import atomic
-import cli
 import datasets
-import loading
-import run_files
 from arguments import Parser
 from config import DATASETS
 from errors import UserError
+from pipeline import loading
+from storage import atomic, run_files
+from training import cli
 
 _SPLITS = ("train", "val")
 

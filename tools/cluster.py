@@ -13,10 +13,10 @@ runtime.prepare()
 
 import numpy as np
 
-import cli
 from arguments import Parser
 from errors import UserError
 from tools import inputs, knn
+from training import cli
 
 _MANY = 100_000
 

@@ -27,15 +27,14 @@ import paddle
 import paddle.nn.functional as F
 from PIL import Image
 
-import cli
 import datasets
-import device
-import loading
 from arguments import Parser
-from encoded_images import open_image
 from errors import UserError
+from pipeline import loading
+from pipeline.sources import open_image
+from pipeline.transforms import eval_transform
 from tools import evaluate, inputs, visualise
-from transforms import eval_transform
+from training import cli, device
 
 _LARGEST_UPLOAD_BYTES = 10 * 1000**2
 _HOSTS = ["127.0.0.1", "localhost"]  # a page of another name that leads here is somebody else's (DNS rebinding)

@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-import atomic
-import cli
-import device
 from arguments import Parser
 from errors import UserError
+from storage import atomic
 from tools import inputs, pages, plots, robustness, tables
+from training import cli, device
 
 _BINS = 15  # of the calibration error
 _MOST_ROWS = 20  # of a table on the page

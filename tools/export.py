@@ -25,11 +25,11 @@ import numpy as np
 import paddle
 from paddle import nn
 
-import cli
 from arguments import Parser
 from config import image_size_hw, network_of
 from errors import UserError, one_line
 from tools import inputs
+from training import cli
 from transformer import VisionTransformer
 
 TOLERANCE = 1e-5  # of the largest output: float32 in another order

@@ -29,13 +29,12 @@ import numpy as np
 import paddle
 from numpy.lib.format import open_memmap
 
-import atomic
-import cli
-import device
 from arguments import Parser
 from errors import UserError
-from loading import Loader
+from pipeline.loading import Loader
+from storage import atomic
 from tools import inputs
+from training import cli, device
 from transformer import VisionTransformer
 
 POOLS = ("cls", "mean", "tokens")

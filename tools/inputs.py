@@ -10,18 +10,17 @@ from PIL import Image
 
 import checkpoint
 import datasets
-import loaders
-import loading
-import run_files
-import weight_files
 from arguments import Parser
 from config import get_config, image_size_hw, network_of, replaced
-from encoded_images import EncodedImages
 from errors import UserError
 from mae import MAEPretrain, build_mae_pretrain
-from samplers import EvalSampler
+from pipeline import loading
+from pipeline.samplers import EvalSampler
+from pipeline.sources import EncodedImages
+from pipeline.transforms import eval_transform
+from storage import run_files, weight_files
+from training import loaders
 from transformer import VisionTransformer, build_transformer
-from transforms import eval_transform
 
 _OVERRIDES = {
     "dataset": "DATA.DATASET",

@@ -20,14 +20,12 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-import atomic
-import cli
-import device
-import weight_files
 from arguments import Parser, finite
 from errors import UserError
+from storage import atomic, weight_files
 from tools import inputs
 from tools.features import POOLS, extract_all
+from training import cli, device
 
 _QUERIES, _ROWS = 256, 4096  # at a time
 _BLOCK = 64  # columns

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
 from arguments import Parser
 from errors import UserError, abridge
 from tools import inputs, knn
+from training import cli
 
 _INVERSE_PENALTY = 4000.0
 

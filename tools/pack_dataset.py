@@ -26,15 +26,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-import cli
 import datasets
-import loading
-import manifest
-import packed_images
-import run_files
 from arguments import Parser, user_path
 from errors import UserError, abridge
+from pipeline import loading, packed_images
 from program import terminal
+from storage import manifest, run_files
+from training import cli
 
 _KINDS = {"L": 1, "LA": 1, "I;16": 1}  # modes that stay grey
 _FIELDS = ("offset", "size", "label")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-import atomic
+from storage import atomic
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }

@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import cli
 from errors import UserError
 from tools import inputs, pages, plots, report, visualise
+from training import cli
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = runtime.ROOT
 OUTPUT = ROOT / "output" / "quickstart"
 MIN_FINETUNED = 97.0  # % top-1 of 360 digits
 

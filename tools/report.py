@@ -17,14 +17,13 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-import cli
-import device
 from arguments import Parser
 from config import get_config, network_of
 from errors import UserError, one_line
-from json_files import NUMBER, is_a, read_records
+from storage.json_files import NUMBER, is_a, read_records
 from strict_config import read_yaml
 from tools import evaluate, inputs, pages, plots, visualise
+from training import cli, device
 
 _NUM_PICTURES = 8
 _CURVES = (  # panel, label of y, event, metric

@@ -25,19 +25,18 @@ import numpy as np
 import paddle
 from PIL import Image
 
-import atomic
-import cli
 import datasets
-import device
-import loading
 import mae
 from arguments import Parser, finite
 from config import network_of
-from encoded_images import open_image
 from errors import UserError
-from regular_files import read_regular_file
+from pipeline import loading
+from pipeline.sources import open_image
+from pipeline.transforms import eval_transform
+from storage import atomic
+from storage.regular_files import read_regular_file
 from tools import attention, inputs, pages
-from transforms import eval_transform
+from training import cli, device
 
 _GREY = 0.5
 _GAP_PX = 2

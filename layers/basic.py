@@ -1,0 +1,64 @@
+"""Layers of which the networks are made, each computed by the device's fastest way."""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from errors import UserError
+from layers import cpu_kernels, kernels
+
+LAYER_NORM_EPS = 1e-6
+ONE_IMAGE_ADVICE = "choose another -batch_size, or set DATA.DROP_LAST True"
+
+
+class Linear(nn.Linear):
+    """Paddle's layer, computed the fastest way."""
+
+    def forward(self, inputs: paddle.Tensor) -> paddle.Tensor:
+        """Transform inputs [..., in] to [..., out]."""
+        return kernels.linear(inputs, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Paddle's layer over the last dimension, computed by the device's fastest way."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__(embed_dim, epsilon=LAYER_NORM_EPS)
+
+    def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
+        """Normalise tokens [..., D]."""
+        if cpu_kernels.are_usable(tokens):
+            return cpu_kernels.layer_norm(tokens, self.weight, self.bias, LAYER_NORM_EPS)
+        return F.layer_norm(tokens, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+
+
+class ProbeNorm(nn.BatchNorm1D):
+    """Batch norm without affine parameters, before the classifier of a linear probe.
+
+    Paddle's momentum is the share of the old statistics that stays: 0.9 is torch's 0.1.
+    """
+
+    def __init__(self, embed_dim: int):
+        super().__init__(embed_dim, momentum=0.9, epsilon=1e-6, weight_attr=False, bias_attr=False)
+
+    def forward(self, features: paddle.Tensor) -> paddle.Tensor:
+        """Normalise features [B, D]; one image alone has no deviation, and Paddle would pass it through as it is."""
+        if self.training and paddle.in_dynamic_mode() and features.shape[0] == 1:
+            raise UserError(f"a batch of one image cannot be normalised; {ONE_IMAGE_ADVICE}")
+        return nn.BatchNorm1D.forward(self, features)  # Paddle 2.6 cannot trace super()
+
+
+class DropPath(nn.Layer):
+    """Drop a residual branch per image, and scale what stays by 1 / keep (stochastic depth, arXiv 1603.09382)."""
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, branch: paddle.Tensor) -> paddle.Tensor:
+        """Zero whole images of the branch [B, T, D] while training."""
+        if not self.training or self.drop_prob == 0.0:
+            return branch
+        keep_prob = 1.0 - self.drop_prob
+        keep = (paddle.rand([branch.shape[0], 1, 1]) < keep_prob).astype(branch.dtype)  # [B, 1, 1]
+        return branch * (keep / keep_prob)

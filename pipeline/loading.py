@@ -1,0 +1,247 @@
+"""Batches of augmented images, from worker processes.
+
+What a view of an image looks like depends on (seed, epoch, image index, view) alone: not on the number of workers, on
+ranks, or on what was loaded before. Order and batches are a function of (seed, epoch).
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import paddle
+from PIL import Image, ImageOps
+
+from datasets import PIL_MODES, Images
+from errors import UserError, one_line
+from pipeline import fast_jpeg
+from pipeline.samplers import EvalSampler, TrainSampler
+from pipeline.sources import EncodedImages
+from pipeline.transforms import Transform
+from pipeline.workers import WorkerPool
+
+_MOST_BAD_IN_A_ROW = 100
+SKIP_ADVICE = "; -opts DATA.BAD_IMAGES skip goes on without it"
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """B images of a data set, with all that is known of them.
+
+    Attributes:
+        views: [B, C, H, W] float32 for each view that the transform makes of an image.
+        labels: [B] int64; or [B, L] for a set with several labels per image, padded with -1. -1: no label.
+        indices: [B] int64, of the images in their source.
+        captions: B texts; None for a set without.
+    """
+
+    views: tuple[paddle.Tensor, ...]
+    labels: paddle.Tensor
+    indices: paddle.Tensor
+    captions: list[str] | None = None
+
+    @property
+    def images(self) -> paddle.Tensor:
+        """The first view, [B, C, H, W]."""
+        return self.views[0]
+
+    def __len__(self) -> int:
+        return self.views[0].shape[0]
+
+
+def read_image(source: Images, index: int, channels: int, upright: bool = True) -> Image.Image:
+    """Decode an image of a source as 8-bit grey (1 channel), RGB (3) or RGBA (4).
+
+    Args:
+        upright: turn it as its EXIF note says (DATA.EXIF_TRANSPOSE).
+    """
+    image, mode = source.image(index), PIL_MODES[channels]
+    if upright:
+        with contextlib.suppress(Exception):  # a damaged EXIF block must not cost us an intact image
+            ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image).astype(np.float32) / 257.0).round().astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels have mode {image.mode}, whose range is unknown; save it with 8 or 16 bits")
+    elif "transparency" in image.info and mode == "RGB":
+        image = image.convert("RGBA")  # else Pillow warns of palettes
+    return image if image.mode == mode else image.convert(mode)
+
+
+def why_unreadable(source: Images, index: int, channels: int) -> str | None:
+    """Say why an image cannot be decoded; None if it can."""
+    try:
+        read_image(source, index, channels)
+        return None
+    except Exception as error:  # damaged files raise nearly anything
+        return describe_unreadable(source, index, error)
+
+
+def describe_unreadable(source: Images, index: int, error: Exception) -> str:
+    """Say which image cannot be decoded, and why."""
+    return f"{source.describe(index)}: cannot be read as an image ({one_line(error)})"
+
+
+class Reader:
+    """Reads and transforms the images behind the keys (epoch, index[, repeat]) of the samplers. Without Paddle.
+
+    All randomness of a view follows from (seed, epoch, index, repeat, view).
+
+    Args:
+        views: functions (image, generator) -> array, see `transforms.Transform`.
+        replaces: an image that cannot be read is replaced by the next one; else it is left out.
+        fast: read JPEGs by `fast_jpeg`.
+    """
+
+    def __init__(
+        self,
+        source: Images,
+        views: Sequence[Callable],
+        channels: int,
+        seed: int,
+        bad_images: str,
+        replaces: bool,
+        fast: bool,
+        upright: bool,
+    ):
+        self._source, self._views, self._channels, self._seed = source, views, channels, seed
+        self._bad_images, self._replaces, self._fast, self._upright = bad_images, replaces, fast, upright
+        self._last: tuple[int, object] = (-1, None)  # repeats of an image follow each other
+
+    def sample(self, key: tuple[int, ...]) -> tuple[list[np.ndarray] | None, int, list[str]]:
+        """Return the views of an image (None: it is left out), its index, and what was wrong with which image."""
+        index, notes = key[1], []
+        for other in range(index, index + _MOST_BAD_IN_A_ROW):
+            other %= len(self._source)
+            try:
+                image = self._open(other)
+                return [view(image, self._generator(key, n)) for n, view in enumerate(self._views)], other, notes
+            except Exception as error:
+                notes.append(describe_unreadable(self._source, other, error))
+            if self._bad_images == "error":
+                raise UserError(notes[0] + SKIP_ADVICE)
+            if not self._replaces:
+                return None, -1, notes
+        raise UserError(f"{notes[0]}, and neither can the {_MOST_BAD_IN_A_ROW - 1} after it")
+
+    def _generator(self, key: tuple[int, ...], view: int) -> np.random.Generator:
+        if view == 0:
+            return np.random.default_rng([self._seed, *key])
+        epoch, index, repeat = (*key, 0)[:3]
+        return np.random.default_rng([self._seed, epoch, index, repeat, view])
+
+    def _open(self, index: int) -> Image.Image | fast_jpeg.LazyJpeg:
+        if self._last[0] != index:
+            image = None
+            if self._fast:
+                image = fast_jpeg.open_jpeg(self._source.read(index), self._channels, self._upright)
+            if image is None:
+                image = read_image(self._source, index, self._channels, self._upright)
+            self._last = (index, image)
+        return self._last[1]
+
+    def fill(self, keys: list[tuple[int, ...]], out: np.ndarray) -> tuple[list[int], list[str]]:
+        """Write a batch to `out` [B], whose fields are the views; return the indices of the images, and notes."""
+        indices, notes = [], []
+        for key in keys:
+            arrays, index, some = self.sample(key)
+            notes += some
+            if arrays is not None:
+                for name, array in zip(out.dtype.names, arrays, strict=True):
+                    out[name][len(indices)] = array
+                indices.append(index)
+        return indices, notes
+
+
+class Loader:
+    """Batches of a source.
+
+    Args:
+        source: its `labels` are [N] int64, or a list of N lists of labels; it may have `captions`, N texts.
+        transform: a `Transform`; or (image, generator) -> array, whose batches are passed on as they are.
+        sampler: a `TrainSampler`, or an `EvalSampler`.
+        num_workers: processes that load; 0: load here.
+        upright: turn photos as their EXIF notes say.
+        fast_decode: read JPEGs by `fast_jpeg`, where the transform can.
+        bad_images: "error", or "skip": training takes the next image that can be read in the place of one that
+            cannot, so that batches keep their size; evaluation leaves it out.
+        note_bad: gets a line for each image that was skipped, once.
+    """
+
+    def __init__(
+        self,
+        source: Images,
+        transform: Transform | Callable[[Image.Image, np.random.Generator], np.ndarray],
+        sampler: TrainSampler | EvalSampler,
+        *,
+        channels: int = 3,
+        seed: int = 0,
+        num_workers: int = 0,
+        upright: bool = True,
+        fast_decode: bool = False,
+        bad_images: str = "error",
+        note_bad: Callable[[str], None] = lambda note: None,
+    ):
+        self.source, self.sampler = source, sampler
+        self._note_bad, self._noted = note_bad, set()
+        is_split = isinstance(transform, Transform)
+        views = transform.views if is_split else (transform,)
+        fast = fast_decode and is_split and transform.takes_jpegs and isinstance(source, EncodedImages)
+        if fast:
+            fast_jpeg.check_installed()
+        self._normalise = transform.normalise if is_split else lambda images: images
+        is_training = isinstance(sampler, TrainSampler)
+        self._reader = Reader(source, views, channels, seed, bad_images, is_training, fast, upright)
+        self._num_workers = num_workers
+        self._pool: WorkerPool | None = None
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._pool is None:
+            self._pool = self._start()
+        if self._pool is None:
+            return
+        for arrays, (indices, notes) in self._pool.run(self.sampler):
+            for note in notes:
+                if note not in self._noted:
+                    self._noted.add(note)
+                    self._note_bad(note)
+            if indices:
+                yield self._batch(arrays[: len(indices)], indices)
+
+    def _batch(self, arrays: np.ndarray, indices: list[int]) -> Batch:
+        captions = getattr(self.source, "captions", None)
+        return Batch(
+            tuple(self._normalise(paddle.to_tensor(arrays[name])) for name in arrays.dtype.names),
+            paddle.to_tensor(stack_labels(self.source.labels, indices), "int64"),
+            paddle.to_tensor(indices, "int64"),
+            None if captions is None else [captions[index] for index in indices],
+        )
+
+    def _start(self) -> WorkerPool | None:
+        """Start the workers, with room for batches of what the transform makes of the first image."""
+        samples = (self._reader.sample(key)[0] for keys in self.sampler for key in keys)
+        first = next((sample for sample in samples if sample is not None), None)
+        if first is None:  # this rank has no share of a small val split, or none of it can be read
+            return None
+        fields = [(f"view{number}", array.dtype, array.shape) for number, array in enumerate(first)]
+        dtype = np.dtype(fields, align=True)
+        return WorkerPool(self._reader.fill, self._num_workers, (self.sampler.batch_size,), dtype)
+
+    def epoch(self, epoch: int, first_update: int = 0, images_done: int | None = None) -> Iterator[Batch]:
+        """Iterate the micro-steps of an epoch, from an update on; see `TrainSampler.set_position`."""
+        self.sampler.set_position(epoch, first_update, images_done)
+        return iter(self)
+
+
+def stack_labels(labels: np.ndarray | Sequence[Sequence[int]], indices: Sequence[int]) -> np.ndarray:
+    """Return the labels of some images: [B], or [B, L] padded with -1 where an image may have several."""
+    if isinstance(labels, np.ndarray):
+        return labels[indices]
+    chosen = [labels[index] for index in indices]
+    stacked = np.full((len(chosen), max(1, *map(len, chosen))), -1, np.int64)
+    for row, own in zip(stacked, chosen, strict=True):
+        row[: len(own)] = own
+    return stacked

@@ -1,0 +1,82 @@
+"""What becomes of an image before a model sees it: crops, flips, colours, and normalisation."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import paddle
+from PIL import Image
+
+from config import image_size_hw
+from pipeline import augment
+from pipeline.fast_jpeg import LazyJpeg
+
+View = Callable[[Image.Image | LazyJpeg, np.random.Generator], np.ndarray]
+Crop = Callable[..., Image.Image | LazyJpeg]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """One half works per image, in worker processes, and one per batch, on the device.
+
+    Attributes:
+        views: a function (image, generator) -> uint8 [H, W, C] for each view that is made of an image; uint8 is a
+            quarter of what float32 would take on the way to the device.
+        mean: per channel, of pixels in [0, 1].
+        std: likewise.
+        takes_jpegs: the functions begin with a crop, so they take a `fast_jpeg.LazyJpeg`, too.
+    """
+
+    views: tuple[View, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
+    takes_jpegs: bool = False
+
+    def normalise(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Turn uint8 [B, H, W, C] into float32 [B, C, H, W], on the tensor's device."""
+        scale, shift = self._scale_and_shift
+        return images.transpose([0, 3, 1, 2]).astype("float32") * scale + shift
+
+    @functools.cached_property
+    def _scale_and_shift(self) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Return what uint8 is multiplied by, and what is added then, [1, C, 1, 1]; on the device once."""
+        std = np.asarray(self.std, np.float64)
+        values = (1.0 / (255.0 * std), -np.asarray(self.mean, np.float64) / std)
+        scale, shift = (paddle.to_tensor(value.reshape(1, -1, 1, 1).astype(np.float32)) for value in values)
+        return scale, shift
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """Return the first view of one image as the model takes it, float32 [C, H, W]."""
+        return self.normalise(paddle.to_tensor(self.views[0](image, rng)[None].copy()))[0].numpy()
+
+
+def crop_and_flip(config, scale: Sequence[float], crop: Crop = augment.random_resized_crop) -> View:
+    """Return a view: a random crop, resized to DATA.IMAGE_SIZE, and a random flip.
+
+    Args:
+        scale: smallest and largest area of the crop as a share of the image; TRAIN.CROP_SCALE goes first.
+        crop: `augment.random_resized_crop`, or another function like it.
+    """
+    size_hw, scale, flip_prob = image_size_hw(config), config.TRAIN.CROP_SCALE or scale, config.TRAIN.FLIP_PROB
+
+    def view(image: Image.Image | LazyJpeg, rng: np.random.Generator) -> np.ndarray:
+        return augment.as_pixels(augment.random_flip(crop(image, size_hw, rng, scale), rng, flip_prob))
+
+    return view
+
+
+def train_transform(config, *views: View) -> Transform:
+    """Return the transform that makes these views for training."""
+    return Transform(views, config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD, takes_jpegs=True)
+
+
+def eval_transform(config) -> Transform:
+    """Return the evaluation transform: resize, centre crop, normalise."""
+    size_hw, data = image_size_hw(config), config.DATA
+    crop_pct = data.CROP_PCT or (0.875 if max(size_hw) <= 224 else 1.0)  # official rule
+
+    def view(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        return augment.as_pixels(augment.resize_and_center_crop(image, size_hw, crop_pct))
+
+    return Transform((view,), data.IMAGENET_MEAN, data.IMAGENET_STD)

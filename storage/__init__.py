@@ -1,0 +1,1 @@
+"""Files that hold weights, and how files are read and written safely. No Paddle here."""

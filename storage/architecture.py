@@ -1,0 +1,290 @@
+"""What a set of weights belongs to: sizes of the model, names and shapes of its tensors. No Paddle here.
+
+Names and shapes are those of PaddleViT's files, which `mae.py` and `transformer.py` have, too. They tell every size
+but one: the number of attention heads, which splits a matrix without changing its shape. A file of ours says it.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from errors import UserError
+from layers.pos_embed import square_grid
+
+Shapes = dict[str, tuple[int, ...]]
+LAYER_MODULES = ("attn_norm", "attn.qkv", "attn.out", "mlp_norm", "mlp.fc1", "mlp.fc2")
+
+
+class Tower(NamedTuple):
+    """A stack of transformer layers."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A model of `mae.py` (with a decoder) or `transformer.py` (without).
+
+    Attributes:
+        encoder: its sizes.
+        decoder: sizes of the decoder; None for an encoder or a classifier.
+        patch_px: patch side in pixels.
+        channels: image channels.
+        grid_hw: patches per column and per row.
+        mlp_ratio: hidden width of the MLPs over their width.
+        qkv_bias: whether queries, keys and values have a bias.
+        num_classes: outputs of the classifier; 0 without one.
+        global_pool: the classifier reads the normalised mean of the patches, not the class token.
+        probe: the classifier is a batch norm and a linear layer.
+        norm_pix_loss: whether the decoder predicts normalised pixels; None if unknown.
+    """
+
+    encoder: Tower
+    patch_px: int
+    grid_hw: tuple[int, int]
+    channels: int = 3
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    decoder: Tower | None = None
+    num_classes: int = 0
+    global_pool: bool = False
+    probe: bool = False
+    norm_pix_loss: bool | None = None
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Image height and width in pixels."""
+        return self.grid_hw[0] * self.patch_px, self.grid_hw[1] * self.patch_px
+
+    @property
+    def towers(self) -> list[Tower]:
+        """Encoder, and decoder if there is one."""
+        return [tower for tower in (self.encoder, self.decoder) if tower is not None]
+
+    @property
+    def network(self) -> str:
+        """Which network builds this model: "autoencoder", "probe" or "classifier" (without a head, too)."""
+        return "autoencoder" if self.decoder is not None else "probe" if self.probe else "classifier"
+
+    @property
+    def content(self) -> str:
+        """Say in words what such weights are."""
+        if self.decoder is not None:
+            return "pretrained autoencoder: encoder and decoder"
+        if self.num_classes == 0:
+            return "encoder only: neither decoder nor classifier"
+        reads = "mean of the patches" if self.global_pool else "class token"
+        kind = "linear probe" if self.probe else "classifier"
+        return f"{kind}: {self.num_classes} classes, reads the {reads}"
+
+    def __str__(self) -> str:
+        (height, width), (rows, columns) = self.image_hw, self.grid_hw
+        text = (
+            f"{self.encoder.width} wide, {self.encoder.depth} deep, {self.encoder.heads} heads, "
+            f"MLP ratio {self.mlp_ratio:g}; {self.patch_px}-pixel patches, {self.channels} channels, "
+            f"grid {rows}x{columns} ({height}x{width} pixels)"
+        )
+        if self.decoder is not None:
+            text += f"; decoder {self.decoder.width} wide, {self.decoder.depth} deep, {self.decoder.heads} heads"
+        return text
+
+    def shapes(self) -> Shapes:
+        """Return the name and shape of every tensor, in the order of PaddleViT's files."""
+        dim, num_patches = self.encoder.width, self.grid_hw[0] * self.grid_hw[1]
+        patch_size = (self.channels, self.patch_px, self.patch_px)
+        shapes: Shapes = {"cls_token": (1, 1, dim), "encoder_position_embedding": (1, num_patches + 1, dim)}
+        shapes["patch_embedding.patch_embedding.weight"] = (dim, *patch_size)
+        shapes["patch_embedding.patch_embedding.bias"] = (dim,)
+        shapes |= self._layers("encoder", self.encoder)
+        shapes |= _norm("encoder_norm" if self.global_pool else "encoder.norm", dim)
+        if self.num_classes and self.probe:
+            shapes |= {"classifier.0._mean": (dim,), "classifier.0._variance": (dim,)}
+        if self.num_classes:
+            shapes |= _linear("classifier.1" if self.probe else "classifier", dim, self.num_classes)
+        if self.decoder is not None:
+            width = self.decoder.width
+            shapes["mask_token"] = (1, 1, width)
+            shapes["decoder_position_embedding"] = (1, num_patches + 1, width)
+            shapes |= _linear("linear_projection", dim, width)
+            shapes |= self._layers("decoder", self.decoder)
+            shapes |= _norm("decoder.norm", width)
+            shapes |= _linear("decoder_pred", width, math.prod(patch_size))
+        return shapes
+
+    def hidden_width(self, tower: Tower) -> int:
+        """Return the hidden width of a tower's MLPs."""
+        return int(tower.width * self.mlp_ratio)
+
+    def _layers(self, part: str, tower: Tower) -> Shapes:
+        dim, hidden = tower.width, self.hidden_width(tower)
+        shapes: Shapes = {}
+        for index in range(tower.depth):
+            prefix = f"{part}.layers.{index}"
+            shapes |= _norm(f"{prefix}.attn_norm", dim)
+            shapes |= _linear(f"{prefix}.attn.qkv", dim, 3 * dim, bias=self.qkv_bias)
+            shapes |= _linear(f"{prefix}.attn.out", dim, dim)
+            shapes |= _norm(f"{prefix}.mlp_norm", dim)
+            shapes |= _linear(f"{prefix}.mlp.fc1", dim, hidden) | _linear(f"{prefix}.mlp.fc2", hidden, dim)
+        return shapes
+
+    def settings(self) -> dict[str, object]:
+        """Return the configuration keys, and their values, that build this model, but for MODEL.TYPE; see `network`."""
+        height, width = self.image_hw
+        values = {
+            "DATA.IMAGE_SIZE": height if height == width else [height, width],
+            "DATA.IMAGE_CHANNELS": self.channels,
+            "MODEL.PATCH_SIZE": self.patch_px,
+            "MODEL.MLP_RATIO": self.mlp_ratio,
+            "MODEL.QKV_BIAS": self.qkv_bias,
+        }
+        if self.channels != 3:  # the default has three values
+            values |= {"DATA.IMAGENET_MEAN": [0.5] * self.channels, "DATA.IMAGENET_STD": [0.5] * self.channels}
+        if self.decoder is None:
+            values |= {"MODEL.NUM_CLASSES": self.num_classes, "MODEL.GLOBAL_POOL": self.global_pool}
+        else:
+            values["MODEL.NORM_PIX_LOSS"] = self.norm_pix_loss is not False
+        for section, tower in (("ENCODER", self.encoder), ("DECODER", self.decoder)):
+            if tower is not None:
+                values[f"MODEL.{section}.DEPTH"] = tower.depth
+                values[f"MODEL.{section}.EMBED_DIM"] = tower.width
+                values[f"MODEL.{section}.NUM_HEADS"] = tower.heads
+        return values
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain values, as a file stores them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> "Architecture":
+        """Rebuild what `to_dict` gave; raise ValueError, TypeError or KeyError if something is wrong with it."""
+        values = dict(values)
+        for key in ("encoder", "decoder"):
+            values[key] = Tower(*values[key]) if values.get(key) is not None else None
+        rebuilt = cls(**values | {"grid_hw": tuple(values["grid_hw"])})
+        numbers = [*rebuilt.encoder, *(rebuilt.decoder or ()), *rebuilt.grid_hw, rebuilt.patch_px, rebuilt.channels]
+        if len(rebuilt.grid_hw) != 2 or not all(type(number) is int and 0 < number < 2**20 for number in numbers):
+            raise ValueError("a size is no whole number above 0")
+        if type(rebuilt.num_classes) is not int or not isinstance(rebuilt.mlp_ratio, (int, float)):
+            raise ValueError("a size is no number")
+        flags = (rebuilt.qkv_bias, rebuilt.global_pool, rebuilt.probe, rebuilt.norm_pix_loss)
+        if not all(flag is None or isinstance(flag, bool) for flag in flags):
+            raise ValueError("a switch is neither true nor false")
+        return rebuilt
+
+
+def of_network(network: object) -> Architecture | None:
+    """Read the architecture off a network of `mae.py` or `transformer.py`; None for one of another kind."""
+    if not hasattr(network, "patch_embedding") or not hasattr(network, "encoder"):
+        return None
+    towers = {part: getattr(network, part) for part in ("encoder", "decoder") if hasattr(network, part)}
+    heads = {part: tower.layers[0].attn.num_heads for part, tower in towers.items()}
+    return infer(
+        {name: tuple(value.shape) for name, value in network.state_dict().items()},
+        encoder_heads=heads["encoder"],
+        decoder_heads=heads.get("decoder"),
+        grid_hw=network.patch_embedding.grid_hw,
+        norm_pix_loss=getattr(network, "norm_pix_loss", None),
+    )
+
+
+def of_config(config, network: str) -> Architecture:
+    """Return the architecture that a configuration builds.
+
+    Args:
+        network: `config.network_of(config)`.
+    """
+    model, size = config.MODEL, config.DATA.IMAGE_SIZE
+    height, width = (size, size) if isinstance(size, int) else size
+    towers = [Tower(part.EMBED_DIM, part.DEPTH, part.NUM_HEADS) for part in (model.ENCODER, model.DECODER)]
+    has_decoder, has_head = network == "autoencoder", network in ("classifier", "probe")
+    return Architecture(
+        encoder=towers[0],
+        decoder=towers[1] if has_decoder else None,
+        patch_px=model.PATCH_SIZE,
+        grid_hw=(height // model.PATCH_SIZE, width // model.PATCH_SIZE),
+        channels=config.DATA.IMAGE_CHANNELS,
+        mlp_ratio=model.MLP_RATIO,
+        qkv_bias=model.QKV_BIAS,
+        num_classes=model.NUM_CLASSES if has_head else 0,
+        global_pool=model.GLOBAL_POOL and not has_decoder,
+        probe=network == "probe" and model.NUM_CLASSES > 0,
+        norm_pix_loss=model.NORM_PIX_LOSS if has_decoder else None,
+    )
+
+
+def infer(
+    shapes: Shapes,
+    encoder_heads: int,
+    decoder_heads: int | None = None,
+    grid_hw: tuple[int, int] | None = None,
+    norm_pix_loss: bool | None = None,
+) -> Architecture:
+    """Read the sizes of a model off the shapes of its tensors.
+
+    Args:
+        shapes: tensors under PaddleViT's names.
+        encoder_heads: attention heads, which no shape tells.
+        decoder_heads: those of the decoder, if there is one.
+        grid_hw: patches per column and per row; None: square.
+        norm_pix_loss: what the decoder predicts, which no shape tells either.
+
+    Raises:
+        UserError: if tensors that tell a size are missing, or do not fit together.
+    """
+
+    def shape(name: str, ndim: int) -> tuple[int, ...]:
+        found = shapes.get(name)
+        if found is None or len(found) != ndim or 0 in found:
+            raise UserError(f"{name} is {'missing' if found is None else f'of shape {list(found)}'}")
+        return found
+
+    width, channels, patch_px, patch_width = shape("patch_embedding.patch_embedding.weight", 4)
+    if patch_px != patch_width:
+        raise UserError(f"patches of {patch_px}x{patch_width} pixels; only square ones are known here")
+    num_patches = shape("encoder_position_embedding", 3)[1] - 1
+    decoder = None
+    if "mask_token" in shapes:
+        if decoder_heads is None:
+            raise UserError("the decoder's number of heads is not known")
+        decoder = Tower(shape("mask_token", 3)[2], count_layers(shapes, "decoder"), decoder_heads)
+    probe = "classifier.1.weight" in shapes
+    head = "classifier.1.weight" if probe else "classifier.weight"
+    return Architecture(
+        encoder=Tower(width, count_layers(shapes, "encoder"), encoder_heads),
+        decoder=decoder,
+        patch_px=patch_px,
+        grid_hw=grid_hw or square_grid(num_patches),
+        channels=channels,
+        mlp_ratio=_mlp_ratio(width, shape("encoder.layers.0.mlp.fc1.weight", 2)[1]),
+        qkv_bias="encoder.layers.0.attn.qkv.bias" in shapes,
+        num_classes=shape(head, 2)[1] if head in shapes else 0,
+        global_pool="encoder_norm.weight" in shapes,
+        probe=probe,
+        norm_pix_loss=norm_pix_loss,
+    )
+
+
+def _mlp_ratio(width: int, hidden: int) -> float:
+    """Return the ratio from which the models get this hidden width, rounding down."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def count_layers(shapes: Mapping[str, object], part: str) -> int:
+    """Return the number of layers that an encoder or a decoder has; gaps count, so that they show as missing."""
+    indices = [
+        int(match[1]) for match in (re.match(rf"{part}\.layers\.(\d{{1,3}})\.", name) for name in shapes) if match
+    ]
+    return max(indices, default=-1) + 1
+
+
+def _linear(name: str, inputs: int, outputs: int, bias: bool = True) -> Shapes:
+    return {f"{name}.weight": (inputs, outputs)} | ({f"{name}.bias": (outputs,)} if bias else {})
+
+
+def _norm(name: str, dim: int) -> Shapes:
+    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}

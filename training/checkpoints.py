@@ -1,0 +1,322 @@
+"""Training states on disk: checkpoints that are written whole, checked, and found again.
+
+A checkpoint is a directory:
+
+    step-00000312/model.pdparams     flat state dict, readable with plain paddle.load
+                  optimizer.pdopt    optimizer state under structured parameter names
+                  ema.pdparams       averaged weights, if the run keeps them
+                  extra.pdparams     other tensors of the method (heads, queues), if it has any
+                  state.json         step, best metric, loss scaler, ...; see `resume.py`
+                  config.yaml        the configuration that builds the model
+                  manifest.json      size and SHA-256 sum of each of these
+
+It is written under another name, brought to the disk, and renamed; then `latest` and `best` in the run directory are
+made to point to it, and old ones go. So whenever a process dies, the newest whole checkpoint is there. Copying the
+tensors takes part in the training's time, writing them does not: a thread does it, one checkpoint at a time.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+import checkpoint
+from errors import UserError, abridge, printable
+from storage import atomic, manifest, safe_pickle, weight_files
+from storage.architecture import Architecture, of_network
+from storage.run_files import (
+    BEST,
+    CONFIG_FILE,
+    EMA_FILE,
+    EXTRA_FILE,
+    LATEST,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    checkpoint_name,
+    is_checkpoint,
+    list_checkpoints,
+    step_of,
+)
+from storage.stored_tensor import StoredTensor
+from training import resume
+from training.resume import RunState
+from training.task import Task
+
+_FILES = (MANIFEST_FILE, STATE_FILE, MODEL_FILE, EMA_FILE, EXTRA_FILE, OPTIMIZER_FILE, CONFIG_FILE)  # order of deleting
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """Everything of a checkpoint, copied to the host.
+
+    Attributes:
+        weights, extra, optimizer, ema: arrays by name; `ema` may be None.
+        state: what state.json holds, but for the number of the save.
+        config_yaml: the configuration.
+        architecture: of the weights; None for a network of another kind than `architecture.py` knows.
+        is_best: whether `best` shall point to it.
+        keep_last: number of checkpoints to keep.
+    """
+
+    weights: dict[str, np.ndarray]
+    extra: dict[str, np.ndarray]
+    optimizer: dict[str, np.ndarray]
+    ema: dict[str, np.ndarray] | None
+    state: RunState
+    config_yaml: str
+    architecture: Architecture | None
+    is_best: bool = False
+    keep_last: int = 3
+
+
+def snapshot(task: Task, **fields: object) -> Snapshot:
+    """Copy the tensors of a task; `fields` are `state`, `config_yaml`, `is_best` and `keep_last` of `Snapshot`."""
+
+    def copied(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        return {name: value.numpy() for name, value in tensors.items()}
+
+    return Snapshot(
+        weights=copied(task.network.state_dict()),
+        extra=copied(task.extra_state()),
+        optimizer=optimizer_state_by_name(task.model, task.optimizer),
+        ema=None if task.ema is None else copied(task.ema.state_dict()),
+        architecture=of_network(task.network),
+        **fields,
+    )
+
+
+def write(run_dir: Path, saved: Snapshot) -> Path:
+    """Write a checkpoint, point `latest` (and `best`) to it, then delete old ones; `best` is kept.
+
+    Returns:
+        The checkpoint's directory.
+
+    Raises:
+        UserError: if it cannot be written; the checkpoints that were there are intact.
+    """
+    run_dir = Path(run_dir)
+    final = run_dir / checkpoint_name(saved.state.step)
+    temporary = run_dir / f".writing-{final.name}"
+    for path in (final, run_dir / LATEST, run_dir / BEST):
+        if path.exists() and not (path.is_symlink() if path != final else is_checkpoint(path)):
+            raise UserError(f"{path}: is not from here, and a checkpoint would go there; move it away")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_files(temporary, saved, resume.next_save_number(list_checkpoints(run_dir)))
+        if final.exists():  # saved before, by a run that was then continued from an earlier step
+            replaced = _free_name(run_dir / f".replaced-{final.name}")
+            final.rename(replaced)
+            temporary.rename(final)
+            atomic.sync(run_dir)
+            _delete(replaced)
+        else:
+            temporary.rename(final)
+            atomic.sync(run_dir)
+        _point(run_dir / LATEST, final.name)
+        if saved.is_best:
+            _point(run_dir / BEST, final.name)
+        atomic.sync(run_dir)
+        _delete_old(run_dir, saved.keep_last)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"{final}: the checkpoint cannot be written: {error.strerror or error}; the ones before it are intact, and "
+            "-resume goes on from there"
+        ) from error
+    return final
+
+
+def _free_name(path: Path) -> Path:
+    number = 0
+    while path.exists():
+        number += 1
+        path = path.with_name(f"{path.name}-{number}")
+    return path
+
+
+def _write_files(directory: Path, saved: Snapshot, save_number: int) -> None:
+    description = {} if saved.architecture is None else {"architecture": saved.architecture.to_dict()}
+    for name, arrays in ((MODEL_FILE, saved.weights), (EMA_FILE, saved.ema)):
+        if arrays is not None:
+            weight_files.write_pdparams(directory / name, _stored(arrays), description)
+    if saved.extra:
+        weight_files.write_pdparams(directory / EXTRA_FILE, _stored(saved.extra))
+    weight_files.write_nested(directory / OPTIMIZER_FILE, "optimizer", _stored(saved.optimizer))
+    dataclasses.replace(saved.state, save_number=save_number).write(directory)
+    (directory / CONFIG_FILE).write_text(saved.config_yaml, encoding="utf-8")
+    manifest.write(directory)
+    for file in directory.iterdir():
+        atomic.sync(file)
+    atomic.sync(directory)
+
+
+def _stored(arrays: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
+    return {name: StoredTensor.of(array) for name, array in arrays.items()}
+
+
+class Writer:
+    """Writes checkpoints in a background thread. An error is raised by the next `submit` or `wait`."""
+
+    def __init__(self, run_dir: Path, done: Callable[[Path, bool], None] = lambda path, is_best: None):
+        self._run_dir, self._done = run_dir, done
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def submit(self, saved: Snapshot) -> None:
+        """Write a checkpoint as soon as the one before it is written."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(saved,), name="checkpoint writer")
+        self._thread.start()
+
+    def join(self) -> None:
+        """Return when nothing is being written any more."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def wait(self) -> None:
+        """Return when everything is on the disk; raise what went wrong."""
+        self.join()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, saved: Snapshot) -> None:
+        try:
+            self._done(write(self._run_dir, saved), saved.is_best)
+        except BaseException as error:
+            self._error = error
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def newest_first(run_dir: Path) -> list[Path]:
+    """List a run's checkpoints in the order of writing: by their own count, as a run may have gone back a few steps.
+
+    Checkpoints of older versions have no count, and come by step, before all others. Times of files do not count: a
+    copied run may have others.
+    """
+    checkpoints = list_checkpoints(run_dir)
+    return sorted(checkpoints, key=lambda path: (resume.save_number(path), step_of(path)), reverse=True)
+
+
+def load(checkpoint_dir: Path, task: Task) -> RunState:
+    """Restore all tensors of a task exactly; return what else the checkpoint holds."""
+    checkpoint_dir = Path(checkpoint_dir)
+    state = resume.read_state(checkpoint_dir)
+    checkpoint.load_weights(task.network, checkpoint_dir / MODEL_FILE)
+    _load_extra(checkpoint_dir, task)
+    saved = safe_pickle.load(checkpoint_dir / OPTIMIZER_FILE)
+    if not isinstance(saved, dict) or not isinstance(saved.get("optimizer"), dict):
+        raise UserError(f"{checkpoint_dir / OPTIMIZER_FILE}: not an optimizer state of this project")
+    set_optimizer_state_by_name(task.model, task.optimizer, saved["optimizer"], checkpoint_dir)
+    if task.ema is not None:
+        if not (checkpoint_dir / EMA_FILE).is_file():
+            raise UserError(f"{checkpoint_dir}: holds no averaged weights; set TRAIN.EMA_DECAY None, or start anew")
+        task.ema.set_state_dict(_read_exactly(checkpoint_dir / EMA_FILE, task.ema.state_dict()))
+    return state
+
+
+def _load_extra(checkpoint_dir: Path, task: Task) -> None:
+    """Restore the tensors of the model that are not in `network`: heads, queues, momentum networks."""
+    file, own = checkpoint_dir / EXTRA_FILE, task.extra_state()
+    if not own:
+        return
+    if not file.is_file():
+        raise UserError(f"{file}: missing, and {task.name} cannot go on without it; start anew with -pretrained")
+    for name, value in _read_exactly(file, own).items():
+        own[name].set_value(value)
+
+
+def _read_exactly(file: Path, own: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Read the arrays of a file that must have the names, shapes and types of these tensors."""
+    stored = weight_files.read(file).tensors
+    wanted = {name: (tuple(value.shape), str(value.dtype).split(".")[-1]) for name, value in own.items()}
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()}
+    if found != wanted:
+        odd = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        raise UserError(f"{file}: holds other tensors than this run keeps: {abridge(odd)}")
+    return {name: tensor.checked(name, file).read() for name, tensor in stored.items()}
+
+
+def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]:
+    """Return the optimizer's tensors as {"structured name/accumulator": array}.
+
+    Paddle keys them by automatic names (`linear_4.w_0_moment1_0`), which depend on what else the process built.
+    """
+    names = {parameter.name: name for name, parameter in model.named_parameters()}
+    renamed = {}
+    for key, value in optimizer.state_dict().items():
+        if key in ("LR_Scheduler", "master_weights"):
+            continue  # the engine sets the learning rate; weights are float32 themselves
+        owner = _owner_of(key, names)
+        renamed[f"{names[owner]}/{key[len(owner) + 1 :]}"] = value.numpy()
+    return dict(sorted(renamed.items()))  # the file must not depend on the rank that gathered the state
+
+
+def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source: Path) -> None:
+    """Restore what `optimizer_state_by_name` returned, for this process's automatic names.
+
+    Raises:
+        UserError: unless it is the state of all parameters that train, and of no other.
+    """
+    parameters = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    restored, accumulators = {}, {name: set() for name in parameters}
+    for key, value in state.items():
+        name, _, accumulator = str(key).rpartition("/")
+        if name not in parameters:
+            raise UserError(f"{source}: optimizer state of {printable(name)}, which this run does not train")
+        shapes = ((1,), ()) if accumulator.count("pow") else (tuple(parameters[name].shape),)  # a power of beta
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.shape not in shapes:
+            raise UserError(f"{source}: optimizer state {printable(key)} is not as this run's")
+        if not np.isfinite(value).all():
+            raise UserError(f"{source}: optimizer state {printable(key)} holds values that are not finite")
+        accumulators[name].add(accumulator)
+        restored[f"{parameters[name].name}_{accumulator}"] = paddle.to_tensor(value, place=paddle.CPUPlace())
+    kinds = set.union(set(), *accumulators.values())
+    incomplete = [name for name, own in accumulators.items() if own != kinds]
+    if incomplete:
+        raise UserError(f"{source}: the optimizer state of {abridge(incomplete)} is not whole")
+    if restored:  # a run that has done no update has none
+        optimizer.set_state_dict(restored)
+
+
+def _owner_of(key: str, names: dict[str, str]) -> str:
+    owners = [auto_name for auto_name in names if key.startswith(auto_name + "_")]
+    if not owners:
+        raise ValueError(f"optimizer state {key} belongs to no parameter of the model")
+    return max(owners, key=len)
+
+
+def _point(link: Path, target: str) -> None:
+    temporary = link.with_name(f".{link.name}-new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+
+
+def _delete_old(run_dir: Path, keep_last: int) -> None:
+    kept = {(run_dir / name).resolve() for name in (LATEST, BEST)}
+    kept |= {path.resolve() for path in newest_first(run_dir)[:keep_last]}
+    for path in list_checkpoints(run_dir):
+        if path.resolve() not in kept:
+            _delete(path)
+
+
+def _delete(checkpoint_dir: Path) -> None:
+    """Delete the files that a checkpoint consists of, and its directory if there is nothing else in it."""
+    for name in _FILES:
+        (checkpoint_dir / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody put something there
+        checkpoint_dir.rmdir()

@@ -1,0 +1,168 @@
+"""The command line that the three main scripts share: flags, launch, device, run directory, errors."""
+
+import argparse
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+
+import paddle
+
+import program
+import runtime
+from arguments import Parser
+from config import DATASETS, get_config
+from errors import UserError
+from pipeline import workers
+from storage.run_files import CONFIG_FILE, LOG_FILE, REPORT_FILE
+from training import distributed, launch, run_directory
+from training.device import set_device
+from training.log import RunLog
+from training.run_lock import RunLock
+from training.task import Run
+
+_FLAG_KEYS = {  # flag: configuration keys that it sets
+    "dataset": ("DATA.DATASET",),
+    "data_path": ("DATA.DATA_PATH",),
+    "output": ("SAVE",),
+    "batch_size": ("DATA.BATCH_SIZE", "DATA.BATCH_SIZE_EVAL"),
+    "batch_size_eval": ("DATA.BATCH_SIZE_EVAL",),
+    "image_size": ("DATA.IMAGE_SIZE",),
+    "accum_iter": ("TRAIN.ACCUM_ITER",),
+    "pretrained": ("MODEL.PRETRAINED",),
+    "resume": ("MODEL.RESUME",),
+    "last_epoch": ("TRAIN.LAST_EPOCH",),
+    "eval": ("EVAL",),
+    "amp": ("AMP",),
+}
+
+
+def make_parser(script: str, description: str) -> Parser:
+    """Build the parser of a main script."""
+    parser = Parser(prog=f"main_multi_gpu_{script}.py", description=description)
+    add = parser.add
+    add("cfg", "YAML file of the recipe, see configs/", metavar="FILE")
+    add("dataset", ", ".join(DATASETS), metavar="NAME")
+    add("data_path", "directory of the data set", metavar="DIR")
+    add("output", "directory in which the run gets its own directory (default: ./output)", metavar="DIR")
+    add("batch_size", "images per process and micro-step, for training and evaluation", type=int, metavar="N")
+    add("batch_size_eval", "images per process and step of evaluation", type=int, metavar="N")
+    add("image_size", "side in pixels, or height and width", type=int, nargs="+", metavar="PX")
+    add("accum_iter", "micro-steps per update", type=int, metavar="N")
+    add(
+        "pretrained",
+        "weights to start from or to evaluate: .pdparams (suffix optional), .safetensors, "
+        "or a checkpoint or run directory",
+        metavar="PATH",
+    )
+    add(
+        "resume",
+        "continue a run: its directory, one of its checkpoints, or 'auto' for the newest run that is there, if any",
+        metavar="PATH",
+    )
+    add("last_epoch", "count this many epochs as done already", type=int, metavar="N")
+    add("eval", "evaluate -pretrained (or -resume) on the val split, and stop", action="store_true", default=None)
+    add(
+        "amp",
+        "mixed precision: fp16 (default) or bf16; float32 on CPU",
+        nargs="?",
+        const="fp16",
+        choices=("fp16", "bf16"),
+    )
+    add(
+        "opts",
+        "any other setting: KEY VALUE pairs, see config.py",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY VALUE",
+    )
+    add("dry_run", "print the plan (configuration, model, data, batch, schedule), and stop", action="store_true")
+    add("device", "cpu or gpu (default: gpu if there is one)", choices=("cpu", "gpu"))
+    add("nproc", "processes on this node (default: one per visible GPU, or 1 on CPU)", type=int, metavar="N")
+    add("nnodes", "number of nodes (default: 1)", type=int, default=1, metavar="N")
+    add("master", "ip:port of the first node, the same on all nodes", metavar="IP:PORT")
+    add("node_rank", "number of this node, from 0 (default: by order of arrival)", type=int, metavar="N")
+    return parser
+
+
+def start(
+    script: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    check: Callable[[object], None] = lambda config: None,
+) -> Run:
+    """Read the command line, join the other processes, and open the run's directory.
+
+    Args:
+        script: "pretrain", "finetune" or "linearprobe".
+        argv: arguments; None: those of the process, which may then be replaced by a multi-process launch.
+        check: raises UserError if the script cannot do what the configuration asks for.
+
+    Raises:
+        UserError: for anything that the user can mend.
+    """
+    args = make_parser(script, description).parse_args(argv)
+    config = _read_config(script, args)
+    check(config)
+    if "PADDLE_TRAINER_ID" not in os.environ:
+        launch.launch_if_needed(script, args, argv, config)
+    launch.end_with_launcher()
+    set_device(args.device, config.DETERMINISTIC)
+    distributed.init()
+    prefix = config.MODEL.TYPE.lower()
+    resume_from = run_directory.find_resume(config, prefix)
+    directory = lock = None
+    if distributed.is_main() and not args.dry_run:
+        directory = run_directory.open_directory(config, "eval" if config.EVAL else prefix, resume_from)
+        lock = RunLock(directory, print)
+        if resume_from is None or config.EVAL:  # a run that goes on keeps its own until it is known to fit
+            run_directory.write_config(directory, config)
+    log = RunLog(directory, quiet=not distributed.is_main(), visualdl=config.VISUALDL, lock=lock)
+    if directory is not None:
+        log.say(
+            f"run directory {directory}, paddle {paddle.__version__} on {paddle.device.get_device()}, "
+            f"{distributed.world_size()} processes"
+        )
+    if args.dry_run:
+        log.say(config.dump())
+    return Run(config, directory, log, resume_from, args.dry_run)
+
+
+def run(main: Callable[[], object]) -> None:
+    """Run the main function of a script or a tool; see `program.run`."""
+    program.run(main, note_end=launch.note_end, clean_up=workers.kill_all, is_said_elsewhere=launch.is_said_elsewhere)
+
+
+def write_report(run: Run) -> None:
+    """Have another process write report.html into the directory of a run that has ended.
+
+    A failure is logged as a warning, never raised.
+    """
+    if run.directory is None or not run.config.REPORT or not (run.directory / LOG_FILE).is_file():
+        return
+    command = runtime.module_command("tools.report", str(run.directory.resolve()))
+    environment = runtime.module_environment() | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = {key: value for key, value in environment.items() if not key.startswith("PADDLE_")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        run.log.say(f"report: {run.directory / REPORT_FILE}")
+    else:
+        run.log.say(f"warning: no report: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+
+
+def _read_config(script: str, args: argparse.Namespace):
+    if args.cfg is None and args.resume not in (None, "auto"):
+        # A run goes on as it was. What else its checkpoint holds is checked when it is loaded.
+        args.cfg = run_directory.find(args.resume, lambda line: None, only=CONFIG_FILE) / CONFIG_FILE
+    if len(args.opts) % 2:
+        raise UserError(f"-opts takes KEY VALUE pairs with a space between, but got: {' '.join(args.opts)}")
+    if args.cfg is None:
+        raise UserError(f"-cfg is missing, for example -cfg configs/vit_base_patch16_224_{script}.yaml")
+    opts: list[object] = []
+    for flag, keys in _FLAG_KEYS.items():
+        value = getattr(args, flag)
+        if value is not None:
+            value = value[0] if isinstance(value, list) and len(value) == 1 else value
+            for key in keys:
+                opts += [key, value]
+    return get_config(args.cfg, opts + args.opts)

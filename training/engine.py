@@ -1,0 +1,346 @@
+"""The one training loop: `fit` and `evaluate` of a `task.Task`.
+
+The loop knows updates, ranks, precision, checkpoints and logs. What is trained, on which loss, with which
+optimizer and how it is judged are the fields of a `Task`; no line here asks which method it is.
+
+One clock: `step` = optimizer updates done. All randomness of a micro-step is derived from (seed, step, rank,
+micro-step), so a checkpoint needs no generator states, and on CPU a resumed run is bit-identical to an uninterrupted
+one.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import nn
+
+import runtime
+from errors import UserError
+from pipeline.loading import Batch, Loader
+from program import Stopped
+from training import checkpoints, distributed, flops, resume, static_graph
+from training.device import autocast, autocast_dtype, is_on_gpu
+from training.guard import Guard
+from training.log import Throughput
+from training.plan import Plan, check_micro_steps, describe_plan, make_plan, train_flops
+from training.resume import RunState
+from training.run_directory import write_config
+from training.stop import StopRequest
+from training.task import Run, Task
+
+_MUCH_WAITING = 0.05  # share of the time from which on the log shows it
+
+
+def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) -> dict[str, float]:
+    """Train until the last epoch, and return the last metrics.
+
+    A run starts, in this order, from: (1) `run.resume_from`; (2) the weights that the recipe loaded into the
+    model; (3) its initialisation.
+    """
+    check_micro_steps(train_loader.sampler, task.smallest_batch)
+    plan = make_plan(run.config, train_loader)
+    run.log.say(describe_plan(plan, task, train_loader.sampler, run.config))
+    if run.dry_run:
+        return {}
+    with StopRequest(run.log.say) as stop:
+        training = Training(task, train_loader, eval_loader, run, plan, stop)
+        try:
+            training.restore()
+            return training.train()
+        finally:
+            training.close()
+
+
+class Training:
+    """The loop: what it works with, and where it stands.
+
+    Attributes:
+        step: updates done.
+        best: best value of the task's best metric up to now; None before the first.
+        images_done: of the epoch that the run goes on with, if it was begun with another number of images per update.
+        owes_evaluation: the weights should have been evaluated, but the run was asked to stop.
+    """
+
+    def __init__(
+        self, task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run, plan: Plan, stop: StopRequest
+    ):
+        self.task, self.train_loader, self.eval_loader, self.run, self.plan = task, train_loader, eval_loader, run, plan
+        self.scaler = paddle.amp.GradScaler(enable=autocast_dtype(run.config, run.log) == "float16")
+        self.guard = Guard(run, train_loader, self.scaler.is_enable(), stop, defers=_reading_waits())
+        self.flops_per_image = train_flops(task, run.config)
+        self.peak_flops = None
+        if is_on_gpu():
+            peak = flops.peak_flops(paddle.device.cuda.get_device_name())
+            self.peak_flops = peak * distributed.world_size() if peak is not None else None
+        self.step, self.best = run.config.TRAIN.LAST_EPOCH * plan.updates_per_epoch, None
+        self.images_done: int | None = None
+        self.owes_evaluation = False
+        self.writer: checkpoints.Writer | None = None
+        if run.directory is not None:
+            self.writer = checkpoints.Writer(
+                run.directory, lambda path, is_best: run.log.say(f"saved {path}" + (" (best)" if is_best else ""))
+            )
+
+    def start(self) -> None:
+        """Make ready for updates; ranks get the same weights."""
+        runtime.keep_large_blocks()
+        self.task.model.train()
+        if self.run.config.TRAIN.TO_STATIC:
+            static_graph.compile_model(self.task, self.run.config, lambda: autocast(self.run.config), self.run.log.say)
+        self.model = distributed.wrap(self.task.model)
+        self.clock = Throughput(self.step)
+        self.show = self.run.log.progress(self.plan.total_steps, self.step)
+
+    def train(self) -> dict[str, float]:
+        """Train until the last epoch, and return the last metrics."""
+        plan, sampler = self.plan, self.train_loader.sampler
+        self.start()
+        results: dict[str, float] = {}
+        if plan.total_steps == 0:  # an untrained model is something to compare with
+            self.save(is_best=False)
+        if self.owes_evaluation:
+            results |= self._evaluate_and_save(evaluates=True, saves=False)
+        while self.step < plan.total_steps:
+            epoch, first_update = divmod(self.step, plan.updates_per_epoch)
+            batches = self.train_loader.epoch(epoch, first_update, self.images_done)
+            self.images_done = None
+            for update in range(first_update, plan.updates_per_epoch):
+                lr = plan.lr_at(self.step)
+                self.update(batches, update, lr)
+                self.step += 1
+                self.clock.count(sampler.update_size(update))
+                results |= self._after_update(lr)
+        self._finish()
+        return results
+
+    def update(self, batches: Iterator[Batch], update: int, lr: float) -> None:
+        """Do one optimizer update: the gradient of the mean loss over all images of all its micro-steps and ranks.
+
+        The gradient of an epoch's smaller, last update is multiplied by its share, see `TrainSampler.update_share`.
+        """
+        task, sampler, config = self.task, self.train_loader.sampler, self.run.config
+        sizes, share = sampler.micro_sizes(update), sampler.update_share(update)
+        # Data parallelism averages over ranks, and shares may differ by an image: weigh by images, not by ranks.
+        weight = share * distributed.world_size() / sampler.update_size(update)
+        loss_sum, part_sums = paddle.zeros([]), {}
+        for micro, size in enumerate(sizes):
+            rng = _seed_micro_step(config.SEED, self.step, micro)
+            with self.clock.waiting():
+                batch = next(batches)
+            is_last = micro + 1 == len(sizes)
+            with distributed.no_sync(self.model, not is_last or config.TRAIN.BF16_ALLREDUCE):
+                with autocast(config):
+                    loss, parts = task.loss(self.model, batch, rng)
+                self.scaler.scale(loss * (size * weight)).backward()
+            loss_sum += loss.detach().astype("float32") * size
+            for name, value in parts.items():
+                part_sums[name] = part_sums.get(name, 0.0) + value.detach().astype("float32") * size
+        task.optimizer.set_lr(lr)
+        if hasattr(task.optimizer, "gradient_share"):  # LARS, which normalises gradients
+            task.optimizer.gradient_share = share
+        trained = [p for p in task.model.parameters() if not p.stop_gradient and p.grad is not None]
+        if config.TRAIN.BF16_ALLREDUCE:
+            distributed.average_gradients(trained, "bfloat16")
+        if self.scaler.is_enable():
+            self.scaler.unscale_(task.optimizer)
+        if config.TRAIN.GRAD_CLIP is None:
+            norm = paddle.stack([p.grad.astype("float32").square().sum() for p in trained]).sum().sqrt()
+        else:  # Paddle's own grad_clip would clip each parameter group by itself
+            norm = nn.utils.clip_grad_norm_(trained, config.TRAIN.GRAD_CLIP)
+        if self.guard.admits(loss_sum, sum(sizes), norm, update, self.step, lr, part_sums):
+            self.scaler.step(task.optimizer)
+            if task.ema is not None:  # the scaler leaves out an update whose gradient is not finite
+                task.ema.update(task.network, norm.isfinite() if self.scaler.is_enable() else None)
+            task.after_update(self.step + 1)
+        self.scaler.update()
+        task.optimizer.clear_grad(set_to_zero=False)  # frees them for the next activations
+
+    def _after_update(self, lr: float) -> dict[str, float]:
+        """Report, evaluate, save or stop, where it is time to; returns the new metrics."""
+        config, plan, guard, step = self.run.config, self.plan, self.guard, self.step
+        epochs_done, updates_done = divmod(step, plan.updates_per_epoch)
+        done = 0 if updates_done else epochs_done  # at the end of an epoch only
+        is_last = step == plan.total_steps
+        saves = _is_due(done, config.SAVE_FREQ) or _is_due(step, config.SAVE_FREQ_STEPS) or is_last
+        reports = _is_due(step, config.REPORT_FREQ) or done > 0
+        if reports or saves:
+            guard.settle()
+        saves = saves or guard.stops or guard.wants_save
+        results = self._report(lr) if reports or saves else {}
+        evaluates = self.eval_loader is not None and (_is_due(done, config.VALIDATE_FREQ) or is_last)
+        self.owes_evaluation = (
+            evaluates and guard.stops
+        )  # evaluation may outlast the grace period of the scheduler that sent the signal
+        if evaluates or saves:
+            results |= self._evaluate_and_save(evaluates and not guard.stops, saves)
+        if guard.stops and (not is_last or self.owes_evaluation):
+            self._finish()
+            raise Stopped(f"stopped by a signal after {step} of {plan.total_steps} updates; -resume goes on")
+        return results
+
+    def _evaluate_and_save(self, evaluates: bool, saves: bool) -> dict[str, float]:
+        """Do one of them, or both; what is the best up to now is saved, too. Returns the scores."""
+        started = time.monotonic()
+        distributed.average_running_statistics(self.task.model)
+        scores, is_best = {}, False
+        if evaluates:
+            scores = self._judge()
+            is_best = self._is_best(scores)
+            self.owes_evaluation = False
+        if saves or is_best:
+            self.save(is_best)
+        self.clock.pause(time.monotonic() - started)
+        return scores
+
+    def _is_best(self, scores: dict[str, float]) -> bool:
+        """Return True if these scores are the best up to now, and remember them."""
+        if self.task.best is None:
+            return False
+        name, direction = self.task.best
+        value = scores[name]
+        sign = 1 if direction == "max" else -1
+        if not math.isfinite(value) or (self.best is not None and sign * value <= sign * self.best):
+            return False
+        self.best = value
+        return True
+
+    def _report(self, lr: float) -> dict[str, float]:
+        means, norm = self.guard.pop()
+        (rate, wait), step, total = self.clock.rate(), self.step, self.plan.total_steps
+        epoch = step / self.plan.updates_per_epoch
+        values = {"epoch": epoch, **means, "lr": lr, "grad_norm": norm, "images_per_sec": round(rate, 1)}
+        values["data_wait"] = round(wait, 4)  # share of the time
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+        text = f"epoch {epoch:.2f}  {shown}  lr {lr:.3e}  {rate:.0f} images/s"
+        if self.peak_flops is not None:
+            values["mfu"] = round(rate * self.flops_per_image / self.peak_flops, 4)
+            text += f"  MFU {values['mfu']:.1%}"
+        if wait >= _MUCH_WAITING:
+            text += f"  {wait:.0%} waiting for data"
+        self.run.log.record("train", step, values)
+        self.run.report_bad_images()
+        self.show(step, f"{text}  eta {self.clock.eta(step, total)}")
+        return means
+
+    def _judge(self) -> dict[str, float]:
+        scores = evaluate(self.task, self.eval_loader, self.run)
+        self.run.log.record("eval", self.step, {"epoch": self.step / self.plan.updates_per_epoch, **scores})
+        text = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        if not math.isfinite(sum(scores.values())):
+            self.run.log.say("warning: the evaluation's loss is not finite; lower TRAIN.BASE_LR, or avoid fp16")
+        self.run.log.say(f"evaluation after {self.step} updates: {text}")
+        return scores
+
+    # ---- checkpoints
+
+    def save(self, is_best: bool) -> None:
+        """Copy the state, and have it written while the training goes on."""
+        self.guard.note_save()
+        if self.writer is None:
+            self.task.optimizer.state_dict()  # where it is sharded, the first rank collects it
+            return
+        plan, task, config = self.plan, self.task, self.run.config
+        epoch, update = divmod(self.step, plan.updates_per_epoch) if plan.updates_per_epoch else (0, 0)
+        state = RunState(
+            self.step,
+            **resume.identity(task, plan, config),
+            epoch=epoch,
+            images_done=self.train_loader.sampler.images_before(update) if update else 0,
+            images_per_update=plan.images_per_update,
+            ranks=distributed.world_size(),
+            owes_evaluation=self.owes_evaluation,
+            best=self.best,
+            scaler={key: np.asarray(value).tolist() for key, value in self.scaler.state_dict().items()},
+        )
+        self.writer.submit(
+            checkpoints.snapshot(
+                task, state=state, config_yaml=config.dump(), is_best=is_best, keep_last=config.KEEP_LAST
+            )
+        )
+
+    def restore(self) -> None:
+        """Load the checkpoint that the run goes on from, if any."""
+        if self.run.resume_from is not None:
+            self._load(self.run.resume_from)
+        if not distributed.is_same_on_all_ranks(self.step):
+            raise UserError(
+                "-resume: not all nodes see the same checkpoint; -output must be a directory that they share"
+            )
+
+    def _load(self, directory: Path) -> None:
+        plan, run, log = self.plan, self.run, self.run.log
+        state, sampler = resume.read_state(directory), self.train_loader.sampler
+        resume.check_identity(state, resume.identity(self.task, plan, run.config), directory)
+        checkpoints.load(directory, self.task)
+        if run.directory is not None:
+            write_config(run.directory, run.config)
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
+        log.rewind(state.step)
+        self.best = state.best
+        self.step, self.images_done = resume.position(state, plan, sampler)
+        is_over = bool(state.images_done) and self.images_done is None  # too few images are left for an update
+        self.owes_evaluation = self.eval_loader is not None and (is_over or state.owes_evaluation)
+        log.say(f"resumed {directory} after {self.step} of {plan.total_steps} updates")
+        change = resume.describe_change(state, plan)
+        if change is not None:
+            log.say(change)
+        if self.step >= plan.total_steps:
+            log.say("nothing is left to do; a larger TRAIN.NUM_EPOCHS goes on")
+
+    def _finish(self) -> None:
+        """Wait until every checkpoint is written, on all ranks."""
+        if self.writer is not None:
+            self.writer.wait()
+        distributed.barrier()
+
+    def close(self) -> None:
+        """Leave nothing half done, whatever happened."""
+        if self.writer is not None:
+            self.writer.join()
+        self.run.log.close()
+
+
+@paddle.no_grad()
+def evaluate(task: Task, loader: Loader, run: Run) -> dict[str, float]:
+    """Average the task's metrics over all images of a loader, exactly, whatever the ranks and batches.
+
+    Averaged weights (EMA) are evaluated in place of the model's own, where the task keeps them.
+    """
+    runtime.keep_large_blocks()
+    if task.ema is not None:
+        task.ema.swap(task.network)
+    task.model.eval()
+    totals, num_images = paddle.zeros([len(task.metrics)], "float64"), 0
+    for batch in loader:
+        with autocast(run.config):
+            sums = task.evaluate(task.model, batch)
+        totals += paddle.stack([value.astype("float64") for value in sums])
+        num_images += len(batch)
+    task.model.train()
+    if task.ema is not None:
+        task.ema.swap(task.network)
+    run.report_bad_images()
+    *totals, num_images = distributed.sum_across_ranks(np.array([*totals.numpy(), num_images]))
+    if num_images == 0:
+        raise UserError(f"{loader.source.origin}: none of its images can be read")
+    return {name: float(total / num_images) for name, total in zip(task.metrics, totals, strict=True)}
+
+
+def _seed_micro_step(seed: int, step: int, micro: int) -> np.random.Generator:
+    """Seed masks, drop path and dropout for this micro-step and rank; returns the generator for mixup."""
+    sequence = np.random.SeedSequence([seed, step, micro, distributed.rank()])
+    paddle.seed(int(sequence.generate_state(1)[0]))
+    return np.random.default_rng(sequence)
+
+
+def _reading_waits() -> bool:
+    """Return True if reading a number makes the host wait for a device that works on its own."""
+    return is_on_gpu()
+
+
+def _is_due(count: int, every: int | None) -> bool:
+    return every is not None and count > 0 and count % every == 0

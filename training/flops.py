@@ -1,0 +1,45 @@
+"""How much a model computes per image, and what share of a GPU's peak that is. No Paddle here.
+
+Multiply-accumulates (MAC) of the published formulas: a matrix product counts as rows x inner x columns; norms, biases,
+GELU and softmax as nothing. A training step is three forward passes' worth; one MAC is two FLOPs. As in published
+figures the patch projection counts all patches, although only the visible ones are projected here (0.9 % of ViT-Base).
+"""
+
+from storage.architecture import Architecture, Tower
+
+# Dense bf16 FLOPs per second that the makers state, without sparsity.
+_PEAK_FLOPS = {"V100": 125e12, "A100": 312e12, "A800": 312e12, "H100": 989e12, "H200": 989e12, "H800": 989e12}
+
+
+def forward_macs(architecture: Architecture, mask_ratio: float = 0.0) -> float:
+    """Return the MACs of one image's forward pass.
+
+    Args:
+        mask_ratio: share of the patches that the encoder of an autoencoder does not see.
+    """
+    num_patches = architecture.grid_hw[0] * architecture.grid_hw[1]
+    patch_values = architecture.channels * architecture.patch_px**2
+    width, decoder = architecture.encoder.width, architecture.decoder
+    visible = num_patches if decoder is None else int(num_patches * (1 - mask_ratio) + 1e-6)
+    macs = num_patches * width * patch_values + _tower_macs(architecture, architecture.encoder, visible + 1)
+    if decoder is None:
+        return macs + width * architecture.num_classes
+    macs += (visible + 1) * width * decoder.width
+    macs += _tower_macs(architecture, decoder, num_patches + 1)
+    return macs + (num_patches + 1) * decoder.width * patch_values
+
+
+def _tower_macs(architecture: Architecture, tower: Tower, num_tokens: int) -> float:
+    linear = num_tokens * (4 * tower.width**2 + 2 * tower.width * architecture.hidden_width(tower))
+    attention = 2 * num_tokens**2 * tower.width
+    return tower.depth * (linear + attention)
+
+
+def train_flops(architecture: Architecture, mask_ratio: float = 0.0) -> float:
+    """Return the FLOPs to train on one image: forward, and twice that backward; of a linear probe, forward alone."""
+    return 2.0 * (1 if architecture.probe else 3) * forward_macs(architecture, mask_ratio)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the bf16 FLOPs per second of a GPU by its name, if known."""
+    return next((peak for name, peak in _PEAK_FLOPS.items() if name in device_name), None)

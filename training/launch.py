@@ -1,0 +1,292 @@
+"""Several processes for one run: starts ranks by Paddle's launcher, forwards signals to them, and exits as they do.
+
+Paddle's launcher stops its ranks by force when it gets a signal twice, and exits with the number of the signal. Here it
+runs in a session of its own; this process passes a signal on to the ranks, which save and stop, and turns their exits
+into one exit code.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import paddle
+
+import runtime
+from errors import UserError
+from program import ENDING_SIGNALS, EXIT_STOPPED, Interrupted, Stopped
+from training.heartbeat import Heartbeat
+from training.ranks import Ranks
+
+_MOST_PROCESSES = 4096
+_GRACE_SECS, _LOOK_SECS, _NEWS_SECS = 10.0, 0.1, 5.0
+_SIOCGIFADDR = 0x8915  # linux/sockios.h
+
+
+def launch_if_needed(script: str, args: argparse.Namespace, argv: Sequence[str] | None, config) -> None:
+    """Run one process per device, where there is more than one, and exit as they do."""
+    save = config.SAVE
+    uses_gpu = args.device != "cpu" and paddle.device.is_compiled_with_cuda()
+    num_devices = paddle.device.cuda.device_count() if uses_gpu else 0
+    nproc = args.nproc if args.nproc is not None else max(1, num_devices)
+    if not 1 <= nproc <= _MOST_PROCESSES or not 1 <= args.nnodes <= _MOST_PROCESSES:
+        raise UserError(f"-nproc {nproc} -nnodes {args.nnodes}: both must be from 1 to {_MOST_PROCESSES:,}")
+    if uses_gpu and num_devices and nproc > num_devices:
+        raise UserError(f"-nproc {nproc}: only {num_devices} GPUs are visible")
+    if args.device == "cpu" and max(nproc, args.nnodes) > 1 and paddle.device.is_compiled_with_cuda():
+        raise UserError("-device cpu: several processes on CPU need the CPU build of Paddle (pip install paddlepaddle)")
+    if args.node_rank is not None and not 0 <= args.node_rank < args.nnodes:
+        raise UserError(
+            f"-node_rank {args.node_rank}: must be from 0 to {args.nnodes - 1}, as -nnodes is {args.nnodes}"
+        )
+    if args.nnodes > 1 and not args.master:
+        raise UserError(f"-nnodes {args.nnodes} needs -master IP:PORT, the address of the first node")
+    if nproc == 1 and args.nnodes == 1:
+        return
+    if argv is not None:
+        raise UserError("-nproc and -nnodes start processes, so they work on the command line only")
+    launch = ["--log_dir", str(Path(save) / "launch-logs"), "--log_level", "CRITICAL"]
+    if num_devices:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(index) for index in range(num_devices)]
+        launch += ["--devices", ",".join(devices[:nproc])]
+    else:
+        launch += ["--nproc_per_node", str(nproc)]
+    master = None
+    if args.nnodes > 1:
+        master = _split_address(args.master)
+        own = _own_address(*master)  # Paddle and gloo would take the hostname's, which may be 127.0.0.1
+        interface = _interface_of(own)
+        if interface is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        launch += ["--nnodes", str(args.nnodes), "--master", args.master, "--host", own]
+        launch += ["--rank", str(args.node_rank)] if args.node_rank is not None else []
+    main = runtime.ROOT / f"main_multi_gpu_{script}.py"
+    command = runtime.module_command("paddle.distributed.launch", *launch, str(main), *sys.argv[1:])
+    job = None if master is None else _Job(master, own, job_token(args.master, args.nnodes, config))
+    sys.exit(_run(command, job))
+
+
+def _split_address(master: str) -> tuple[str, int]:
+    host, _, port = master.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65535:
+        raise UserError(f"-master {master}: expected IP:PORT of the first node")
+    return host.strip("[]"), int(port)
+
+
+def _own_address(host: str, port: int) -> str:
+    """Return this node's address as the first node sees it."""
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing, but chooses the route
+            return probe.getsockname()[0]
+    except OSError as error:
+        raise UserError(f"-master {host}:{port}: {error.strerror or error}") from error
+
+
+def _interface_of(address: str) -> str | None:
+    """Return the name of the network interface that has an IPv4 address (Linux only)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return None
+
+
+def end_with_launcher() -> None:
+    """Have this process end with the launcher, if it is a rank that `_run` started."""
+    if os.environ.get(runtime.NOTES_VARIABLE):
+        runtime.end_with_parent()
+
+
+def is_said_elsewhere(end: BaseException) -> bool:
+    """Return True if this is a rank, and the process that started it tells of its end."""
+    return runtime.NOTES_VARIABLE in os.environ and isinstance(end, (Interrupted, Stopped))
+
+
+def note_end(code: int, text: str) -> None:
+    """Tell the process that started the ranks how this one ended."""
+    if os.environ.get(runtime.NOTES_VARIABLE):
+        name = f"{time.time_ns()}-{os.environ.get('PADDLE_TRAINER_ID')}-{code}"
+        with contextlib.suppress(OSError):  # the directory is gone if that process is
+            (Path(os.environ[runtime.NOTES_VARIABLE]) / name).write_text(text, encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What the nodes of a job know of each other.
+
+    Attributes:
+        master: address of the first node, for Paddle; the nodes watch each other on the next port.
+        own: this node's address.
+        token: known to the nodes of this job only.
+    """
+
+    master: tuple[str, int]
+    own: str
+    token: bytes
+
+
+def job_token(master: str, num_nodes: int, config) -> bytes:
+    """Derive what the nodes of a job know and others do not: from its command, and from MAE_JOB_SECRET, if that is set.
+
+    Paths may differ from node to node, so they have no part in it.
+    """
+    config = config.clone()
+    config.defrost()
+    config.SAVE = config.RUN = config.DATA.DATA_PATH = ""  # a run's name may have the time in it
+    config.MODEL.PRETRAINED = config.MODEL.RESUME = None
+    config.DATA.NUM_WORKERS = 0
+    words = (master, str(num_nodes), config.dump(), os.environ.get("MAE_JOB_SECRET", ""))
+    return hashlib.sha256("\0".join(words).encode()).digest()
+
+
+def _run(command: list[str], job: _Job | None) -> int:
+    """Run the launcher until it ends, and return the exit code for the job.
+
+    Args:
+        job: None: there is one node only.
+    """
+    lost: list[str] = []
+    heartbeat = None if job is None else _watch_nodes(job, lost)
+    asked: list[int] = []  # signals that this process got
+    for number in ENDING_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: asked.append(number))
+    with tempfile.TemporaryDirectory() as folder:
+        launcher = subprocess.Popen(
+            command,
+            env={**runtime.module_environment(), runtime.NOTES_VARIABLE: folder},
+            start_new_session=True,
+            preexec_fn=runtime.end_with_parent if os.name == "posix" else None,
+        )
+        ranks, told = Ranks(launcher.pid), 0
+        while launcher.poll() is None:
+            ranks.look()
+            if lost:
+                _end_ranks(launcher, ranks)
+            elif asked:  # whoever is there by now; a second signal goes to all once more
+                ranks.signal(signal.SIGTERM, again=len(asked) > told)
+                told = len(asked)
+            time.sleep(_LOOK_SECS)
+        ranks.look()
+        if heartbeat is not None and launcher.returncode != 0 and not asked:
+            _wait_for_the_cause(lost, ranks)
+        code = _describe_end(Path(folder), _shell_code(launcher.returncode), lost, asked, ranks.first_killed)
+    if heartbeat is not None:
+        heartbeat.close(is_well=code in (0, EXIT_STOPPED))
+    return code
+
+
+def _wait_for_the_cause(lost: list[str], ranks: Ranks) -> None:
+    """Wait some seconds for the news that another node is lost, where a rank has been aborted: that is why."""
+    deadline = time.monotonic() + _NEWS_SECS
+    while ranks.first_killed is not None and ranks.first_killed[1] == signal.SIGABRT and not lost:
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_LOOK_SECS)
+
+
+def _watch_nodes(job: _Job, lost: list[str]) -> Heartbeat:
+    """Begin to watch the other nodes, before Paddle's launcher uses the port beside."""
+    host, port = job.master
+    try:
+        heartbeat = Heartbeat(host, port + 1, job.token, lost.append)
+    except OSError as error:
+        raise UserError(f"-master {host}:{port}: {error.strerror or error}") from error
+    if heartbeat.is_first and _is_taken(host, port):  # a launcher of this job on this machine would have come first
+        heartbeat.close(is_well=True)
+        raise UserError(f"-master {host}:{port}: another program uses this port; choose another one on all nodes")
+    return heartbeat
+
+
+def _is_taken(host: str, port: int) -> bool:
+    """Return True if a program listens at a port of this machine."""
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do after one that has just ended
+            probe.bind(address)
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _end_ranks(launcher: subprocess.Popen, ranks: Ranks) -> None:
+    """End the ranks of this node, which would wait for those of another one for ever."""
+    ranks.signal(signal.SIGTERM, again=True)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        launcher.wait(_GRACE_SECS)
+    ranks.look()
+    ranks.signal(signal.SIGKILL, again=True)
+    launcher.kill()
+    launcher.wait()
+
+
+def _shell_code(code: int) -> int:
+    """Return an exit code as shells tell it: 128 and more is a signal. Paddle's launcher passes on 256 - signal."""
+    if code < 0:
+        return 128 - code
+    return 384 - code if 256 - signal.NSIG < code < 256 else code
+
+
+def _describe_end(notes: Path, code: int, lost: list[str], asked: list[int], killed: tuple[str, int] | None) -> int:
+    """Print why a job ended, last on the console; returns its exit code.
+
+    Args:
+        notes: directory in which the ranks left word.
+        code: of Paddle's launcher.
+        lost: what happened to another node, if anything did.
+        asked: signals that told this process to end.
+        killed: the first rank that a signal ended, and the signal; None if others ended before, or none.
+    """
+    ends = sorted((path.name.split("-"), path) for path in notes.iterdir())
+    codes = [int(end[2]) for end, _ in ends]
+    for what in lost:
+        print(
+            f"error: {what}; this node stops, too, and -resume auto goes on from the last checkpoint", file=sys.stderr
+        )
+        return 1
+    if asked and code != 0 and 2 not in codes:  # a rank may fail because another one has ended
+        if EXIT_STOPPED in codes:
+            return _say_stopped(ends)
+        print(f"ended by {signal.Signals(asked[0]).name}", file=sys.stderr)
+        return 128 + asked[0]
+    if killed is not None and not asked and killed[0] not in [end[1] for end, _ in ends]:
+        rank, number = killed
+        advice = "; did the machine run out of memory?" if number == signal.SIGKILL else ""
+        where = "what it said before is in launch-logs, in -output"
+        print(f"error: rank {rank} was ended by {signal.Signals(number).name}{advice} {where}", file=sys.stderr)
+        return 128 + number
+    if EXIT_STOPPED in codes:
+        return _say_stopped(ends)
+    if code == 0:
+        return 0
+    for (_, rank, first), path in ends[:1]:
+        print(f"\nrank {rank} failed first:\n{path.read_text(encoding='utf-8').rstrip()}", file=sys.stderr)
+        return int(first)
+    how = f"was ended by {signal.Signals(code - 128).name}" if code > 128 else f"ended with code {code}"
+    print(f"error: a rank {how}; what it said before is in launch-logs, in -output", file=sys.stderr)
+    return code
+
+
+def _say_stopped(ends: list[tuple[list[str], Path]]) -> int:
+    """Print what a rank that was stopped has said; returns the job's exit code."""
+    words = next(path for end, path in ends if int(end[2]) == EXIT_STOPPED).read_text(encoding="utf-8")
+    print(words, file=sys.stderr)
+    return EXIT_STOPPED

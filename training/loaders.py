@@ -1,0 +1,113 @@
+"""The loaders of a run: its data set, opened and checked, and dealt to batches."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+import datasets
+from config import image_size_hw
+from errors import UserError
+from pipeline import loading
+from pipeline.samplers import EvalSampler, TrainSampler
+from pipeline.transforms import Transform, eval_transform
+from training import distributed
+from training.task import Run
+
+_NUM_TRIED = 8  # images that are decoded before all are needed
+
+
+def build_train_loader(run: Run, transform: Transform, target: str) -> loading.Loader:
+    """Open and check the train split.
+
+    Args:
+        target: what each image must have: "none", "label", "labels" or "caption".
+
+    Raises:
+        UserError: if the data set does not have it, or images cannot be read.
+    """
+    config = run.config
+    source = open_split(config, "train", target in ("label", "labels"), run.log.say)
+    if target == "caption" and getattr(source, "captions", None) is None:
+        raise UserError(f"{source.origin}: has no captions, which MODEL.TYPE {config.MODEL.TYPE} needs")
+    accum_iter = config.TRAIN.ACCUM_ITER
+    if accum_iter is None:
+        per_step = config.DATA.BATCH_SIZE * distributed.world_size()
+        accum_iter = max(1, round(config.TRAIN.TOTAL_BATCH_SIZE / per_step))
+    sampler = TrainSampler(
+        len(source),
+        config.DATA.BATCH_SIZE,
+        accum_iter,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        seed=config.SEED,
+        drop_last=config.DATA.DROP_LAST,
+        repeats=config.TRAIN.AUG_REPEATS,
+    )
+    return build_loader(config, source, transform, sampler, config.DATA.FAST_DECODE, run.bad_images.append)
+
+
+def build_eval_loader(run: Run) -> loading.Loader:
+    """Open and check the val split, whose images must have labels below MODEL.NUM_CLASSES."""
+    config = run.config
+    source = open_split(config, "val", True, run.log.say)
+    batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
+    sampler = EvalSampler(len(source), batch_size, distributed.rank(), distributed.world_size())
+    return build_loader(config, source, eval_transform(config), sampler, note_bad=run.bad_images.append)
+
+
+def build_loader(
+    config,
+    source: datasets.Images,
+    transform: Transform,
+    sampler: TrainSampler | EvalSampler,
+    fast_decode: bool = False,
+    note_bad: Callable[[str], None] = print,
+) -> loading.Loader:
+    """Build a loader with the settings of DATA and SEED; see `loading.Loader` for the arguments."""
+    data = config.DATA
+    return loading.Loader(
+        source,
+        transform,
+        sampler,
+        channels=data.IMAGE_CHANNELS,
+        seed=config.SEED,
+        num_workers=data.NUM_WORKERS,
+        upright=data.EXIF_TRANSPOSE,
+        fast_decode=fast_decode,
+        bad_images=data.BAD_IMAGES,
+        note_bad=note_bad,
+    )
+
+
+def open_source(config, split: str, needs_labels: bool) -> datasets.Images:
+    """Open one split of a configuration's data set, without looking at the images."""
+    return datasets.open_source(
+        config.DATA.DATASET,
+        config.DATA.DATA_PATH,
+        split,
+        num_classes=config.MODEL.NUM_CLASSES,
+        needs_labels=needs_labels,
+        synthetic_hw=image_size_hw(config),
+        list_outside=config.DATA.LIST_OUTSIDE,
+    )
+
+
+def open_split(config, split: str, needs_labels: bool, say: Callable[[str], None]) -> datasets.Images:
+    """Open and check one split, and decode a few of its images; `say` gets the lines for the user."""
+    source, channels = open_source(config, split, needs_labels), config.DATA.IMAGE_CHANNELS
+    num_classes = config.MODEL.NUM_CLASSES if needs_labels else None
+    for warning in datasets.check_source(source, num_classes=num_classes, channels=channels):
+        say(f"warning: {warning}")
+    problems = [loading.why_unreadable(source, index, channels) for index in _spread(len(source))]
+    problems = [problem for problem in problems if problem]
+    if problems and config.DATA.BAD_IMAGES == "error":
+        raise UserError(problems[0] + loading.SKIP_ADVICE)
+    for problem in problems:
+        say(f"warning: {problem}")
+    say(f"{split}: {datasets.describe_source(source)}")
+    return source
+
+
+def _spread(count: int) -> list[int]:
+    """Return the indices of a few images, evenly spread over a data set."""
+    return sorted(set(np.linspace(0, count - 1, _NUM_TRIED).astype(int).tolist()))

@@ -1,0 +1,164 @@
+"""What a run reports: console lines, log.txt, log.jsonl, VisualDL, images per second."""
+
+import contextlib
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from errors import UserError, escape_controls
+from program import OutputClosed, terminal
+from storage import atomic
+from storage.json_files import read_records
+from storage.run_files import LOG_FILE, TEXT_LOG_FILE
+from training.run_lock import RunLock
+
+
+class RunLog:
+    """Write log.jsonl (every record) and log.txt (the lines on the console) of a run.
+
+    Args:
+        run_dir: where to write; None: write no files.
+        quiet: print nothing, either.
+        visualdl: also write VisualDL scalars to run_dir/visualdl.
+        lock: of the run's directory, which is held as long as the log is open.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path | None,
+        quiet: bool = False,
+        visualdl: bool = False,
+        stream: TextIO | None = None,
+        lock: RunLock | None = None,
+    ):
+        self._lock = lock
+        self._run_dir = run_dir
+        self._quiet = quiet
+        self._stream = stream or sys.stdout or io.StringIO()  # None: the caller closed it
+        self._bar: tqdm | None = None
+        self._scalars = None
+        if run_dir is not None and visualdl:
+            self._scalars = _visualdl_writer(run_dir / "visualdl")
+
+    def say(self, text: str) -> None:
+        """Print a line, and keep it in log.txt; a console that is gone ends no run."""
+        text = escape_controls(text)
+        self._keep(text)
+        if self._quiet:
+            return
+        try:
+            if self._bar is not None:
+                self._bar.write(text, file=self._stream)
+            else:
+                print(text, file=self._stream, flush=True)
+        except (OutputClosed, OSError, ValueError):
+            self._quiet, self._bar = True, None
+
+    def _keep(self, text: str) -> None:
+        if self._run_dir is not None:
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            with open(self._run_dir / TEXT_LOG_FILE, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write("".join(f"{now} {line}\n" for line in text.splitlines()))
+
+    def record(self, event: str, step: int, values: dict[str, float]) -> None:
+        """Append one record to log.jsonl."""
+        if self._run_dir is None:
+            return
+        with open(self._run_dir / LOG_FILE, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        if self._scalars is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and math.isfinite(value):
+                    self._scalars.add_scalar(f"{event}/{name}", value, step)
+
+    def rewind(self, step: int) -> None:
+        """Drop the records after `step`, which a resumed run is about to write again."""
+        if self._run_dir is None or not (self._run_dir / LOG_FILE).is_file():
+            return
+        records = read_records(self._run_dir / LOG_FILE, self.say)
+        kept = "".join(json.dumps(record) + "\n" for record in records if record.get("step", 0) <= step)
+        atomic.write_text(self._run_dir / LOG_FILE, kept)
+
+    def progress(self, total_steps: int, first_step: int) -> Callable[[int, str], None]:
+        """Return `show(step, text)`: a bar on a terminal, plain lines elsewhere."""
+        if not self._quiet and self._stream.isatty():
+            stream = terminal(self._stream)  # the bar steers the terminal
+            self._bar = tqdm(total=total_steps, initial=first_step, file=stream, dynamic_ncols=True, unit="step")
+
+        def show(step: int, text: str) -> None:
+            line = f"step {step}/{total_steps}  {text}"
+            if self._bar is None:
+                self.say(line)
+            else:
+                self._keep(line)
+                self._bar.n = step
+                self._bar.set_postfix_str(text)
+
+        return show
+
+    def close(self) -> None:
+        """Finish the bar and the scalar files, and let other processes into the directory."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if self._scalars is not None:
+            self._scalars.close()
+        if self._lock is not None:
+            self._lock.release()
+
+
+class Throughput:
+    """Images per second since the last call of `rate`, and the time that is left."""
+
+    def __init__(self, first_step: int):
+        self._start_secs = self._last_secs = time.monotonic()
+        self._first_step = first_step
+        self._images = 0
+        self._paused_secs = self._waited_secs = 0.0
+
+    def count(self, num_images: int) -> None:
+        """Note images of one update, of all ranks together."""
+        self._images += num_images
+
+    def pause(self, secs: float) -> None:
+        """Leave out time that was spent on evaluation or saving."""
+        self._last_secs += secs
+        self._paused_secs += secs
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time in this block as waiting for data."""
+        started = time.monotonic()
+        yield
+        self._waited_secs += time.monotonic() - started
+
+    def rate(self) -> tuple[float, float]:
+        """Return images per second, and the share of the time that was waiting for data, since the last call."""
+        now = time.monotonic()
+        secs = max(now - self._last_secs, 1e-9)
+        rate, wait = self._images / secs, self._waited_secs / secs
+        self._last_secs, self._images, self._waited_secs = now, 0, 0.0
+        return rate, wait
+
+    def eta(self, step: int, total_steps: int) -> str:
+        """Return the time left, "h:mm:ss"."""
+        spent = time.monotonic() - self._start_secs - self._paused_secs
+        left = round(spent / max(1, step - self._first_step) * (total_steps - step))
+        return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+
+
+def _visualdl_writer(directory: Path):
+    try:
+        from visualdl import LogWriter
+    except ImportError as error:
+        raise UserError(
+            "VISUALDL is on, but visualdl is not installed: pip install -r requirements-extras.txt"
+        ) from error
+    return LogWriter(logdir=str(directory))

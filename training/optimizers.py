@@ -1,0 +1,71 @@
+"""The optimizer that a configuration asks for, and averages of weights that follow its updates."""
+
+import functools
+
+import paddle
+from paddle import nn
+
+from optim import build_optimizer
+from training.sharding import ShardedOptimizer
+
+
+def optimizer_of(config, groups: list[dict]):
+    """Build TRAIN.OPTIMIZER over parameter groups, sharded if TRAIN.SHARD_OPTIMIZER says so.
+
+    Args:
+        groups: of `optim.param_groups`; those of several networks one after the other.
+    """
+    settings = config.TRAIN.OPTIMIZER
+    build = functools.partial(build_optimizer, settings.NAME, betas=settings.BETAS, eps=settings.EPS)
+    return ShardedOptimizer(build, groups) if config.TRAIN.SHARD_OPTIMIZER else build(groups)
+
+
+def ema_of(config, network: nn.Layer) -> "WeightAverage | None":
+    """Return the average of a network's weights that TRAIN.EMA_DECAY asks for, if it does."""
+    return WeightAverage(network, config.TRAIN.EMA_DECAY) if config.TRAIN.EMA_DECAY is not None else None
+
+
+class WeightAverage:
+    """Exponential moving average of a model's weights (EMA), kept in float32 beside it.
+
+    Args:
+        model: its state dict is averaged; whole numbers are copied.
+        decay: share of the old average that stays at each update.
+    """
+
+    def __init__(self, model: nn.Layer, decay: float):
+        self.decay = decay
+        self._average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @paddle.no_grad()
+    def update(self, model: nn.Layer, is_made: paddle.Tensor | None = None) -> None:
+        """Move the average towards the model's weights.
+
+        Args:
+            is_made: truth value on the device: whether the optimizer made its update. If not, nothing moves.
+        """
+        decay = self.decay
+        if is_made is not None:
+            decay = paddle.where(is_made, paddle.full([], decay), paddle.ones([]))
+        for name, value in model.state_dict().items():
+            average = self._average[name]
+            if value.dtype in (paddle.float32, paddle.float64):
+                average.set_value(average * decay + value.detach() * (1.0 - decay))
+            else:
+                average.set_value(value)
+
+    def state_dict(self) -> dict[str, paddle.Tensor]:
+        """Return the averaged weights under the model's names."""
+        return dict(self._average)
+
+    def set_state_dict(self, state: dict) -> None:
+        """Restore the average exactly."""
+        for name, average in self._average.items():
+            average.set_value(paddle.to_tensor(state[name], dtype=average.dtype))
+
+    def swap(self, model: nn.Layer) -> None:
+        """Exchange the model's weights with the average; call it twice to evaluate the average."""
+        for name, value in model.state_dict().items():
+            kept = value.detach().clone()
+            value.set_value(self._average[name])
+            self._average[name].set_value(kept)

@@ -1,0 +1,163 @@
+"""How many updates a run makes, with which learning rates, and what to tell the user of it beforehand."""
+
+import dataclasses
+import math
+import os
+
+import paddle
+
+import runtime
+from config import amp_dtype, image_size_hw
+from errors import UserError
+from layers.basic import ONE_IMAGE_ADVICE
+from layers.kernels import describe_attention
+from mae import num_visible
+from optim import lr_at
+from pipeline.loading import Loader
+from pipeline.samplers import TrainSampler
+from storage.architecture import Architecture, of_network
+from training import distributed, flops
+from training.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The numbers that follow from configuration, data and ranks."""
+
+    num_images: int
+    images_per_update: int
+    updates_per_epoch: int
+    num_epochs: int
+    warmup_steps: int
+    peak_lr: float
+    end_lr: float
+    start_lr: float
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        return self.updates_per_epoch * self.num_epochs
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of update `step`, before a group's multiplier."""
+        return lr_at(
+            step,
+            peak_lr=self.peak_lr,
+            total_steps=self.total_steps,
+            warmup_steps=self.warmup_steps,
+            end_lr=self.end_lr,
+            start_lr=self.start_lr,
+        )
+
+
+def make_plan(config, loader: Loader) -> Plan:
+    """Derive updates and learning rates; peak lr = BASE_LR * images per update / LINEAR_SCALED_LR."""
+    sampler, train = loader.sampler, config.TRAIN
+    return Plan(
+        num_images=sampler.num_images,
+        images_per_update=sampler.images_per_update,
+        updates_per_epoch=sampler.updates_per_epoch,
+        num_epochs=train.NUM_EPOCHS,
+        warmup_steps=train.WARMUP_EPOCHS * sampler.updates_per_epoch,
+        peak_lr=train.BASE_LR * sampler.images_per_update / train.LINEAR_SCALED_LR,
+        end_lr=train.END_LR,
+        start_lr=train.WARMUP_START_LR,
+    )
+
+
+def check_micro_steps(sampler: TrainSampler, smallest: int) -> None:
+    """Raise UserError if a rank would get a micro-step of fewer images than a batch norm can normalise."""
+    updates = {0, sampler.updates_per_epoch - 1}  # all but the last have the same sizes
+    for rank in range(sampler.world_size):
+        sizes = [size for update in updates for size in sampler.micro_sizes(update, rank)]
+        if min(sizes) < smallest:
+            raise UserError(
+                f"DATA.BATCH_SIZE={sampler.batch_size}: {sampler.num_images} images leave a micro-step of one image, "
+                f"which a batch norm cannot normalise; {ONE_IMAGE_ADVICE}"
+            )
+
+
+def train_flops(task: Task, config) -> float | None:
+    """Return the floating-point operations to train on one image; None for a network of unknown cost."""
+    architecture = of_network(task.network)
+    if task.flops_per_image is not None or architecture is None:
+        return task.flops_per_image
+    return flops.train_flops(architecture, config.MODEL.MASK_RATIO)
+
+
+def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
+    """Return lines that say what the run will do, and warn where it is not what the recipe was tuned for."""
+    parameters = task.model.parameters()
+    trainable = sum(math.prod(p.shape) for p in parameters if not p.stop_gradient)
+    total = sum(math.prod(p.shape) for p in parameters)
+    data, train, architecture = config.DATA, config.TRAIN, of_network(task.network)
+    lines = [
+        f"{task.name}: {type(task.model).__name__}, {trainable:,} of {total:,} parameters train",
+        f"data: {plan.num_images:,} images of {data.DATASET}, {data.IMAGE_SIZE} pixels, "
+        f"{data.NUM_WORKERS} workers per process",
+        *_describe_compute(task, architecture, config),
+        f"batch: {data.BATCH_SIZE} per process x {sampler.accum_iter} accumulated x "
+        f"{distributed.world_size()} processes = {plan.images_per_update} images per update",
+        f"schedule: {plan.num_epochs} epochs x {plan.updates_per_epoch} updates = {plan.total_steps} steps, "
+        f"{plan.warmup_steps} of them warm-up",
+        f"learning rate: {train.BASE_LR} x {plan.images_per_update} / {train.LINEAR_SCALED_LR} = {plan.peak_lr:.6g} "
+        f"at its peak, then cosine to {plan.end_lr:g}",
+    ]
+    if architecture is not None:
+        kernel = describe_attention(amp_dtype(config), [tower.width // tower.heads for tower in architecture.towers])
+        lines.append(f"attention: {kernel}")
+        lines += _warn_of_memory(architecture, total, trainable, config)
+    wanted = train.TOTAL_BATCH_SIZE
+    if wanted is not None and wanted != plan.images_per_update:
+        per_step = data.BATCH_SIZE * distributed.world_size()
+        others = sampler.accum_iter * distributed.world_size()
+        if wanted % per_step == 0:
+            hint = f"; -accum_iter {wanted // per_step} makes it so"
+        else:
+            hint = f"; -batch_size {wanted // others} makes it so" if wanted % others == 0 else ""
+        lines.append(
+            f"warning: the recipe was tuned for {wanted} images per update, not {plan.images_per_update}{hint}"
+        )
+    return "\n".join(lines)
+
+
+def _describe_compute(task: Task, architecture: Architecture | None, config) -> list[str]:
+    to_train = train_flops(task, config)
+    if to_train is None or architecture is None:
+        return []
+    forward = flops.forward_macs(architecture, config.MODEL.MASK_RATIO)
+    return [f"compute: {forward / 1e9:.3g} GMAC per image forward, {to_train / 1e9:.3g} GFLOP to train on it"]
+
+
+def estimate_bytes(architecture: Architecture, num_parameters: int, num_trained: int, config) -> int:
+    """Estimate the memory of a training process: weights, gradients, moments, activations, images.
+
+    A layer keeps about 16 numbers per token and unit of width for the backward pass: input, norms, queries, keys and
+    values, their mixture, and twice the hidden layer of the MLP. Recomputation keeps one. A probe keeps no layer.
+    """
+    data, num_patches = config.DATA, math.prod(architecture.grid_hw)
+    visible = num_patches if architecture.decoder is None else num_visible(num_patches, config.MODEL.MASK_RATIO)
+    num_bytes = 4 * num_parameters + 12 * num_trained + (4 * num_parameters if config.TRAIN.EMA_DECAY else 0)
+    for tower, tokens in ((architecture.encoder, 1 + visible), (architecture.decoder, 1 + num_patches)):
+        if tower is not None:
+            kept = 1 if config.TRAIN.RECOMPUTE else 16
+            depth = 1 if architecture.probe else tower.depth
+            num_bytes += data.BATCH_SIZE * tokens * tower.width * kept * 4 * depth
+    image_bytes = data.IMAGE_CHANNELS * math.prod(image_size_hw(config))
+    return num_bytes + data.BATCH_SIZE * image_bytes * (4 + 1 + 2 * data.NUM_WORKERS)
+
+
+def _warn_of_memory(architecture: Architecture, num_parameters: int, num_trained: int, config) -> list[str]:
+    """Return a warning if all processes of this node need more memory than there is; none where it is not known."""
+    needed, where = estimate_bytes(architecture, num_parameters, num_trained, config), "the GPU"
+    if paddle.device.get_device().startswith("gpu"):
+        there = paddle.device.cuda.get_device_properties().total_memory
+    else:
+        needed, where = needed * int(os.environ.get("PADDLE_LOCAL_SIZE", "1")), "this machine"
+        there = runtime.memory_bytes()
+    if there is None or needed <= there:
+        return []
+    return [
+        f"warning: about {needed / 2**30:,.0f} GiB of memory are needed, and {where} has {there / 2**30:,.0f}; lower "
+        "-batch_size and raise -accum_iter, or set TRAIN.RECOMPUTE True"
+    ]

@@ -1,0 +1,130 @@
+"""A run's directory: opened for a new run, found again to go on."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from arguments import user_path
+from errors import UserError, abridge, printable
+from storage import atomic, manifest
+from storage.run_files import (
+    CONFIG_FILE,
+    LAUNCH_LOGS,
+    STATE_FILE,
+    TEXT_LOG_FILE,
+    checkpoint_name,
+    is_checkpoint,
+    is_run,
+    list_checkpoints,
+)
+from training import distributed, resume
+from training.checkpoints import newest_first
+from training.run_lock import LOCK_FILE
+
+_BEGUN = {LOCK_FILE, CONFIG_FILE, TEXT_LOG_FILE, LAUNCH_LOGS}  # of a run that ended before its first record
+
+
+def write_config(directory: Path, config) -> None:
+    """Write the configuration into a run's directory."""
+    atomic.write_text(directory / CONFIG_FILE, config.dump())
+
+
+def find(path: str | Path, warn: Callable[[str], None] = print, only: str | None = None) -> Path:
+    """Return the checkpoint directory that a checkpoint or run directory stands for.
+
+    A run directory stands for its newest checkpoint that is whole; `warn` gets a line for each damaged one.
+
+    Args:
+        only: the one file of the checkpoint that is needed, and checked; None: all of them.
+
+    Raises:
+        UserError: if there is none, or the checkpoint that was named is damaged.
+    """
+    path = Path(path)
+    if is_checkpoint(path):
+        damage = manifest.damage(path, only)
+        if damage is not None:
+            raise UserError(f"-resume {path}: {damage}; name the run's directory to go on from the newest whole one")
+        return path.resolve()
+    damaged = 0
+    for candidate in newest_first(path):
+        damage = manifest.damage(candidate, only)
+        if damage is None and (candidate / STATE_FILE).is_file():
+            return candidate.resolve()
+        warn(f"warning: {damage or f'{candidate / STATE_FILE} is missing'}; the checkpoint before it is used")
+        damaged += 1
+    if damaged:
+        raise UserError(f"-resume {path}: none of its {damaged} checkpoints is whole")
+    if path.is_file():
+        raise UserError(
+            f"-resume {path}: a file, and a run's directory is needed; another program's optimizer cannot be "
+            "continued, but its weights can be a start: -pretrained, after python -m port_weights for a torch file"
+        )
+    raise UserError(
+        f"-resume {path}: neither a checkpoint nor a run directory with one "
+        "(to start from weights alone, use -pretrained)"
+    )
+
+
+def find_resume(config, prefix: str) -> Path | None:
+    """Return the checkpoint directory that MODEL.RESUME means, if any."""
+    wanted = config.MODEL.RESUME
+    if wanted is None:
+        return None
+    if wanted != "auto":
+        return find_on_main(Path(wanted))
+    save = user_path(config.SAVE, "-output")
+    runs = [save / config.RUN] if config.RUN else sorted(save.glob(f"{prefix}-*"), key=lambda path: path.name)
+    runs = [path for path in runs if list_checkpoints(path)]
+    return find_on_main(runs[-1]) if runs else None
+
+
+def find_on_main(path: Path) -> Path:
+    """Let the first rank look which checkpoint is whole, and the others take the same one."""
+    found = find(path) if distributed.is_main() else None
+    own_step = resume.read_state(found).step if found else 0
+    step = int(distributed.sum_across_ranks(np.array([own_step], np.float64))[0])
+    if found is None:
+        found = path if is_checkpoint(path) else path / checkpoint_name(step)
+    return found
+
+
+def open_directory(config, prefix: str, resume_from: Path | None) -> Path:
+    """Return the directory of a run: that of the checkpoint it goes on from, or a new one below SAVE.
+
+    Raises:
+        UserError: if it cannot be made, or holds something else.
+    """
+    if resume_from is not None and not config.EVAL:
+        return resume_from.parent
+    name = config.RUN or f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
+    save, suffix = user_path(config.SAVE, "-output"), ""
+    try:
+        while True:
+            directory = save / f"{name}{suffix}"
+            try:
+                directory.mkdir(parents=True)
+                return directory
+            except FileExistsError:
+                if config.RUN or not directory.is_dir():
+                    break
+            suffix = f"-{int(suffix[1:] or 1) + 1}"
+        _check_reuse(directory)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"-output {printable(config.SAVE)}: cannot create {printable(directory)}: {reason}") from error
+    return directory
+
+
+def _check_reuse(directory: Path) -> None:
+    """Raise UserError unless a directory that is there may become a run's, which overwrites files."""
+    if list_checkpoints(directory):
+        raise UserError(f"{directory} holds a run already: continue it with -resume auto, or choose another RUN")
+    if not directory.is_dir():
+        raise UserError(f"{directory}: a file; choose another RUN")
+    names = {path.name for path in directory.iterdir()}
+    if not names <= _BEGUN and not is_run(directory):
+        others = abridge(sorted(names - _BEGUN), 3)
+        raise UserError(f"{directory}: holds something else than a run ({printable(others)}); choose another RUN")

@@ -1,0 +1,106 @@
+"""An optimizer whose state is shared out among the ranks, for models whose AdamW moments do not fit one device."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import paddle
+from paddle import distributed as dist
+from paddle.optimizer import Optimizer
+
+from training import distributed
+
+
+class ShardedOptimizer:
+    """Let each rank update its own parameters, and hand them to the others (ZeRO stage 1, arXiv 1910.02054).
+
+    A rank keeps the optimizer state of its share only: with R ranks, AdamW takes 8 / R bytes per parameter instead of
+    8, besides 4 for the weight and 4 for its gradient. Parameters are shared out whole, so the result is bit for bit
+    that of the unsharded optimizer, and checkpoints are the same: a run may go on sharded or not, on any number of
+    ranks. Paddle's own engines take no parameter groups (fleet's stage 1), which layer-wise decay needs, or no CPU
+    (`group_sharded_parallel`), where they could be tested.
+
+    Args:
+        build: makes the optimizer of some parameter groups.
+        groups: of all parameters, see `optim.param_groups`.
+    """
+
+    _param_groups = None  # paddle.amp.GradScaler reads it, and `_parameter_list`: it looks at all gradients
+
+    def __init__(self, build: Callable[[list[dict]], Optimizer], groups: list[dict]):
+        self._parameter_list = [parameter for group in groups for parameter in group["params"]]
+        sizes = [parameter.size for parameter in self._parameter_list]
+        self._owners = share_out(sizes, distributed.world_size())
+        pairs = zip(self._parameter_list, self._owners, strict=True)
+        self._own_names = {parameter.name for parameter, owner in pairs if owner == distributed.rank()}
+        own_groups = [
+            {**group, "params": [p for p in group["params"] if p.name in self._own_names]} for group in groups
+        ]
+        own_groups = [group for group in own_groups if group["params"]]
+        self._optimizer = build(own_groups) if own_groups else None
+
+    @property
+    def gradient_share(self) -> float:
+        """What the gradients of the next update were multiplied by, for an optimizer that normalises them."""
+        return getattr(self._optimizer, "gradient_share", 1.0)
+
+    @gradient_share.setter
+    def gradient_share(self, share: float) -> None:
+        if hasattr(self._optimizer, "gradient_share"):
+            self._optimizer.gradient_share = share
+
+    def set_lr(self, value: float) -> None:
+        """Set the learning rate of the next update."""
+        if self._optimizer is not None:
+            self._optimizer.set_lr(value)
+
+    def step(self) -> None:
+        """Update this rank's parameters, and exchange all."""
+        if self._optimizer is not None:
+            self._optimizer.step()
+        if distributed.world_size() == 1:
+            return
+        pairs = zip(self._parameter_list, self._owners, strict=True)
+        with paddle.no_grad():
+            pending = [dist.broadcast(parameter, src=owner, sync_op=False) for parameter, owner in pairs]
+        for transfer in pending:
+            transfer.wait()
+
+    def clear_grad(self, set_to_zero: bool = True) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self._parameter_list:
+            parameter.clear_gradient(set_to_zero)
+
+    def state_dict(self) -> dict[str, paddle.Tensor]:
+        """Return the whole state on the first rank, on its host, and nothing on others; all ranks must call it."""
+        own = {} if self._optimizer is None else self._optimizer.state_dict()
+        own = {key: value for key, value in own.items() if isinstance(value, paddle.Tensor)}
+        if distributed.world_size() == 1:
+            return own
+        described = [
+            json.dumps([distributed.rank(), key, value.shape, str(value.dtype).split(".")[-1]])
+            for key, value in own.items()
+        ]
+        whole = {}
+        for rank, key, shape, dtype in map(json.loads, distributed.gather_texts(described)):
+            is_owner = rank == distributed.rank()  # AdamW's powers of beta are on the host, also on a GPU
+            tensor = own[key].to(paddle.device.get_device()) if is_owner else paddle.empty(shape, dtype)
+            dist.broadcast(tensor, src=rank)
+            if distributed.is_main():
+                whole[key] = tensor.cpu()
+        return whole
+
+    def set_state_dict(self, state: dict[str, paddle.Tensor]) -> None:
+        """Restore this rank's part of a whole state."""
+        own = {key: value for key, value in state.items() if key.startswith(tuple(f"{n}_" for n in self._own_names))}
+        if self._optimizer is not None:
+            self._optimizer.set_state_dict(own)
+
+
+def share_out(sizes: list[int], num_ranks: int) -> list[int]:
+    """Return an owner for each size, so that all ranks own about as much: the largest first, to who has least."""
+    owners, owned = [0] * len(sizes), np.zeros(num_ranks, np.int64)
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        owners[index] = int(owned.argmin())
+        owned[owners[index]] += sizes[index]
+    return owners

@@ -1,0 +1,101 @@
+"""What the training loop gets: a `Task`, ready to run, and a `Run`, which says where and how."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from paddle import Tensor, nn
+from paddle.optimizer import Optimizer
+
+from errors import escape_controls
+from storage import atomic
+from storage.run_files import BAD_IMAGES_FILE
+from training import distributed
+from training.log import RunLog
+from training.optimizers import WeightAverage
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a method trains, ready to run.
+
+    Attributes:
+        name: of the method, for files and logs.
+        model: all networks that are trained or saved, unwrapped; its forward pass is what data parallelism wraps.
+        optimizer: its groups carry decay and learning rate multipliers.
+        loss: `(model, batch, rng) -> (scalar, {name: scalar})`: the mean over the images of a `loading.Batch`, and
+            means to log beside it. It gets the wrapped model, and must call it; `rng` is a NumPy generator for this
+            micro-step.
+        saved: the part of `model` that model.pdparams holds, and that tools and other methods read; None: all of it.
+            The other tensors of the model's state dict, of any type, go to extra.pdparams.
+        after_update: called with the updates done, after each that changed the weights; moves momentum networks.
+        evaluate: `(model, batch) -> one sum over the batch's images per name in `metrics``, or None.
+        metrics: names of what `evaluate` returns.
+        best: a metric, and "max" or "min", that choose the best checkpoint; None: there is none.
+        ema: averaged weights of `saved`, which are evaluated and read instead of its own.
+        smallest_batch: images that a micro-step needs; 2 where a batch norm trains.
+        flops_per_image: floating-point operations to train on one image; None: those of `saved`.
+        can_be_traced: the forward pass takes images alone and runs once per micro-step, so TRAIN.TO_STATIC may apply.
+    """
+
+    name: str
+    model: nn.Layer
+    optimizer: Optimizer | None
+    loss: Callable | None
+    saved: nn.Layer | None = None
+    after_update: Callable[[int], None] = lambda step: None
+    evaluate: Callable | None = None
+    metrics: tuple[str, ...] = ()
+    best: tuple[str, str] | None = None
+    ema: WeightAverage | None = None
+    smallest_batch: int = 1
+    flops_per_image: float | None = None
+    can_be_traced: bool = False
+
+    @property
+    def network(self) -> nn.Layer:
+        """The part of the model that model.pdparams holds."""
+        return self.model if self.saved is None else self.saved
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Return the tensors of the model that are not in `network`, under their names in the model."""
+        own = {id(value) for value in self.network.state_dict().values()}
+        return {name: value for name, value in self.model.state_dict().items() if id(value) not in own}
+
+
+@dataclasses.dataclass
+class Run:
+    """Where a run lives and how it was asked for.
+
+    Attributes:
+        config: frozen configuration.
+        directory: of the run; None on all ranks but the first.
+        log: silent on all ranks but the first.
+        resume_from: checkpoint directory to continue.
+        dry_run: print the plan, and stop.
+        bad_images: notes on images that could not be read and were skipped by this rank, since the last report.
+        num_bad_images: of all ranks, up to the last report.
+    """
+
+    config: object
+    directory: Path | None
+    log: RunLog
+    resume_from: Path | None = None
+    dry_run: bool = False
+    bad_images: list[str] = dataclasses.field(default_factory=list)
+    num_bad_images: int = 0
+
+    def report_bad_images(self) -> None:
+        """Count skipped images in the log, and list them in the run directory; all ranks must call it."""
+        notes = distributed.gather_texts(self.bad_images)
+        self.bad_images.clear()
+        if not notes or self.directory is None:
+            return
+        path = self.directory / BAD_IMAGES_FILE
+        known = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        # Ranks, resumed runs and evaluations meet the same images.
+        listed = list(dict.fromkeys([*known, *map(escape_controls, notes)]))
+        if len(listed) > self.num_bad_images:
+            self.log.say(f"warning: {len(listed)} images skipped so far, the last one {listed[-1]}; all are in {path}")
+            self.num_bad_images = len(listed)
+            atomic.write_text(path, "".join(f"{note}\n" for note in listed))
