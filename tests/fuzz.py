@@ -29,7 +29,7 @@ with atheris.instrument_imports():
     )
     from training import checkpoints  # noqa: F401
 
-from tests.fuzz_targets import Targets
+from tests.helpers.fuzz_targets import Targets
 
 
 def main() -> None:

@@ -5,33 +5,15 @@ import paddle
 import pytest
 
 import checkpoint
-from mae import MAEPretrain
 from storage import safe_pickle, weight_files
-from storage.architecture import Architecture, Tower
 from storage.stored_tensor import StoredTensor
 from tests.conftest import assert_close
-from tests.malformed_weights import safetensors_bytes, torch_bytes
-from tests.weights_by_hand import official_arrays
+from tests.helpers.malformed_weights import safetensors_bytes, torch_bytes
+from tests.helpers.small_models import VIT, equal, make_mae, make_vit
+from tests.helpers.weights_by_hand import official_arrays
 from transformer import VisionTransformer
 
 pytestmark = pytest.mark.quick
-
-
-def make_vit(image=(8, 8), seed=0, **options):
-    paddle.seed(seed)
-    return VisionTransformer(image, 4, 3, **{"num_classes": 3, **options}, embed_dim=16, depth=1, num_heads=2)
-
-
-VIT = Architecture(Tower(16, 1, 2), patch_px=4, grid_hw=(2, 2), num_classes=3)
-
-
-def make_mae(image=(8, 8), seed=0):
-    paddle.seed(seed)
-    return MAEPretrain(image, 4, 3, 16, 1, 2, 8, 1, 2)
-
-
-def equal(a, b) -> bool:
-    return all((value == b.state_dict()[name]).all() for name, value in a.state_dict().items())
 
 
 @pytest.mark.parametrize("nested", [False, True])

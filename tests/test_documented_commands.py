@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from methods import dispatch
+from runtime import ROOT
 from tools import robustness
 from training.log import RunLog
 from training.task import Run
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Those that serve a page, or that a test of their own runs on the files that they are about.
 ELSEWHERE = {"demo": "test_demo.py", "check_dataset": "test_datasets.py", "pack_dataset": "test_pack_dataset.py"}

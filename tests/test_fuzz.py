@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz_targets import Targets
+from tests.helpers.fuzz_targets import Targets
 
 NAMES = ("list", "config", "checkpoint")
 # Pieces that are likely to mean something to a reader.

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from runtime import ROOT
+
 ROWS = [
     {"cpu_kernels", "errors", "ranks", "regular_files", "runtime"},
     {"arguments", "encoded_images", "json_files", "output_files", "program"},

@@ -1,10 +1,10 @@
 """The notebook runs from its first cell to its last, and is kept without outputs."""
 
-from pathlib import Path
-
 import pytest
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "quickstart.ipynb"
+from runtime import ROOT
+
+NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
 
 
 def test_every_cell_runs(monkeypatch):

@@ -6,8 +6,8 @@ import numpy as np
 import paddle
 import pytest
 
-from tests import torch_mae
 from tests.conftest import assert_close
+from tests.helpers import torch_mae
 
 FLOAT32_RELATIVE = 1e-5  # two float32 implementations that add in different orders
 

@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 import runtime
+from runtime import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PLANTED = "import os, pathlib; pathlib.Path({marker!r}).write_text(__name__)\n"
 SOON_SECS = 60
 

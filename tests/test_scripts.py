@@ -4,11 +4,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from runtime import ROOT
+
 SCRIPTS = sorted(ROOT.glob("run_*.sh"))
 LAUNCHERS = ["run_pretrain_multi.sh", "run_finetune_multi.sh", "run_linear_probe_multi.sh", "run_eval_multi.sh"]
 

@@ -21,7 +21,7 @@ from errors import UserError, escape_controls, printable
 from pipeline import loading, packed_images, sources
 from pipeline.samplers import EvalSampler
 from storage.json_files import read_json
-from tests.test_training_state import save, trained
+from tests.helpers.saved_runs import save, trained
 from tools import pack_dataset, pages, plots
 from training import checkpoints, resume, run_directory
 

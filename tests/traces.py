@@ -25,7 +25,7 @@ from tools.report import read_log
 from training.log import RunLog
 from training.task import Run
 
-GOLDEN = Path(__file__).resolve().parent / "golden"
+GOLDEN = runtime.ROOT / "tests" / "golden"
 NUM_STEPS = 20
 OPTIONS = {
     "pretrain": [],

@@ -23,10 +23,10 @@ import time
 from pathlib import Path
 
 from config import get_config
+from runtime import ROOT
 from tests.conftest import MODES, TINY
 from tests.faults import hosts
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 EXIT_STOPPED = 75
 _SOON_SECS = 60
 _SAVE_EVERY = 2  # updates

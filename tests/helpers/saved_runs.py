@@ -1,0 +1,62 @@
+"""Short trainings and their checkpoints, for tests of what surrounds them."""
+
+import dataclasses
+
+import numpy as np
+import paddle
+
+from methods import dispatch
+from optim import build_optimizer, param_groups
+from tests.helpers.small_models import make_vit
+from training import checkpoints
+from training.engine import fit
+from training.resume import RunState
+from training.task import Task
+
+
+def weights(task) -> dict[str, np.ndarray]:
+    return {name: value.numpy().copy() for name, value in task.model.state_dict().items()}
+
+
+def fit_pretrain(run):
+    """Train on all of the data set, and return the weights."""
+    task = dispatch.build_task(run)
+    fit(task, dispatch.build_train_loader(run), None, run)
+    return weights(task)
+
+
+def poison(run, updates):
+    """Make the loss of some updates, counted from 1, not a number; returns the task to train."""
+    task, count = dispatch.build_task(run), 0
+
+    def loss(model, batch, rng):
+        nonlocal count
+        count += 1
+        value, parts = task.loss(model, batch, rng)
+        return value * float("nan") if count in updates else value, parts
+
+    return dataclasses.replace(task, loss=loss)
+
+
+def trained(seed=0, steps=2):
+    model = make_vit(seed=seed)
+    optimizer = build_optimizer("AdamW", param_groups(model, 0.05, 0.5))
+    for _ in range(steps):
+        step(model, optimizer)
+    return model, optimizer
+
+
+def step(model, optimizer):
+    model(paddle.ones([2, 3, 8, 8])).square().sum().backward()
+    optimizer.set_lr(0.01)
+    optimizer.step()
+    optimizer.clear_grad()
+
+
+def save(run_dir, number, model, optimizer, **options):
+    return checkpoints.write(run_dir, snapshot(number, model, optimizer, **options))
+
+
+def snapshot(number, model, optimizer, ema=None, **options):
+    task, state = Task("test", model, optimizer, None, ema=ema), RunState(number, best=1.0)
+    return checkpoints.snapshot(task, state=state, config_yaml="SEED: 0\n", **options)

@@ -1,0 +1,245 @@
+"""The demo page: its models, and the page itself in a real browser."""
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import runtime
+from errors import UserError
+from methods import dispatch
+from runtime import ROOT
+from tools.demo import Demo, main
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture
+def models(tiny_run):
+    """Return run directories of an autoencoder and of a classifier whose images are larger."""
+    folders = []
+    for mode, size in (("pretrain", 16), ("finetune", 32)):
+        run = tiny_run(mode, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0, "DATA.IMAGE_SIZE", size)
+        dispatch.train_or_evaluate(run)
+        folders.append(str(run.directory))
+    return folders
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.jpg"
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+@pytest.mark.quick
+def test_pictures_masks_and_classes(models, photo, tmp_path):
+    demo = Demo(*models)
+    first = demo.reconstruct(photo, 0.75, 0, "random", None)
+    assert [picture.size for picture in first] == [(448, 448)] * 4
+    original, masked, _, pasted = (np.asarray(picture) for picture in first)
+    visible = ~(masked == 128).all(axis=-1)
+    assert 0.2 < visible.mean() < 0.3
+    assert np.array_equal(original[visible], pasted[visible])
+    drawn = np.zeros((256, 256), np.uint8)
+    drawn[:64, :64] = 255
+    masked = np.asarray(demo.reconstruct(photo, 0.75, 0, "random", drawn)[1])
+    assert (masked[:112, :112] == 128).all()
+    assert (masked == 128).all(axis=-1).mean() == pytest.approx(1 / 16)
+    classes = demo.classify(photo)
+    assert len(classes) == 4
+    assert sum(classes.values()) == pytest.approx(1.0)
+    assert list(classes.values()) == sorted(classes.values(), reverse=True)
+    assert len(demo.attend(photo)) == 1 + 4
+    (tmp_path / "x.jpg").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"x\.jpg cannot be read as an image"):
+        demo.classify(str(tmp_path / "x.jpg"))
+    Image.new("RGB", (1, 400000)).save(tmp_path / "line.png")
+    with pytest.raises(UserError, match="too narrow"):
+        Demo(models[0]).attend(str(tmp_path / "line.png"))
+    with pytest.raises(UserError, match="-port 99999"):
+        main([models[0], "-port", "99999"])
+    with pytest.raises(UserError, match="hides all of 16 patches"):
+        demo.reconstruct(photo, 0.75, 0, "random", np.full((8, 8), 255, np.uint8))
+    with pytest.raises(UserError, match="keeps 0 of 16 patches"):
+        demo.reconstruct(photo, 0.95, 0, "random", None)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    if not CHROMIUM or not DRIVER:
+        pytest.skip("Chromium and its driver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--window-size=1300,1400")
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def address(models, tmp_path):
+    """Serve the page, and return its host and port."""
+    pytest.importorskip("gradio")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tools.demo", models[0], "-classifier", models[1], "-port", str(port)]
+    with open(tmp_path / "server.log", "w") as log:
+        server = subprocess.Popen(command, cwd=ROOT, env=runtime.original_environment(), stdout=log, stderr=log)
+    try:
+        wait_for(lambda: answers(port), 120, tmp_path / "server.log")
+        yield port
+        assert server.poll() is None, "the server has ended"
+    finally:
+        server.kill()
+
+
+def wait_for(what, secs, log=None):
+    """Return what a function gives as soon as it is true."""
+    until = time.monotonic() + secs
+    while time.monotonic() < until:
+        result = what()
+        if result:
+            return result
+        time.sleep(0.1)
+    raise AssertionError(log.read_text() if log else f"nothing came in {secs} seconds")
+
+
+def answers(port):
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+def test_the_page_in_a_browser(address, browser, photo, tmp_path):
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    def find(selector):
+        return browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def sources(selector="#pictures img"):
+        try:
+            return [image.get_attribute("src") for image in find(selector)]
+        except StaleElementReferenceException:  # the page was being changed
+            return []
+
+    def upload(path):
+        browser.get(f"http://127.0.0.1:{address}/")
+        (field, *_) = wait_for(lambda: find("#photo input[type=file]"), 60)
+        field.send_keys(str(path))
+
+    upload(photo)
+    first = wait_for(lambda: len(sources()) >= 4 and sources(), 60)
+    assert len(sources("#heads img")) >= 5
+    assert "%" in find("#classes")[0].text
+    slider = find("#ratio input[type=range]")[0]
+    ActionChains(browser).drag_and_drop_by_offset(slider, -120, 0).perform()
+    second = wait_for(lambda: len(sources()) >= 4 and sources() != first and sources(), 60)
+    assert set(second) - set(first)
+    hosts = browser.execute_script(
+        "return performance.getEntriesByType('resource').map(entry => new URL(entry.name).host)"
+    )
+    assert set(hosts) <= {f"127.0.0.1:{address}", ""}, "the page asks other servers"
+
+    broken, large = tmp_path / "broken.jpg", tmp_path / "large.jpg"
+    broken.write_bytes(b"this is no photo")
+    large.write_bytes(Path(photo).read_bytes() + bytes(11 << 20))
+    for path, message in ((broken, "cannot be read as an image"), (large, "exceed the maximum allowed size")):
+        upload(path)
+        wait_for(lambda message=message: message in browser.find_element(By.TAG_NAME, "body").text.lower(), 60)
+        assert answers(address)
+    upload(photo)
+    wait_for(lambda: len(sources()) >= 4, 60)
+
+
+# ---- strangers: the server as a program that knows its interface meets it
+
+
+def ask(port, photo, layers=(), host=None):
+    """Call the page's function with paths of files; returns what the server says in the end."""
+    editor = {"background": None, "layers": [{"path": str(path)} for path in layers], "composite": None, "id": None}
+    data = [None if photo is None else {"path": str(photo)}, 0.5, 0, "random", editor]
+    headers = {"Content-Type": "application/json"} | ({"Host": host} if host else {})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("POST", "/gradio_api/call/respond", json.dumps({"data": data}), headers)
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    if answer.status != 200:
+        return body
+    connection.request("GET", f"/gradio_api/call/respond/{json.loads(body)['event_id']}")
+    return connection.getresponse().read().decode()
+
+
+def test_no_file_is_opened_that_was_not_uploaded(address, photo, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link.jpg").symlink_to(photo)
+    tries = [
+        photo,
+        tmp_path / "link.jpg",
+        "/dev/zero",
+        tmp_path / "fifo",
+        "/etc/passwd",
+        f"{tmp_path}/../{photo}",
+        "\0",
+    ]
+    for path in tries:
+        for answer in (ask(address, path), ask(address, photo, [path])):
+            assert "event: error" in answer, answer
+            assert "was not uploaded here" in answer or "null" in answer, answer
+    for path in (photo, "/etc/passwd", ROOT / "README.md"):
+        connection = http.client.HTTPConnection("127.0.0.1", address, timeout=10)
+        connection.request("GET", f"/gradio_api/file={path}")
+        assert connection.getresponse().status in (403, 404)
+    assert answers(address)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:7860", "10.0.0.1"])
+def test_other_host_names_are_not_served(address, host):
+    connection = http.client.HTTPConnection("127.0.0.1", address, timeout=10)
+    connection.request("GET", "/", headers={"Host": host})
+    assert connection.getresponse().status == 400
+
+
+def test_uploads_go_with_the_server(models, photo, tmp_path):
+    pytest.importorskip("gradio")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**runtime.original_environment(), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tools.demo", models[0], "-port", str(port)]
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(lambda: answers(port), 120)
+    boundary, content = "----x", Path(photo).read_bytes()
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+    body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request(
+        "POST", "/gradio_api/upload", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    )
+    (upload,) = json.loads(connection.getresponse().read())
+    assert Path(upload).read_bytes() == content
+    assert "event: complete" in ask(port, upload)
+    server.terminate()
+    assert server.wait(30) == 143
+    assert server.stderr.read().decode().splitlines()[-1] == "ended by SIGTERM"
+    assert not list(tmp_path.glob("mae-demo-*"))

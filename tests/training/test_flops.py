@@ -1,0 +1,50 @@
+import pytest
+
+from config import get_config, network_of
+from runtime import ROOT
+from storage import architecture
+from training import flops
+
+CONFIGS = ROOT / "configs"
+pytestmark = pytest.mark.quick
+
+
+def model(name):
+    config = get_config(CONFIGS / f"{name}.yaml")
+    return architecture.of_config(config, network_of(config)), config.MODEL.MASK_RATIO
+
+
+# EasyCV states 9.8 and 20.8 G for the autoencoders of ViT-B and L; timm 17.6, 61.6 and 167.3 G for the classifiers.
+@pytest.mark.parametrize(
+    ("name", "gmacs"),
+    [
+        ("vit_base_patch16_224_pretrain", 9.8),
+        ("vit_large_patch16_224_pretrain", 20.8),
+        ("vit_huge_patch14_224_pretrain", 48.6),
+        ("vit_base_patch16_224_finetune", 17.6),
+        ("vit_large_patch16_224_finetune", 61.6),
+        ("vit_huge_patch14_224_finetune", 167.3),
+    ],
+)
+def test_published_figures(name, gmacs):
+    assert round(flops.forward_macs(*model(name)) / 1e9, 1) == gmacs
+
+
+def test_training_is_three_passes_and_a_probe_one():
+    classifier, _ = model("vit_base_patch16_224_finetune")
+    probe, _ = model("vit_base_patch16_224_linearprobe")
+    assert flops.train_flops(classifier) == 6 * flops.forward_macs(classifier)
+    assert flops.train_flops(probe) == 2 * flops.forward_macs(probe)
+
+
+def test_a_small_model_counted_by_hand():
+    small = architecture.Architecture(architecture.Tower(8, 1, 2), 4, (2, 2), 1, 2.0, num_classes=3)
+    # 4 patches of 16 values; 5 tokens: qkv 3*64, out 64, mlp 2*8*16; scores and mixing 2*25*8; head 8*3
+    assert flops.forward_macs(small) == 4 * 16 * 8 + 5 * (3 * 64 + 64 + 2 * 8 * 16) + 2 * 25 * 8 + 24
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"), [("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H200", 989e12), ("other", None)]
+)
+def test_peaks(name, peak):
+    assert flops.peak_flops(name) == peak

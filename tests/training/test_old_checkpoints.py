@@ -1,0 +1,66 @@
+"""Checkpoints that earlier versions wrote are resumed, finetuned and evaluated.
+
+tests/golden/checkpoints has a run of each mode, written by Paddle 3.3.1 after 2 of 4 updates, before checkpoints had a
+count of their own; `undisturbed.jsonl` is the log of the run that was not interrupted.
+"""
+
+import shutil
+
+import pytest
+
+import main_multi_gpu_finetune
+import main_multi_gpu_linearprobe
+import main_multi_gpu_pretrain
+from runtime import ROOT
+from storage.json_files import read_records
+from tools import inputs
+
+RUNS = ROOT / "tests" / "golden" / "checkpoints"
+MAINS = {
+    "pretrain": main_multi_gpu_pretrain.main,
+    "finetune": main_multi_gpu_finetune.main,
+    "linearprobe": main_multi_gpu_linearprobe.main,
+}
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture
+def runs(tmp_path):
+    shutil.copytree(RUNS, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def numbers(records):
+    return [
+        (record["event"], record["step"], name, value)
+        for record in records
+        for name, value in record.items()
+        if name in ("loss", "lr", "acc1") and record["step"] > 2
+    ]
+
+
+@pytest.mark.parametrize("mode", MAINS)
+def test_an_old_run_goes_on_as_it_would_have(runs, mode):
+    MAINS[mode](["-resume", str(runs / mode)])
+    found, expected = (numbers(read_records(runs / mode / f"{name}.jsonl")) for name in ("log", "undisturbed"))
+    assert [entry[:3] for entry in found] == [entry[:3] for entry in expected]
+    # Layer norms are added up in another order than when these were written.
+    assert [entry[3] for entry in found] == pytest.approx([entry[3] for entry in expected], rel=1e-4)
+    assert {path.name for path in (runs / mode).glob("step-*")} == {"step-00000002", "step-00000004"}
+
+
+@pytest.mark.parametrize("mode", ["finetune", "linearprobe"])
+def test_an_old_run_is_evaluated_and_read(runs, mode, tmp_path):
+    run = runs / mode
+    config = run / "step-00000002" / "config.yaml"
+    scores = MAINS[mode](
+        ["-cfg", str(config), "-eval", "-pretrained", str(run / "step-00000002"), "-output", str(tmp_path)]
+    )
+    assert scores["acc1"] == 25.0
+    assert inputs.load_encoder(run / "step-00000002")[0].classifier is not None
+
+
+def test_an_old_autoencoder_is_finetuned(runs, tmp_path):
+    config, weights = (runs / name / "step-00000002" for name in ("finetune", "pretrain"))
+    flags = ["-cfg", str(config / "config.yaml"), "-pretrained", str(weights), "-output", str(tmp_path / "new")]
+    assert MAINS["finetune"]([*flags, "-opts", "RUN", "finetuned"])["loss"] > 0
