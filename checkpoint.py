@@ -91,26 +91,40 @@ def load_weights(
     grid_hw = source_grid_hw or (file.architecture.grid_hw if file.architecture else _grid_of(path))
     resized = _resize_position_tables(weights, own, model, grid_hw)
 
-    advice = _advice(weights, own)
-    missing = [name for name in own if name not in weights]
-    unexpected = [name for name in weights if name not in own]
-    common = [name for name in own if name in weights]
-    mismatched = [name for name in common if tuple(weights[name].shape) != tuple(own[name].shape)]
-    _raise_unless_allowed(path, "missing from the file", missing, allow_missing, advice)
-    _raise_unless_allowed(path, "not in this model", unexpected, allow_unexpected, advice)
+    common, missing, unexpected, mismatched = _compare(weights, own)
     shapes = [
         f"{name} {list(weights[name].shape)} in the file, {list(own[name].shape)} in the model" for name in mismatched
     ]
+    advice = _advice(weights, own)
+    _raise_unless_allowed(path, "missing from the file", missing, allow_missing, advice)
+    _raise_unless_allowed(path, "not in this model", unexpected, allow_unexpected, advice)
     _raise_unless_allowed(path, "of another shape", mismatched, allow_mismatched, advice, shapes)
-
     loaded = [name for name in common if name not in mismatched]
-    for name in loaded:
-        if weights[name].dtype not in FLOAT_DTYPES:
-            raise UserError(f"{path}: {name} has dtype {weights[name].dtype}; weights are {', '.join(FLOAT_DTYPES)}")
-        weights[name].checked(name, path).load()  # raises where a value is not finite
-    for name in loaded:
-        own[name].set_value(weights[name].read().astype(str(own[name].dtype).split(".")[-1]))
+    _copy(path, {name: weights[name] for name in loaded}, own)
     return LoadReport(path, loaded, missing, unexpected, mismatched, resized)
+
+
+def _compare(weights: dict, own: dict) -> tuple[list[str], ...]:
+    """Return the names in both, only in the model, only in the file, and in both with other shapes."""
+    common = [name for name in own if name in weights]
+    missing = [name for name in own if name not in weights]
+    unexpected = [name for name in weights if name not in own]
+    return (
+        common,
+        missing,
+        unexpected,
+        [name for name in common if tuple(weights[name].shape) != tuple(own[name].shape)],
+    )
+
+
+def _copy(path: Path, weights: dict[str, StoredTensor], own: dict) -> None:
+    """Copy tensors into those of a model; each is read twice, so that a bad one leaves the model as it was."""
+    for name, tensor in weights.items():
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise UserError(f"{path}: {name} has dtype {tensor.dtype}; weights are {', '.join(FLOAT_DTYPES)}")
+        tensor.checked(name, path).load()  # raises where a value is not finite
+    for name, tensor in weights.items():
+        own[name].set_value(tensor.read().astype(str(own[name].dtype).split(".")[-1]))
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:

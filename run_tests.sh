@@ -10,13 +10,13 @@ cd "$(dirname "$0")"
 . ./setup_venv.sh
 
 if [ "${PADDLE:-}" = "2.6" ]; then
-    setup_venv .venv-paddle26 12 requirements-paddle26.txt requirements-dev.txt
+    setup_venv .venv-paddle26 12 requirements/paddle26.txt requirements/dev.txt
     exec .venv-paddle26/bin/python -m pytest -n 2 -m quick "$@"
 fi
 if [ -n "${TORCH:-}" ]; then
-    setup_venv .venv 13 requirements.txt requirements-dev.txt requirements-torch.txt
+    setup_venv .venv 13 requirements.txt requirements/dev.txt requirements/torch.txt
 else
-    setup_venv .venv 13 requirements.txt requirements-dev.txt
+    setup_venv .venv 13 requirements.txt requirements/dev.txt
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

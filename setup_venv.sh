@@ -23,7 +23,7 @@ setup_venv() {
         python=$(find_python "$newest") || exit 1
         "$python" -m venv --clear "$venv"
     fi
-    wanted=$(cat requirements*.txt; echo "$*")
+    wanted=$(cat requirements.txt requirements/*.txt; echo "$*")
     if [ "$(cat "$venv/installed.txt" 2>/dev/null)" != "$wanted" ]; then
         echo "installing $* into $venv"
         for file in "$@"; do

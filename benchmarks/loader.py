@@ -27,7 +27,7 @@ from errors import UserError
 from methods import dispatch
 from pipeline import augment, fast_jpeg, loading
 from pipeline.samplers import TrainSampler
-from pipeline.sources import FORMATS
+from pipeline.sources import FORMATS, FileImages, Images, read_image
 from pipeline.workers import WorkerPool
 from training import cli
 
@@ -37,7 +37,7 @@ _BATCH = 32
 class Pipeline:
     """A side: batches of all images of a source, again and again."""
 
-    def __init__(self, name: str, source: datasets.Images, fill, shape: tuple[int, ...], dtype):
+    def __init__(self, name: str, source: Images, fill, shape: tuple[int, ...], dtype):
         self.name = name
         self._pool = WorkerPool(fill, 0, (_BATCH, *shape), dtype)
         sampler = TrainSampler(len(source), _BATCH)
@@ -52,7 +52,7 @@ class Pipeline:
         return secs
 
 
-def plain_pipeline(source: datasets.FileImages, config) -> Pipeline:
+def plain_pipeline(source: FileImages, config) -> Pipeline:
     """Build what one would write down first, in Pillow and NumPy."""
     mean, std = (np.asarray(values, np.float32) for values in (config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD))
     side = config.DATA.IMAGE_SIZE
@@ -71,20 +71,20 @@ def plain_pipeline(source: datasets.FileImages, config) -> Pipeline:
     return Pipeline("plain", source, fill, (3, side, side), np.float32)
 
 
-def our_pipeline(name: str, source: datasets.Images, config, fast: bool) -> Pipeline:
+def our_pipeline(name: str, source: Images, config, fast: bool) -> Pipeline:
     """Build what training uses."""
     transform, side = dispatch.train_transform(config), config.DATA.IMAGE_SIZE
     reader = loading.Reader(source, transform.views, 3, 0, "error", True, fast, True)
-    return Pipeline(name, source, reader.fill, (side, side, 3), np.uint8)
+    return Pipeline(name, source, reader.fill, (), np.dtype([("view0", np.uint8, (side, side, 3))]))
 
 
-def pixel_difference(source: datasets.Images, config) -> float:
+def pixel_difference(source: Images, config) -> float:
     """Return the mean absolute difference of fast and exact pixels, same boxes, out of 255."""
     pixels = dispatch.train_transform(config).views[0]
     total = 0.0
     for index in range(len(source)):
-        jpeg = fast_jpeg.open_jpeg(source.read(index), 3) or loading.read_image(source, index, 3)
-        images = (jpeg, loading.read_image(source, index, 3))
+        jpeg = fast_jpeg.open_jpeg(source.read(index), 3) or read_image(source, index, 3)
+        images = (jpeg, read_image(source, index, 3))
         fast, exact = (pixels(image, np.random.default_rng(index)).astype(np.float32) for image in images)
         total += np.abs(fast - exact).mean()
     return float(total / len(source))
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     fast_jpeg.check_installed()
     config = get_config(args.cfg)
     files = datasets.open_source(args.dataset, args.data_path, "train", num_classes=1, needs_labels=False)
-    if not isinstance(files, datasets.FileImages):
+    if not isinstance(files, FileImages):
         raise UserError(f"-data_path {args.data_path}: image files are needed, for the plain pipeline")
     sources = {"files": files}
     if args.packed:

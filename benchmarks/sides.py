@@ -103,14 +103,10 @@ class _OneBatch:
         return itertools.repeat(self._batch)
 
 
-def _torch(config, images: np.ndarray, labels: np.ndarray) -> Step:
-    """Build transformers' ViTMAE, or its ViT classifier, with torch's AdamW."""
-    import torch
+def _torch_network(config, images: np.ndarray):
+    """Build transformers' ViTMAE, or its ViT classifier, of a configuration's sizes."""
     import transformers
 
-    torch.set_num_threads(runtime.num_cores())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    inputs = {"pixel_values": torch.from_numpy(images).to(device)}
     encoder, model = config.MODEL.ENCODER, config.MODEL
     sizes = {
         "hidden_size": encoder.EMBED_DIM,
@@ -121,21 +117,30 @@ def _torch(config, images: np.ndarray, labels: np.ndarray) -> Step:
         "patch_size": model.PATCH_SIZE,
         "num_channels": images.shape[1],
     }
-    if network_of(config) == "autoencoder":
-        decoder = model.DECODER
-        settings = transformers.ViTMAEConfig(
-            **sizes,
-            decoder_hidden_size=decoder.EMBED_DIM,
-            decoder_num_hidden_layers=decoder.DEPTH,
-            decoder_num_attention_heads=decoder.NUM_HEADS,
-            decoder_intermediate_size=int(decoder.EMBED_DIM * model.MLP_RATIO),
-            mask_ratio=model.MASK_RATIO,
-            norm_pix_loss=model.NORM_PIX_LOSS,
-        )
-        network = transformers.ViTMAEForPreTraining._from_config(settings, attn_implementation="sdpa")
-    else:
+    if network_of(config) != "autoencoder":
         settings = transformers.ViTConfig(**sizes, num_labels=model.NUM_CLASSES)
-        network = transformers.ViTForImageClassification._from_config(settings, attn_implementation="sdpa")
+        return transformers.ViTForImageClassification._from_config(settings, attn_implementation="sdpa")
+    decoder = model.DECODER
+    settings = transformers.ViTMAEConfig(
+        **sizes,
+        decoder_hidden_size=decoder.EMBED_DIM,
+        decoder_num_hidden_layers=decoder.DEPTH,
+        decoder_num_attention_heads=decoder.NUM_HEADS,
+        decoder_intermediate_size=int(decoder.EMBED_DIM * model.MLP_RATIO),
+        mask_ratio=model.MASK_RATIO,
+        norm_pix_loss=model.NORM_PIX_LOSS,
+    )
+    return transformers.ViTMAEForPreTraining._from_config(settings, attn_implementation="sdpa")
+
+
+def _torch(config, images: np.ndarray, labels: np.ndarray) -> Step:
+    """Build the step of a network of transformers, with torch's AdamW."""
+    import torch
+
+    torch.set_num_threads(runtime.num_cores())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network, inputs = _torch_network(config, images), {"pixel_values": torch.from_numpy(images).to(device)}
+    if network_of(config) != "autoencoder":
         inputs["labels"] = torch.from_numpy(labels).to(device)
     network.to(device)
     synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None

@@ -1,6 +1,6 @@
 """JPEGs for training, decoded and cropped several times faster than by Pillow, with slightly other pixels.
 
-Needs simplejpeg and OpenCV (requirements-fast.txt). The crop is known before the photo is decoded, so that a photo much
+Needs simplejpeg and OpenCV (requirements/fast.txt). The crop is known before the photo is decoded, so that a photo much
 larger than its crop's result is decoded at a half or less. Evaluation does without: its pixels are Pillow's.
 """
 
@@ -109,7 +109,7 @@ def _modules():
         import simplejpeg
     except ImportError as error:
         raise UserError(
-            f"DATA.FAST_DECODE True needs {error.name}: pip install -r requirements-fast.txt, or set it False"
+            f"DATA.FAST_DECODE True needs {error.name}: pip install -r requirements/fast.txt, or set it False"
         ) from error
     cv2.setNumThreads(0)  # the workers are the parallelism
     return simplejpeg, cv2

@@ -4,24 +4,21 @@ What a view of an image looks like depends on (seed, epoch, image index, view) a
 ranks, or on what was loaded before. Order and batches are a function of (seed, epoch).
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import paddle
-from PIL import Image, ImageOps
+from PIL import Image
 
-from datasets import PIL_MODES, Images
-from errors import UserError, one_line
+from errors import UserError
 from pipeline import fast_jpeg
 from pipeline.samplers import EvalSampler, TrainSampler
-from pipeline.sources import EncodedImages
+from pipeline.sources import SKIP_ADVICE, EncodedImages, Images, describe_unreadable, read_image
 from pipeline.transforms import Transform
 from pipeline.workers import WorkerPool
 
 _MOST_BAD_IN_A_ROW = 100
-SKIP_ADVICE = "; -opts DATA.BAD_IMAGES skip goes on without it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,39 +44,6 @@ class Batch:
 
     def __len__(self) -> int:
         return self.views[0].shape[0]
-
-
-def read_image(source: Images, index: int, channels: int, upright: bool = True) -> Image.Image:
-    """Decode an image of a source as 8-bit grey (1 channel), RGB (3) or RGBA (4).
-
-    Args:
-        upright: turn it as its EXIF note says (DATA.EXIF_TRANSPOSE).
-    """
-    image, mode = source.image(index), PIL_MODES[channels]
-    if upright:
-        with contextlib.suppress(Exception):  # a damaged EXIF block must not cost us an intact image
-            ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image).astype(np.float32) / 257.0).round().astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"its pixels have mode {image.mode}, whose range is unknown; save it with 8 or 16 bits")
-    elif "transparency" in image.info and mode == "RGB":
-        image = image.convert("RGBA")  # else Pillow warns of palettes
-    return image if image.mode == mode else image.convert(mode)
-
-
-def why_unreadable(source: Images, index: int, channels: int) -> str | None:
-    """Say why an image cannot be decoded; None if it can."""
-    try:
-        read_image(source, index, channels)
-        return None
-    except Exception as error:  # damaged files raise nearly anything
-        return describe_unreadable(source, index, error)
-
-
-def describe_unreadable(source: Images, index: int, error: Exception) -> str:
-    """Say which image cannot be decoded, and why."""
-    return f"{source.describe(index)}: cannot be read as an image ({one_line(error)})"
 
 
 class Reader:

@@ -1,14 +1,15 @@
-"""Sources of encoded images: what they have in common, and files."""
+"""Sources of images, in files and in memory; decoded upright, or why that is not possible."""
 
+import contextlib
 import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from errors import UserError, printable
+from errors import UserError, one_line, printable
 from storage.regular_files import read_regular_file
 
 # Image files of a data set have one of these suffixes. Pillow is told the formats, because it would go by content, and
@@ -23,6 +24,8 @@ FORMAT_OF_SUFFIX = {
     **dict.fromkeys((".ppm", ".pgm"), "PPM"),
 }
 _MOST_BYTES = 1 << 30  # of a photo
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+SKIP_ADVICE = "; -opts DATA.BAD_IMAGES skip goes on without it"
 FORMATS = tuple(dict.fromkeys(FORMAT_OF_SUFFIX.values()))
 
 
@@ -34,7 +37,7 @@ def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
-    except UnidentifiedImageError as error:  # which names an address in memory
+    except UnidentifiedImageError as error:  # Pillow's message contains a memory address
         raise ValueError(f"its content is of none of the formats {', '.join(formats)}") from error
     if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow itself refuses twice as many
         raise ValueError(f"claims {image.width}x{image.height} pixels, which looks like a decompression bomb")
@@ -123,3 +126,60 @@ class FileImages(EncodedImages):
     def describe(self, index: int) -> str:
         """Name an image in a message."""
         return str(self.paths[index])
+
+
+class ArrayImages:
+    """Images in memory: uint8 [N, H, W] or [N, H, W, C], with labels [N] int64."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, origin: str, class_names: list[str] | None = None):
+        self.images, self.labels, self.origin, self.class_names = images, labels, origin, class_names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def describe(self, index: int) -> str:
+        """Name an image in a message."""
+        return f"{self.origin} image {index}"
+
+    def image(self, index: int) -> Image.Image:
+        """Return an image."""
+        return Image.fromarray(self.images[index])
+
+
+Images = EncodedImages | ArrayImages
+
+
+# ---- decoding -----------------------------------------------------------------------------------
+
+
+def read_image(source: Images, index: int, channels: int, upright: bool = True) -> Image.Image:
+    """Decode an image of a source as 8-bit grey (1 channel), RGB (3) or RGBA (4).
+
+    Args:
+        upright: turn it as its EXIF note says (DATA.EXIF_TRANSPOSE).
+    """
+    image, mode = source.image(index), PIL_MODES[channels]
+    if upright:
+        with contextlib.suppress(Exception):  # a damaged EXIF block must not cost us an intact image
+            ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image).astype(np.float32) / 257.0).round().astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels have mode {image.mode}, whose range is unknown; save it with 8 or 16 bits")
+    elif "transparency" in image.info and mode == "RGB":
+        image = image.convert("RGBA")  # else Pillow warns of palettes
+    return image if image.mode == mode else image.convert(mode)
+
+
+def why_unreadable(source: Images, index: int, channels: int) -> str | None:
+    """Say why an image cannot be decoded; None if it can."""
+    try:
+        read_image(source, index, channels)
+        return None
+    except Exception as error:  # damaged files raise nearly anything
+        return describe_unreadable(source, index, error)
+
+
+def describe_unreadable(source: Images, index: int, error: Exception) -> str:
+    """Say which image cannot be decoded, and why."""
+    return f"{source.describe(index)}: cannot be read as an image ({one_line(error)})"

@@ -110,18 +110,10 @@ def port(
     if expected is not None and architecture != expected:
         found_words, expected_words = (f"{model.content}, {model}" for model in (architecture, expected))
         raise UserError(f"{path}: is {found_words}; expected {expected_words}")
-    notes = _notes(file, found, architecture)
-    if architecture.decoder is None and (norm_pix_loss is not None or heads[1] is not None):
-        notes.append("what -norm_pix_loss and the second number of -heads say is for a decoder, and there is none")
-    if target == "timm" and architecture.encoder.width != 64 * architecture.encoder.heads:
-        notes.append(f"build timm's model with num_heads={architecture.encoder.heads}")
+    notes = _notes(file, found, architecture) + _notes_on_request(target, architecture, heads[1], norm_pix_loss)
     tensors = {name: _in_float32(tensor.checked(name, path)) for name, tensor in tensors.items()}
     digest = manifest.digests(path, "sha256")["sha256"]
-    counter = _batches_tracked(file)
-    origin = {"file": path.name, "sha256": digest, "family": found.family}
-    description = {"architecture": architecture.to_dict(), "ported_from": origin} | counter
-    if found.preprocessing:
-        description["preprocessing"] = found.preprocessing
+    description = _description(file, found, architecture, digest)
     written, left_out = write(destination, target, tensors, architecture, description)
     if left_out:
         notes.append(f"{len(left_out)} tensors of the decoder were left out: timm has no autoencoder")
@@ -138,6 +130,26 @@ def port(
         written=written,
         sha256=digest,
     )
+
+
+def _notes_on_request(
+    target: str, architecture: Architecture, decoder_heads: int | None, norm_pix_loss: bool | None
+) -> list[str]:
+    notes = []
+    if architecture.decoder is None and (norm_pix_loss is not None or decoder_heads is not None):
+        notes.append("-norm_pix_loss and the second number of -heads are for a decoder, and there is none")
+    if target == "timm" and architecture.encoder.width != 64 * architecture.encoder.heads:
+        notes.append(f"build timm's model with num_heads={architecture.encoder.heads}")
+    return notes
+
+
+def _description(
+    file: weight_files.WeightFile, found: Recognised, architecture: Architecture, digest: str
+) -> dict[str, object]:
+    """Return what a ported file records of itself: its architecture, its origin, how its images were normalised."""
+    origin = {"file": file.path.name, "sha256": digest, "family": found.family}
+    description = {"architecture": architecture.to_dict(), "ported_from": origin} | _batches_tracked(file)
+    return description | ({"preprocessing": found.preprocessing} if found.preprocessing else {})
 
 
 # ---- reading and checking ----------------------------------------------------------------------

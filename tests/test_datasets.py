@@ -6,8 +6,10 @@ import tarfile
 import numpy as np
 import pytest
 
+import config
 import datasets
 from errors import UserError
+from pipeline import builtin_sets
 from pipeline.samplers import EvalSampler, TrainSampler
 
 pytestmark = pytest.mark.quick
@@ -49,7 +51,7 @@ def test_linked_class_folders_count(image_folder, tmp_path):
 
 def write_cifar(path, name, as_archive):
     rng = np.random.default_rng(0)
-    archive, folder, files, test_file, key = datasets._CIFAR[name]
+    archive, folder, files, test_file, key = builtin_sets.CIFAR[name]
     (path / folder).mkdir()
     for file in [*files, test_file]:
         data = {b"data": rng.integers(0, 256, (4, 3072)).astype(np.uint8), key: [0, 1, 2, 1], b"filenames": [b"a"] * 4}
@@ -208,7 +210,7 @@ def test_loaded_archive_is_only_read_from(tmp_path):
     with pytest.raises(ValueError, match="not the published python archive"):
         datasets.open_source("cifar10", str(tmp_path), "train", num_classes=3)
     with pytest.raises(ValueError, match="damaged or not a pickle"):
-        datasets._read_cifar_batch(io.BytesIO(b"\x80\x02garbage").getvalue(), "x")
+        builtin_sets._read_cifar_batch(io.BytesIO(b"\x80\x02garbage").getvalue(), "x")
 
 
 @pytest.mark.parametrize("path", ["../a.jpg", "train/../../a.jpg", "/etc/passwd"])
@@ -217,3 +219,18 @@ def test_lists_do_not_point_outside(tmp_path, path):
     with pytest.raises(UserError, match="line 1: .* is outside; -opts DATA.LIST_OUTSIDE True allows it"):
         open_folder(tmp_path)
     assert len(open_folder(tmp_path, list_outside=True)) == 1
+
+
+def test_every_name_in_the_configuration_can_be_opened():
+    assert set(datasets.NAMES) == set(config.DATASETS)
+
+
+def test_a_set_with_several_labels_per_image_is_checked(image_folder):
+    source = datasets.open_source("imagenet2012", str(image_folder), "train", num_classes=3)
+    source.class_names, source.labels = None, [[0, 1], [2], *[[index % 3] for index in range(22)]]
+    assert datasets.check_source(source, num_classes=3, channels=3) == []
+    assert datasets.count_classes(source) == 3
+    assert datasets.describe_source(source).startswith("24 images of 3 classes")
+    source.labels[1], source.labels[2] = [], [7, 0]
+    with pytest.raises(ValueError, match="2 labels are not from 0 to 2 .*1 0.jpg has -1, .*2 0.jpg has 7"):
+        datasets.check_source(source, num_classes=3, channels=3)

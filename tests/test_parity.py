@@ -13,7 +13,7 @@ FLOAT32_RELATIVE = 1e-5  # two float32 implementations that add in different ord
 
 needs_torch = pytest.mark.skipif(
     not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")),
-    reason="torch and transformers are not installed (requirements-torch.txt); golden files are compared",
+    reason="torch and transformers are not installed (requirements/torch.txt); golden files are compared",
 )
 
 

@@ -54,7 +54,7 @@ def test_no_image_starts_a_program(tmp_path, monkeypatch, name):
     folder = tmp_path / "val" / "a"
     folder.mkdir(parents=True)
     (folder / name).write_bytes(EPS)
-    problem = loading.why_unreadable(open_folder(tmp_path), 0, 3)
+    problem = sources.why_unreadable(open_folder(tmp_path), 0, 3)
     assert "its content is of none of the formats JPEG, PNG" in problem
     assert not marker.exists()
 
@@ -72,7 +72,7 @@ def test_what_is_no_file_is_named_before_and_never_waited_for(tmp_path, kind):
         return
     with pytest.raises(UserError, match="1 files are missing: .*odd.png"):
         datasets.check_source(source, num_classes=1, channels=3)
-    assert "not a regular file" in loading.why_unreadable(source, 1, 3)
+    assert "not a regular file" in sources.why_unreadable(source, 1, 3)
 
 
 def test_folders_that_links_lead_to_again_are_listed_once(tmp_path):
@@ -80,10 +80,10 @@ def test_folders_that_links_lead_to_again_are_listed_once(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / "b" / "x.png")
     (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "b" / "here").symlink_to(".")
-    assert [str(path.relative_to(tmp_path)) for path in datasets.find_images(tmp_path)] == ["a/b/x.png"]
+    assert [str(path.relative_to(tmp_path)) for path in sources.find_images(tmp_path)] == ["a/b/x.png"]
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "c").symlink_to(tmp_path / "a")
-    found = datasets.find_images(tmp_path / "linked")
+    found = sources.find_images(tmp_path / "linked")
     assert [str(path.relative_to(tmp_path)) for path in found] == ["linked/c/b/x.png"], "a linked folder counts"
 
 
@@ -92,7 +92,7 @@ def test_many_ways_and_deep_folders_are_no_trouble(tmp_path):
         (tmp_path / f"level{level}").mkdir()
         for name in ("one", "two"):
             (tmp_path / f"level{level}" / name).symlink_to(tmp_path / f"level{level + 1}")
-    assert datasets.find_images(tmp_path) == []
+    assert sources.find_images(tmp_path) == []
     deep = tmp_path / "deep"
     deep.mkdir()
     descriptor = os.open(deep, os.O_RDONLY)
@@ -103,7 +103,7 @@ def test_many_ways_and_deep_folders_are_no_trouble(tmp_path):
         descriptor = below
     os.close(descriptor)
     try:
-        assert datasets.find_images(deep) == []
+        assert sources.find_images(deep) == []
     finally:  # pytest and Python cannot delete what is so deep
         subprocess.run(["rm", "-rf", str(deep)], check=True)
 
@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sources.os, "scandir", refuse)
     with pytest.raises(UserError, match="a: cannot be listed: Permission denied"):
-        datasets.find_images(tmp_path)
+        sources.find_images(tmp_path)
 
 
 def test_doubles_and_odd_names_are_told(tmp_path):
@@ -131,7 +131,7 @@ def test_doubles_and_odd_names_are_told(tmp_path):
     source = datasets.open_source("imagenet2012", str(tmp_path), "val", num_classes=2)
     (note,) = datasets.check_source(source, num_classes=2, channels=3)
     assert "2 images are listed more than once, 1 of them with two labels: " in note
-    source = datasets.FileImages(datasets.find_images(tmp_path), np.zeros(2, np.int64), tmp_path)
+    source = sources.FileImages(sources.find_images(tmp_path), np.zeros(2, np.int64), tmp_path)
     (note,) = datasets.check_source(source, num_classes=None, channels=3)
     assert "1 names are not UTF-8, and are shown with escapes: " in note
     assert "caf" in note

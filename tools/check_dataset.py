@@ -20,7 +20,7 @@ import datasets
 from arguments import Parser
 from config import DATASETS
 from errors import UserError
-from pipeline import loading
+from pipeline import sources
 from storage import atomic, run_files
 from training import cli
 
@@ -53,7 +53,7 @@ def check_split(name: str, data_path: str, split: str, num_classes: int | None, 
         return report
     if full:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = pool.map(lambda index: loading.why_unreadable(source, index, channels), range(len(source)))
+            results = pool.map(lambda index: sources.why_unreadable(source, index, channels), range(len(source)))
             report["undecodable"] = [result for result in results if result]
     return report
 

@@ -1,6 +1,6 @@
 """A page in the browser: a photo in, what the model reconstructs of it, what it is taken for, and where it looks.
 
-    pip install -r requirements-demo.txt
+    pip install -r requirements/demo.txt
     python -m tools.demo output/quickstart/pretrain [-classifier output/quickstart/finetune] [-port 7860]
 
 The first weights are an autoencoder; a classifier adds its five most likely classes. The photo's hidden patches are
@@ -20,6 +20,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import importlib.util
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,9 @@ import paddle
 import paddle.nn.functional as F
 from PIL import Image
 
-import datasets
 from arguments import Parser
 from errors import UserError
-from pipeline import loading
+from pipeline import sources
 from pipeline.sources import open_image
 from pipeline.transforms import eval_transform
 from tools import evaluate, inputs, visualise
@@ -95,14 +95,14 @@ def _names(config) -> list[str]:
     try:
         return evaluate.class_names(inputs.open_images(config, "val"), config.MODEL.NUM_CLASSES)
     except UserError:  # the data set need not be here
-        return evaluate.class_names(datasets.FileImages([], np.zeros(0), Path()), config.MODEL.NUM_CLASSES)
+        return evaluate.class_names(sources.FileImages([], np.zeros(0), Path()), config.MODEL.NUM_CLASSES)
 
 
 def _read(config, photo: str) -> np.ndarray:
     """Read a photo as a batch [1, C, H, W]."""
-    source = datasets.FileImages([Path(photo)], np.array([-1]), Path(photo).parent)
+    source = sources.FileImages([Path(photo)], np.array([-1]), Path(photo).parent)
     try:
-        image = loading.read_image(source, 0, config.DATA.IMAGE_CHANNELS, config.DATA.EXIF_TRANSPOSE)
+        image = sources.read_image(source, 0, config.DATA.IMAGE_CHANNELS, config.DATA.EXIF_TRANSPOSE)
         return eval_transform(config)(image, np.random.default_rng(0))[None]
     except Exception as error:  # whatever was uploaded
         raise UserError(f"{Path(photo).name} cannot be read as an image ({error})") from error
@@ -157,8 +157,26 @@ def build_page(demo: Demo, uploads: Path):
     """
     import gradio
 
+    with gradio.Blocks(
+        title="Masked autoencoder", analytics_enabled=False, delete_cache=(_KEPT_SECS // 6, _KEPT_SECS)
+    ) as page:
+        gradio.Markdown("# Masked autoencoder\nHide patches of a photo, and see what the model makes of the rest.")
+        with gradio.Row():
+            with gradio.Column(scale=1):
+                given = _add_inputs(gradio, demo, uploads)
+            with gradio.Column(scale=2):
+                results = _add_outputs(gradio, demo)
+        photo, ratio, seed, kind, sketch = given
+        changes = [photo.upload, ratio.release, seed.submit, kind.change, sketch.apply]
+        gradio.on(changes, lambda *values: _respond(gradio, demo, *values), given, results)
+    return page
+
+
+def _add_inputs(gradio, demo: Demo, uploads: Path) -> list:
+    """Add what a visitor sets: photo, mask ratio, seed, kind of mask, sketch. Our own readers open what is uploaded."""
+
     def photo_of(payload) -> str | None:
-        """Return the path of the photo; our own reader opens it, and can say what is wrong with it."""
+        """Return the path of the photo, once it is known to be readable."""
         if payload is not None:
             read_upload(payload.path, uploads)
         return None if payload is None else payload.path
@@ -170,60 +188,57 @@ def build_page(demo: Demo, uploads: Path):
         layers = [] if payload is None else (payload.layers or [])[: _MOST_LAYERS + 1]
         return [layer if isinstance(layer, bytes) else read_upload(layer.path, uploads) for layer in layers if layer]
 
-    def as_message(read):
-        def preprocess(payload):
-            try:
-                return read(payload)
-            except UserError as error:
-                raise gradio.Error(str(error)) from error
+    photo = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Photo", elem_id="photo")
+    photo.preprocess = _with_message(gradio, photo_of)
+    ratio = gradio.Slider(0.05, 0.95, demo.model.mask_ratio, step=0.05, label="Hidden", elem_id="ratio")
+    seed = gradio.Number(0, label="Seed", precision=0, elem_id="seed")
+    kind = gradio.Radio(["random", "block"], value="random", label="Patches")
+    sketch = gradio.Sketchpad(
+        label="Or paint what to hide",
+        type="numpy",
+        canvas_size=(_CANVAS_PX, _CANVAS_PX),
+        brush=gradio.Brush(default_size=24, colors=["#000000"], color_mode="fixed"),
+    )
+    sketch.preprocess = _with_message(gradio, layers_of)
+    return [photo, ratio, seed, kind, sketch]
 
-        return preprocess
 
-    def respond(photo, mask_ratio, seed, kind, layers):
-        if photo is None:
-            raise gradio.Error("Upload a photo first.")
-        if seed is None or not 0 <= seed < 2**31:
-            raise gradio.Error("The seed must be a whole number from 0.")
+def _add_outputs(gradio, demo: Demo) -> list:
+    """Add what the models make of it: reconstruction, classes, attention."""
+    options = {"columns": 4, "format": "png", "height": "auto"}
+    pictures = gradio.Gallery(label="Reconstruction", elem_id="pictures", **options)
+    classes = gradio.Label(label="Taken for", visible=demo.classifier is not None, elem_id="classes")
+    return [pictures, classes, gradio.Gallery(label="Attention of the class token", elem_id="heads", **options)]
+
+
+def _with_message(gradio, read: Callable) -> Callable:
+    """Return a reader whose UserError becomes a message on the page."""
+
+    def preprocess(payload):
         try:
-            drawn = painted(layers)
-            pictures = demo.reconstruct(photo, mask_ratio, int(seed), kind, drawn)
-            classes = demo.classify(photo) if demo.classifier is not None else None
-            heads = demo.attend(photo)
+            return read(payload)
         except UserError as error:
             raise gradio.Error(str(error)) from error
-        names = ["original", "masked", "prediction", "reconstruction"]
-        heads = [(head, f"head {number}" if number else "rollout") for number, head in enumerate(heads)]
-        return list(zip(pictures, names, strict=True)), classes, heads
 
-    with gradio.Blocks(
-        title="Masked autoencoder", analytics_enabled=False, delete_cache=(_KEPT_SECS // 6, _KEPT_SECS)
-    ) as page:
-        gradio.Markdown("# Masked autoencoder\nHide patches of a photo, and see what the model makes of the rest.")
-        with gradio.Row():
-            with gradio.Column(scale=1):
-                photo = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Photo", elem_id="photo")
-                photo.preprocess = as_message(photo_of)
-                ratio = gradio.Slider(0.05, 0.95, demo.model.mask_ratio, step=0.05, label="Hidden", elem_id="ratio")
-                seed = gradio.Number(0, label="Seed", precision=0, elem_id="seed")
-                kind = gradio.Radio(["random", "block"], value="random", label="Patches")
-                sketch = gradio.Sketchpad(
-                    label="Or paint what to hide",
-                    type="numpy",
-                    canvas_size=(_CANVAS_PX, _CANVAS_PX),
-                    brush=gradio.Brush(default_size=24, colors=["#000000"], color_mode="fixed"),
-                )
-                sketch.preprocess = as_message(layers_of)
-            with gradio.Column(scale=2):
-                pictures = gradio.Gallery(
-                    label="Reconstruction", columns=4, elem_id="pictures", format="png", height="auto"
-                )
-                classes = gradio.Label(label="Taken for", visible=demo.classifier is not None, elem_id="classes")
-                heads = gradio.Gallery(
-                    label="Attention of the class token", columns=4, elem_id="heads", format="png", height="auto"
-                )
-        given, results = [photo, ratio, seed, kind, sketch], [pictures, classes, heads]
-        gradio.on([photo.upload, ratio.release, seed.submit, kind.change, sketch.apply], respond, given, results)
-    return page
+    return preprocess
+
+
+def _respond(gradio, demo: Demo, photo, mask_ratio, seed, kind, layers) -> tuple:
+    """Return pictures, classes and attention maps with their titles, for the outputs of the page."""
+    if photo is None:
+        raise gradio.Error("Upload a photo first.")
+    if seed is None or not 0 <= seed < 2**31:
+        raise gradio.Error("The seed must be a whole number from 0.")
+    try:
+        drawn = painted(layers)
+        pictures = demo.reconstruct(photo, mask_ratio, int(seed), kind, drawn)
+        classes = demo.classify(photo) if demo.classifier is not None else None
+        heads = demo.attend(photo)
+    except UserError as error:
+        raise gradio.Error(str(error)) from error
+    names = ["original", "masked", "prediction", "reconstruction"]
+    heads = [(head, f"head {number}" if number else "rollout") for number, head in enumerate(heads)]
+    return list(zip(pictures, names, strict=True)), classes, heads
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -236,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     if not 1 <= args.port <= 65535:
         raise UserError(f"-port {args.port}: must be from 1 to 65535")
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("the page needs gradio: pip install -r requirements-demo.txt")
+        raise UserError("the page needs gradio: pip install -r requirements/demo.txt")
     device.set_device()
     demo = Demo(args.run, args.classifier)
     with tempfile.TemporaryDirectory(prefix="mae-demo-") as uploads:

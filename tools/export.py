@@ -3,7 +3,7 @@
     python -m tools.export RUN -out DIRECTORY [-format paddle onnx] [-image_size PX] [-encoder]
 
 Writes model.json (model.pdmodel with Paddle 2.6) and model.pdiparams for Paddle Inference, and model.onnx, which needs
-`pip install -r requirements-export.txt` and Paddle 3. Inputs are named "images": [B, C, H, W], normalised as
+`pip install -r requirements/export.txt` and Paddle 3. Inputs are named "images": [B, C, H, W], normalised as
 config.yaml beside them says; B may vary. Each is run on 1 and on 7 images, and has to agree with the model to a
 relative 1e-5. The batch norm of a linear probe becomes part of its linear layer.
 """
@@ -91,7 +91,7 @@ def check_onnx() -> None:
     """Raise a UserError if there is nothing to convert or to run ONNX with; it is never installed from here."""
     missing = [name for name in ("paddle2onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        what = f"{', '.join(missing)} not installed; pip install -r requirements-export.txt"
+        what = f"{', '.join(missing)} not installed; pip install -r requirements/export.txt"
         raise UserError(f"-format onnx: {what}, or export with -format paddle")
     if paddle.__version__.startswith("2."):
         raise UserError(f"-format onnx: needs Paddle 3, and this is {paddle.__version__}; export with -format paddle")

@@ -14,7 +14,7 @@ from arguments import Parser
 from config import get_config, image_size_hw, network_of, replaced
 from errors import UserError
 from mae import MAEPretrain, build_mae_pretrain
-from pipeline import loading
+from pipeline import loading, sources
 from pipeline.samplers import EvalSampler
 from pipeline.sources import EncodedImages
 from pipeline.transforms import eval_transform
@@ -88,7 +88,7 @@ def _load(model: nn.Layer, weights: Path, **allowed: object):
 class Subset(EncodedImages):
     """Some images of a source."""
 
-    def __init__(self, source: datasets.Images, indices: np.ndarray):
+    def __init__(self, source: sources.Images, indices: np.ndarray):
         self._source, self.indices = source, np.asarray(indices)
         self.labels, self.origin, self.class_names = source.labels[self.indices], source.origin, source.class_names
 
@@ -105,7 +105,7 @@ class Subset(EncodedImages):
         return self._source.image(self.indices[index])
 
 
-def open_any_images(config, split: str) -> datasets.Images:
+def open_any_images(config, split: str) -> sources.Images:
     """Open a split with its labels, or without where it has none."""
     try:
         return open_images(config, split)
@@ -113,7 +113,7 @@ def open_any_images(config, split: str) -> datasets.Images:
         return open_images(config, split, needs_labels=False)
 
 
-def open_images(config, split: str, needs_labels: bool = True, num_classes: int | None = None) -> datasets.Images:
+def open_images(config, split: str, needs_labels: bool = True, num_classes: int | None = None) -> sources.Images:
     """Open a split; labels may have any values unless `num_classes` limits them."""
     source = loaders.open_source(config, split, needs_labels)
     for warning in datasets.check_source(source, num_classes=num_classes, channels=config.DATA.IMAGE_CHANNELS):
@@ -137,7 +137,7 @@ def choose_balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.sort(order[:count])
 
 
-def open_loader(config, source: datasets.Images, notes: list[str] | None = None) -> loading.Loader:
+def open_loader(config, source: sources.Images, notes: list[str] | None = None) -> loading.Loader:
     """Return batches as evaluation sees them, in the source's order; skipped images are appended to `notes`."""
     sampler = EvalSampler(len(source), config.DATA.BATCH_SIZE)
     note_bad = print if notes is None else notes.append

@@ -29,7 +29,8 @@ from tqdm import tqdm
 import datasets
 from arguments import Parser, user_path
 from errors import UserError, abridge
-from pipeline import loading, packed_images
+from pipeline import packed_images
+from pipeline.sources import FileImages, Images, describe_unreadable, read_image
 from program import terminal
 from storage import manifest, run_files
 from training import cli
@@ -38,13 +39,13 @@ _KINDS = {"L": 1, "LA": 1, "I;16": 1}  # modes that stay grey
 _FIELDS = ("offset", "size", "label")
 
 
-def encode(source: datasets.Images, index: int, size: int, quality: int) -> bytes:
+def encode(source: Images, index: int, size: int, quality: int) -> bytes:
     """Return an image of a source as a file: as it is, or resized to a shorter side of `size` pixels as JPEG."""
     if size == 0:
         data = source.read(index)
-        loading.read_image(source, index, 3)  # raises if it cannot be decoded
+        read_image(source, index, 3)  # raises if it cannot be decoded
         return data
-    image = loading.read_image(source, index, _KINDS.get(source.image(index).mode, 3))
+    image = read_image(source, index, _KINDS.get(source.image(index).mode, 3))
     scale = size / min(image.size)
     if scale < 1:
         image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
@@ -54,7 +55,7 @@ def encode(source: datasets.Images, index: int, size: int, quality: int) -> byte
 
 
 def pack_split(
-    source: datasets.Images, root: Path, split: str, *, size: int, quality: int, per_shard: int, skip_bad: bool
+    source: Images, root: Path, split: str, *, size: int, quality: int, per_shard: int, skip_bad: bool
 ) -> dict:
     """Write the shards and the index of a split; shards that are there already stay.
 
@@ -85,7 +86,7 @@ def _write_shard(pool, source, indices: range, shard: Path, size: int, quality: 
         try:
             return encode(source, index, size, quality)
         except Exception as error:  # damaged files raise nearly anything
-            return loading.describe_unreadable(source, index, error)
+            return describe_unreadable(source, index, error)
 
     found = {key: [] for key in _FIELDS}
     bad, temporary = [], shard.with_suffix(".tmp")
@@ -137,7 +138,7 @@ def pack(
         if split == "val" and not ((src / "val").is_dir() or (src / "val_list.txt").is_file()):
             continue
         source = _open(dataset, src, split, list_outside)
-        if not isinstance(source, datasets.FileImages):
+        if not isinstance(source, FileImages):
             raise UserError(f"-dataset {dataset}, {src}: image files are packed, and this is something else")
         datasets.check_source(source, num_classes=None, channels=3)
         sources[split] = source
@@ -159,7 +160,7 @@ def pack(
     return info
 
 
-def _open(dataset: str, src: Path, split: str, list_outside: bool) -> datasets.Images:
+def _open(dataset: str, src: Path, split: str, list_outside: bool) -> Images:
     """Open a split with its labels; a folder to pretrain on may have none."""
     options = {"num_classes": 1, "list_outside": list_outside}
     if split == "val" or (src / "train_list.txt").is_file():
@@ -173,7 +174,7 @@ def _open(dataset: str, src: Path, split: str, list_outside: bool) -> datasets.I
     return labelled if len(labelled) else everything
 
 
-def _sum_of(source: datasets.Images) -> str:
+def _sum_of(source: Images) -> str:
     """Return a sum of what a source lists, so that an interrupted packing goes on with the same only."""
     digest = hashlib.sha256(source.labels.tobytes())
     for index in range(len(source)):

@@ -25,12 +25,11 @@ import numpy as np
 import paddle
 from PIL import Image
 
-import datasets
 import mae
 from arguments import Parser, finite
 from config import network_of
 from errors import UserError
-from pipeline import loading
+from pipeline import sources
 from pipeline.sources import open_image
 from pipeline.transforms import eval_transform
 from storage import atomic
@@ -220,22 +219,22 @@ def named_images(config, paths: list[str], most: int) -> np.ndarray:
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file or directory")
-        files += datasets.find_images(path) if path.is_dir() else [path]
+        files += sources.find_images(path) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{', '.join(paths)}: no images found")
-    source = datasets.FileImages(files, np.full(len(files), -1), Path(paths[0]))
+    source = sources.FileImages(files, np.full(len(files), -1), Path(paths[0]))
     return _load(config, source, range(min(most, len(files))))
 
 
-def _load(config, source: datasets.Images, indices) -> np.ndarray:
+def _load(config, source: sources.Images, indices) -> np.ndarray:
     rng, transform, channels = np.random.default_rng(0), eval_transform(config), config.DATA.IMAGE_CHANNELS
     arrays = []
     for index in indices:
-        problem = loading.why_unreadable(source, index, channels)
+        problem = sources.why_unreadable(source, index, channels)
         if problem is None:
-            arrays.append(transform(loading.read_image(source, index, channels, config.DATA.EXIF_TRANSPOSE), rng))
+            arrays.append(transform(sources.read_image(source, index, channels, config.DATA.EXIF_TRANSPOSE), rng))
         elif config.DATA.BAD_IMAGES == "error":
-            raise UserError(problem + loading.SKIP_ADVICE)
+            raise UserError(problem + sources.SKIP_ADVICE)
     if not arrays:
         raise UserError(f"{source.origin}: none of the images can be read")
     return np.stack(arrays)
@@ -267,7 +266,7 @@ def _check(args) -> Path:
         raise UserError("-mask_ratio: a drawn mask has its own; leave it out")
     given = [*args.images, args.run, args.mask]
     for folder in filter(Path.is_dir, map(Path, args.images)):
-        given += datasets.find_images(folder)
+        given += sources.find_images(folder)
     return inputs.new_file(args.out, ".png", ".html", inputs=given)
 
 

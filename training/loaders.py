@@ -7,7 +7,7 @@ import numpy as np
 import datasets
 from config import image_size_hw
 from errors import UserError
-from pipeline import loading
+from pipeline import loading, sources
 from pipeline.samplers import EvalSampler, TrainSampler
 from pipeline.transforms import Transform, eval_transform
 from training import distributed
@@ -57,7 +57,7 @@ def build_eval_loader(run: Run) -> loading.Loader:
 
 def build_loader(
     config,
-    source: datasets.Images,
+    source: sources.Images,
     transform: Transform,
     sampler: TrainSampler | EvalSampler,
     fast_decode: bool = False,
@@ -79,7 +79,7 @@ def build_loader(
     )
 
 
-def open_source(config, split: str, needs_labels: bool) -> datasets.Images:
+def open_source(config, split: str, needs_labels: bool) -> sources.Images:
     """Open one split of a configuration's data set, without looking at the images."""
     return datasets.open_source(
         config.DATA.DATASET,
@@ -92,16 +92,16 @@ def open_source(config, split: str, needs_labels: bool) -> datasets.Images:
     )
 
 
-def open_split(config, split: str, needs_labels: bool, say: Callable[[str], None]) -> datasets.Images:
+def open_split(config, split: str, needs_labels: bool, say: Callable[[str], None]) -> sources.Images:
     """Open and check one split, and decode a few of its images; `say` gets the lines for the user."""
     source, channels = open_source(config, split, needs_labels), config.DATA.IMAGE_CHANNELS
     num_classes = config.MODEL.NUM_CLASSES if needs_labels else None
     for warning in datasets.check_source(source, num_classes=num_classes, channels=channels):
         say(f"warning: {warning}")
-    problems = [loading.why_unreadable(source, index, channels) for index in _spread(len(source))]
+    problems = [sources.why_unreadable(source, index, channels) for index in _spread(len(source))]
     problems = [problem for problem in problems if problem]
     if problems and config.DATA.BAD_IMAGES == "error":
-        raise UserError(problems[0] + loading.SKIP_ADVICE)
+        raise UserError(problems[0] + sources.SKIP_ADVICE)
     for problem in problems:
         say(f"warning: {problem}")
     say(f"{split}: {datasets.describe_source(source)}")

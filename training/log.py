@@ -159,6 +159,6 @@ def _visualdl_writer(directory: Path):
         from visualdl import LogWriter
     except ImportError as error:
         raise UserError(
-            "VISUALDL is on, but visualdl is not installed: pip install -r requirements-extras.txt"
+            "VISUALDL is on, but visualdl is not installed: pip install -r requirements/visualdl.txt"
         ) from error
     return LogWriter(logdir=str(directory))

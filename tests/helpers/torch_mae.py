@@ -1,6 +1,6 @@
 """The same small MAE in torch (transformers' ViTMAE), and the mapping of its names to ours.
 
-    python -m tests.helpers.torch_mae        # writes tests/golden/mae_{norm,raw}.npz; needs requirements-torch.txt
+    python -m tests.helpers.torch_mae        # writes tests/golden/mae_{norm,raw}.npz; needs requirements/torch.txt
 
 Weights, images and noise come from NumPy's generator, so that a golden file holds results only.
 """

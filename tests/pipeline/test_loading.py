@@ -12,7 +12,7 @@ import datasets
 from config import get_config
 from errors import UserError
 from methods import dispatch
-from pipeline import augment, loading, transforms
+from pipeline import augment, loading, sources, transforms
 from pipeline.samplers import EvalSampler, TrainSampler
 from runtime import ROOT
 from tools import check_dataset
@@ -72,8 +72,8 @@ def test_sixteen_bit_images_are_scaled_and_unknown_ranges_refused(tmp_path):
     values = np.array([[0, 257, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "train" / "a" / "x.png")
     source = open_folder(tmp_path)
-    assert np.asarray(loading.read_image(source, 0, 1)).tolist() == [[0, 1, 255]]
-    assert np.asarray(loading.read_image(source, 0, 3))[0, 1].tolist() == [1, 1, 1]
+    assert np.asarray(sources.read_image(source, 0, 1)).tolist() == [[0, 1, 255]]
+    assert np.asarray(sources.read_image(source, 0, 3))[0, 1].tolist() == [1, 1, 1]
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "train" / "a" / "x.tif")
     (tmp_path / "train" / "a" / "x.png").unlink()
     with pytest.raises(ValueError, match="x.tif: cannot be read .*mode F, whose range is unknown"):
@@ -159,7 +159,7 @@ def damaged_folder(tmp_path_factory):
 
 def can_be_read(source, index) -> bool:
     try:
-        loading.read_image(source, index, 3)
+        sources.read_image(source, index, 3)
         return True
     except Exception:
         return False
@@ -190,7 +190,7 @@ def test_decompression_bombs_are_refused(tmp_path):
     Image.new("1", (10_000, 10_000)).save(tmp_path / "train" / "bomb.png")  # 100 million pixels in some kilobytes
     source = datasets.open_source("folder", str(tmp_path), "train", num_classes=1, needs_labels=False)
     with pytest.warns(Warning, match="bomb"), pytest.raises(ValueError, match="10000x10000 pixels, which looks like a"):
-        loading.read_image(source, 0, 3)
+        sources.read_image(source, 0, 3)
 
 
 def test_check_dataset_reports(image_folder, damaged_folder, tmp_path, capsys):
@@ -219,7 +219,7 @@ def test_repeats_are_the_same_images_augmented_anew_and_decoded_once(image_folde
     assert [key[2] for key in keys] == [0, 1, 2] * 8
     assert len({key[1] for key in keys}) == 8
     reads = []
-    monkeypatch.setattr(loading, "read_image", lambda s, i, *c, f=loading.read_image: reads.append(i) or f(s, i, *c))
+    monkeypatch.setattr(loading, "read_image", lambda s, i, *c, f=sources.read_image: reads.append(i) or f(s, i, *c))
     images = np.concatenate([b.images.numpy() for b in loading.Loader(source, noisy, sampler, seed=1).epoch(0)])
     assert len(reads) <= 8 + 1  # and one to learn the shape
     assert len(np.unique(images.reshape(24, -1), axis=0)) == 24

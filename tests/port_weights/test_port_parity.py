@@ -17,8 +17,8 @@ from storage import weight_files
 from tests.conftest import assert_close
 from transformer import build_transformer
 
-torch = pytest.importorskip("torch", reason="requirements-torch.txt is not installed")
-pytest.importorskip("transformers", reason="requirements-torch.txt is not installed")
+torch = pytest.importorskip("torch", reason="requirements/torch.txt is not installed")
+pytest.importorskip("transformers", reason="requirements/torch.txt is not installed")
 
 from safetensors.torch import load_file, save_file
 from transformers import ViTForImageClassification, ViTMAEForPreTraining, ViTModel

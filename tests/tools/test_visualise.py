@@ -11,7 +11,7 @@ from PIL import Image
 import mae
 from errors import UserError
 from methods import dispatch
-from pipeline import loading, transforms
+from pipeline import sources, transforms
 from tools import attention, inputs, visualise
 
 pytestmark = pytest.mark.quick
@@ -39,7 +39,7 @@ def test_visible_pixels_are_those_of_the_photo(trained, image_folder, tmp_path):
     chosen = np.random.default_rng(0).permutation(len(source))[:3]
     pixels = transforms.eval_transform(config).views[0]
     for picture, index in zip(original, chosen, strict=True):
-        assert np.array_equal(picture, pixels(loading.read_image(source, index, 3), None))
+        assert np.array_equal(picture, pixels(sources.read_image(source, index, 3), None))
     visible = ~(masked == 128).all(axis=-1)
     assert 0.2 < visible.mean() < 0.3
     assert np.array_equal(original[visible], pasted[visible])

@@ -71,7 +71,7 @@ def test_throughput(monkeypatch):
 
 def test_visualdl_is_optional(tmp_path):
     if importlib.util.find_spec("visualdl") is None:
-        with pytest.raises(ValueError, match="pip install -r requirements-extras.txt"):
+        with pytest.raises(ValueError, match="pip install -r requirements/visualdl.txt"):
             RunLog(tmp_path, visualdl=True)
     else:
         log = RunLog(tmp_path, quiet=True, visualdl=True)

@@ -12,7 +12,8 @@ from storage.architecture import Architecture, Tower
 from tests.helpers.malformed_weights import torch_bytes
 from tests.helpers.weights_by_hand import official_arrays
 from transformer import VisionTransformer
-from zoo import download
+from zoo import download, entries
+from zoo.__main__ import main
 
 pytestmark = pytest.mark.quick
 SMALL = {"dim": 16, "depth": 2, "patch": 4, "num_patches": 4}
@@ -24,7 +25,7 @@ def small_zoo(tmp_path, monkeypatch):
     mirror = tmp_path / "mirror"
     monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv(download.MIRROR_VARIABLE, mirror.as_uri())
-    content = yaml.safe_load((zoo._TABLE).read_text())
+    content = yaml.safe_load((entries._TABLE).read_text())
     content["models"]["vit_test"] = [16, 2, 4, 4]
     common = {"source": "official MAE", "image": 8, "verified": "not yet"}
     content["weights"] = {
@@ -37,7 +38,7 @@ def small_zoo(tmp_path, monkeypatch):
         (mirror / "example.org" / folder).mkdir(parents=True)
         (mirror / "example.org" / folder / "w.pth").write_bytes(torch_bytes(arrays))
     (tmp_path / "zoo.yaml").write_text(yaml.safe_dump(content))
-    monkeypatch.setattr(zoo, "_TABLE", tmp_path / "zoo.yaml")
+    monkeypatch.setattr(entries, "_TABLE", tmp_path / "zoo.yaml")
     zoo.table.cache_clear()
     yield mirror
     zoo.table.cache_clear()
@@ -116,14 +117,14 @@ def test_a_wrong_file_by_hand_does_not_stay(small_zoo, tmp_path, capsys):
     right, wrong = tmp_path / "right.pth", tmp_path / "wrong.pth"
     right.write_bytes(torch_bytes(official_arrays(**SMALL)))
     wrong.write_bytes(torch_bytes(official_arrays(**SMALL, num_classes=7)))
-    assert zoo.main(["fetch", "vit_test.mae", "-from", str(wrong)]) == 1
-    assert zoo.main(["fetch", "vit_test.mae", "-from", str(right)]) == 0
-    assert zoo.main(["fetch", "vit_test.mae", "-from", str(tmp_path / "none")]) == 1  # not from the cache
+    assert main(["fetch", "vit_test.mae", "-from", str(wrong)]) == 1
+    assert main(["fetch", "vit_test.mae", "-from", str(right)]) == 0
+    assert main(["fetch", "vit_test.mae", "-from", str(tmp_path / "none")]) == 1  # not from the cache
     other = tmp_path / "other.pth"
     other.write_bytes(torch_bytes({name: array + 1 for name, array in official_arrays(**SMALL).items()}))
-    assert zoo.main(["fetch", "vit_test.mae", "-from", str(other)]) == 1
+    assert main(["fetch", "vit_test.mae", "-from", str(other)]) == 1
     assert "when first used" in capsys.readouterr().err
-    assert zoo.main(["fetch", "vit_test.mae"]) == 0
+    assert main(["fetch", "vit_test.mae"]) == 0
     assert "taken for vit_test.mae on trust" not in capsys.readouterr().err  # it was said the first time
 
 
@@ -137,22 +138,22 @@ def test_names_are_found_in_several_ways():
 
 
 def test_command_line(small_zoo, capsys, tmp_path):
-    assert zoo.main(["list"]) == 0
+    assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["NAME", "MILLION", "CONTENT", "SOURCE", "LICENCE", "VERIFIED", "PUBLISHED"]
     assert len(lines) == 4
-    assert zoo.main(["info", "vit_test.ft"]) == 0
+    assert main(["info", "vit_test.ft"]) == 0
     assert "CC-BY-NC 4.0" in capsys.readouterr().out
-    assert zoo.main(["fetch", "vit_test.ft"]) == 0
+    assert main(["fetch", "vit_test.ft"]) == 0
     path = capsys.readouterr().out.strip()
     assert path.endswith("vit_test.ft.pdparams")
-    assert zoo.main(["fetch", "vit_test.ft"]) == 0  # from the cache
+    assert main(["fetch", "vit_test.ft"]) == 0  # from the cache
     assert capsys.readouterr().out.strip() == path
-    assert zoo.main(["info", "vit_test.nothing"]) == 1
+    assert main(["info", "vit_test.nothing"]) == 1
     assert "vit_test has ft, mae, rpe" in capsys.readouterr().err
-    assert zoo.main(["list", "nothing"]) == 1
+    assert main(["list", "nothing"]) == 1
     capsys.readouterr()
     (small_zoo / "example.org" / "a" / "w.pth").rename(tmp_path / "by hand.pth")
-    assert zoo.main(["fetch", "vit_test.mae"]) == 1
+    assert main(["fetch", "vit_test.mae"]) == 1
     assert "-from FILE" in capsys.readouterr().err
-    assert zoo.main(["fetch", "vit_test.mae", "-from", str(tmp_path / "by hand.pth")]) == 0
+    assert main(["fetch", "vit_test.mae", "-from", str(tmp_path / "by hand.pth")]) == 0

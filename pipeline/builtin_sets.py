@@ -1,0 +1,137 @@
+"""Small data sets that need no list of files: CIFAR's archives, scikit-learn's digits, generated patterns."""
+
+import gzip
+import io
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError, one_line
+from pipeline.sources import ArrayImages
+from storage import safe_pickle
+from storage.regular_files import read_regular_file
+
+_MOST_ARCHIVE_BYTES = 512 << 20  # unpacked; CIFAR has 180 MB
+CIFAR = {  # archive, folder, train files, test file, key of the labels
+    "cifar10": (
+        "cifar-10-python.tar.gz",
+        "cifar-10-batches-py",
+        [f"data_batch_{i}" for i in range(1, 6)],
+        "test_batch",
+        b"labels",
+    ),
+    "cifar100": ("cifar-100-python.tar.gz", "cifar-100-python", ["train"], "test", b"fine_labels"),
+}
+
+
+def open_cifar(name: str, root: Path, split: str) -> ArrayImages:
+    """Open CIFAR-10 or CIFAR-100, from the archive that is published, or from its folder."""
+    archive_name, folder_name, train_files, test_file, label_key = CIFAR[name]
+    files = train_files if split == "train" else [test_file]
+    archive = root if root.is_file() else root / archive_name
+    folder = root if root.name == folder_name else root / folder_name
+    if folder.is_dir():
+        batches = [_read_cifar_batch(_read_limited(folder / file), str(folder / file)) for file in files]
+    elif archive.is_file():
+        contents = _read_members(archive, [f"{folder_name}/{file}" for file in files], name)
+        batches = [_read_cifar_batch(content, f"{archive}:{file}") for file, content in contents.items()]
+    else:
+        raise UserError(
+            f"DATA.DATA_PATH={root}: holds neither {archive_name} nor {folder_name}/; "
+            f"download the python version from https://www.cs.toronto.edu/~kriz/cifar.html"
+        )
+    num_classes = 10 if name == "cifar10" else 100
+    pixels, labels = zip(*(_check_cifar_batch(batch, label_key, num_classes, root) for batch in batches), strict=True)
+    images = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return ArrayImages(np.ascontiguousarray(images), np.concatenate(labels), f"{name} {split}")
+
+
+def _check_cifar_batch(batch: object, label_key: bytes, num_classes: int, root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels uint8 [N, 3072] and labels int64 [N] of a batch file."""
+    pixels, labels = (batch.get(key) if isinstance(batch, dict) else None for key in (b"data", label_key))
+    is_right = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[1:] == (3 * 32 * 32,)
+    is_right = is_right and isinstance(labels, list) and len(labels) == len(pixels)
+    if not is_right or not all(type(label) is int and 0 <= label < num_classes for label in labels):
+        raise UserError(
+            f"DATA.DATA_PATH={root}: not the published python version: a batch needs {b'data'!r}, uint8 [N, 3072], and "
+            f"{label_key!r}, N whole numbers below {num_classes}"
+        )
+    return pixels, np.array(labels, np.int64)
+
+
+def _read_limited(file: Path) -> bytes:
+    try:
+        return read_regular_file(file, _MOST_ARCHIVE_BYTES)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
+
+
+class _Limited(io.RawIOBase):
+    """A stream that ends with an error after so many bytes."""
+
+    def __init__(self, stream: io.BufferedIOBase, most_bytes: int):
+        self._stream, self._left, self._most = stream, most_bytes, most_bytes
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at most `size` bytes."""
+        data = self._stream.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise UserError(f"unpacks to more than {self._most >> 20} MiB")
+        return data
+
+
+def _read_members(archive: Path, names: list[str], dataset: str) -> dict[str, bytes]:
+    """Read members of a tar archive, compressed by gzip or not, which may unpack to a limited size."""
+    found, what = {}, f"{archive}: not the published python archive of {dataset}"
+    try:
+        with open(archive, "rb") as file:
+            unpacked = gzip.GzipFile(fileobj=file) if file.read(2) == b"\x1f\x8b" else file
+            file.seek(0)
+            with tarfile.open(fileobj=_Limited(unpacked, _MOST_ARCHIVE_BYTES), mode="r|") as tar:
+                for member in tar:
+                    if member.name in names and member.isfile():
+                        found[member.name] = tar.extractfile(member).read()
+                    tar.members.clear()  # it would remember millions
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:  # ValueError: UserError, too
+        raise UserError(f"{what}: {error if isinstance(error, UserError) else one_line(error)}") from error
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise UserError(f"{what}: it has no {missing[0]}")
+    return {name: found[name] for name in names}
+
+
+def _read_cifar_batch(data: bytes, name: str) -> dict:
+    return safe_pickle.load(io.BytesIO(data), name=name, encoding="bytes")
+
+
+def open_digits(split: str) -> ArrayImages:
+    """Open the 1,797 handwritten digits of scikit-learn; every fifth one is for evaluation."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError("-dataset digits comes with scikit-learn: pip install -r requirements.txt") from error
+    digits = load_digits()
+    is_val = np.arange(len(digits.target)) % 5 == 0  # 360 of 1,797
+    chosen = is_val if split == "val" else ~is_val
+    images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)  # stored as 0 to 16
+    return ArrayImages(images, digits.target[chosen].astype(np.int64), f"digits {split}", [str(i) for i in range(10)])
+
+
+def make_synthetic(split: str, num_classes: int, size_hw: tuple[int, int]) -> ArrayImages:
+    """Draw gratings whose direction and colour depend on the class; 1,024 to train, 256 to evaluate."""
+    num_images, seed = (1024, 0) if split == "train" else (256, 1)
+    rng, num_classes = np.random.default_rng(seed), num_classes or 10
+    labels = np.arange(num_images) % num_classes
+    rows, columns = np.mgrid[0 : size_hw[0], 0 : size_hw[1]] / max(size_hw)
+    angle = np.pi * labels / num_classes
+    phase = rng.uniform(0, 2 * np.pi, num_images)
+    images = np.empty((num_images, *size_hw, 3), np.uint8)
+    for index in range(num_images):
+        wave = np.sin(20 * (rows * np.sin(angle[index]) + columns * np.cos(angle[index])) + phase[index])
+        hue = 0.5 + 0.5 * np.cos(2 * angle[index] + np.array([0.0, 2.1, 4.2]))
+        noise = rng.normal(0, 12, (*size_hw, 3))
+        images[index] = np.clip(128 + 90 * wave[:, :, None] * hue + noise, 0, 255)
+    return ArrayImages(images, labels.astype(np.int64), f"synthetic {split}")

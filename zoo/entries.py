@@ -1,0 +1,90 @@
+"""What `zoo.yaml` lists: published weights, each with its architecture, source and licence."""
+
+import dataclasses
+import difflib
+import functools
+import math
+from pathlib import Path
+
+import yaml
+
+from errors import UserError
+from storage.architecture import Architecture, Tower
+
+_TABLE = Path(__file__).parent / "zoo.yaml"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """An entry of `zoo.yaml`; see there for what its keys mean."""
+
+    name: str
+    architecture: Architecture
+    source: str
+    page: str
+    paper: str
+    licence: str
+    url: str
+    content: str
+    verified: str
+    published: str
+    file: str = ""
+    md5: str = ""
+    note: str = ""
+    unsupported: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file, as its project calls it."""
+        return self.file or self.url.rpartition("/")[2]
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of elements in all tensors."""
+        return sum(math.prod(shape) for shape in self.architecture.shapes().values())
+
+
+@functools.cache
+def table() -> dict[str, Weights]:
+    """Return all entries by name."""
+    content = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
+    return {name: _entry(name, values, content) for name, values in content["weights"].items()}
+
+
+def find(name: str, family: str | None = None) -> Weights:
+    """Return the entry MODEL.FAMILY; raise UserError with what there is otherwise."""
+    full_name = name if family is None else f"{name}.{family}"
+    if full_name in table():
+        return table()[full_name]
+    for entry in table().values():  # the name of its file will do
+        if name in (entry.file_name, entry.file_name.partition(".")[0]):
+            return entry
+    model = full_name.rpartition(".")[0] or full_name
+    families = [known.rpartition(".")[2] for known in table() if known.rpartition(".")[0] == model]
+    models = sorted({known.rpartition(".")[0] for known in table()})
+    known = f"{model} has {', '.join(families)}" if families else f"the models are {', '.join(models)}"
+    close = difflib.get_close_matches(full_name, table(), n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise UserError(f"no weights are called {full_name}: {hint}{known}")
+
+
+def _entry(name: str, values: dict, content: dict) -> Weights:
+    values = dict(values)
+    model = name.rpartition(".")[0]
+    width, depth, heads, patch_px = content["models"][model]
+    image_px = values.pop("image", 224)
+    decoder = None
+    if values["content"] == "autoencoder":
+        decoder = content["decoders"][values["source"]]
+        decoder = Tower(*(decoder[model] if isinstance(decoder, dict) else decoder))
+    architecture = Architecture(
+        encoder=Tower(width, depth, heads),
+        patch_px=patch_px,
+        grid_hw=(image_px // patch_px, image_px // patch_px),
+        decoder=decoder,
+        num_classes=values.pop("classes", 1000) if values["content"] == "classifier" else 0,
+        global_pool=values.pop("pool", "token") == "mean",
+        norm_pix_loss=values.pop("norm_pix", None),
+    )
+    values["published"] = str(values.get("published", "-"))
+    return Weights(name, architecture, **content["sources"][values["source"]], **values)
