@@ -21,8 +21,7 @@ import paddle
 from config import get_config
 from methods import dispatch
 from tests.conftest import MODES, TINY
-from tools.report import read_log
-from training.log import RunLog
+from training.log import RunLog, read_log
 from training.task import Run
 
 GOLDEN = runtime.ROOT / "tests" / "golden"

@@ -33,7 +33,7 @@ from errors import UserError
 from pipeline import sources
 from pipeline.sources import open_image
 from pipeline.transforms import eval_transform
-from tools import evaluate, inputs, visualise
+from tools import drawing, evaluate, inputs
 from training import cli, device
 
 _LARGEST_UPLOAD_BYTES = 10 * 1000**2
@@ -70,11 +70,11 @@ class Demo:
         """
         images = _read(self.config, photo)
         grid_hw = self.model.patch_embedding.grid_hw
-        noise = visualise.draw_noise(1, grid_hw, seed, kind)
+        noise = drawing.draw_noise(1, grid_hw, seed, kind)
         if drawn is not None and drawn.any():
             small = Image.fromarray(drawn).resize(grid_hw[::-1], Image.Resampling.BOX)
-            noise, mask_ratio = visualise.mask_to_noise(np.asarray(small) > 127, "the painted mask")
-        panels = visualise.draw_panels(self.model, self.config, images, mask_ratio=mask_ratio, noise=noise)
+            noise, mask_ratio = drawing.mask_to_noise(np.asarray(small) > 127, "the painted mask")
+        panels = drawing.draw_panels(self.model, self.config, images, mask_ratio=mask_ratio, noise=noise)
         return [_enlarge(panel[0]) for panel in panels]
 
     @paddle.no_grad()
@@ -87,7 +87,7 @@ class Demo:
 
     def attend(self, photo: str) -> list[Image.Image]:
         """Return pictures of attention rollout, and of each head of the encoder's last layer."""
-        panels = visualise.draw_attention(self.encoder, self.config, _read(self.config, photo))
+        panels = drawing.draw_attention(self.encoder, self.config, _read(self.config, photo))
         return [_enlarge(panel[0]) for panel in panels[1:]]
 
 

@@ -12,20 +12,15 @@ import runtime
 
 runtime.prepare()
 
-import hashlib
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import paddle
 
 from arguments import Parser, finite
 from errors import UserError
-from storage import atomic, weight_files
-from tools import inputs
-from tools.features import POOLS, extract_all
-from training import cli, device
+from tools import feature_sets
+from training import cli
 
 _QUERIES, _ROWS = 256, 4096  # at a time
 _BLOCK = 64  # columns
@@ -103,60 +98,10 @@ def _unit(features: np.ndarray, mean: np.ndarray | None, scale: np.ndarray | Non
     return unit
 
 
-def add_feature_flags(parser: Parser) -> None:
-    """Add what the tools that judge features take."""
-    inputs.add_flags(parser)
-    parser.add("pool", "class token or mean of the patches, instead of what the classifier reads", choices=POOLS[:2])
-    parser.add("cache", "directory that keeps the features", metavar="DIR")
-    parser.add("json", "write the figures to this file, too", metavar="FILE")
-
-
-def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
-    """Return `features` and `labels` of splits, from the cache where they are there."""
-    device.set_device()
-    model, config = inputs.load_encoder(args.run, inputs.read_config(args))
-    weights, results = weight_files.resolve(args.run).resolve(), []
-    settings = hashlib.sha256(f"{config.DATA.dump()}{config.MODEL.dump()}".encode()).hexdigest()
-    for split in splits:
-        source = inputs.open_images(config, split)
-        if source.labels.min() < 0:
-            raise UserError(f"{source.origin}: has images without labels")
-        about = {"weights": str(weights), "written": weights.stat().st_mtime_ns, "pool": args.pool, "split": split}
-        about |= {"origin": str(source.origin), "images": len(source), "settings": settings}
-        folder = None if args.cache is None else inputs.new_directory(Path(args.cache) / split, [args.run], "-cache")
-        known = None if folder is None else folder / "about.json"
-        if known is not None and known.is_file() and known.read_bytes() == json.dumps(about).encode():
-            names = ("features", "labels")
-            results.append({name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
-            print(f"{split}: features of {len(source):,} images are taken from {folder}")
-            continue
-        print(f"{split}: computing the features of {len(source):,} images", flush=True)
-        results.append(extract_all(model, inputs.open_loader(config, source), None, args.pool, folder))
-        if known is not None:
-            atomic.write_text(known, json.dumps(about))
-    return results
-
-
-def check_outputs(args) -> None:
-    """Check where results are to go before anything is computed."""
-    if args.json is not None:
-        inputs.new_file(args.json, ".json", flag="-json", inputs=[args.run])
-
-
-def report(args, title: str, figures: dict[str, object]) -> dict[str, object]:
-    """Print figures, and write them where -json says."""
-    print(title)
-    for name, value in figures.items():
-        print(f"  {name}: {value:.3f}" if isinstance(value, float) else f"  {name}: {value}")
-    if args.json is not None:
-        atomic.write_text(args.json, json.dumps(figures, indent=1))
-    return figures
-
-
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Print and return the accuracies, in percent."""
     parser = Parser(prog="python -m tools.knn", description=__doc__)
-    add_feature_flags(parser)
+    feature_sets.add_feature_flags(parser)
     parser.add("k", "numbers of neighbours (default: 1 5 10 20)", type=int, nargs="+", default=[1, 5, 10, 20])
     parser.add("temperature", "of the votes (default: 0.07)", type=finite, default=0.07)
     parser.add("standardise", "features by the training images' mean and deviation", action="store_true")
@@ -165,12 +110,12 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         raise UserError(f"-temperature {args.temperature}: must be above 0")
     if min(args.k) < 1:
         raise UserError(f"-k {min(args.k)}: must be at least 1")
-    check_outputs(args)
-    train, val = split_features(args, "train", "val")
+    feature_sets.check_outputs(args)
+    train, val = feature_sets.split_features(args, "train", "val")
     found = classify(train["features"], train["labels"], val["features"], args.k, args.temperature, args.standardise)
     figures = {f"acc1, k={k}": 100 * float(np.mean(classes == val["labels"])) for k, classes in found.items()}
     title = f"k-NN, {len(val['labels']):,} images by {len(train['labels']):,}, cosine, temperature {args.temperature}"
-    return report(args, title, figures)
+    return feature_sets.report(args, title, figures)
 
 
 if __name__ == "__main__":

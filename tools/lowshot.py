@@ -20,7 +20,7 @@ import numpy as np
 
 from arguments import Parser
 from errors import UserError, abridge
-from tools import inputs, knn
+from tools import feature_sets, inputs
 from training import cli
 
 _INVERSE_PENALTY = 4000.0
@@ -84,7 +84,7 @@ def read_list(path: str, describe: Callable[[int], str], num_images: int) -> np.
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Print and return the accuracies, in percent."""
     parser = Parser(prog="python -m tools.lowshot", description=__doc__)
-    knn.add_feature_flags(parser)
+    feature_sets.add_feature_flags(parser)
     parser.add("shots", "images per class (default: 1 2 5 13)", type=int, nargs="+", default=[1, 2, 5, 13])
     parser.add("splits", "draws of each (default: 3)", type=int, default=3)
     parser.add("seed", "of the draws", type=inputs.natural, default=0)
@@ -92,12 +92,12 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     args = parser.parse_args(argv)
     if min(args.splits, *args.shots) < 1:
         raise UserError("-shots and -splits must be at least 1")
-    knn.check_outputs(args)
+    feature_sets.check_outputs(args)
     source = inputs.open_images(inputs.read_config(args), "train")
     lists = [read_list(path, source.describe, len(source)) for path in args.list]
     for shots in [] if lists else args.shots:
         draw(source.labels, shots, args.seed)  # says at once if there are too few images
-    train, val = knn.split_features(args, "train", "val")
+    train, val = feature_sets.split_features(args, "train", "val")
     labels = train["labels"]
     if lists and len(labels) < len(source):
         raise UserError(
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         scores = [fit_and_score(train, indices, val) for indices in chosen]
         figures[f"acc1, {name}"] = float(np.mean(scores))
         figures[f"deviation, {name}"] = float(np.std(scores))
-    return knn.report(args, f"logistic regression, {len(next(iter(draws.values())))} splits", figures)
+    return feature_sets.report(args, f"logistic regression, {len(next(iter(draws.values())))} splits", figures)
 
 
 if __name__ == "__main__":

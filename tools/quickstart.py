@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from errors import UserError
-from tools import inputs, pages, plots, report, visualise
+from tools import drawing, inputs, pages, plots, report
 from training import cli
 
 ROOT = runtime.ROOT
@@ -77,14 +77,14 @@ def write_report(rows: list[list[object]], path: Path) -> None:
         ]
     )
     model, config = inputs.load_autoencoder(OUTPUT / "pretrain")
-    grid = visualise.make_grid(visualise.draw_panels(model, config, visualise.draw_images(config, 8)))
+    grid = drawing.make_grid(drawing.draw_panels(model, config, drawing.draw_images(config, 8)))
     pages.write_page(
         path,
         "MAE quickstart: handwritten digits",
         [
             ("Results", pages.html_table(["stage", "top-1 accuracy (%)", "target", "seconds"], rows)),
             ("Curves", pages.html_figure(curves, "Loss and accuracy over epochs.")),
-            ("Reconstructions", pages.html_figure(grid, visualise.caption_of(model))),
+            ("Reconstructions", pages.html_figure(grid, drawing.caption_of(model))),
         ],
     )
 

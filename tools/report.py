@@ -20,10 +20,11 @@ import paddle
 from arguments import Parser
 from config import get_config, network_of
 from errors import UserError, one_line
-from storage.json_files import NUMBER, is_a, read_records
+from storage.json_files import NUMBER, is_a
 from strict_config import read_yaml
-from tools import evaluate, inputs, pages, plots, visualise
+from tools import drawing, evaluate, inputs, pages, plots
 from training import cli, device
+from training.log import read_log
 
 _NUM_PICTURES = 8
 _CURVES = (  # panel, label of y, event, metric
@@ -36,11 +37,7 @@ _CURVES = (  # panel, label of y, event, metric
 )
 
 
-def read_log(run_dir: str | Path) -> list[dict]:
-    """Return the records of a run's log.jsonl, in order; damaged lines are left out, with a note."""
-    if not (Path(run_dir) / "log.jsonl").is_file():
-        raise UserError(f"{run_dir}: not the directory of a run, which has a log.jsonl")
-    return read_records(Path(run_dir) / "log.jsonl", print)
+_NOT_DRAWN = ("event", "step", "epoch", "data_wait", "acc5", "mfu")
 
 
 def curve(records: list[dict], event: str, name: str) -> list[tuple[float, float]]:
@@ -53,10 +50,21 @@ def curve(records: list[dict], event: str, name: str) -> list[tuple[float, float
     return [(epoch, value) for epoch, value in points if math.isfinite(value)]
 
 
+def _panels(logs: dict[str, list[dict]]) -> list[tuple[str, str, str, str]]:
+    """Return the rows of `_CURVES`, and one for each other number that a method logs."""
+    known = {*_NOT_DRAWN, *(name for _, _, _, name in _CURVES)}
+    others = {}
+    for record in (record for records in logs.values() for record in records):
+        for name, value in record.items():
+            if name not in known and is_a(value, NUMBER) and record["event"] in ("train", "eval"):
+                others[record["event"], name] = (f"{name} ({record['event']})", name, record["event"], name)
+    return [*_CURVES, *others.values()]
+
+
 def draw_log(logs: dict[str, list[dict]]) -> str:
     """Draw what was logged, the runs in one panel per metric; returns HTML."""
     panels = []
-    for title, y_label, event, name in _CURVES:
+    for title, y_label, event, name in _panels(logs):
         curves = {run: curve(records, event, name) for run, records in logs.items()}
         if any(curves.values()):
             panels.append((title, y_label, curves))
@@ -77,9 +85,11 @@ def summarise(run_dir: Path, records: list[dict]) -> dict[str, object]:
         }
         figures["images/s"] = float(np.median([record["images_per_sec"] for record in train]))
         figures["waiting for data (%)"] = 100 * float(np.median([record.get("data_wait", 0.0) for record in train]))
-    if scores:
-        figures |= {"last acc1": scores[-1]["acc1"], "best acc1": max(record["acc1"] for record in scores)}
-    return figures
+    for name, value in (scores[-1] if scores else {}).items():
+        if name not in _NOT_DRAWN and name != "loss" and is_a(value, NUMBER):
+            figures[f"last {name}"] = value
+    accuracies = [record["acc1"] for record in scores if is_a(record.get("acc1"), NUMBER)]
+    return figures | ({"best acc1": max(accuracies)} if accuracies else {})
 
 
 def draw_samples(run_dir: Path) -> str:
@@ -91,8 +101,8 @@ def draw_samples(run_dir: Path) -> str:
         if network_of(config) != "autoencoder":
             return _draw_attention(run_dir, config)
         model, _ = inputs.load_autoencoder(run_dir)
-        panels = visualise.draw_panels(model, config, visualise.draw_images(config, _NUM_PICTURES))
-        return pages.html_figure(visualise.make_grid(panels), visualise.caption_of(model))
+        panels = drawing.draw_panels(model, config, drawing.draw_images(config, _NUM_PICTURES))
+        return pages.html_figure(drawing.make_grid(panels), drawing.caption_of(model))
     except (UserError, OSError, RuntimeError) as error:
         return pages.html_paragraph(f"No pictures: {one_line(error)}")
 
@@ -107,7 +117,7 @@ def _draw_predictions(run_dir: Path, config) -> str:
     for batch in inputs.open_loader(config, chosen):
         with paddle.no_grad():
             best = model(batch.images).argmax(axis=-1).numpy()
-        pictures = visualise.as_uint8(visualise.to_pixels(config, batch.images))
+        pictures = drawing.as_uint8(drawing.to_pixels(config, batch.images))
         for axis, picture, label, guess in zip(axes, pictures, batch.labels.numpy(), best, strict=False):
             axis.imshow(picture.squeeze(), cmap="gray")
             axis.set_title(names[guess][-16:], fontsize=8, color="black" if guess == label else "firebrick")
@@ -119,9 +129,9 @@ def _draw_predictions(run_dir: Path, config) -> str:
 
 def _draw_attention(run_dir: Path, config) -> str:
     model, _ = inputs.load_encoder(run_dir, config)
-    panels = visualise.draw_attention(model, config, visualise.draw_images(config, _NUM_PICTURES))
+    panels = drawing.draw_attention(model, config, drawing.draw_images(config, _NUM_PICTURES))
     return pages.html_figure(
-        visualise.make_grid(panels), "Columns: original, attention rollout, heads of the last layer."
+        drawing.make_grid(panels), "Columns: original, attention rollout, heads of the last layer."
     )
 
 

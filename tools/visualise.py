@@ -22,71 +22,28 @@ runtime.prepare()
 from pathlib import Path
 
 import numpy as np
-import paddle
 from PIL import Image
 
-import mae
 from arguments import Parser, finite
 from config import network_of
 from errors import UserError
 from pipeline import sources
 from pipeline.sources import open_image
-from pipeline.transforms import eval_transform
 from storage import atomic
 from storage.regular_files import read_regular_file
-from tools import attention, inputs, pages
-from training import cli, device
-
-_GREY = 0.5
-_GAP_PX = 2
-_BLOCK = 4  # patches
-_NORMALISED_NOTE = (
-    " The model was trained on normalised pixels: it predicts each patch up to its mean and contrast, which are taken "
-    "from the original patch here."
+from tools import inputs, pages
+from tools.drawing import (
+    caption_of,
+    draw_attention,
+    draw_images,
+    draw_noise,
+    draw_panels,
+    load_images,
+    make_grid,
+    mask_to_noise,
+    stack,
 )
-
-
-@paddle.no_grad()
-def reconstruct(
-    model: mae.MAEPretrain, images: paddle.Tensor, noise: paddle.Tensor | None = None, mask_ratio: float | None = None
-) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Predict the pixels of all patches, in the scale of the images.
-
-    Args:
-        images: [B, C, H, W], normalised.
-        noise: [B, N], see `MAEPretrain.forward`.
-        mask_ratio: instead of the model's own.
-
-    Returns:
-        reconstruction: [B, C, H, W].
-        hidden: [B, 1, H, W]; 1 where the pixel was hidden.
-    """
-    _, pred, mask = model(images, mask_ratio=mask_ratio, noise=noise)
-    patch_size, grid_hw = model.patch_embedding.patch_size, model.patch_embedding.grid_hw
-    if model.norm_pix_loss:
-        mean, std = mae.patch_statistics(mae.patchify(images, patch_size))
-        pred = pred * std + mean
-    hidden = mask.unsqueeze(-1).expand([*mask.shape, patch_size**2])
-    return mae.unpatchify(pred, patch_size, grid_hw), mae.unpatchify(hidden, patch_size, grid_hw)
-
-
-def draw_noise(
-    num_images: int, grid_hw: tuple[int, int], seed: int = 0, kind: str = "random", same: bool = False
-) -> np.ndarray:
-    """Draw noise [B, N] whose smallest values are to stay visible.
-
-    Args:
-        kind: "random", or "block": blocks of 4 x 4 patches are hidden together.
-        same: all images get the same.
-    """
-    rng, (rows, columns) = np.random.default_rng(seed), grid_hw
-    count = 1 if same else num_images
-    noise = rng.random((count, rows, columns), dtype=np.float32)
-    if kind == "block":
-        blocks = rng.random((count, -(-rows // _BLOCK), -(-columns // _BLOCK)), dtype=np.float32)
-        coarse = blocks.repeat(_BLOCK, axis=1).repeat(_BLOCK, axis=2)[:, :rows, :columns]
-        noise = coarse + 1e-4 * noise
-    return np.broadcast_to(noise.reshape(count, -1), (num_images, rows * columns)).copy()
+from training import cli, device
 
 
 def read_mask(path: str, grid_hw: tuple[int, int]) -> tuple[np.ndarray, float]:
@@ -103,116 +60,6 @@ def read_mask(path: str, grid_hw: tuple[int, int]) -> tuple[np.ndarray, float]:
     return mask_to_noise(drawn > 127, f"-mask {path}")
 
 
-def mask_to_noise(hidden: np.ndarray, origin: str) -> tuple[np.ndarray, float]:
-    """Turn hidden patches, a truth value for each, into noise [1, N] and the mask ratio."""
-    hidden = hidden.reshape(1, -1)
-    if hidden.all() or not hidden.any():
-        raise UserError(f"{origin}: hides {'all' if hidden.all() else 'none'} of {hidden.size} patches")
-    return hidden.astype(np.float32), float(hidden.mean())
-
-
-def draw_panels(
-    model: mae.MAEPretrain,
-    config,
-    images: np.ndarray,
-    seed: int = 0,
-    mask_ratio: float | None = None,
-    noise: np.ndarray | None = None,
-) -> list[np.ndarray]:
-    """Return four uint8 arrays [B, H, W, C]: original, masked, prediction, reconstruction (prediction + visible).
-
-    Args:
-        images: [B, C, H, W], normalised.
-        noise: [B, N]; drawn by `seed` if None.
-    """
-    if noise is None:
-        noise = draw_noise(len(images), model.patch_embedding.grid_hw, seed)
-    reconstruction, hidden = reconstruct(model, paddle.to_tensor(images), paddle.to_tensor(noise), mask_ratio)
-    original, reconstruction, hidden = to_pixels(config, images), to_pixels(config, reconstruction), hidden.numpy()
-    panels = (
-        original,
-        original * (1 - hidden) + _GREY * hidden,
-        reconstruction,
-        original * (1 - hidden) + reconstruction * hidden,
-    )
-    return [as_uint8(panel) for panel in panels]
-
-
-def to_pixels(config, images: np.ndarray | paddle.Tensor) -> np.ndarray:
-    """Undo the normalisation of images [B, C, H, W]; pixels are from 0 to 1 then."""
-    mean, std = (np.reshape(values, (1, -1, 1, 1)) for values in (config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD))
-    return np.asarray(images) * std + mean
-
-
-def as_uint8(images: np.ndarray) -> np.ndarray:
-    """Turn pixels from 0 to 1, [B, C, H, W], into uint8 [B, H, W, C]."""
-    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-
-
-def make_grid(panels: list[np.ndarray], side_px: int = 96) -> Image.Image:
-    """Lay panels out as columns, images as rows; small images are enlarged by a whole factor."""
-    factor = max(1, side_px // max(panels[0].shape[1:3]))
-    rows = []
-    for images in zip(*panels, strict=True):
-        cells = [np.repeat(np.repeat(image, factor, axis=0), factor, axis=1) for image in images]
-        cells = [
-            np.pad(
-                np.broadcast_to(cell[..., :3], (*cell.shape[:2], 3)),
-                ((0, _GAP_PX), (0, _GAP_PX), (0, 0)),
-                constant_values=255,
-            )
-            for cell in cells
-        ]
-        rows.append(np.concatenate(cells, axis=1))
-    return Image.fromarray(np.concatenate(rows, axis=0))
-
-
-def caption_of(model: mae.MAEPretrain) -> str:
-    """Say what the columns of reconstructions are."""
-    caption = (
-        "Columns: original, masked, prediction of every patch (it carries no loss where the patch is visible), "
-        "reconstruction: the prediction with the visible patches put back."
-    )
-    return caption + (_NORMALISED_NOTE if model.norm_pix_loss else "")
-
-
-def stack(pictures: list[Image.Image]) -> Image.Image:
-    """Put pictures below each other."""
-    page = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
-    top = 0
-    for picture in pictures:
-        page.paste(picture, (0, top))
-        top += picture.height
-    return page
-
-
-@paddle.no_grad()
-def draw_attention(model, config, images: np.ndarray, layer: int = -1) -> list[np.ndarray]:
-    """Return uint8 arrays [B, H, W, 3]: original, rollout over all layers, and each head of one layer."""
-    depth, grid_hw = len(model.encoder.layers), model.patch_embedding.grid_hw
-    if not 1 <= abs(layer) <= depth:
-        raise UserError(f"-layer {layer}: the encoder has layers 1 to {depth}")
-    layer = layer - 1 if layer > 0 else depth + layer
-    heads, rollouts = [], []
-    for image in images:  # one at a time: scores of all take much memory
-        scores = list(attention.attention_logits(model, paddle.to_tensor(image[None])))
-        heads.append(attention.class_token_maps(scores[layer], grid_hw)[0])  # [A, rows, columns]
-        rollouts.append(attention.rollout(scores, grid_hw)[0])
-    pictures = as_uint8(to_pixels(config, images))
-    pictures = np.broadcast_to(pictures[..., :3], (*pictures.shape[:3], 3))
-    heats = [rollouts, *np.stack(heads, axis=1)]
-    return [
-        pictures,
-        *(np.stack([attention.overlay(*pair) for pair in zip(pictures, heat, strict=True)]) for heat in heats),
-    ]
-
-
-def draw_images(config, num_images: int, seed: int = 0, split: str = "val") -> np.ndarray:
-    """Return images [B, C, H, W] drawn from a split of a config's data set, as evaluation sees them."""
-    source = inputs.open_any_images(config, split)
-    return _load(config, source, np.random.default_rng(seed).permutation(len(source))[:num_images])
-
-
 def named_images(config, paths: list[str], most: int) -> np.ndarray:
     """Return the first images [B, C, H, W] among files and folders."""
     files = []
@@ -223,21 +70,7 @@ def named_images(config, paths: list[str], most: int) -> np.ndarray:
     if not files:
         raise UserError(f"{', '.join(paths)}: no images found")
     source = sources.FileImages(files, np.full(len(files), -1), Path(paths[0]))
-    return _load(config, source, range(min(most, len(files))))
-
-
-def _load(config, source: sources.Images, indices) -> np.ndarray:
-    rng, transform, channels = np.random.default_rng(0), eval_transform(config), config.DATA.IMAGE_CHANNELS
-    arrays = []
-    for index in indices:
-        problem = sources.why_unreadable(source, index, channels)
-        if problem is None:
-            arrays.append(transform(sources.read_image(source, index, channels, config.DATA.EXIF_TRANSPOSE), rng))
-        elif config.DATA.BAD_IMAGES == "error":
-            raise UserError(problem + sources.SKIP_ADVICE)
-    if not arrays:
-        raise UserError(f"{source.origin}: none of the images can be read")
-    return np.stack(arrays)
+    return load_images(config, source, range(min(most, len(files))))
 
 
 def _reconstructions(model, config, images: np.ndarray, args) -> list[tuple[str, Image.Image, str]]:

@@ -114,6 +114,13 @@ class RunLog:
             self._lock.release()
 
 
+def read_log(run_dir: str | Path) -> list[dict]:
+    """Return the records of a run's log.jsonl, in order; damaged lines are left out, with a note."""
+    if not (Path(run_dir) / "log.jsonl").is_file():
+        raise UserError(f"{run_dir}: not the directory of a run, which has a log.jsonl")
+    return read_records(Path(run_dir) / "log.jsonl", print)
+
+
 class Throughput:
     """Images per second since the last call of `rate`, and the time that is left."""
 

@@ -12,7 +12,7 @@ from config import get_config
 from errors import UserError
 from methods import dispatch
 from pipeline import published_datasets
-from tools.report import read_log
+from training.log import read_log
 
 pytestmark = pytest.mark.quick
 

@@ -12,7 +12,7 @@ import mae
 from errors import UserError
 from methods import dispatch
 from pipeline import sources, transforms
-from tools import attention, inputs, visualise
+from tools import attention, drawing, inputs, visualise
 
 pytestmark = pytest.mark.quick
 NOTHING = ("TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
@@ -34,8 +34,8 @@ def test_visible_pixels_are_those_of_the_photo(trained, image_folder, tmp_path):
     run = trained()
     model, config = inputs.load_autoencoder(run)
     source = inputs.open_images(config.clone(), "val", needs_labels=False)
-    images = visualise.draw_images(config, 3)
-    original, masked, _, pasted = visualise.draw_panels(model, config, images)
+    images = drawing.draw_images(config, 3)
+    original, masked, _, pasted = drawing.draw_panels(model, config, images)
     chosen = np.random.default_rng(0).permutation(len(source))[:3]
     pixels = transforms.eval_transform(config).views[0]
     for picture, index in zip(original, chosen, strict=True):
@@ -43,14 +43,14 @@ def test_visible_pixels_are_those_of_the_photo(trained, image_folder, tmp_path):
     visible = ~(masked == 128).all(axis=-1)
     assert 0.2 < visible.mean() < 0.3
     assert np.array_equal(original[visible], pasted[visible])
-    assert visualise.make_grid([original, pasted]).size == (2 * (6 * 16 + 2), 3 * (6 * 16 + 2))
+    assert drawing.make_grid([original, pasted]).size == (2 * (6 * 16 + 2), 3 * (6 * 16 + 2))
 
 
 def test_patches_get_their_own_mean_and_contrast_back(trained):
     """A model that predicts the target itself reconstructs the photo, with normalised pixels, too."""
     model, config = inputs.load_autoencoder(trained())
     assert model.norm_pix_loss
-    images = paddle.to_tensor(visualise.draw_images(config, 2))
+    images = paddle.to_tensor(drawing.draw_images(config, 2))
     target = mae.patchify(images, model.patch_embedding.patch_size)
     mean, std = mae.patch_statistics(target)
 
@@ -60,18 +60,18 @@ def test_patches_get_their_own_mean_and_contrast_back(trained):
         def __call__(self, images, mask_ratio=None, noise=None):
             return None, (target - mean) / std, paddle.ones([2, target.shape[1]])
 
-    reconstruction, _ = visualise.reconstruct(Perfect(), images)
+    reconstruction, _ = drawing.reconstruct(Perfect(), images)
     np.testing.assert_allclose(reconstruction.numpy(), images.numpy(), atol=1e-5)
 
 
 def test_blocks_are_hidden_together():
-    noise = visualise.draw_noise(2, (8, 8), kind="block").reshape(2, 2, 4, 2, 4).transpose(0, 1, 3, 2, 4)
+    noise = drawing.draw_noise(2, (8, 8), kind="block").reshape(2, 2, 4, 2, 4).transpose(0, 1, 3, 2, 4)
     for blocks in noise.reshape(2, 4, 16):
         order = np.argsort(blocks.mean(axis=1))
         assert all(blocks[low].max() < blocks[high].min() for low, high in itertools.pairwise(order))
-    same = visualise.draw_noise(3, (4, 4), same=True)
+    same = drawing.draw_noise(3, (4, 4), same=True)
     assert np.array_equal(same[0], same[2])
-    assert not np.array_equal(*visualise.draw_noise(2, (4, 4)))
+    assert not np.array_equal(*drawing.draw_noise(2, (4, 4)))
 
 
 def test_a_drawn_mask_hides_what_is_white(trained, tmp_path):
@@ -81,9 +81,7 @@ def test_a_drawn_mask_hides_what_is_white(trained, tmp_path):
     noise, ratio = visualise.read_mask(str(tmp_path / "mask.png"), (4, 4))
     assert ratio == 2 / 16
     model, config = inputs.load_autoencoder(trained())
-    _, masked, _, _ = visualise.draw_panels(
-        model, config, visualise.draw_images(config, 1), mask_ratio=ratio, noise=noise
-    )
+    _, masked, _, _ = drawing.draw_panels(model, config, drawing.draw_images(config, 1), mask_ratio=ratio, noise=noise)
     hidden = (masked[0] == 128).all(axis=-1)
     assert hidden[:4, 8:].all()
     assert hidden.sum() == 4 * 8
@@ -96,7 +94,7 @@ def test_a_drawn_mask_hides_what_is_white(trained, tmp_path):
 
 def test_attention_is_that_of_the_model_and_rollout_is_the_product(trained):
     model, config = inputs.load_encoder(trained("finetune"))
-    images = paddle.to_tensor(visualise.draw_images(config, 2))
+    images = paddle.to_tensor(drawing.draw_images(config, 2))
     with paddle.no_grad():
         scores = list(attention.attention_logits(model, images))
         tokens = model.embed(images)

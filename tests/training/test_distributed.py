@@ -13,8 +13,7 @@ from methods import dispatch
 from runtime import ROOT
 from tests.conftest import MODES, TINY, assert_close
 from tests.helpers.joint_batch import comparable, train
-from tools.report import read_log
-from training.log import RunLog
+from training.log import RunLog, read_log
 from training.task import Run
 
 

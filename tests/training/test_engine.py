@@ -19,10 +19,9 @@ from storage import weight_files
 from tests.conftest import assert_close
 from tests.helpers.joint_batch import comparable, image_masked_task, train
 from tests.helpers.saved_runs import fit_pretrain, poison, weights
-from tools.report import read_log
 from training import engine, loaders, resume, run_directory
 from training.engine import fit
-from training.log import RunLog
+from training.log import RunLog, read_log
 from training.plan import Plan
 from training.resume import RunState
 

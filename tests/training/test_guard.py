@@ -9,8 +9,8 @@ import pytest
 from errors import UserError
 from methods import dispatch
 from tests.helpers.saved_runs import fit_pretrain, poison
-from tools.report import read_log
 from training import engine, run_directory
+from training.log import read_log
 from training.plan import make_plan
 from training.stop import StopRequest
 

@@ -11,7 +11,7 @@ import pytest
 
 import runtime
 from runtime import ROOT
-from tools.report import read_log
+from training.log import read_log
 
 UPDATES = 18
 OPTIONS = ["TRAIN.NUM_EPOCHS", 6, "REPORT_FREQ", 1, "TRAIN.EMA_DECAY", 0.9, "TRAIN.ACCUM_ITER", 2, "KEEP_LAST", 99]

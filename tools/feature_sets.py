@@ -1,0 +1,64 @@
+"""Features of whole splits, for the tools that judge them: command line, cache, and the figures they print."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from arguments import Parser
+from errors import UserError
+from storage import atomic, weight_files
+from tools import inputs
+from tools.features import POOLS, extract_all
+from training import device
+
+
+def add_feature_flags(parser: Parser) -> None:
+    """Add what the tools that judge features take."""
+    inputs.add_flags(parser)
+    parser.add("pool", "class token or mean of the patches, instead of what the classifier reads", choices=POOLS[:2])
+    parser.add("cache", "directory that keeps the features", metavar="DIR")
+    parser.add("json", "write the figures to this file, too", metavar="FILE")
+
+
+def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
+    """Return `features` and `labels` of splits, from the cache where they are there."""
+    device.set_device()
+    model, config = inputs.load_encoder(args.run, inputs.read_config(args))
+    weights, results = weight_files.resolve(args.run).resolve(), []
+    settings = hashlib.sha256(f"{config.DATA.dump()}{config.MODEL.dump()}".encode()).hexdigest()
+    for split in splits:
+        source = inputs.open_images(config, split)
+        if source.labels.min() < 0:
+            raise UserError(f"{source.origin}: has images without labels")
+        about = {"weights": str(weights), "written": weights.stat().st_mtime_ns, "pool": args.pool, "split": split}
+        about |= {"origin": str(source.origin), "images": len(source), "settings": settings}
+        folder = None if args.cache is None else inputs.new_directory(Path(args.cache) / split, [args.run], "-cache")
+        known = None if folder is None else folder / "about.json"
+        if known is not None and known.is_file() and known.read_bytes() == json.dumps(about).encode():
+            names = ("features", "labels")
+            results.append({name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
+            print(f"{split}: features of {len(source):,} images are taken from {folder}")
+            continue
+        print(f"{split}: computing the features of {len(source):,} images", flush=True)
+        results.append(extract_all(model, inputs.open_loader(config, source), None, args.pool, folder))
+        if known is not None:
+            atomic.write_text(known, json.dumps(about))
+    return results
+
+
+def check_outputs(args) -> None:
+    """Check where results are to go before anything is computed."""
+    if args.json is not None:
+        inputs.new_file(args.json, ".json", flag="-json", inputs=[args.run])
+
+
+def report(args, title: str, figures: dict[str, object]) -> dict[str, object]:
+    """Print figures, and write them where -json says."""
+    print(title)
+    for name, value in figures.items():
+        print(f"  {name}: {value:.3f}" if isinstance(value, float) else f"  {name}: {value}")
+    if args.json is not None:
+        atomic.write_text(args.json, json.dumps(figures, indent=1))
+    return figures
