@@ -77,16 +77,8 @@ def load_weights(
     """
     if any(isinstance(allowed, str) for allowed in (allow_missing, allow_unexpected, allow_mismatched)):
         raise ValueError("allow_missing, allow_unexpected and allow_mismatched are lists of patterns, not one text")
-    path = weight_files.resolve(path)
-    damage = manifest.damage(path.parent, only=path.name)
-    if damage is not None:
-        raise UserError(f"{damage}; take another checkpoint of the run")
-    file = weight_files.read(path)
-    if file.kind == "torch":
-        raise UserError(
-            f"{path}: a torch file, whose names differ; convert it: python -m port_weights {path} NEW.pdparams"
-        )
-    weights, own = dict(file.tensors), model.state_dict()
+    file = _open(path)
+    path, weights, own = file.path, dict(file.tensors), model.state_dict()
     _check_heads(file, model)
     grid_hw = source_grid_hw or (file.architecture.grid_hw if file.architecture else _grid_of(path))
     resized = _resize_position_tables(weights, own, model, grid_hw)
@@ -125,6 +117,20 @@ def _copy(path: Path, weights: dict[str, StoredTensor], own: dict) -> None:
         tensor.checked(name, path).load()  # raises where a value is not finite
     for name, tensor in weights.items():
         own[name].set_value(tensor.read().astype(str(own[name].dtype).split(".")[-1]))
+
+
+def _open(path: str | Path) -> weight_files.WeightFile:
+    """Open the weight file behind a path; raise UserError if it is damaged, or of torch."""
+    path = weight_files.resolve(path)
+    damage = manifest.damage(path.parent, only=path.name)
+    if damage is not None:
+        raise UserError(f"{damage}; take another checkpoint of the run")
+    file = weight_files.read(path)
+    if file.kind == "torch":
+        raise UserError(
+            f"{path}: a torch file, whose names differ; convert it: python -m port_weights {path} NEW.pdparams"
+        )
+    return file
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:

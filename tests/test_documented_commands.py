@@ -18,7 +18,11 @@ from training.task import Run
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Those that serve a page, or that a test of their own runs on the files that they are about.
-ELSEWHERE = {"demo": "test_demo.py", "check_dataset": "test_datasets.py", "pack_dataset": "test_pack_dataset.py"}
+ELSEWHERE = {
+    "demo": "tools/test_demo.py",
+    "check_dataset": "test_datasets.py",
+    "pack_dataset": "tools/test_pack_dataset.py",
+}
 
 
 def commands() -> list[str]:

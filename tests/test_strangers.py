@@ -18,7 +18,7 @@ from PIL import Image
 
 import datasets
 from errors import UserError, escape_controls, printable
-from pipeline import loading, packed_images, sources
+from pipeline import builtin_sets, loading, packed_images, sources
 from pipeline.samplers import EvalSampler
 from storage.json_files import read_json
 from tests.helpers.saved_runs import save, trained
@@ -197,7 +197,7 @@ def test_cifar_pixels_of_another_kind_are_refused(tmp_path, data):
 
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
 def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(datasets, "_MOST_ARCHIVE_BYTES", 8 << 20)
+    monkeypatch.setattr(builtin_sets, "_MOST_ARCHIVE_BYTES", 8 << 20)
     member = tarfile.TarInfo("cifar-10-batches-py/filler")
     member.size, member.type = 64 << 20, kind
     with gzip.open(tmp_path / "cifar-10-python.tar.gz", "wb", compresslevel=1) as file:

@@ -167,8 +167,11 @@ def build_page(demo: Demo, uploads: Path):
             with gradio.Column(scale=2):
                 results = _add_outputs(gradio, demo)
         photo, ratio, seed, kind, sketch = given
-        changes = [photo.upload, ratio.release, seed.submit, kind.change, sketch.apply]
-        gradio.on(changes, lambda *values: _respond(gradio, demo, *values), given, results)
+
+        def respond(photo, mask_ratio, seed, kind, layers):  # Gradio names the endpoint and its values after these
+            return _respond(gradio, demo, photo, mask_ratio, seed, kind, layers)
+
+        gradio.on([photo.upload, ratio.release, seed.submit, kind.change, sketch.apply], respond, given, results)
     return page
 
 

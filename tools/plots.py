@@ -2,6 +2,7 @@
 
 import io
 import logging
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,9 +29,11 @@ def to_image(figure) -> Image.Image:
     """Draw a figure, and free it."""
     from matplotlib import pyplot
 
-    figure.tight_layout()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # names of classes in a script that the font lacks become boxes
+        figure.tight_layout()
+        figure.savefig(buffer, format="png", dpi=130)
     pyplot.close(figure)
     return Image.open(buffer, formats=["PNG"])
 

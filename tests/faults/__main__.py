@@ -4,7 +4,7 @@
 
 Every trial starts the pretraining script on a small model that saves after every second update, kills it (SIGKILL: at a
 random moment, or as soon as a checkpoint is being written; SIGTERM: at a random moment, two ranks), and goes on with
-`-resume auto` to the end. The weights must be those of the undisturbed run, bit by bit. With two hosts (network
+`-resume auto` to the end. The weights must be those of the undisturbed run, bit for bit. With two hosts (network
 namespaces; as root), one of them is cut off or killed, and the job must end on both within a minute. A table tells how
 it went; the exit code is 1 if a single trial failed. Some minutes; not part of the test suite.
 """

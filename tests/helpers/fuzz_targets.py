@@ -30,7 +30,7 @@ class Targets:
         self.root = Path(self._folder.name)
         model, optimizer = trained(steps=1)
         self._average = WeightAverage(model, 0.5)
-        self._checkpoint = save(self.root / "run", 1, model, optimizer, ema_state=self._average.state_dict())
+        self._checkpoint = save(self.root / "run", 1, model, optimizer, ema=self._average)
         self._good = {name: (self._checkpoint / name).read_bytes() for name in CHECKPOINT_FILES}
         self._model, self._optimizer = trained(seed=1, steps=0)
 

@@ -71,5 +71,5 @@ def test_a_difference_is_an_error(trained):
 
 def test_without_the_converter_the_error_says_what_to_install(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"not installed; pip install -r requirements-export\.txt"):
+    with pytest.raises(UserError, match=r"not installed; pip install -r requirements/export\.txt"):
         export.main([trained("finetune"), "-out", str(tmp_path / "out"), "-format", "onnx"])

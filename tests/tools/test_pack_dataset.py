@@ -235,7 +235,7 @@ def test_damaged_jpegs_are_errors_of_the_exact_decoder(photo, tmp_path):
 
 
 @pytest.mark.quick
-def test_evaluation_is_pillow_bit_by_bit(image_folder):
+def test_evaluation_is_pillow_bit_identical(image_folder):
     config = get_config(ROOT / "configs/vit_base_patch16_224_finetune.yaml")
     source = datasets.open_source("imagenet2012", str(image_folder), "val", num_classes=3)
     image = source.image(0).convert("RGB")

@@ -66,7 +66,7 @@ def test_gradient_clipping_is_global():
 
 @pytest.mark.parametrize("mode", ["pretrain", "finetune", "linearprobe"])
 @pytest.mark.parametrize("stop", [1, 3, 4])
-def test_resume_continues_bit_by_bit(tiny_run, mode, stop):
+def test_resume_is_bit_identical(tiny_run, mode, stop):
     # 20 images in batches of 8: 3 updates an epoch, so 1 is in the middle of an epoch, 3 at its end
     options = [
         "SAVE_FREQ_STEPS",
@@ -220,7 +220,7 @@ def test_numbers_that_are_not_finite_leave_an_update_out(tiny_run):
         fit(poison(run, {3, 4, 5}), dispatch.build_train_loader(run), None, run)
 
 
-def test_signals_stop_after_the_update_and_the_run_goes_on_bit_by_bit(tiny_run):
+def test_signals_stop_after_the_update_and_the_run_is_bit_identical_after_it(tiny_run):
     opts = ["TRAIN.NUM_EPOCHS", 2, "DATA.BATCH_SIZE", 64]
     undisturbed = fit_pretrain(tiny_run("pretrain", *opts))
     run = tiny_run("pretrain", *opts)
