@@ -1,4 +1,4 @@
-"""Command lines of this project: every flag may be written with one dash or two, and -help helps."""
+"""Command lines of this project: every flag may be written with one dash or two, and -help shows the help."""
 
 import argparse
 import math

@@ -1,6 +1,6 @@
-"""Weights from a file into a model, with an account of every tensor.
+"""Load weights from a file into a model, with a report on every tensor.
 
-Nothing here runs code that a file names; see `weight_files.py`.
+No code that a file names is run; see `storage/weight_files.py`.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
 from strict_config import read_yaml
 
 # Patterns of names: what a pretraining file holds and a classifier does not.
-DECODER = ("mask_token", "decoder_position_embedding", "decoder.*", "decoder_pred.*", "linear_projection.*")
+DECODER_NAMES = ("mask_token", "decoder_position_embedding", "decoder.*", "decoder_pred.*", "linear_projection.*")
 # Paddle 2.2 saved the probe's batch norm with an affine part, which is not used.
 UNUSED_PROBE_NORM = ("classifier.0.weight", "classifier.0.bias")
 _POSITION_TABLES = ("encoder_position_embedding", "decoder_position_embedding")
@@ -28,7 +28,7 @@ _POSITION_TABLES = ("encoder_position_embedding", "decoder_position_embedding")
 
 @dataclasses.dataclass
 class LoadReport:
-    """What became of every tensor; `str()` gives the lines that a run prints."""
+    """The outcome for every tensor; `str()` returns the lines that a run prints."""
 
     path: Path
     loaded: list[str]
@@ -68,7 +68,7 @@ def load_weights(
         allow_missing: patterns (`classifier.*`) of names that may keep their initial values.
         allow_unexpected: patterns of names in the file that may be ignored.
         allow_mismatched: patterns of names that keep their initial values where the shape differs.
-        source_grid_hw: patch grid of the file's position tables; None: as its config says, else square.
+        source_grid_hw: patch grid of the file's position tables; None: that of its config, else square.
 
     Raises:
         UserError: if the file cannot be read, any other tensor is missing, unexpected or mis-shaped, or holds values
@@ -122,7 +122,7 @@ def _copy(path: Path, weights: dict[str, StoredTensor], own: dict) -> None:
 def _open(path: str | Path) -> weight_files.WeightFile:
     """Open the weight file behind a path; raise UserError if it is damaged, or of torch."""
     path = weight_files.resolve(path)
-    damage = manifest.damage(path.parent, only=path.name)
+    damage = manifest.find_damage(path.parent, only=path.name)
     if damage is not None:
         raise UserError(f"{damage}; take another checkpoint of the run")
     file = weight_files.read(path)
@@ -187,7 +187,7 @@ def _check_heads(file: weight_files.WeightFile, model: nn.Layer) -> None:
 
 
 def _advice(weights: dict[str, StoredTensor], own: dict) -> str:
-    """Guess from the names why a file and a model differ, and what to do."""
+    """Return advice on why a file and a model differ, by the names of their tensors."""
     if "encoder_position_embedding" not in weights:
         return "its names are of another code; convert it: python -m port_weights FILE NEW.pdparams"
     sizes = [_encoder_size(tensors) for tensors in (weights, own)]

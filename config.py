@@ -24,7 +24,7 @@ NETWORKS = ("autoencoder", "encoder", "classifier", "probe")
 
 @dataclasses.dataclass(frozen=True)
 class MethodKeys:
-    """What configs/methods/NAME.yaml says of the method NAME, whose MODEL.TYPE is its name in capitals.
+    """The content of configs/methods/NAME.yaml; the MODEL.TYPE of the method is its name in capitals.
 
     Attributes:
         network: what the weights of its runs are, one of NETWORKS. An autoencoder has a decoder; a probe is a

@@ -1,4 +1,4 @@
-"""Data sets by name: their layouts, how one is opened, and what is checked before it is used.
+"""Data sets by name: layouts, opening, checks.
 
 Expected layouts below DATA_PATH:
 
@@ -9,7 +9,7 @@ Expected layouts below DATA_PATH:
     cifar100       cifar-100-python.tar.gz, or its folder cifar-100-python/
     digits         nothing: 1,797 handwritten digits, 8x8 pixels, that come with scikit-learn
     synthetic      nothing: generated patterns, one per class
-    others         see `published_datasets.py`
+    others         see `pipeline/published_datasets.py`
 
 A directory that `tools.pack_dataset` made takes the place of the first two. A new set is a function in
 `pipeline/published_datasets.py` and its name in `config.DATASETS`.
@@ -25,7 +25,7 @@ import numpy as np
 from arguments import user_path
 from errors import UserError, abridge, printable
 from pipeline import builtin_sets, packed_images, published_datasets
-from pipeline.sources import PIL_MODES, FileImages, Images, find_images
+from pipeline.sources import PIL_MODES, FileImages, Source, find_images
 from storage.regular_files import read_regular_file
 
 NAMES = ("imagenet2012", "folder", *builtin_sets.CIFAR, "digits", "synthetic", *published_datasets.READERS)
@@ -42,7 +42,7 @@ def open_source(
     needs_labels: bool = True,
     synthetic_hw: tuple[int, int] = (32, 32),
     list_outside: bool = False,
-) -> Images:
+) -> Source:
     """Open one split of a data set; see the module's docstring for layouts.
 
     Args:
@@ -127,7 +127,7 @@ def _scan_folders(root: Path, split: str, needs_labels: bool) -> FileImages:
 # ---- checks ------------------------------------------------------------------------------------
 
 
-def check_source(source: Images, *, num_classes: int | None, channels: int) -> list[str]:
+def check_source(source: Source, *, num_classes: int | None, channels: int) -> list[str]:
     """Check a source before anything is trained on it.
 
     Args:
@@ -163,7 +163,7 @@ def check_source(source: Images, *, num_classes: int | None, channels: int) -> l
     return notes
 
 
-def _flat_labels(source: Images) -> tuple[np.ndarray, np.ndarray]:
+def _flat_labels(source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Return all labels of a source, and the index of the image that has each; -1 for an image without."""
     if isinstance(source.labels, np.ndarray):
         return source.labels, np.arange(len(source.labels))
@@ -173,7 +173,7 @@ def _flat_labels(source: Images) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_labels(
-    source: Images, labels: np.ndarray, owners: np.ndarray, num_classes: int
+    source: Source, labels: np.ndarray, owners: np.ndarray, num_classes: int
 ) -> tuple[list[str], list[str]]:
     """Return problems and warnings of labels that must be from 0 to num_classes - 1."""
     problems, notes = [], []
@@ -199,7 +199,7 @@ def _check_labels(
     return problems, notes
 
 
-def count_classes(source: Images) -> int:
+def count_classes(source: Source) -> int:
     """Return how many classes a data set has: its names, or one more than the largest label.
 
     Raises:
@@ -213,7 +213,7 @@ def count_classes(source: Images) -> int:
     return int(labels.max()) + 1
 
 
-def describe_source(source: Images) -> str:
+def describe_source(source: Source) -> str:
     """Return a line with the numbers of images and classes."""
     labels, counts = np.unique(_flat_labels(source)[0], return_counts=True)
     if not len(source) or labels[0] < 0:

@@ -1,11 +1,11 @@
-"""The one exception type for what a user can mend, and the wording of its messages."""
+"""The exception for errors that a user can correct, and the wording of its messages."""
 
 from collections.abc import Sequence
 from pathlib import PurePath
 
 
 class UserError(ValueError):
-    """Something that the user gave is wrong; the message says what, where, and how to mend it.
+    """An input of the user is wrong; the message names the input, its place, and the remedy.
 
     The main scripts print it as one line and exit with code 2, the commands for weights with code 1. Every
     other exception is a defect of this project and keeps its traceback.
@@ -13,7 +13,9 @@ class UserError(ValueError):
 
 
 def printable(text: object, most: int = 200) -> str:
-    """Return what a file says in a form that fits into one line of a message and cannot forge another.
+    """Make text from a file safe to print in an error message: one line, no control characters.
+
+    A text of more than `most` characters is cut.
 
     Containers are not written out: one that a file made of references to itself would take for ever.
     """
@@ -50,7 +52,7 @@ def one_line(error: BaseException) -> str:
 
 
 def abridge(items: Sequence[str], most: int = 8, separator: str = ", ", total: int | None = None) -> str:
-    """Join the first of many items, and say how many more there are.
+    """Join the first of many items, and append the number of the others.
 
     Args:
         total: number of items, where `items` has only the first of them.

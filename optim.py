@@ -1,4 +1,4 @@
-"""What changes the weights: schedule, parameter groups, AdamW and LARS."""
+"""Learning rate schedule, parameter groups, AdamW and LARS."""
 
 import math
 

@@ -73,7 +73,7 @@ class Console(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Write the buffer."""
         self._try(self.raw.flush)
 
     def _try(self, action: Callable, *args: object) -> None:
@@ -93,7 +93,7 @@ class Console(io.TextIOBase):
 
     @property
     def buffer(self):
-        """The stream of bytes below, for who writes bytes."""
+        """The underlying stream of bytes."""
         return self.raw.buffer
 
     @property
@@ -108,16 +108,16 @@ def run(
     error_code: int = 2,
     note_end: Callable[[int, str], None] = lambda code, text: None,
     clean_up: Callable[[], None] = lambda: None,
-    is_said_elsewhere: Callable[[BaseException], bool] = lambda end: False,
+    is_reported_elsewhere: Callable[[BaseException], bool] = lambda end: False,
 ) -> None:
-    """Run a main function, and end the process as the module's docstring says.
+    """Run a main function, and end the process with one of the exit codes above.
 
     Args:
         main: its result is ignored.
         error_code: for what the user can mend.
         note_end: is told exit code and last words.
         clean_up: called in the end, whatever happened.
-        is_said_elsewhere: returns True for an end of which another process of the job tells the user.
+        is_reported_elsewhere: returns True for an end of which another process of the job tells the user.
     """
     _use_consoles()
     for number in ENDING_SIGNALS:
@@ -129,7 +129,7 @@ def run(
         sys.stdout.flush()
     except (Stopped, Interrupted, UserError, OutputClosed, OSError, MemoryError, RuntimeError) as end:
         code, words = _describe(end, error_code)
-        is_silent = is_said_elsewhere(end)
+        is_silent = is_reported_elsewhere(end)
         if code is None:  # a defect of this project
             note_end(1, traceback.format_exc())
             raise

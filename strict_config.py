@@ -1,8 +1,8 @@
 """YAML files and KEY VALUE pairs merged into a yacs node: unknown keys and other types are errors that name them.
 
-A key's `Rule` says in words which values it may have.
+A key's `Rule` describes in words the values that it may have.
 
-yacs itself converts some types silently, refuses None in many places, and knows no files that include others.
+yacs itself converts some types silently, refuses None in many places, and has no files that include others.
 """
 
 import ast
@@ -98,7 +98,7 @@ class Merger:
         self._defaults, self._rules, self._elsewhere = defaults, rules, elsewhere or {}
 
     def set(self, config: CfgNode, key: str, value: object, source: str) -> None:
-        """Set the value of a full key; `source` says where it is from in an error."""
+        """Set the value of a full key; `source` names its origin in an error."""
         default = self._default(key, source)
         if isinstance(default, CfgNode):
             if value is None and source != "-opts":  # an empty section of a file
@@ -159,7 +159,7 @@ _MOST_DEPTH = 50
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain values; no key twice, and nothing that refers to something else in the file.
+    """Reads plain values; a key that occurs twice, or a reference, is an error.
 
     References (`*name`) let some lines stand for gigabytes, or for a value that contains itself.
     """

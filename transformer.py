@@ -268,7 +268,7 @@ class VisionTransformer(nn.Layer):
         return layer_of(name, len(self.encoder.layers))
 
     def embed(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Turn images [B, C, H, W] into what the encoder reads: class token first, then patches, [B, T, D]."""
+        """Turn images [B, C, H, W] into the encoder's input: class token first, then patches, [B, T, D]."""
         tokens = self.patch_embedding(images)  # [B, N, D]
         cls_token = self.cls_token.expand([tokens.shape[0], -1, -1]).astype(tokens.dtype)
         tokens = paddle.concat([cls_token, tokens], axis=1) + self.encoder_position_embedding  # [B, T, D]
@@ -318,7 +318,7 @@ def init_like_torch_conv(conv: nn.Conv2D) -> None:
 
 
 def encoder_options(config) -> dict:
-    """Return what a config says of images, patches and the encoder, as arguments of a model."""
+    """Return a configuration's settings of images, patches and encoder, as arguments of a model."""
     model = config.MODEL
     return {
         "image_hw": image_size_hw(config),

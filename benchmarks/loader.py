@@ -27,7 +27,7 @@ from errors import UserError
 from methods import dispatch
 from pipeline import augment, fast_jpeg, loading
 from pipeline.samplers import TrainSampler
-from pipeline.sources import FORMATS, FileImages, Images, read_image
+from pipeline.sources import FORMATS, FileImages, Source, read_image
 from pipeline.workers import WorkerPool
 from training import cli
 
@@ -37,7 +37,7 @@ _BATCH = 32
 class Pipeline:
     """A side: batches of all images of a source, again and again."""
 
-    def __init__(self, name: str, source: Images, fill, shape: tuple[int, ...], dtype):
+    def __init__(self, name: str, source: Source, fill, shape: tuple[int, ...], dtype):
         self.name = name
         self._pool = WorkerPool(fill, 0, (_BATCH, *shape), dtype)
         sampler = TrainSampler(len(source), _BATCH)
@@ -53,7 +53,7 @@ class Pipeline:
 
 
 def plain_pipeline(source: FileImages, config) -> Pipeline:
-    """Build what one would write down first, in Pillow and NumPy."""
+    """Build a plain pipeline in Pillow and NumPy."""
     mean, std = (np.asarray(values, np.float32) for values in (config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD))
     side = config.DATA.IMAGE_SIZE
 
@@ -71,14 +71,14 @@ def plain_pipeline(source: FileImages, config) -> Pipeline:
     return Pipeline("plain", source, fill, (3, side, side), np.float32)
 
 
-def our_pipeline(name: str, source: Images, config, fast: bool) -> Pipeline:
-    """Build what training uses."""
+def our_pipeline(name: str, source: Source, config, fast: bool) -> Pipeline:
+    """Build the pipeline that training uses."""
     transform, side = dispatch.train_transform(config), config.DATA.IMAGE_SIZE
     reader = loading.Reader(source, transform.views, 3, 0, "error", True, fast, True)
     return Pipeline(name, source, reader.fill, (), np.dtype([("view0", np.uint8, (side, side, 3))]))
 
 
-def pixel_difference(source: Images, config) -> float:
+def pixel_difference(source: Source, config) -> float:
     """Return the mean absolute difference of fast and exact pixels, same boxes, out of 255."""
     pixels = dispatch.train_transform(config).views[0]
     total = 0.0

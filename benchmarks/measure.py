@@ -20,7 +20,7 @@ _VARIABLES = ("MKL_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "OMP_NUM_THREADS", "FLAGS
 
 
 class Side:
-    """A process that does steps of one side when told; see worker.py.
+    """A process that does steps of one side on request; see worker.py.
 
     Attributes:
         name: the label, or the side's own name.
@@ -88,7 +88,7 @@ def ratio(ours: list[list[float]], other: list[list[float]]) -> dict[str, float]
 
 
 def environment() -> dict[str, object]:
-    """Return what a figure depends on besides the code."""
+    """Return machine, versions and commit, on which figures depend."""
     versions = {}
     for name in _PACKAGES:
         try:

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
 
 
 def _variants(args) -> dict[str, object]:
-    """Return what is to be run by our side: configurations by label."""
+    """Return the configurations that our side runs, by label."""
     opts = ["DATA.BATCH_SIZE", args.batch_size, *args.opts, "EVAL", args.eval]
     if not args.vary:
         return {"ours": get_config(args.cfg, opts)}
@@ -67,7 +67,7 @@ def _variants(args) -> dict[str, object]:
 
 
 def _row(side: measure.Side, variants: dict[str, object], turns: dict) -> dict[str, object]:
-    """Return what was measured of a side."""
+    """Return the measurements of a side."""
     config = variants[side.name]
     architecture, mask_ratio = of_config(config, network_of(config)), config.MODEL.MASK_RATIO
     if config.EVAL:

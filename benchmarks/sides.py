@@ -1,4 +1,4 @@
-"""What is timed: one step of ours, and one of a peer in torch, on the same synthetic batch. Imported by worker.py only.
+"""The steps that are timed: ours, and one of a peer in torch, on the same synthetic batch. Imported by worker.py only.
 
 A side is a function (config, batch size) -> step, where step() does one update or one forward pass, and returns when
 the device is done.
@@ -99,7 +99,7 @@ class _OneBatch:
         self._batch, self.sampler = batch, sampler
 
     def epoch(self) -> Iterator[list]:
-        """Give it for ever."""
+        """Repeat the batch without end."""
         return itertools.repeat(self._batch)
 
 

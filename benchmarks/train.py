@@ -1,4 +1,4 @@
-"""Time real training from end to end: data from disk, workers, checkpoints off; what a user's run would do.
+"""Time real training from end to end: data from disk, workers, checkpoints off.
 
     python -m benchmarks.train -cfg FILE -data_path DIR [-dataset NAME] [-nproc 2] [-epochs 1] [-pairs 5]
 
@@ -26,7 +26,7 @@ from training import cli
 
 
 def run_once(config, mode: str, args, nproc: int) -> dict[str, float]:
-    """Train for some updates, and return medians of what was logged."""
+    """Train for some updates, and return the medians of the logged numbers."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(measure.ROOT / f"main_multi_gpu_{mode}.py"), "-cfg", args.cfg, "-output", folder]
         command += ["-data_path", args.data_path, "-nproc", str(nproc)]

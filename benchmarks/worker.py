@@ -1,4 +1,4 @@
-"""A process that holds one side of a comparison, and does steps when it is told to; see measure.py.
+"""A process that holds one side of a comparison, and does steps on request; see measure.py.
 
 Reads lines "SIDE CONFIG.yaml BATCH" first, then numbers of steps; answers each with one JSON line.
 """
@@ -25,7 +25,7 @@ def peak_memory_mb() -> float:
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer requests until the input ends."""
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
     side, config_file, batch_size = sys.stdin.readline().split("\t")
     config = get_config(config_file)

@@ -71,7 +71,7 @@ def _has_fused_attention(tensor: paddle.Tensor) -> bool:
 
 
 def describe_attention(dtype: str | None, head_dims: list[int]) -> str:
-    """Say which attention will be computed on the current device, and why it is not a faster one.
+    """Return the kind of attention that the current device computes, and why it is not a faster one.
 
     Args:
         dtype: of automatic mixed precision, "float16" or "bfloat16"; None: float32.

@@ -1,1 +1,1 @@
-"""What each MODEL.TYPE is: one file per method, and the table of them in `dispatch.py`."""
+"""Methods of training: one file for each MODEL.TYPE, and the table of them in `dispatch.py`."""

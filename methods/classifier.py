@@ -1,4 +1,4 @@
-"""What finetuning and linear probing share: the classifier, its weights, its evaluation."""
+"""The classifier of finetuning and linear probing: building, weights, evaluation."""
 
 import math
 
@@ -32,13 +32,14 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
         run.log.say("warning: no -pretrained weights, so the encoder starts from its initialisation")
         return model
     head = [name for name in model.state_dict() if name.startswith("classifier.")]
+    # A pretrained encoder's last norm is replaced where the patches are pooled, as in the official code.
+    replaced = ["encoder.norm.*"] if config.MODEL.GLOBAL_POOL else []
     report = checkpoint.load_weights(
         model,
         config.MODEL.PRETRAINED,
         allow_missing=(*head, "encoder_norm.*"),
         allow_mismatched=head,
-        # A pretrained encoder's last norm is replaced where the patches are pooled, as in the official code.
-        allow_unexpected=(*checkpoint.DECODER, "classifier.*", "encoder.norm.*" if config.MODEL.GLOBAL_POOL else ""),
+        allow_unexpected=(*checkpoint.DECODER_NAMES, "classifier.*", *replaced),
     )
     run.log.say(str(report))
     if set(head) & {*report.missing, *report.mismatched}:

@@ -1,4 +1,4 @@
-"""The table of methods, and what a main script does with it: train or evaluate what MODEL.TYPE names."""
+"""The table of methods, by which a main script trains or evaluates what MODEL.TYPE names."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What the rest of the project needs to know of a method."""
+"""The record by which the rest of the project uses a method."""
 
 import dataclasses
 from collections.abc import Callable

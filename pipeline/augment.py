@@ -1,8 +1,8 @@
 """Per-image augmentation on PIL images and NumPy arrays.
 
-Every function that draws takes a NumPy `Generator`, so that the caller decides what the result
-depends on: here (seed, epoch, image index), see `datasets.py`. Names and semantics are those of the
-official MAE recipe, which are timm's `rand-m9-mstd0.5-inc1` and torchvision's random resized crop.
+Every random function takes a NumPy `Generator`. `loading.Reader` seeds it from (seed, epoch, image index, view), so
+results do not depend on workers. Names and semantics are those of the official MAE recipe: timm's
+`rand-m9-mstd0.5-inc1` and torchvision's random resized crop.
 
 Sizes are (height, width) in pixels; PIL's own `size` is (width, height).
 """

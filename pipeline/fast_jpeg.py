@@ -15,7 +15,7 @@ from pipeline.sources import open_image
 
 _ORIENTATION = 0x0112  # EXIF
 _MOST_BYTES_BEFORE_EXIF = 1 << 16
-_MUCH = 1.5  # below it, few pixels have no part in linear interpolation
+_AREA_FROM = 1.5  # below it, few pixels have no part in linear interpolation
 _COLORSPACES = {1: "GRAY", 3: "RGB"}
 
 
@@ -45,7 +45,7 @@ class LazyJpeg:
         columns = slice(round(left * scale_x), max(round(right * scale_x), round(left * scale_x) + 1))
         crop = pixels[rows, columns]
         shrinks_by = min(side / new for side, new in zip(crop.shape, size_hw, strict=False))
-        much = cv2.INTER_AREA if shrinks_by >= _MUCH else cv2.INTER_LINEAR
+        much = cv2.INTER_AREA if shrinks_by >= _AREA_FROM else cv2.INTER_LINEAR
         method = much if shrinks_by >= 1 else cv2.INTER_CUBIC
         return cv2.resize(crop, (size_hw[1], size_hw[0]), interpolation=method).reshape(*size_hw, self._channels)
 

@@ -1,7 +1,7 @@
 """Batches of augmented images, from worker processes.
 
 What a view of an image looks like depends on (seed, epoch, image index, view) alone: not on the number of workers, on
-ranks, or on what was loaded before. Order and batches are a function of (seed, epoch).
+ranks, or on earlier images. Order and batches are a function of (seed, epoch).
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from PIL import Image
 from errors import UserError
 from pipeline import fast_jpeg
 from pipeline.samplers import EvalSampler, TrainSampler
-from pipeline.sources import SKIP_ADVICE, EncodedImages, Images, describe_unreadable, read_image
+from pipeline.sources import SKIP_ADVICE, EncodedImages, Source, describe_unreadable, read_image
 from pipeline.transforms import Transform
 from pipeline.workers import WorkerPool
 
@@ -23,7 +23,7 @@ _MOST_BAD_IN_A_ROW = 100
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """B images of a data set, with all that is known of them.
+    """B images of a data set, with labels, indices and captions.
 
     Attributes:
         views: [B, C, H, W] float32 for each view that the transform makes of an image.
@@ -59,7 +59,7 @@ class Reader:
 
     def __init__(
         self,
-        source: Images,
+        source: Source,
         views: Sequence[Callable],
         channels: int,
         seed: int,
@@ -73,7 +73,7 @@ class Reader:
         self._last: tuple[int, object] = (-1, None)  # repeats of an image follow each other
 
     def sample(self, key: tuple[int, ...]) -> tuple[list[np.ndarray] | None, int, list[str]]:
-        """Return the views of an image (None: it is left out), its index, and what was wrong with which image."""
+        """Return the views of an image (None: it is left out), its index, and notes on images that cannot be read."""
         index, notes = key[1], []
         for other in range(index, index + _MOST_BAD_IN_A_ROW):
             other %= len(self._source)
@@ -125,7 +125,7 @@ class Loader:
         transform: a `Transform`; or (image, generator) -> array, whose batches are passed on as they are.
         sampler: a `TrainSampler`, or an `EvalSampler`.
         num_workers: processes that load; 0: load here.
-        upright: turn photos as their EXIF notes say.
+        upright: turn photos upright by their EXIF orientation.
         fast_decode: read JPEGs by `fast_jpeg`, where the transform can.
         bad_images: "error", or "skip": training takes the next image that can be read in the place of one that
             cannot, so that batches keep their size; evaluation leaves it out.
@@ -134,7 +134,7 @@ class Loader:
 
     def __init__(
         self,
-        source: Images,
+        source: Source,
         transform: Transform | Callable[[Image.Image, np.random.Generator], np.ndarray],
         sampler: TrainSampler | EvalSampler,
         *,

@@ -31,7 +31,7 @@ TAR_BLOCK_BYTES = 512  # a header, whose first 100 bytes are the name, goes befo
 
 
 def is_packed(root: Path) -> bool:
-    """Tell whether a directory holds a packed data set."""
+    """Return True if a directory holds a packed data set."""
     return (root / INFO_FILE).is_file()
 
 

@@ -1,4 +1,4 @@
-"""Which images make which update, on which rank. NumPy only."""
+"""Assignment of images to updates, ranks and micro-steps. NumPy only."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ class TrainSampler:
     Update u takes images u*E to (u+1)*E of the epoch's random order, where E = batch_size * accum_iter * ranks;
     every rank has a contiguous share of it, cut into micro-steps of `batch_size`. The last update of an epoch is
     smaller, and counts for less (see `update_share`), or left out with `drop_last`. So the same images make an update,
-    however they are dealt. An epoch that was begun with another E goes on with the images that are left.
+    however they are dealt. An epoch that began with another E continues with the images that are left.
 
     With `repeats`, an epoch takes a part of the images only, and each of them so often, one after the other: each time
     augmented anew, and decoded once (arXiv 1901.09335).

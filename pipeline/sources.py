@@ -1,4 +1,4 @@
-"""Sources of images, in files and in memory; decoded upright, or why that is not possible."""
+"""Sources of images, in files and in memory, and their decoding."""
 
 import contextlib
 import io
@@ -146,17 +146,17 @@ class ArrayImages:
         return Image.fromarray(self.images[index])
 
 
-Images = EncodedImages | ArrayImages
+Source = EncodedImages | ArrayImages
 
 
 # ---- decoding -----------------------------------------------------------------------------------
 
 
-def read_image(source: Images, index: int, channels: int, upright: bool = True) -> Image.Image:
+def read_image(source: Source, index: int, channels: int, upright: bool = True) -> Image.Image:
     """Decode an image of a source as 8-bit grey (1 channel), RGB (3) or RGBA (4).
 
     Args:
-        upright: turn it as its EXIF note says (DATA.EXIF_TRANSPOSE).
+        upright: turn it upright by its EXIF orientation (DATA.EXIF_TRANSPOSE).
     """
     image, mode = source.image(index), PIL_MODES[channels]
     if upright:
@@ -171,8 +171,8 @@ def read_image(source: Images, index: int, channels: int, upright: bool = True) 
     return image if image.mode == mode else image.convert(mode)
 
 
-def why_unreadable(source: Images, index: int, channels: int) -> str | None:
-    """Say why an image cannot be decoded; None if it can."""
+def why_unreadable(source: Source, index: int, channels: int) -> str | None:
+    """Return why an image cannot be decoded; None if it can."""
     try:
         read_image(source, index, channels)
         return None
@@ -180,6 +180,6 @@ def why_unreadable(source: Images, index: int, channels: int) -> str | None:
         return describe_unreadable(source, index, error)
 
 
-def describe_unreadable(source: Images, index: int, error: Exception) -> str:
-    """Say which image cannot be decoded, and why."""
+def describe_unreadable(source: Source, index: int, error: Exception) -> str:
+    """Return a message that names an image which cannot be decoded, and the reason."""
     return f"{source.describe(index)}: cannot be read as an image ({one_line(error)})"

@@ -1,4 +1,4 @@
-"""What becomes of an image before a model sees it: crops, flips, colours, and normalisation."""
+"""Transforms of images before a model sees them: crops, flips, normalisation."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ Crop = Callable[..., Image.Image | LazyJpeg]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """One half works per image, in worker processes, and one per batch, on the device.
+    """The steps from an image to a model's input: crops and colours in worker processes, normalisation on the device.
 
     Attributes:
         views: a function (image, generator) -> uint8 [H, W, C] for each view that is made of an image; uint8 is a
@@ -40,7 +40,7 @@ class Transform:
 
     @functools.cached_property
     def _scale_and_shift(self) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Return what uint8 is multiplied by, and what is added then, [1, C, 1, 1]; on the device once."""
+        """Return factor and summand that normalise uint8, [1, C, 1, 1]; copied to the device once."""
         std = np.asarray(self.std, np.float64)
         values = (1.0 / (255.0 * std), -np.asarray(self.mean, np.float64) / std)
         scale, shift = (paddle.to_tensor(value.reshape(1, -1, 1, 1).astype(np.float32)) for value in values)

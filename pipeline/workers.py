@@ -1,4 +1,4 @@
-"""Work done by other processes, in order, with results in memory that all of them share.
+"""Worker processes that fill arrays in shared memory; results come in the order of the jobs.
 
 Paddle's own loader processes use Paddle, where another thread may hold a lock at the moment of the fork, which is then
 never released; they say "Blocking queue is killed" of any exception; and they need much of /dev/shm, of which
@@ -27,7 +27,7 @@ _slots: list[np.ndarray]
 
 
 class WorkerPool:
-    """Processes that fill arrays.
+    """Worker processes that fill arrays in shared memory.
 
     Args:
         fill: `(job, out) -> result`; writes its array to `out`, and returns something small beside it.
@@ -103,7 +103,7 @@ def kill_all() -> None:
 def _begin(fill: Callable, slots: list[np.ndarray], parent: int) -> None:
     global _fill, _slots
     _fill, _slots = fill, slots
-    gc.freeze()  # what the parent had is not this process's to collect: its tensors would ask Paddle for locks
+    gc.freeze()  # never collect objects inherited from the parent: freeing its tensors would take Paddle's locks
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides; terminals and schedulers signal all
         signal.signal(number, signal.SIG_IGN)
     runtime.end_with_parent(signal.SIGKILL)

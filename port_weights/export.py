@@ -14,7 +14,7 @@ def to_official(tensors: Tensors) -> Tensors:
 
 
 def to_timm(tensors: Tensors, architecture: Architecture) -> tuple[Tensors, list[str]]:
-    """Return what a ViT of timm takes, and the official names of what it has no place for."""
+    """Return the tensors of a ViT of timm, and the official names of those that it does not have."""
     if architecture.probe:
         raise UserError("timm's ViT has no batch norm before its classifier, so a linear probe has no place there")
     official = to_official(tensors)

@@ -80,7 +80,7 @@ _CONVERTERS: dict[str, Callable[[WeightFile, str, Mapping, Grid], Recognised]] =
 
 
 def _check_landmarks(file: WeightFile) -> None:
-    """Refuse shapes that no model has where sizes are read off, so that nothing further on needs to doubt them."""
+    """Raise UserError if a tensor from which sizes are read has an impossible shape."""
     for name, tensor in file.tensors.items():
         wanted = next((ndim for ending, ndim in _LANDMARKS.items() if name.endswith(ending)), None)
         if wanted is not None and (len(tensor.shape) != wanted or 0 in tensor.shape):
@@ -88,7 +88,7 @@ def _check_landmarks(file: WeightFile) -> None:
 
 
 def _with_description(found: Recognised, file: WeightFile) -> Recognised:
-    """Let what a file of ours says about itself decide."""
+    """Use the description that a file of this project has, where there is one."""
     stored = file.architecture
     if stored is None:
         return found

@@ -58,7 +58,7 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
 
 
 def _timm_preprocessing(config: Mapping) -> dict[str, object]:
-    """Read what timm's config.json says of the images."""
+    """Read size and normalisation of the images from timm's config.json."""
     values = config.get("pretrained_cfg")
     if not isinstance(values, dict):
         return {}
@@ -86,7 +86,7 @@ def _official_family(file: WeightFile, prefix: str, inside: Tensors, dropped: di
 
 
 def _read_table(file: WeightFile, inside: Tensors, grid_hw: Grid) -> tuple[bool, Grid]:
-    """Tell whether the position table has a row for the class token, which MAE-CT's has not, and what its grid is."""
+    """Return whether the position table has a row for the class token (MAE-CT's has none), and its grid."""
     table = inside.get("pos_embed")
     if table is None or table.shape[0] != 1 or table.shape[1] < 2:
         raise UserError(f"{file.path}: pos_embed is {'missing' if table is None else f'of shape {list(table.shape)}'}")

@@ -97,7 +97,7 @@ def _heads(file: WeightFile, config: Mapping, key: str) -> int | None:
 
 
 def _grid(file: WeightFile, config: Mapping, given: Grid) -> Grid:
-    """Return the grid that config.json tells; raise UserError if -grid says another one."""
+    """Return the grid of config.json; raise UserError if -grid is another one."""
     size, patch = config.get("image_size"), config.get("patch_size")
     sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
     if not all(type(number) is int and number > 0 for number in (*sides, patch)):
@@ -109,7 +109,7 @@ def _grid(file: WeightFile, config: Mapping, given: Grid) -> Grid:
 
 
 def _preprocessing(config: Mapping) -> dict[str, object]:
-    """Read what transformers' preprocessor_config.json, which was put into the config, says of the images."""
+    """Read size and normalisation of the images from transformers' preprocessor_config.json, a part of `config`."""
     keys = {"DATA.IMAGENET_MEAN": "image_mean", "DATA.IMAGENET_STD": "image_std"}
     found = {key: config[name] for key, name in keys.items() if config.get(name) is not None}
     for key, values in found.items():

@@ -32,7 +32,7 @@ _LARGEST_EXPANSION = 4  # bytes of all tensors over bytes of the file; above it,
 
 @dataclasses.dataclass
 class Report:
-    """What became of a file; `str()` gives the lines that the command prints."""
+    """The result of porting a file; `str()` returns the lines that the command prints."""
 
     source: Path
     family: str
@@ -85,15 +85,15 @@ def port(
         destination: for "paddle" a `.pdparams` or `.safetensors` file, and a `.yaml` that builds the model goes beside
             it; for "official" a `.pth` file, for "timm" that or `.safetensors`, for "transformers" a directory.
         target: whose names and layout to write.
-        heads: attention heads of encoder and decoder, where neither file nor table tells, or against them.
+        heads: attention heads of encoder and decoder; go before those of the file and of the table of known models.
         grid_hw: patches per column and per row, where the grid is not square.
-        norm_pix_loss: whether the decoder predicts normalised pixels, where the file does not tell.
+        norm_pix_loss: whether the decoder predicts normalised pixels; None: as the file records.
         entry: under which name the file keeps the weights, where that is not "model" or "state_dict".
-        expected: what the file must hold; tells heads and normalised pixels, too.
+        expected: the architecture that the file must have; its heads and normalised pixels are used.
 
     Raises:
         UserError: if the file is not understood, any tensor is missing, unexpected, mis-shaped or not finite, or the
-            destination cannot be written. What was there before is unchanged then.
+            destination cannot be written. An older file there is unchanged then.
     """
     destination = Path(destination)
     check_destination(destination, target)
@@ -156,7 +156,7 @@ def _description(
 
 
 def _find_source(source: Path) -> tuple[Path, Mapping]:
-    """Return the weight file that a path stands for, and transformers' config beside it."""
+    """Return the weight file of a path, and transformers' config beside it."""
     path = None
     if source.is_dir():
         if (source / "model.safetensors.index.json").is_file():
@@ -176,7 +176,7 @@ def _find_source(source: Path) -> tuple[Path, Mapping]:
 
 
 def _ask_config_beside(path: Path, found: Recognised) -> None:
-    """Take what no shape tells from the YAML of a run of ours, where the weights do not say it themselves."""
+    """Take heads, grid and normalised pixels from the YAML beside weights that do not record them."""
     if found.family != "PaddleViT MAE":
         return
     try:

@@ -1,4 +1,4 @@
-"""What a weight file turns out to be, and the steps that all families share."""
+"""The result of recognising a weight file, and the steps that all families share."""
 
 import dataclasses
 import re
@@ -45,7 +45,7 @@ class Recognised:
         tensors: what belongs to the model.
         dropped: the rest, with the reason.
         heads: attention heads of the encoder and the decoder, where the file or its family tells.
-        heads_from: which of them, in words.
+        heads_from: where the number of heads comes from, for the report ("as config.json says").
         norm_pix_loss: whether the decoder predicts normalised pixels, where the file tells.
         grid_hw: patches per column and per row, where the file tells.
         preprocessing: configuration keys of the images, where the file's config tells them.
@@ -99,7 +99,7 @@ def rename(official: Tensors) -> tuple[Tensors, list[str]]:
 
 
 def is_sincos(table: StoredTensor, grid_hw: tuple[int, int], has_class_row: bool = True) -> bool:
-    """Tell whether a position table [1, rows, D] is the fixed sine-cosine table of a grid."""
+    """Return True if a position table [1, rows, D] is the fixed sine-cosine table of a grid."""
     if table.shape[2] % 4 or table.size > _LARGEST_TABLE or table.dtype not in FLOAT_DTYPES:
         return False
     wanted = sincos_table(table.shape[2], grid_hw)[:, 0 if has_class_row else 1 :]
@@ -107,7 +107,7 @@ def is_sincos(table: StoredTensor, grid_hw: tuple[int, int], has_class_row: bool
 
 
 def layout(tensors: Tensors) -> str | None:
-    """Tell from the first fused projection, which is not square, whose layout the matrices have."""
+    """Return whose layout the matrices have, by the first fused projection, which is not square."""
     qkv = tensors.get("encoder.layers.0.attn.qkv.weight")
     if qkv is None or len(qkv.shape) != 2:
         return None

@@ -54,7 +54,7 @@ def check_destination(destination: Path, target: str) -> None:
 def write(
     destination: Path, target: str, tensors: Tensors, architecture: Architecture, description: Mapping
 ) -> tuple[list[Path], list[str]]:
-    """Write weights and what goes beside them.
+    """Write weights, and the YAML or config.json beside them.
 
     Args:
         tensors: under our names.

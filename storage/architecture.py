@@ -1,7 +1,7 @@
-"""What a set of weights belongs to: sizes of the model, names and shapes of its tensors. No Paddle here.
+"""Architecture of a set of weights: sizes of the model, names and shapes of its tensors. No Paddle here.
 
-Names and shapes are those of PaddleViT's files, which `mae.py` and `transformer.py` have, too. They tell every size
-but one: the number of attention heads, which splits a matrix without changing its shape. A file of ours says it.
+Names and shapes are those of PaddleViT's files, and of `mae.py` and `transformer.py`. They determine every size but the
+number of attention heads, which splits a matrix without changing its shape. Files of this project record it.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ class Architecture:
 
     @property
     def content(self) -> str:
-        """Say in words what such weights are."""
+        """Describe such weights in words."""
         if self.decoder is not None:
             return "pretrained autoencoder: encoder and decoder"
         if self.num_classes == 0:
@@ -160,7 +160,7 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "Architecture":
-        """Rebuild what `to_dict` gave; raise ValueError, TypeError or KeyError if something is wrong with it."""
+        """Rebuild an architecture from `to_dict`'s values; raise ValueError, TypeError or KeyError for others."""
         values = dict(values)
         for key in ("encoder", "decoder"):
             values[key] = Tower(*values[key]) if values.get(key) is not None else None
@@ -227,13 +227,13 @@ def infer(
 
     Args:
         shapes: tensors under PaddleViT's names.
-        encoder_heads: attention heads, which no shape tells.
+        encoder_heads: attention heads; no shape depends on them.
         decoder_heads: those of the decoder, if there is one.
         grid_hw: patches per column and per row; None: square.
-        norm_pix_loss: what the decoder predicts, which no shape tells either.
+        norm_pix_loss: whether the decoder predicts normalised pixels; no shape depends on it either.
 
     Raises:
-        UserError: if tensors that tell a size are missing, or do not fit together.
+        UserError: if tensors that determine a size are missing, or do not fit together.
     """
 
     def shape(name: str, ndim: int) -> tuple[int, ...]:

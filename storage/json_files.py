@@ -1,4 +1,4 @@
-"""JSON that somebody else may have written or damaged: read with a limit, and checked. No Paddle here."""
+"""Read JSON that may be damaged or a stranger's, with limits and checks. No Paddle here."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -62,7 +62,7 @@ def is_a(value: object, kind: type | tuple[type, ...]) -> bool:
 def read_records(path: str | Path, warn: Callable[[str], None] = lambda line: None) -> list[dict]:
     """Read a log.jsonl: an object with "event" (and mostly "step") per line, in order.
 
-    A line that is none, as a power failure leaves them, is skipped; `warn` is told how many there were. The end of a
+    A line that is none, as a power failure leaves them, is skipped; `warn` gets a line with their number. The end of a
     file that is being written may be half a line.
 
     Raises:

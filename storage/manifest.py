@@ -21,8 +21,8 @@ def write(directory: Path) -> None:
     (directory / NAME).write_text(json.dumps(sums, indent=1), encoding="utf-8")
 
 
-def damage(directory: Path, only: str | None = None) -> str | None:
-    """Say what is wrong with a directory's files, or with one of them; None if nothing is, or there is no manifest."""
+def find_damage(directory: Path, only: str | None = None) -> str | None:
+    """Return what is wrong with a directory's files, or with one of them; None if nothing is, or without a manifest."""
     file = directory / NAME
     if not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Files that are read whole: with a limit, and no pipe or device, which might wait or go on for ever."""
+"""Read a file whole: up to a limit, and never a pipe or device, which could block or have no end."""
 
 import os
 import stat

@@ -3,7 +3,7 @@
 `.pdparams`, `.pdopt`, torch's weight files and the CIFAR archives are pickles, and `pickle.load` calls
 whatever a file tells it to. Here no name in a file ever reaches Python's import: an exact list of names that
 plain data needs stands for functions of this module, which check what they get; every other name is refused.
-Arrays have numbers in them and the size that their bytes say.
+Arrays must be numeric, and their shape must match the number of bytes.
 """
 
 import io
@@ -23,7 +23,7 @@ from errors import UserError, printable
 
 
 class Attributes(dict):
-    """What is left of an object of another program: its attributes."""
+    """Stand-in for an object whose class is not loaded; keeps its attributes as a dict."""
 
 
 _ARRAY_CLASS = object()  # stands for numpy.ndarray, which a pickle only ever passes on
@@ -115,7 +115,7 @@ for _core in ("numpy.core", "numpy._core"):
 
 
 class _BoundedFile:
-    """A file that knows how much is left, so that a length in a damaged file reserves no memory."""
+    """A file with a count of its remaining bytes, so that a length in a damaged file reserves no memory."""
 
     def __init__(self, file: io.BufferedIOBase):
         self._file = file

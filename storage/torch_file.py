@@ -50,12 +50,12 @@ _RESAVE_MODEL = _RESAVE.replace("True)", "False)['model']")
 
 
 def is_torch_file(head: bytes) -> bool:
-    """Tell from a file's first bytes whether torch wrote it."""
+    """Return True if torch wrote a file, by its first bytes."""
     return head.startswith((_ZIP_MAGIC, _LEGACY_MAGIC))
 
 
 def read(path: str | Path) -> object:
-    """Return what a file of `torch.save` holds: plain containers with a `StoredTensor` for each tensor.
+    """Return the content of a file of `torch.save`: plain containers with a `StoredTensor` for each tensor.
 
     Raises:
         UserError: if the file is damaged, is of torch's old format, or asks for anything but plain data.
@@ -194,7 +194,7 @@ class _Archive:
 def write(
     path: str | Path, tensors: Mapping[str, StoredTensor], wrapper: str, texts: Mapping[str, str] | None = None
 ) -> None:
-    """Write what `torch.save({wrapper: tensors, **texts})` would, one tensor in memory at a time."""
+    """Write the file of `torch.save({wrapper: tensors, **texts})`, with one tensor in memory at a time."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo("archive/data.pkl"), b"".join(_pickle(tensors, wrapper, texts or {})))
         archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")

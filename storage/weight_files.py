@@ -6,8 +6,8 @@
 | pickle (`.pdparams .pd`) | Paddle |
 | `.safetensors` | transformers, timm |
 
-A `.pdparams` of ours is Paddle's pickle, followed by a second pickle with what the weights belong to: Paddle's loader
-does not look there. A `.safetensors` keeps the same in its header.
+A `.pdparams` of ours is Paddle's pickle, followed by a second pickle with a description, which Paddle's loader does not
+read. A `.safetensors` keeps the same in its header.
 """
 
 import collections
@@ -51,7 +51,7 @@ _LONGEST_FILE_NAME = 250  # bytes, with room for a suffix below the usual limit 
 
 @dataclasses.dataclass(frozen=True)
 class WeightFile:
-    """What a file holds.
+    """The content of a weight file.
 
     Attributes:
         path: the file.
@@ -60,7 +60,7 @@ class WeightFile:
         wrapper: entry of the file under which the tensors were, or None.
         others: names of the entries beside that one, and of values that are no tensors.
         arguments: of the program that wrote the file, where it keeps them (the official code's `args`).
-        metadata: what a file that this project wrote says about itself, else empty.
+        metadata: the description in a file that this project wrote, else empty.
     """
 
     path: Path
@@ -73,7 +73,7 @@ class WeightFile:
 
     @property
     def architecture(self) -> Architecture | None:
-        """Return the architecture that a file says it is for, if this project wrote it."""
+        """Return the architecture recorded in a file, if this project wrote it."""
         values = self.metadata.get("architecture")
         if values is None:
             return None
@@ -84,7 +84,7 @@ class WeightFile:
 
 
 def read(path: str | Path, entry: str | None = None) -> WeightFile:
-    """Open a weight file; its first bytes decide what it is, not its name.
+    """Open a weight file; its kind follows from its first bytes, not from its name.
 
     Args:
         path: the file.
@@ -116,8 +116,8 @@ def read(path: str | Path, entry: str | None = None) -> WeightFile:
 def resolve(path: str | Path) -> Path:
     """Find the weight file behind a path without its suffix, a checkpoint directory, or a run directory.
 
-    A run directory stands for its `best` checkpoint, or for `latest` where nothing was evaluated. Where a
-    checkpoint holds averaged weights, those are meant: they are what was evaluated.
+    Of a run directory, the `best` checkpoint is taken, or `latest` where nothing was evaluated. Where a checkpoint has
+    averaged weights, those are taken: they were evaluated.
     """
     path = Path(path)
     if len(os.fsencode(path.name)) > _LONGEST_FILE_NAME - len(".safetensors"):
@@ -161,7 +161,7 @@ def _read_paddle(path: Path, entry: str | None) -> WeightFile:
 
 
 def _unwrap(path: Path, kind: str, data: object, entry: str | None, description: object) -> WeightFile:
-    """Find the state dict in what a pickle held, beside the description of it."""
+    """Find the state dict in the content of a pickle, and add its description."""
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a state dict, found {type(data).__name__}")
     wrapper = entry or next((name for name in _WRAPPERS if _has_tensors(data.get(name))), None)
@@ -266,7 +266,7 @@ class _StreamingPickler(pickle.Pickler):
 
 
 def write_pdparams(path: str | Path, tensors: Mapping[str, StoredTensor], metadata: Mapping | None = None) -> None:
-    """Write a flat state dict that plain `paddle.load` and `set_state_dict` read, and what it belongs to."""
+    """Write a flat state dict that plain `paddle.load` and `set_state_dict` read, and its description."""
     with open(path, "wb") as file:
         _StreamingPickler(file).dump({**tensors, _PADDLE_NAME_TABLE: {name: name for name in tensors}})
         if metadata:

@@ -1,4 +1,4 @@
-"""Look into encoders: how far and how evenly each head attends, how alike layers are, how many directions features use.
+"""Analyse encoders: reach and entropy of attention, similarity of layers (CKA), and the spectrum of the features.
 
     python -m tools.analyse RUN -out DIRECTORY [-with OTHER] [-num 1024] [-seed 0] [-data_path DIR] [-split val]
 
@@ -25,7 +25,7 @@ from errors import UserError
 from storage import atomic
 from tools import inputs, pages, plots
 from tools.attention import attention_logits
-from tools.representations import (
+from tools.layer_measures import (
     MinibatchCKA,
     Spectrum,
     attention_distance,

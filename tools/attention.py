@@ -1,4 +1,4 @@
-"""What an encoder attends to: its scores, maps for pictures, and rollout."""
+"""Attention of an encoder: scores, maps for pictures, and rollout."""
 
 from collections.abc import Iterable, Iterator
 

@@ -1,4 +1,4 @@
-"""Cluster images by k-means in feature space, and say how well the clusters are the classes.
+"""Cluster images by k-means in feature space, and compare the clusters with the classes.
 
     python -m tools.cluster RUN [-data_path DIR] [-split val] [-clusters 10] [-runs 3] [-seed 0]
 

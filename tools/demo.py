@@ -1,4 +1,4 @@
-"""A page in the browser: a photo in, what the model reconstructs of it, what it is taken for, and where it looks.
+"""A page in the browser: a photo's reconstruction, its classes, and the encoder's attention.
 
     pip install -r requirements/demo.txt
     python -m tools.demo output/quickstart/pretrain [-classifier output/quickstart/finetune] [-port 7860]
@@ -130,7 +130,7 @@ def read_upload(path: str, folder: Path) -> bytes:
 
 
 def painted(layers: list[bytes]) -> np.ndarray | None:
-    """Return what was painted, uint8 [H, W], 255 where the brush was; None if there is no layer."""
+    """Return the painted mask, uint8 [H, W], 255 where the brush was; None if there is no layer."""
     if len(layers) > _MOST_LAYERS:
         raise UserError(f"the painted mask has {len(layers)} layers; at most {_MOST_LAYERS} are taken")
     alphas = []
@@ -153,7 +153,7 @@ def build_page(demo: Demo, uploads: Path):
     """Build the Gradio page.
 
     Args:
-        uploads: directory in which Gradio keeps what was uploaded.
+        uploads: directory in which Gradio keeps uploaded files.
     """
     import gradio
 
@@ -176,10 +176,10 @@ def build_page(demo: Demo, uploads: Path):
 
 
 def _add_inputs(gradio, demo: Demo, uploads: Path) -> list:
-    """Add what a visitor sets: photo, mask ratio, seed, kind of mask, sketch. Our own readers open what is uploaded."""
+    """Add the inputs: photo, mask ratio, seed, kind of mask, sketch. Uploads are opened by our own readers."""
 
     def photo_of(payload) -> str | None:
-        """Return the path of the photo, once it is known to be readable."""
+        """Return the path of the photo after a test that it can be read."""
         if payload is not None:
             read_upload(payload.path, uploads)
         return None if payload is None else payload.path
@@ -207,7 +207,7 @@ def _add_inputs(gradio, demo: Demo, uploads: Path) -> list:
 
 
 def _add_outputs(gradio, demo: Demo) -> list:
-    """Add what the models make of it: reconstruction, classes, attention."""
+    """Add the outputs: reconstruction, classes, attention."""
     options = {"columns": 4, "format": "png", "height": "auto"}
     pictures = gradio.Gallery(label="Reconstruction", elem_id="pictures", **options)
     classes = gradio.Label(label="Taken for", visible=demo.classifier is not None, elem_id="classes")

@@ -127,7 +127,7 @@ def make_grid(panels: list[np.ndarray], side_px: int = 96) -> Image.Image:
 
 
 def caption_of(model: mae.MAEPretrain) -> str:
-    """Say what the columns of reconstructions are."""
+    """Return a caption that names the columns of reconstructions."""
     caption = (
         "Columns: original, masked, prediction of every patch (it carries no loss where the patch is visible), "
         "reconstruction: the prediction with the visible patches put back."
@@ -172,7 +172,7 @@ def draw_images(config, num_images: int, seed: int = 0, split: str = "val") -> n
     return load_images(config, source, np.random.default_rng(seed).permutation(len(source))[:num_images])
 
 
-def load_images(config, source: sources.Images, indices) -> np.ndarray:
+def load_images(config, source: sources.Source, indices) -> np.ndarray:
     """Return some images of a source [B, C, H, W], as evaluation sees them."""
     rng, transform, channels = np.random.default_rng(0), eval_transform(config), config.DATA.IMAGE_CHANNELS
     arrays = []

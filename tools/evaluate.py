@@ -1,4 +1,4 @@
-"""Judge a classifier: accuracy, calibration, each class, what is taken for what; and ImageNet's robustness benchmarks.
+"""Evaluate a classifier: accuracy, calibration, each class, confusion; and ImageNet's robustness benchmarks.
 
     python -m tools.evaluate RUN -out DIRECTORY [-data_path DIR] [-split val] [-image_size PX]
     python -m tools.evaluate RUN -out DIRECTORY -benchmark a -data_path imagenet-a        # also r, sketch, v2, c
@@ -112,7 +112,7 @@ def class_names(source, num_classes: int) -> list[str]:
 
 
 def evaluate_source(model, config, source, out: Path, columns: np.ndarray | None = None) -> dict[str, float]:
-    """Judge a model on a source, and write tables and a page; returns the scores."""
+    """Evaluate a model on a source, and write tables and a page; returns the scores."""
     notes: list[str] = []
     probabilities, labels = predict(model, inputs.open_loader(config, source, notes), columns)
     names = class_names(source, config.MODEL.NUM_CLASSES)
@@ -142,7 +142,7 @@ def evaluate_source(model, config, source, out: Path, columns: np.ndarray | None
 
 
 def evaluate_corruptions(model, config, root: str, out: Path) -> dict[str, object]:
-    """Judge a model on ImageNet-C; returns mean corruption error, plain error, and those of each corruption."""
+    """Evaluate a model on ImageNet-C; returns mean corruption error, plain error, and those of each corruption."""
     errors = {}
     for name, folders in robustness.corruption_folders(root).items():
         errors[name] = []

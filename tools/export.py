@@ -1,4 +1,4 @@
-"""Export a classifier or an encoder for deployment, run what was exported, and compare.
+"""Export a classifier or an encoder for deployment, run the exported model, and compare.
 
     python -m tools.export RUN -out DIRECTORY [-format paddle onnx] [-image_size PX] [-encoder]
 
@@ -131,7 +131,7 @@ def run_onnx(file: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 @paddle.no_grad()
 def compare(model: nn.Layer, run: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int, int]) -> float:
-    """Return the largest difference between a model and what was exported, relative to the largest output.
+    """Return the largest difference between a model and its export, relative to the largest output.
 
     Raises:
         UserError: if it is above 1e-5.
@@ -150,7 +150,7 @@ def compare(model: nn.Layer, run: Callable[[np.ndarray], np.ndarray], shape: tup
 
 
 def _check_space(model: nn.Layer, out: Path) -> None:
-    """Raise UserError if the disk has no room for the model: Paddle writes half a file then, and says nothing."""
+    """Raise UserError if the disk has no room for the model: Paddle would write half a file without an error."""
     needed = _NUM_COPIES * sum(4 * parameter.size for parameter in model.parameters()) + _PROGRAM_BYTES
     free = shutil.disk_usage(out).free
     if free < needed:

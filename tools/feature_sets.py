@@ -1,4 +1,4 @@
-"""Features of whole splits, for the tools that judge them: command line, cache, and the figures they print."""
+"""Features of whole splits, for the tools that evaluate them: flags, cache, and the figures that are printed."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from training import device
 
 
 def add_feature_flags(parser: Parser) -> None:
-    """Add what the tools that judge features take."""
+    """Add the flags of the tools that evaluate features."""
     inputs.add_flags(parser)
     parser.add("pool", "class token or mean of the patches, instead of what the classifier reads", choices=POOLS[:2])
     parser.add("cache", "directory that keeps the features", metavar="DIR")
@@ -23,7 +23,7 @@ def add_feature_flags(parser: Parser) -> None:
 
 
 def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
-    """Return `features` and `labels` of splits, from the cache where they are there."""
+    """Return `features` and `labels` of splits, from the cache where it has them."""
     device.set_device()
     model, config = inputs.load_encoder(args.run, inputs.read_config(args))
     weights, results = weight_files.resolve(args.run).resolve(), []
@@ -55,7 +55,7 @@ def check_outputs(args) -> None:
 
 
 def report(args, title: str, figures: dict[str, object]) -> dict[str, object]:
-    """Print figures, and write them where -json says."""
+    """Print figures, and write them to the file of -json."""
     print(title)
     for name, value in figures.items():
         print(f"  {name}: {value:.3f}" if isinstance(value, float) else f"  {name}: {value}")

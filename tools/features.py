@@ -129,7 +129,7 @@ class Sink:
         return array
 
     def finish(self) -> dict[str, np.ndarray]:
-        """Return the arrays; what was left out (images that cannot be read) is cut off."""
+        """Return the arrays, without rows of images that cannot be read."""
         for name, array in self.arrays.items():
             if isinstance(array, np.memmap) and self._done < self._num_images:
                 array = self._shorten(name, array)
@@ -141,7 +141,7 @@ class Sink:
         return self.arrays
 
     def _shorten(self, name: str, array: np.memmap) -> np.memmap:
-        """Write the rows that there are to a new file in the old one's place."""
+        """Replace a file by one with the rows that were filled."""
         shorter = self._create(f"{name}.part", array.dtype, (self._done, *array.shape[1:]))
         for first in range(0, self._done, _ROWS):
             shorter[first : first + _ROWS] = array[first : min(first + _ROWS, self._done)]
@@ -150,7 +150,7 @@ class Sink:
         return shorter
 
     def _move(self) -> None:
-        """Put the files in the place of those that an earlier call left, of which about.json tells no more then."""
+        """Replace the files of an earlier call, after about.json, which describes them, is emptied."""
         atomic.write_text(self._directory / _ABOUT, "{}")
         for file in _own_files(self._directory):
             file.unlink()

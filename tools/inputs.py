@@ -1,4 +1,4 @@
-"""What the tools are given on their command lines: a model, and images."""
+"""Flags of the tools for a model and images, and how both are loaded."""
 
 import argparse
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ _OVERRIDES = {
 
 
 def add_flags(parser: Parser, split: str = "val") -> None:
-    """Add what nearly every tool takes."""
+    """Add the flags of nearly every tool."""
     parser.add_argument("run", help="run, checkpoint directory, or weight file with its YAML beside it")
     parser.add("dataset", "instead of the run's own", metavar="NAME")
     parser.add("data_path", "directory of the data set, instead of the run's own", metavar="DIR")
@@ -67,7 +67,9 @@ def load_encoder(path: str | Path, config=None) -> tuple[VisionTransformer, obje
     weights = weight_files.resolve(path)
     config = config or get_config(weight_files.config_beside(weights))
     headless = replaced(config, "MODEL.NUM_CLASSES", 0)
-    return _load(build_transformer(headless), weights, allow_unexpected=(*checkpoint.DECODER, "classifier.*")), config
+    return _load(
+        build_transformer(headless), weights, allow_unexpected=(*checkpoint.DECODER_NAMES, "classifier.*")
+    ), config
 
 
 def load_classifier(path: str | Path, config=None) -> tuple[VisionTransformer, object]:
@@ -88,7 +90,7 @@ def _load(model: nn.Layer, weights: Path, **allowed: object):
 class Subset(EncodedImages):
     """Some images of a source."""
 
-    def __init__(self, source: sources.Images, indices: np.ndarray):
+    def __init__(self, source: sources.Source, indices: np.ndarray):
         self._source, self.indices = source, np.asarray(indices)
         self.labels, self.origin, self.class_names = source.labels[self.indices], source.origin, source.class_names
 
@@ -105,7 +107,7 @@ class Subset(EncodedImages):
         return self._source.image(self.indices[index])
 
 
-def open_any_images(config, split: str) -> sources.Images:
+def open_any_images(config, split: str) -> sources.Source:
     """Open a split with its labels, or without where it has none."""
     try:
         return open_images(config, split)
@@ -113,7 +115,7 @@ def open_any_images(config, split: str) -> sources.Images:
         return open_images(config, split, needs_labels=False)
 
 
-def open_images(config, split: str, needs_labels: bool = True, num_classes: int | None = None) -> sources.Images:
+def open_images(config, split: str, needs_labels: bool = True, num_classes: int | None = None) -> sources.Source:
     """Open a split; labels may have any values unless `num_classes` limits them."""
     source = loaders.open_source(config, split, needs_labels)
     for warning in datasets.check_source(source, num_classes=num_classes, channels=config.DATA.IMAGE_CHANNELS):
@@ -137,7 +139,7 @@ def choose_balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.sort(order[:count])
 
 
-def open_loader(config, source: sources.Images, notes: list[str] | None = None) -> loading.Loader:
+def open_loader(config, source: sources.Source, notes: list[str] | None = None) -> loading.Loader:
     """Return batches as evaluation sees them, in the source's order; skipped images are appended to `notes`."""
     sampler = EvalSampler(len(source), config.DATA.BATCH_SIZE)
     note_bad = print if notes is None else notes.append
@@ -187,6 +189,6 @@ def new_file(
 
 
 def input_of(config) -> tuple:
-    """Return what images must be to be understood by a model of this config."""
+    """Return size, channels and normalisation of a model's images, which two models must share to be compared."""
     data = config.DATA
     return (image_size_hw(config), data.IMAGE_CHANNELS, tuple(data.IMAGENET_MEAN), tuple(data.IMAGENET_STD))

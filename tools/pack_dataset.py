@@ -30,7 +30,7 @@ import datasets
 from arguments import Parser, user_path
 from errors import UserError, abridge
 from pipeline import packed_images
-from pipeline.sources import FileImages, Images, describe_unreadable, read_image
+from pipeline.sources import FileImages, Source, describe_unreadable, read_image
 from program import terminal
 from storage import manifest, run_files
 from training import cli
@@ -39,7 +39,7 @@ _KINDS = {"L": 1, "LA": 1, "I;16": 1}  # modes that stay grey
 _FIELDS = ("offset", "size", "label")
 
 
-def encode(source: Images, index: int, size: int, quality: int) -> bytes:
+def encode(source: Source, index: int, size: int, quality: int) -> bytes:
     """Return an image of a source as a file: as it is, or resized to a shorter side of `size` pixels as JPEG."""
     if size == 0:
         data = source.read(index)
@@ -55,9 +55,9 @@ def encode(source: Images, index: int, size: int, quality: int) -> bytes:
 
 
 def pack_split(
-    source: Images, root: Path, split: str, *, size: int, quality: int, per_shard: int, skip_bad: bool
+    source: Source, root: Path, split: str, *, size: int, quality: int, per_shard: int, skip_bad: bool
 ) -> dict:
-    """Write the shards and the index of a split; shards that are there already stay.
+    """Write the shards and the index of a split; shards of an interrupted call are kept.
 
     Returns:
         What packed.json says of it, and under "bad" the images that were left out.
@@ -128,7 +128,7 @@ def pack(
     skip_bad: bool = False,
     list_outside: bool = False,
 ) -> dict:
-    """Pack the train split and, where there is one, the val split; returns what packed.json says.
+    """Pack the train split and, where there is one, the val split; returns the content of packed.json.
 
     Raises:
         UserError: if the source is not in order, or DST holds something else.
@@ -160,7 +160,7 @@ def pack(
     return info
 
 
-def _open(dataset: str, src: Path, split: str, list_outside: bool) -> Images:
+def _open(dataset: str, src: Path, split: str, list_outside: bool) -> Source:
     """Open a split with its labels; a folder to pretrain on may have none."""
     options = {"num_classes": 1, "list_outside": list_outside}
     if split == "val" or (src / "train_list.txt").is_file():
@@ -174,8 +174,8 @@ def _open(dataset: str, src: Path, split: str, list_outside: bool) -> Images:
     return labelled if len(labelled) else everything
 
 
-def _sum_of(source: Images) -> str:
-    """Return a sum of what a source lists, so that an interrupted packing goes on with the same only."""
+def _sum_of(source: Source) -> str:
+    """Return a sum of a source's list, so that an interrupted packing continues with the same list only."""
     digest = hashlib.sha256(source.labels.tobytes())
     for index in range(len(source)):
         digest.update(source.describe(index).encode("utf-8", "surrogateescape") + b"\0")
@@ -198,7 +198,7 @@ def _begin(dst: Path, plan: dict) -> None:
 
 
 def verify(dst: Path) -> list[str]:
-    """Compare every shard with its sum; returns what is wrong."""
+    """Compare every shard with its sum; returns the problems."""
     problems = []
     try:
         for split, about in packed_images.read_info(dst)["splits"].items():

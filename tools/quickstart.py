@@ -1,4 +1,4 @@
-"""Pretrain, probe, finetune and evaluate on handwritten digits, and check what came out; see run_quickstart.sh."""
+"""Pretrain, probe, finetune and evaluate on handwritten digits, and check the accuracies; see run_quickstart.sh."""
 
 import runtime
 

@@ -41,7 +41,7 @@ _NOT_DRAWN = ("event", "step", "epoch", "data_wait", "acc5", "mfu")
 
 
 def curve(records: list[dict], event: str, name: str) -> list[tuple[float, float]]:
-    """Return [(epoch, value), ...] of one metric, without what is not finite."""
+    """Return [(epoch, value), ...] of one metric; values that are not finite are left out."""
     points = [
         (record.get("epoch", 0.0), record[name])
         for record in records
@@ -62,7 +62,7 @@ def _panels(logs: dict[str, list[dict]]) -> list[tuple[str, str, str, str]]:
 
 
 def draw_log(logs: dict[str, list[dict]]) -> str:
-    """Draw what was logged, the runs in one panel per metric; returns HTML."""
+    """Draw the logged metrics, all runs in one panel per metric; returns HTML."""
     panels = []
     for title, y_label, event, name in _panels(logs):
         curves = {run: curve(records, event, name) for run, records in logs.items()}
@@ -93,7 +93,7 @@ def summarise(run_dir: Path, records: list[dict]) -> dict[str, object]:
 
 
 def draw_samples(run_dir: Path) -> str:
-    """Draw what the run's model makes of some val images; returns HTML, or why there are no pictures."""
+    """Draw reconstructions, predictions or attention on some val images; returns HTML, or why there are no pictures."""
     try:
         config = get_config(run_dir / "config.yaml")
         if network_of(config) in ("classifier", "probe"):

@@ -1,4 +1,4 @@
-"""ImageNet's variants for robustness: where their images are, and what their labels mean.
+"""ImageNet's variants for robustness: layouts, labels and scores.
 
 | benchmark | layout below DATA_PATH | judged among |
 |---|---|---|

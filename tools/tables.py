@@ -1,4 +1,4 @@
-"""Tables as CSV files that spreadsheets open without running what is in them."""
+"""Tables as CSV files whose cells no spreadsheet takes for formulas."""
 
 import csv
 import io

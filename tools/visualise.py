@@ -1,4 +1,4 @@
-"""Draw what a masked autoencoder sees and what it makes of it, and what an encoder attends to.
+"""Draw the reconstructions of a masked autoencoder, and the attention of an encoder.
 
     python -m tools.visualise RUN -out FILE.png [-data_path DIR] [-num 8] [-mask_ratio 0.75] [-seed 0]
     python -m tools.visualise RUN photo.jpg folder/ -out page.html -mask_ratio 0.5 0.75 0.9 -attention

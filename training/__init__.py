@@ -1,1 +1,1 @@
-"""The loop and the life of a run. Nothing here knows a method."""
+"""The training loop and everything around a run. Nothing here depends on a method."""

@@ -1,4 +1,4 @@
-"""Training states on disk: checkpoints that are written whole, checked, and found again.
+"""Checkpoints of a run: written whole or not at all, with sums, and read back exactly.
 
 A checkpoint is a directory:
 
@@ -10,9 +10,9 @@ A checkpoint is a directory:
                   config.yaml        the configuration that builds the model
                   manifest.json      size and SHA-256 sum of each of these
 
-It is written under another name, brought to the disk, and renamed; then `latest` and `best` in the run directory are
-made to point to it, and old ones go. So whenever a process dies, the newest whole checkpoint is there. Copying the
-tensors takes part in the training's time, writing them does not: a thread does it, one checkpoint at a time.
+It is written under another name, synced to the disk, and renamed. Then `latest` and `best` in the run directory point
+to it, and old checkpoints are deleted. So a process that dies at any moment leaves the newest whole checkpoint. Tensors
+are copied while the training waits, and written by a thread while it continues, one checkpoint at a time.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ class Snapshot:
         weights, extra, optimizer, ema: arrays by name; `ema` may be None.
         state: what state.json holds, but for the number of the save.
         config_yaml: the configuration.
-        architecture: of the weights; None for a network of another kind than `architecture.py` knows.
+        architecture: of the weights; None for a network of another kind than `architecture.py` describes.
         is_best: whether `best` shall point to it.
         keep_last: number of checkpoints to keep.
     """
@@ -101,7 +101,7 @@ def write(run_dir: Path, saved: Snapshot) -> Path:
         The checkpoint's directory.
 
     Raises:
-        UserError: if it cannot be written; the checkpoints that were there are intact.
+        UserError: if it cannot be written; the older checkpoints are intact.
     """
     run_dir = Path(run_dir)
     final = run_dir / checkpoint_name(saved.state.step)
@@ -266,7 +266,7 @@ def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]
 
 
 def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source: Path) -> None:
-    """Restore what `optimizer_state_by_name` returned, for this process's automatic names.
+    """Restore the result of `optimizer_state_by_name`, under this process's automatic names.
 
     Raises:
         UserError: unless it is the state of all parameters that train, and of no other.

@@ -130,7 +130,9 @@ def start(
 
 def run(main: Callable[[], object]) -> None:
     """Run the main function of a script or a tool; see `program.run`."""
-    program.run(main, note_end=launch.note_end, clean_up=workers.kill_all, is_said_elsewhere=launch.is_said_elsewhere)
+    program.run(
+        main, note_end=launch.note_end, clean_up=workers.kill_all, is_reported_elsewhere=launch.is_reported_elsewhere
+    )
 
 
 def write_report(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""What one process needs to know of the others. Everything works in a single process, too."""
+"""Ranks, and what they exchange. Everything works in a single process, too."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Tell whether this process writes files and prints."""
+    """Return True if this process writes files and prints."""
     return rank() == 0
 
 
@@ -61,7 +61,7 @@ def gather_texts(texts: list[str]) -> list[str]:
 
 
 def is_same_on_all_ranks(value: int) -> bool:
-    """Tell whether every rank has the same value; every rank must call it."""
+    """Return True if every rank has the same value; every rank must call it."""
     own = np.array([value], np.float64)
     mean = sum_across_ranks(own) / world_size()
     return not sum_across_ranks(np.abs(own - mean)).any()

@@ -1,7 +1,7 @@
-"""The one training loop: `fit` and `evaluate` of a `task.Task`.
+"""The one training loop: `fit` and `evaluate` of a `Task`.
 
-The loop knows updates, ranks, precision, checkpoints and logs. What is trained, on which loss, with which
-optimizer and how it is judged are the fields of a `Task`; no line here asks which method it is.
+The loop handles updates, ranks, precision, checkpoints and logs. Networks, loss, optimizer and evaluation are fields of
+a `Task`; no line here asks which method it is.
 
 One clock: `step` = optimizer updates done. All randomness of a micro-step is derived from (seed, step, rank,
 micro-step), so a checkpoint needs no generator states, and on CPU a resumed run is bit-identical to an uninterrupted
@@ -55,12 +55,12 @@ def fit(task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run) 
 
 
 class Training:
-    """The loop: what it works with, and where it stands.
+    """The training loop of one run, and its position in it.
 
     Attributes:
         step: updates done.
         best: best value of the task's best metric up to now; None before the first.
-        images_done: of the epoch that the run goes on with, if it was begun with another number of images per update.
+        images_done: of the current epoch, if it began with another number of images per update.
         owes_evaluation: the weights should have been evaluated, but the run was asked to stop.
     """
 
@@ -85,7 +85,7 @@ class Training:
             )
 
     def start(self) -> None:
-        """Make ready for updates; ranks get the same weights."""
+        """Prepare for updates; all ranks get the weights of the first."""
         runtime.keep_large_blocks()
         self.task.model.train()
         if self.run.config.TRAIN.TO_STATIC:
@@ -159,7 +159,7 @@ class Training:
         task.optimizer.clear_grad(set_to_zero=False)  # frees them for the next activations
 
     def _after_update(self, lr: float) -> dict[str, float]:
-        """Report, evaluate, save or stop, where it is time to; returns the new metrics."""
+        """Report, evaluate, save or stop, if the step or a signal calls for it; returns the new metrics."""
         config, plan, guard, step = self.run.config, self.plan, self.guard, self.step
         epochs_done, updates_done = divmod(step, plan.updates_per_epoch)
         done = 0 if updates_done else epochs_done  # at the end of an epoch only
@@ -182,12 +182,12 @@ class Training:
         return results
 
     def _evaluate_and_save(self, evaluates: bool, saves: bool) -> dict[str, float]:
-        """Do one of them, or both; what is the best up to now is saved, too. Returns the scores."""
+        """Evaluate, save, or both; a new best is always saved. Returns the scores."""
         started = time.monotonic()
         distributed.average_running_statistics(self.task.model)
         scores, is_best = {}, False
         if evaluates:
-            scores = self._judge()
+            scores = self._evaluate()
             is_best = self._is_best(scores)
             self.owes_evaluation = False
         if saves or is_best:
@@ -225,7 +225,7 @@ class Training:
         self.show(step, f"{text}  eta {self.clock.eta(step, total)}")
         return means
 
-    def _judge(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float]:
         scores = evaluate(self.task, self.eval_loader, self.run)
         self.run.log.record("eval", self.step, {"epoch": self.step / self.plan.updates_per_epoch, **scores})
         text = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
@@ -237,7 +237,7 @@ class Training:
     # ---- checkpoints
 
     def save(self, is_best: bool) -> None:
-        """Copy the state, and have it written while the training goes on."""
+        """Copy the state; it is written while the training continues."""
         self.guard.note_save()
         if self.writer is None:
             self.task.optimizer.state_dict()  # where it is sharded, the first rank collects it
@@ -262,7 +262,7 @@ class Training:
         )
 
     def restore(self) -> None:
-        """Load the checkpoint that the run goes on from, if any."""
+        """Load the checkpoint from which the run continues, if any."""
         if self.run.resume_from is not None:
             self._load(self.run.resume_from)
         if not distributed.is_same_on_all_ranks(self.step):
@@ -298,7 +298,7 @@ class Training:
         distributed.barrier()
 
     def close(self) -> None:
-        """Leave nothing half done, whatever happened."""
+        """Wait for the writer, and close the log; also called after an error."""
         if self.writer is not None:
             self.writer.join()
         self.run.log.close()
@@ -306,7 +306,7 @@ class Training:
 
 @paddle.no_grad()
 def evaluate(task: Task, loader: Loader, run: Run) -> dict[str, float]:
-    """Average the task's metrics over all images of a loader, exactly, whatever the ranks and batches.
+    """Average the task's metrics over all images of a loader, exactly, for any number of ranks and batches.
 
     Averaged weights (EMA) are evaluated in place of the model's own, where the task keeps them.
     """

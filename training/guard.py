@@ -20,7 +20,7 @@ _SETTLE_SECS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class _Update:
-    """What is known of an update when it is launched; its numbers may still be under way on the device."""
+    """One update, noted when it is launched; its numbers may not have been computed yet on the device."""
 
     step: int  # updates done with it
     number: int  # in the epoch
@@ -32,10 +32,10 @@ class _Update:
 
 
 class Guard:
-    """Watches loss and gradient norm of every update, and lets all ranks agree on what must happen.
+    """Watches loss and gradient norm of every update; all ranks take the same decision.
 
-    TRAIN.NONFINITE says what happens where a number is infinite or not a number: "stop" ends the run, "skip" leaves
-    the update out, at most TRAIN.MAX_SKIPS in a row. With fp16 the loss scaler leaves updates out by itself when the
+    If a number is infinite or not a number, TRAIN.NONFINITE "stop" ends the run, and "skip" leaves the update out, at
+    most TRAIN.MAX_SKIPS in a row. With fp16 the loss scaler leaves updates out by itself when the
     scale is too large for the gradients; those are no errors.
 
     Reading a number makes the host wait for a GPU. So with "stop" on a GPU numbers are read at `settle` only: before
@@ -97,7 +97,7 @@ class Guard:
         return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def settle(self) -> bool:
-        """Read the numbers of the updates since the last call, and agree with the other ranks; see `admits`."""
+        """Read the numbers of the updates since the last call, and decide with the other ranks; see `admits`."""
         updates, self._pending = self._pending, []
         if not updates:
             return True
@@ -135,7 +135,7 @@ class Guard:
         return False
 
     def _handle(self, update: _Update, bad_ranks: list[int], loss: float, norm: float) -> None:
-        """Do what TRAIN.NONFINITE says about a bad update."""
+        """Stop the run or leave a bad update out, by TRAIN.NONFINITE."""
         self._skipped += 1
         file = self._describe(update, bad_ranks, loss, norm)
         what = f"loss or gradient is not finite at update {update.step} on ranks {bad_ranks}, lr {update.lr:.3g}"
@@ -153,7 +153,7 @@ class Guard:
         return {"loss": math.nan} | means, self._norm
 
     def _describe(self, update: _Update, bad_ranks: list[int], loss: float, norm: float) -> str:
-        """Write what is known of a bad update into the run directory; returns the file's name."""
+        """Write step, numbers and images of a bad update into the run directory; returns the file's name."""
         name = f"nonfinite-{update.step:08d}.json"
         if self._run.directory is not None:
             source, sampler = self._loader.source, self._loader.sampler

@@ -2,7 +2,8 @@
 
 Collective operations wait for hours for a node that is gone without closing its connections. Here the process that
 started a node's ranks keeps a connection to the first node, over which both send a sign of life every few seconds.
-Silence, or an end without a goodbye, is a failure, which the first node passes on by hanging up.
+A node that is silent for 20 s, or closes its connection without the goodbye byte, counts as failed; the first node
+then closes all connections, so that every node stops.
 
 Whoever connects has to prove first that it knows the job's token, and so has whoever listens: each sends a random
 number, and the other one answers with its HMAC. What strangers send counts for nothing.
@@ -28,7 +29,7 @@ _MOST_STRANGERS = 128  # connections that have not proved anything yet; then the
 
 
 class NotOfThisJob(Exception):
-    """The other side does not know the token."""
+    """The other side does not have the token."""
 
 
 class Heartbeat:
@@ -117,7 +118,7 @@ class Heartbeat:
             self._watch(peer, f"the first node, {self._address[0]},")
 
     def _watch(self, peer: socket.socket, name: str) -> None:
-        """Exchange signs of life until one side says goodbye, or is not heard of any more."""
+        """Exchange signs of life until one side sends the goodbye byte, or is silent for too long."""
         with self._lock:
             self._peers[peer] = threading.current_thread()
         problem, heard_at = "", time.monotonic()
@@ -153,7 +154,7 @@ class Heartbeat:
         self._lost(what)
 
     def close(self, is_well: bool) -> None:
-        """Stop watching, and say goodbye if this node has done its work; the others stop if it has not."""
+        """Stop watching; send the goodbye byte if this node has done its work, else the others stop, too."""
         with self._lock:
             self._closed.set()
             watching = list(self._peers.values())
@@ -169,7 +170,7 @@ class Heartbeat:
 
 
 def _prove(peer: socket.socket, token: bytes, own_role: bytes, other_role: bytes) -> None:
-    """Prove to the other side that this one knows the token, and have it prove the same.
+    """Prove to the other side that this one has the token, and check its proof.
 
     Raises:
         NotOfThisJob: if it does not, within some seconds.

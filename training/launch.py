@@ -109,18 +109,18 @@ def _interface_of(address: str) -> str | None:
 
 
 def end_with_launcher() -> None:
-    """Have this process end with the launcher, if it is a rank that `_run` started."""
+    """End this process when the launcher ends, if it is a rank that `_run` started."""
     if os.environ.get(runtime.NOTES_VARIABLE):
         runtime.end_with_parent()
 
 
-def is_said_elsewhere(end: BaseException) -> bool:
-    """Return True if this is a rank, and the process that started it tells of its end."""
+def is_reported_elsewhere(end: BaseException) -> bool:
+    """Return True if this is a rank whose end is reported by the process that started it."""
     return runtime.NOTES_VARIABLE in os.environ and isinstance(end, (Interrupted, Stopped))
 
 
 def note_end(code: int, text: str) -> None:
-    """Tell the process that started the ranks how this one ended."""
+    """Leave a note for the process that started the ranks on how this one ended."""
     if os.environ.get(runtime.NOTES_VARIABLE):
         name = f"{time.time_ns()}-{os.environ.get('PADDLE_TRAINER_ID')}-{code}"
         with contextlib.suppress(OSError):  # the directory is gone if that process is
@@ -129,12 +129,12 @@ def note_end(code: int, text: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What the nodes of a job know of each other.
+    """Addresses and token of the nodes of a job.
 
     Attributes:
         master: address of the first node, for Paddle; the nodes watch each other on the next port.
         own: this node's address.
-        token: known to the nodes of this job only.
+        token: that only the nodes of this job have.
     """
 
     master: tuple[str, int]
@@ -143,7 +143,7 @@ class _Job:
 
 
 def job_token(master: str, num_nodes: int, config) -> bytes:
-    """Derive what the nodes of a job know and others do not: from its command, and from MAE_JOB_SECRET, if that is set.
+    """Derive the token of a job from its command, and from MAE_JOB_SECRET, if that is set.
 
     Paths may differ from node to node, so they have no part in it.
     """
@@ -194,7 +194,7 @@ def _run(command: list[str], job: _Job | None) -> int:
 
 
 def _wait_for_the_cause(lost: list[str], ranks: Ranks) -> None:
-    """Wait some seconds for the news that another node is lost, where a rank has been aborted: that is why."""
+    """Wait some seconds for the news that another node is lost, which is why ranks abort."""
     deadline = time.monotonic() + _NEWS_SECS
     while ranks.first_killed is not None and ranks.first_killed[1] == signal.SIGABRT and not lost:
         if time.monotonic() > deadline:
@@ -203,7 +203,7 @@ def _wait_for_the_cause(lost: list[str], ranks: Ranks) -> None:
 
 
 def _watch_nodes(job: _Job, lost: list[str]) -> Heartbeat:
-    """Begin to watch the other nodes, before Paddle's launcher uses the port beside."""
+    """Begin to watch the other nodes, before Paddle's launcher takes the port below."""
     host, port = job.master
     try:
         heartbeat = Heartbeat(host, port + 1, job.token, lost.append)
@@ -239,7 +239,7 @@ def _end_ranks(launcher: subprocess.Popen, ranks: Ranks) -> None:
 
 
 def _shell_code(code: int) -> int:
-    """Return an exit code as shells tell it: 128 and more is a signal. Paddle's launcher passes on 256 - signal."""
+    """Return an exit code in the convention of shells: 128 + signal. Paddle's launcher exits with 256 - signal."""
     if code < 0:
         return 128 - code
     return 384 - code if 256 - signal.NSIG < code < 256 else code
@@ -249,10 +249,10 @@ def _describe_end(notes: Path, code: int, lost: list[str], asked: list[int], kil
     """Print why a job ended, last on the console; returns its exit code.
 
     Args:
-        notes: directory in which the ranks left word.
+        notes: directory in which the ranks left notes.
         code: of Paddle's launcher.
         lost: what happened to another node, if anything did.
-        asked: signals that told this process to end.
+        asked: signals that asked this process to end.
         killed: the first rank that a signal ended, and the signal; None if others ended before, or none.
     """
     ends = sorted((path.name.split("-"), path) for path in notes.iterdir())
@@ -286,7 +286,7 @@ def _describe_end(notes: Path, code: int, lost: list[str], asked: list[int], kil
 
 
 def _say_stopped(ends: list[tuple[list[str], Path]]) -> int:
-    """Print what a rank that was stopped has said; returns the job's exit code."""
+    """Print the note of a rank that was stopped; returns the job's exit code."""
     words = next(path for end, path in ends if int(end[2]) == EXIT_STOPPED).read_text(encoding="utf-8")
     print(words, file=sys.stderr)
     return EXIT_STOPPED

@@ -1,4 +1,4 @@
-"""The loaders of a run: its data set, opened and checked, and dealt to batches."""
+"""Train and val loader of a run: the data set is opened, checked, and split into batches."""
 
 from collections.abc import Callable
 
@@ -57,7 +57,7 @@ def build_eval_loader(run: Run) -> loading.Loader:
 
 def build_loader(
     config,
-    source: sources.Images,
+    source: sources.Source,
     transform: Transform,
     sampler: TrainSampler | EvalSampler,
     fast_decode: bool = False,
@@ -79,7 +79,7 @@ def build_loader(
     )
 
 
-def open_source(config, split: str, needs_labels: bool) -> sources.Images:
+def open_source(config, split: str, needs_labels: bool) -> sources.Source:
     """Open one split of a configuration's data set, without looking at the images."""
     return datasets.open_source(
         config.DATA.DATASET,
@@ -92,7 +92,7 @@ def open_source(config, split: str, needs_labels: bool) -> sources.Images:
     )
 
 
-def open_split(config, split: str, needs_labels: bool, say: Callable[[str], None]) -> sources.Images:
+def open_split(config, split: str, needs_labels: bool, say: Callable[[str], None]) -> sources.Source:
     """Open and check one split, and decode a few of its images; `say` gets the lines for the user."""
     source, channels = open_source(config, split, needs_labels), config.DATA.IMAGE_CHANNELS
     num_classes = config.MODEL.NUM_CLASSES if needs_labels else None

@@ -1,4 +1,4 @@
-"""What a run reports: console lines, log.txt, log.jsonl, VisualDL, images per second."""
+"""Logs of a run: console, log.txt, log.jsonl, VisualDL, images per second."""
 
 import contextlib
 import io
@@ -48,7 +48,7 @@ class RunLog:
             self._scalars = _visualdl_writer(run_dir / "visualdl")
 
     def say(self, text: str) -> None:
-        """Print a line, and keep it in log.txt; a console that is gone ends no run."""
+        """Print a line, and append it to log.txt; a closed console does not end the run."""
         text = escape_controls(text)
         self._keep(text)
         if self._quiet:

@@ -1,4 +1,4 @@
-"""The optimizer that a configuration asks for, and averages of weights that follow its updates."""
+"""The optimizer of a configuration, and averages of weights that follow its updates."""
 
 import functools
 
@@ -10,7 +10,7 @@ from training.sharding import ShardedOptimizer
 
 
 def optimizer_of(config, groups: list[dict]):
-    """Build TRAIN.OPTIMIZER over parameter groups, sharded if TRAIN.SHARD_OPTIMIZER says so.
+    """Build TRAIN.OPTIMIZER over parameter groups, sharded if TRAIN.SHARD_OPTIMIZER is set.
 
     Args:
         groups: of `optim.param_groups`; those of several networks one after the other.
@@ -21,7 +21,7 @@ def optimizer_of(config, groups: list[dict]):
 
 
 def ema_of(config, network: nn.Layer) -> "WeightAverage | None":
-    """Return the average of a network's weights that TRAIN.EMA_DECAY asks for, if it does."""
+    """Return an average of a network's weights; None unless TRAIN.EMA_DECAY is set."""
     return WeightAverage(network, config.TRAIN.EMA_DECAY) if config.TRAIN.EMA_DECAY is not None else None
 
 

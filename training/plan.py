@@ -1,4 +1,4 @@
-"""How many updates a run makes, with which learning rates, and what to tell the user of it beforehand."""
+"""Number of updates and learning rates of a run, and the lines that announce them."""
 
 import dataclasses
 import math
@@ -86,7 +86,7 @@ def train_flops(task: Task, config) -> float | None:
 
 
 def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
-    """Return lines that say what the run will do, and warn where it is not what the recipe was tuned for."""
+    """Return lines that describe the run, with warnings where it differs from what the recipe was tuned for."""
     parameters = task.model.parameters()
     trainable = sum(math.prod(p.shape) for p in parameters if not p.stop_gradient)
     total = sum(math.prod(p.shape) for p in parameters)
@@ -148,7 +148,7 @@ def estimate_bytes(architecture: Architecture, num_parameters: int, num_trained:
 
 
 def _warn_of_memory(architecture: Architecture, num_parameters: int, num_trained: int, config) -> list[str]:
-    """Return a warning if all processes of this node need more memory than there is; none where it is not known."""
+    """Return a warning if all processes of this node need more memory than there is; none if that is unknown."""
     needed, where = estimate_bytes(architecture, num_parameters, num_trained, config), "the GPU"
     if paddle.device.get_device().startswith("gpu"):
         there = paddle.device.cuda.get_device_properties().total_memory

@@ -1,4 +1,4 @@
-"""The processes of a job's ranks, as their launcher's parent sees them in /proc: who is there, and who died of what.
+"""The processes of a job's ranks, watched in /proc: which are alive, and which signal ended the others.
 
 Paddle's launcher tells one exit code only, that of any rank: often of one that waited for the rank that died.
 """
@@ -13,7 +13,7 @@ _CAUSES = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)  # of several that die
 
 
 class Ranks:
-    """Looks at the ranks below a launcher; Linux only, elsewhere there is nothing to see.
+    """Watches the ranks below a launcher; Linux only, elsewhere it finds none.
 
     Attributes:
         first_killed: (rank, signal) of the first process that ended by a signal; None if one ended by itself before.
@@ -64,7 +64,7 @@ class Ranks:
 
 
 def _rank_of(pid: int) -> str:
-    """Return the rank that a process has in its environment; empty while it is not there yet."""
+    """Return the rank in a process's environment; empty before it is set."""
     with contextlib.suppress(OSError):
         for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
             name, _, value = entry.partition(b"=")

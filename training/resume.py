@@ -1,4 +1,4 @@
-"""state.json of a checkpoint: what a run must know to go on, besides its tensors. Written and read here only."""
+"""state.json of a checkpoint: what a resumed run needs besides tensors. Written and read here only."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ _DAMAGED = sys.maxsize
 
 @dataclasses.dataclass(frozen=True)
 class RunState:
-    """What state.json holds; None where a file of an older version has nothing.
+    """The content of state.json; None for what a file of an older version does not have.
 
     Attributes:
         step: updates done.
@@ -78,7 +78,7 @@ def read_state(checkpoint_dir: Path) -> RunState:
 def save_number(checkpoint_dir: Path) -> int:
     """Return a checkpoint's number in the order of writing; a damaged one counts as the newest, to be noticed."""
     try:
-        is_damaged = manifest.damage(checkpoint_dir, only=STATE_FILE) is not None
+        is_damaged = manifest.find_damage(checkpoint_dir, only=STATE_FILE) is not None
         return _DAMAGED if is_damaged else read_state(checkpoint_dir).save_number
     except UserError:
         return _DAMAGED
@@ -114,9 +114,9 @@ def check_identity(state: RunState, own: dict[str, object], directory: Path) -> 
 
 
 def position(state: RunState, plan: Plan, sampler: TrainSampler) -> tuple[int, int | None]:
-    """Return the step at which a saved run goes on, and the images of that epoch that are done.
+    """Return the step at which a saved run continues, and the images of that epoch that are done.
 
-    With another number of images per update, an epoch has another number of updates: the run goes on so that the
+    With another number of images per update, an epoch has another number of updates: the steps are counted so that the
     epoch's last update is the last of the new count.
     """
     if state.images_done is None:  # saved before other numbers were possible
@@ -132,7 +132,7 @@ def position(state: RunState, plan: Plan, sampler: TrainSampler) -> tuple[int, i
 
 
 def describe_change(state: RunState, plan: Plan) -> str | None:
-    """Return a warning if the run goes on with other ranks or images per update, and so is not bit-identical."""
+    """Return a warning if the run continues with other ranks or images per update, and so is not bit-identical."""
     then, now = (state.ranks, state.images_per_update), (distributed.world_size(), plan.images_per_update)
     if then[0] is None or then == now:
         return None

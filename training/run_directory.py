@@ -1,4 +1,4 @@
-"""A run's directory: opened for a new run, found again to go on."""
+"""Open a run's directory for a new run, or find it to resume."""
 
 import time
 from collections.abc import Callable
@@ -32,9 +32,9 @@ def write_config(directory: Path, config) -> None:
 
 
 def find(path: str | Path, warn: Callable[[str], None] = print, only: str | None = None) -> Path:
-    """Return the checkpoint directory that a checkpoint or run directory stands for.
+    """Return a checkpoint directory, given itself or its run's directory.
 
-    A run directory stands for its newest checkpoint that is whole; `warn` gets a line for each damaged one.
+    Of a run directory, the newest checkpoint that is whole is taken; `warn` gets a line for each damaged one.
 
     Args:
         only: the one file of the checkpoint that is needed, and checked; None: all of them.
@@ -44,13 +44,13 @@ def find(path: str | Path, warn: Callable[[str], None] = print, only: str | None
     """
     path = Path(path)
     if is_checkpoint(path):
-        damage = manifest.damage(path, only)
+        damage = manifest.find_damage(path, only)
         if damage is not None:
             raise UserError(f"-resume {path}: {damage}; name the run's directory to go on from the newest whole one")
         return path.resolve()
     damaged = 0
     for candidate in newest_first(path):
-        damage = manifest.damage(candidate, only)
+        damage = manifest.find_damage(candidate, only)
         if damage is None and (candidate / STATE_FILE).is_file():
             return candidate.resolve()
         warn(f"warning: {damage or f'{candidate / STATE_FILE} is missing'}; the checkpoint before it is used")
@@ -69,7 +69,7 @@ def find(path: str | Path, warn: Callable[[str], None] = print, only: str | None
 
 
 def find_resume(config, prefix: str) -> Path | None:
-    """Return the checkpoint directory that MODEL.RESUME means, if any."""
+    """Return the checkpoint directory of MODEL.RESUME, if it is set."""
     wanted = config.MODEL.RESUME
     if wanted is None:
         return None
@@ -82,7 +82,7 @@ def find_resume(config, prefix: str) -> Path | None:
 
 
 def find_on_main(path: Path) -> Path:
-    """Let the first rank look which checkpoint is whole, and the others take the same one."""
+    """Let the first rank find the newest whole checkpoint; the others take the same one."""
     found = find(path) if distributed.is_main() else None
     own_step = resume.read_state(found).step if found else 0
     step = int(distributed.sum_across_ranks(np.array([own_step], np.float64))[0])
@@ -92,7 +92,7 @@ def find_on_main(path: Path) -> Path:
 
 
 def open_directory(config, prefix: str, resume_from: Path | None) -> Path:
-    """Return the directory of a run: that of the checkpoint it goes on from, or a new one below SAVE.
+    """Return the directory of a run: that of the checkpoint from which it continues, or a new one below SAVE.
 
     Raises:
         UserError: if it cannot be made, or holds something else.
@@ -119,7 +119,7 @@ def open_directory(config, prefix: str, resume_from: Path | None) -> Path:
 
 
 def _check_reuse(directory: Path) -> None:
-    """Raise UserError unless a directory that is there may become a run's, which overwrites files."""
+    """Raise UserError unless an existing directory may become a run's, which overwrites files."""
     if list_checkpoints(directory):
         raise UserError(f"{directory} holds a run already: continue it with -resume auto, or choose another RUN")
     if not directory.is_dir():

@@ -15,14 +15,14 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 
 
 class RunLock:
-    """A lock on a directory that goes when its holder dies, however.
+    """A lock on a directory, which is released when its holder dies, even by SIGKILL.
 
     It is a lock on a record of a file (fcntl), which NFS passes on to its server, and which processes that the holder
     forks do not inherit. The file holds host and process number, for messages only.
 
     Args:
         directory: of the run.
-        say: told where the file system knows no locks.
+        say: gets a warning where the file system has no locks.
 
     Raises:
         UserError: if another process has it.

@@ -41,7 +41,7 @@ class ShardedOptimizer:
 
     @property
     def gradient_share(self) -> float:
-        """What the gradients of the next update were multiplied by, for an optimizer that normalises them."""
+        """Factor of the next update's gradients, for an optimizer that normalises them."""
         return getattr(self._optimizer, "gradient_share", 1.0)
 
     @gradient_share.setter
@@ -98,7 +98,7 @@ class ShardedOptimizer:
 
 
 def share_out(sizes: list[int], num_ranks: int) -> list[int]:
-    """Return an owner for each size, so that all ranks own about as much: the largest first, to who has least."""
+    """Return an owner for each size, so that all ranks own about as much: the largest goes first."""
     owners, owned = [0] * len(sizes), np.zeros(num_ranks, np.int64)
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
         owners[index] = int(owned.argmin())

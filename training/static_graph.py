@@ -13,7 +13,7 @@ from training.task import Task
 
 
 def compile_model(task: Task, config, autocast: Callable, say: Callable[[str], None]) -> None:
-    """Turn the model's forward pass into a static graph, in place, as TRAIN.TO_STATIC asks.
+    """Turn the model's forward pass into a static graph, in place, if TRAIN.TO_STATIC is set.
 
     The graph is tried on a batch first, forward and backward; where Paddle fails on it, the model stays as it was, and
     the log says why. One graph serves batches of all sizes: between graphs, Paddle 3.3 adds gradients up wrongly.

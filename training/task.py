@@ -1,4 +1,4 @@
-"""What the training loop gets: a `Task`, ready to run, and a `Run`, which says where and how."""
+"""The two arguments of the training loop: a `Task`, ready to run, and a `Run`: where and with which settings."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from training.optimizers import WeightAverage
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a method trains, ready to run.
+    """Networks, optimizer, loss and evaluation of a method, ready to run.
 
     Attributes:
         name: of the method, for files and logs.
@@ -65,7 +65,7 @@ class Task:
 
 @dataclasses.dataclass
 class Run:
-    """Where a run lives and how it was asked for.
+    """Directory, log and settings of a run.
 
     Attributes:
         config: frozen configuration.

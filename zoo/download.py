@@ -56,7 +56,7 @@ def folder_of(url: str) -> Path:
 
 
 def is_cached(url: str) -> bool:
-    """Tell whether the file of an address was downloaded before."""
+    """Return True if the file of an address was downloaded before."""
     record = _read_record(folder_of(url))
     return record is not None and (folder_of(url) / record["file"]).is_file()
 
@@ -167,7 +167,7 @@ def _accept(
 
 
 def _read_record(folder: Path) -> dict | None:
-    """Return what is known of a download; None if there is nothing, or something damaged."""
+    """Return the record of a download; None if there is none, or it is damaged."""
     try:
         record = read_json(folder / "record.json", {"sha256": str, "file": str})
         return record if _plain_name(str(folder), record["file"]) else None
@@ -290,7 +290,7 @@ def _open(request: urllib.request.Request):
 
 
 def _check_answer(address: str, response, asked_from: int | None) -> tuple[int, int | None]:
-    """Return where the answer's bytes start in the file, and the file's size if it is told."""
+    """Return where the answer's bytes start in the file, and the file's size if the server sends it."""
     headers = response.headers
     if headers.get_content_type() == "text/html":
         raise UserError(f"{address}: a web page came instead of a file{_offline_advice()}")
@@ -308,12 +308,12 @@ def _check_answer(address: str, response, asked_from: int | None) -> tuple[int, 
 
 
 def _tag_file(part: Path) -> Path:
-    """Return the file that tells a later command what a part is a part of."""
+    """Return the file that records for a later command which file a part belongs to."""
     return part.with_name(f"{part.name}.tag")
 
 
 def _read_tag(part: Path, address: str) -> dict:
-    """Return what a part belongs to; empty if it is not known to be of this address."""
+    """Return which file a part belongs to; empty if that is not recorded for this address."""
     try:
         tag = read_json(_tag_file(part), {"version": (str, type(None)), "total": (int, type(None))})
     except UserError:
@@ -349,7 +349,7 @@ def _copy(response, part: Path, start: int, total: int | None, most_bytes: int, 
 
 
 def _is_hopeless(error: Exception) -> bool:
-    """Tell whether there is no use in trying again: no such file, no such host, nothing listens, not an address."""
+    """Return True if another attempt cannot succeed: no such file, no such host, nothing listens, not an address."""
     reason = getattr(error, "reason", error)
     hopeless = (FileNotFoundError, IsADirectoryError, socket.gaierror, ConnectionRefusedError, ssl.SSLError, str)
     return isinstance(reason, (*hopeless, http.client.InvalidURL)) and not isinstance(error, urllib.error.HTTPError)

@@ -16,7 +16,7 @@ _TABLE = Path(__file__).parent / "zoo.yaml"
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """An entry of `zoo.yaml`; see there for what its keys mean."""
+    """An entry of `zoo.yaml`, which describes the keys."""
 
     name: str
     architecture: Architecture
@@ -52,7 +52,7 @@ def table() -> dict[str, Weights]:
 
 
 def find(name: str, family: str | None = None) -> Weights:
-    """Return the entry MODEL.FAMILY; raise UserError with what there is otherwise."""
+    """Return the entry MODEL.FAMILY; raise UserError with similar names otherwise."""
     full_name = name if family is None else f"{name}.{family}"
     if full_name in table():
         return table()[full_name]

@@ -25,13 +25,13 @@ def fetch(name: str, source: str | None = None, say: Callable[[str], None] = pri
     Args:
         name: MODEL.FAMILY.
         source: a local file, or another address, to take the download from.
-        say: gets the lines that tell what happens.
+        say: gets the lines for the user.
 
     Returns:
         The `.pdparams` file; a `.yaml` beside it builds the model.
 
     Raises:
-        UserError: if the file cannot be had, is not the right one, or does not hold what the entry says.
+        UserError: if the file cannot be downloaded, has another sum, or does not hold the weights of the entry.
     """
     weights = find(name)
     name = weights.name

@@ -7,7 +7,7 @@ import pytest
 
 from errors import UserError
 from methods import dispatch
-from tools import analyse, inputs, representations
+from tools import analyse, inputs, layer_measures
 
 pytestmark = pytest.mark.quick
 
@@ -23,7 +23,7 @@ def hsic_by_definition(first, second):
 def test_cka_is_its_definition():
     rng = np.random.default_rng(0)
     batches = [[rng.standard_normal((6, 5, 4)) for _ in range(3)] for _ in range(4)]
-    cka = representations.MinibatchCKA(3, 3)
+    cka = layer_measures.MinibatchCKA(3, 3)
     for layers in batches:
         cka.add(layers, layers)
     sums = np.zeros((3, 3))
@@ -39,17 +39,17 @@ def test_cka_does_not_see_rotation_and_scale_and_tells_unrelated_features():
     rng = np.random.default_rng(1)
     features, noise = rng.standard_normal((200, 16)), rng.standard_normal((200, 16))
     rotation = np.linalg.qr(rng.standard_normal((16, 16)))[0]
-    cka = representations.MinibatchCKA(1, 2)
+    cka = layer_measures.MinibatchCKA(1, 2)
     cka.add([features], [3.0 * features @ rotation, noise])
     assert cka.matrix()[0, 0] == pytest.approx(1.0, abs=1e-12)
     assert abs(cka.matrix()[0, 1]) < 0.1
     with pytest.raises(ValueError, match="at least 4"):
-        representations.unbiased_hsic(np.zeros((3, 3)), np.zeros((3, 3)))
+        layer_measures.unbiased_hsic(np.zeros((3, 3)), np.zeros((3, 3)))
 
 
 def test_attention_distance_and_entropy_are_their_definitions():
     logits = np.random.default_rng(2).standard_normal((2, 3, 7, 7))  # class token and 2 x 3 patches
-    weights = representations.patch_attention(logits)
+    weights = layer_measures.patch_attention(logits)
     distance, entropy = np.zeros(3), np.zeros(3)
     for image in range(2):
         for head in range(3):
@@ -60,28 +60,28 @@ def test_attention_distance_and_entropy_are_their_definitions():
                     apart = np.sqrt((query // 3 - key // 3) ** 2 + (query % 3 - key % 3) ** 2) * 16
                     distance[head] += scores[key] * apart / 12
                     entropy[head] -= scores[key] * np.log(scores[key]) / 12
-    np.testing.assert_allclose(representations.attention_distance(weights, (2, 3), 16), distance, rtol=1e-10)
-    np.testing.assert_allclose(representations.attention_entropy(weights), entropy, rtol=1e-10)
+    np.testing.assert_allclose(layer_measures.attention_distance(weights, (2, 3), 16), distance, rtol=1e-10)
+    np.testing.assert_allclose(layer_measures.attention_entropy(weights), entropy, rtol=1e-10)
 
 
 def test_even_attention_has_the_entropy_of_its_patches_and_the_mean_distance():
     """196 patches of 16 pixels: log 196 = 5.278, and 116.5 pixels."""
     weights = np.full((1, 1, 196, 196), 1 / 196)
-    assert representations.attention_entropy(weights)[0] == pytest.approx(np.log(196))
-    assert representations.attention_distance(weights, (14, 14), 16)[0] == pytest.approx(116.5, abs=0.05)
+    assert layer_measures.attention_entropy(weights)[0] == pytest.approx(np.log(196))
+    assert layer_measures.attention_distance(weights, (14, 14), 16)[0] == pytest.approx(116.5, abs=0.05)
     certain = np.eye(4)[None, None]
-    assert representations.attention_entropy(certain)[0] == 0.0
+    assert layer_measures.attention_entropy(certain)[0] == 0.0
 
 
 def test_spectrum_is_that_of_the_centred_features():
     features = np.random.default_rng(3).standard_normal((60, 8)) * np.arange(1, 9) + 5.0
-    spectrum = representations.Spectrum()
+    spectrum = layer_measures.Spectrum()
     for part in np.split(features, 4):
         spectrum.add(part)
     expected = np.linalg.svd(features - features.mean(axis=0), compute_uv=False) / np.sqrt(60)
     np.testing.assert_allclose(spectrum.values(), expected, rtol=1e-8)
-    assert representations.effective_rank(np.ones(8)) == pytest.approx(8.0)
-    assert representations.effective_rank(np.array([1.0, 0.0])) == pytest.approx(1.0)
+    assert layer_measures.effective_rank(np.ones(8)) == pytest.approx(8.0)
+    assert layer_measures.effective_rank(np.array([1.0, 0.0])) == pytest.approx(1.0)
 
 
 def test_command(tiny_run, image_folder, tmp_path):

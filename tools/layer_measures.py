@@ -1,4 +1,4 @@
-"""How layers differ: linear CKA, how far and how evenly attention reaches, and the spectrum of features. In NumPy."""
+"""Linear CKA of layers, distance and entropy of attention, and the spectrum of features, in NumPy."""
 
 import numpy as np
 
