@@ -20,6 +20,7 @@ import dataclasses
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,6 +163,22 @@ def _write_files(directory: Path, saved: Snapshot, save_number: int) -> None:
 
 def _stored(arrays: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
     return {name: StoredTensor.of(array) for name, array in arrays.items()}
+
+
+class SaveTimer:
+    """Counts SAVE_EVERY_MINUTES since the last checkpoint; None: it is never due."""
+
+    def __init__(self, minutes: float | None):
+        self._minutes = minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now."""
+        self._started = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return True if the minutes have passed."""
+        return self._minutes is not None and time.monotonic() - self._started >= 60 * self._minutes
 
 
 class Writer:

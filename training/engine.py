@@ -24,7 +24,7 @@ from program import Stopped
 from training import checkpoints, distributed, flops, resume, static_graph
 from training.device import autocast, autocast_dtype, is_on_gpu
 from training.guard import Guard
-from training.log import Throughput
+from training.log import Means, Throughput
 from training.plan import Plan, check_micro_steps, describe_plan, make_plan, train_flops
 from training.resume import RunState
 from training.run_directory import write_config
@@ -69,7 +69,10 @@ class Training:
     ):
         self.task, self.train_loader, self.eval_loader, self.run, self.plan = task, train_loader, eval_loader, run, plan
         self.scaler = paddle.amp.GradScaler(enable=autocast_dtype(run.config, run.log) == "float16")
-        self.guard = Guard(run, train_loader, self.scaler.is_enable(), stop, defers=_reading_waits())
+        self.means, self.save_timer = Means(), checkpoints.SaveTimer(run.config.SAVE_EVERY_MINUTES)
+        self.guard = Guard(
+            run, train_loader, self.scaler.is_enable(), stop, self.save_timer, self.means, defers=_reading_waits()
+        )
         self.flops_per_image = train_flops(task, run.config)
         self.peak_flops = None
         if is_on_gpu():
@@ -171,9 +174,8 @@ class Training:
         saves = saves or guard.stops or guard.wants_save
         results = self._report(lr) if reports or saves else {}
         evaluates = self.eval_loader is not None and (_is_due(done, config.VALIDATE_FREQ) or is_last)
-        self.owes_evaluation = (
-            evaluates and guard.stops
-        )  # evaluation may outlast the grace period of the scheduler that sent the signal
+        # Evaluation may outlast the grace period of the scheduler that sent the signal.
+        self.owes_evaluation = evaluates and guard.stops
         if evaluates or saves:
             results |= self._evaluate_and_save(evaluates and not guard.stops, saves)
         if guard.stops and (not is_last or self.owes_evaluation):
@@ -208,7 +210,7 @@ class Training:
         return True
 
     def _report(self, lr: float) -> dict[str, float]:
-        means, norm = self.guard.pop()
+        means, norm = self.means.pop()
         (rate, wait), step, total = self.clock.rate(), self.step, self.plan.total_steps
         epoch = step / self.plan.updates_per_epoch
         values = {"epoch": epoch, **means, "lr": lr, "grad_norm": norm, "images_per_sec": round(rate, 1)}
@@ -238,7 +240,8 @@ class Training:
 
     def save(self, is_best: bool) -> None:
         """Copy the state; it is written while the training continues."""
-        self.guard.note_save()
+        self.save_timer.restart()
+        self.guard.wants_save = False
         if self.writer is None:
             self.task.optimizer.state_dict()  # where it is sharded, the first rank collects it
             return

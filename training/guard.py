@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import time
 
 import numpy as np
@@ -12,6 +11,8 @@ from errors import UserError
 from pipeline.loading import Loader
 from storage import atomic
 from training import distributed
+from training.checkpoints import SaveTimer
+from training.log import Means
 from training.stop import StopRequest
 from training.task import Run
 
@@ -30,6 +31,10 @@ class _Update:
     part_sums: dict[str, paddle.Tensor]
     norm: paddle.Tensor
 
+    def value_of(self, name: str) -> paddle.Tensor:
+        """Return `loss_sum`, `norm`, or a part by its name."""
+        return self.part_sums[name] if name in self.part_sums else getattr(self, name)
+
 
 class Guard:
     """Watches loss and gradient norm of every update; all ranks take the same decision.
@@ -44,23 +49,28 @@ class Guard:
 
     Attributes:
         stops: a rank was asked to stop.
-        wants_save: SAVE_EVERY_MINUTES have passed on a rank.
+        wants_save: the save timer of a rank is due.
     """
 
-    def __init__(self, run: Run, loader: Loader, has_scaler: bool, stop: StopRequest, defers: bool):
-        self._run, self._config, self._loader, self._stop = run, run.config, loader, stop
+    def __init__(
+        self,
+        run: Run,
+        loader: Loader,
+        has_scaler: bool,
+        stop: StopRequest,
+        save_timer: SaveTimer,
+        means: Means,
+        defers: bool,
+    ):
+        self._run, self._config, self._loader = run, run.config, loader
+        self._stop, self._save_timer, self._means = stop, save_timer, means
         self._has_scaler = has_scaler
         self._defers = defers and run.config.TRAIN.NONFINITE == "stop"
         self._pending: list[_Update] = []
-        self._sums, self._num_images, self._norm = {}, 0, 0.0
         self._skipped = 0
-        self._saved_at = self._settled_at = time.monotonic()
+        self._settled_at = time.monotonic()
         self._settle_every = 1  # updates; of several ranks
         self.stops = self.wants_save = False
-
-    def note_save(self) -> None:
-        """Count SAVE_EVERY_MINUTES from now."""
-        self._saved_at, self.wants_save = time.monotonic(), False
 
     def admits(
         self,
@@ -87,52 +97,53 @@ class Guard:
         """
         self._pending.append(_Update(step + 1, update, lr, num_images, loss_sum, part_sums, norm))
         if distributed.world_size() == 1:
-            is_time = self._stop.requested or self._is_time_to_save()
+            is_time = self._stop.requested or self._save_timer.is_due()
         else:  # all ranks must settle at the same updates, so none can by its own clock
             is_time = len(self._pending) >= self._settle_every
         return True if self._defers and not is_time else self.settle()
-
-    def _is_time_to_save(self) -> bool:
-        minutes = self._config.SAVE_EVERY_MINUTES
-        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def settle(self) -> bool:
         """Read the numbers of the updates since the last call, and decide with the other ranks; see `admits`."""
         updates, self._pending = self._pending, []
         if not updates:
             return True
-        losses, norms = (
-            paddle.stack([getattr(update, name) for update in updates]).numpy() for name in ("loss_sum", "norm")
-        )
-        names = list(updates[0].part_sums)
-        parts = np.zeros((0, len(updates)), np.float32)  # [parts, updates]
-        if names:
-            rows = [paddle.stack([update.part_sums[name] for update in updates]) for name in names]
-            parts = paddle.stack(rows).numpy()
+        names = ["loss_sum", "norm", *updates[0].part_sums]
+        numbers = {name: _read([update.value_of(name) for update in updates]) for name in names}
+        losses, norms = numbers.pop("loss_sum"), numbers.pop("norm")
         is_bad = ~np.isfinite(losses) | (~np.isfinite(norms) & (not self._has_scaler))
-        first_bad = np.zeros(distributed.world_size())  # of each rank, counted from 1; 0: none
-        first_bad[distributed.rank()] = is_bad.argmax() + 1 if is_bad.any() else 0
-        now = time.monotonic()
-        secs, self._settled_at = now - self._settled_at, now
-        num_images = sum(update.num_images for update in updates)
-        sums = [losses[~is_bad].sum(dtype=np.float64), *parts[:, ~is_bad].sum(axis=1, dtype=np.float64)]
-        asked = (self._stop.requested, self._is_time_to_save())
-        own = np.array([*asked, sums[0], num_images, secs, *first_bad, *sums[1:]], np.float64)
-        total = distributed.sum_across_ranks(own)
-        secs_per_update = total[4] / distributed.world_size() / len(updates)
-        self._settle_every = max(1, int(_SETTLE_SECS / max(secs_per_update, 1e-3)))
-        self.stops, self.wants_save = bool(total[0]), bool(total[1])
-        first_bad = total[5 : 5 + distributed.world_size()].astype(int)
+        sums = {"loss": losses[~is_bad].sum(dtype=np.float64)}
+        sums |= {name: values[~is_bad].sum(dtype=np.float64) for name, values in numbers.items()}
+        first_bad, sums, num_images = self._agree(updates, is_bad, sums)
         if not first_bad.any():
-            for name, value in zip(("loss", *names), (total[2], *total[5 + distributed.world_size() :]), strict=True):
-                self._sums[name] = self._sums.get(name, 0.0) + value
-            self._num_images += int(total[3])
-            self._norm, self._skipped = float(norms[-1]), 0
+            self._means.add(sums, num_images, float(norms[-1]))
+            self._skipped = 0
             return True
         index = first_bad[first_bad > 0].min() - 1
         bad_ranks = [int(rank) for rank in np.flatnonzero(first_bad == index + 1)]
         self._handle(updates[index], bad_ranks, losses[index], norms[index])
         return False
+
+    def _agree(
+        self, updates: list[_Update], is_bad: np.ndarray, sums: dict[str, float]
+    ) -> tuple[np.ndarray, dict[str, float], int]:
+        """Exchange everything with the other ranks in one transfer.
+
+        Returns:
+            the first bad update of each rank, counted from 1 (0: none); the sums over all ranks; the number of images.
+        """
+        num_ranks = distributed.world_size()
+        first_bad = np.zeros(num_ranks)
+        first_bad[distributed.rank()] = is_bad.argmax() + 1 if is_bad.any() else 0
+        now = time.monotonic()
+        secs, self._settled_at = now - self._settled_at, now
+        num_images = sum(update.num_images for update in updates)
+        own = [self._stop.requested, self._save_timer.is_due(), num_images, secs, *first_bad, *sums.values()]
+        total = distributed.sum_across_ranks(np.array(own, np.float64))
+        self.stops, self.wants_save = bool(total[0]), bool(total[1])
+        secs_per_update = total[3] / num_ranks / len(updates)
+        self._settle_every = max(1, int(_SETTLE_SECS / max(secs_per_update, 1e-3)))
+        first_bad, totals = total[4 : 4 + num_ranks].astype(int), total[4 + num_ranks :]
+        return first_bad, dict(zip(sums, totals, strict=True)), int(total[2])
 
     def _handle(self, update: _Update, bad_ranks: list[int], loss: float, norm: float) -> None:
         """Stop the run or leave a bad update out, by TRAIN.NONFINITE."""
@@ -145,12 +156,6 @@ class Guard:
         if self._skipped > self._config.TRAIN.MAX_SKIPS:
             raise UserError(f"{what}, and at the {self._skipped - 1} updates before; see {file}. {advice}")
         self._run.log.say(f"warning: {what}; the update is left out; the images are listed in {file}")
-
-    def pop(self) -> tuple[dict[str, float], float]:
-        """Return means over the images since the last call, of loss and parts by name, and the last gradient norm."""
-        means = {name: value / self._num_images for name, value in self._sums.items()} if self._num_images else {}
-        self._sums, self._num_images = {}, 0
-        return {"loss": math.nan} | means, self._norm
 
     def _describe(self, update: _Update, bad_ranks: list[int], loss: float, norm: float) -> str:
         """Write step, numbers and images of a bad update into the run directory; returns the file's name."""
@@ -170,3 +175,8 @@ class Guard:
             text = json.dumps({**values, "images": images}, indent=1)
             atomic.write_text(self._run.directory / name, text)
         return name
+
+
+def _read(numbers: list[paddle.Tensor]) -> np.ndarray:
+    """Copy scalars from the device to the host at once."""
+    return paddle.stack(numbers).numpy()

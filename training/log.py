@@ -121,6 +121,25 @@ def read_log(run_dir: str | Path) -> list[dict]:
     return read_records(Path(run_dir) / "log.jsonl", print)
 
 
+class Means:
+    """Means over the images since the last call of `pop`, of the loss and what is logged beside it."""
+
+    def __init__(self):
+        self._sums, self._num_images, self._norm = {}, 0, 0.0
+
+    def add(self, sums: dict[str, float], num_images: int, norm: float) -> None:
+        """Add sums over images of some updates, and the gradient norm of the last one."""
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._num_images, self._norm = self._num_images + num_images, norm
+
+    def pop(self) -> tuple[dict[str, float], float]:
+        """Return the means by name, the loss first, and the last gradient norm."""
+        means = {name: value / self._num_images for name, value in self._sums.items()} if self._num_images else {}
+        self._sums, self._num_images = {}, 0
+        return {"loss": math.nan} | means, self._norm
+
+
 class Throughput:
     """Images per second since the last call of `rate`, and the time that is left."""
 
