@@ -165,9 +165,14 @@ class Transformer(nn.Layer):
         self.norm = LayerNorm(embed_dim) if final_norm else None
 
     def forward(
-        self, tokens: paddle.Tensor, logits_of: Collection[int] = (), bias: paddle.Tensor | None = None
+        self,
+        tokens: paddle.Tensor,
+        logits_of: Collection[int] = (),
+        bias: paddle.Tensor | None = None,
+        first: int = 0,
+        end: int | None = None,
     ) -> paddle.Tensor | tuple[paddle.Tensor, dict[int, paddle.Tensor]]:
-        """Transform tokens [B, T, D].
+        """Transform tokens [B, T, D] by the layers `first` to `end` (not included); the norm follows the last one only.
 
         Args:
             logits_of: indices of layers, from 0, whose attention scores are wanted.
@@ -176,15 +181,17 @@ class Transformer(nn.Layer):
         Returns:
             [B, T, D]; with `logits_of` also {index: scores before the softmax [B, A, T, T]}.
         """
-        found = {}
-        for index, layer in enumerate(self.layers):
+        found, end = {}, len(self.layers) if end is None else end
+        for index in range(first, end):
+            layer = self.layers[index]
             if index in logits_of:
                 tokens, found[index] = layer(tokens, bias, return_logits=True)
             elif self.recompute and self.training:
                 tokens = fleet.utils.recompute(layer, tokens, bias)
             else:
                 tokens = layer(tokens, bias)
-        tokens = tokens if self.norm is None else self.norm(tokens)
+        if self.norm is not None and end == len(self.layers):
+            tokens = self.norm(tokens)
         return (tokens, found) if logits_of else tokens
 
     def walk(

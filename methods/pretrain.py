@@ -25,15 +25,17 @@ def build(run: Run) -> Task:
         run.log.say(str(checkpoint.load_weights(model, config.MODEL.PRETRAINED)))
 
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
-        return model(batch.images)[0], {}  # the mask is drawn from Paddle's generator, which the engine seeds
+        # Masks are drawn from Paddle's generator, which the engine seeds; each view has its own.
+        images = batch.images if len(batch.views) == 1 else paddle.concat(batch.views)
+        return model(images)[0], {}
 
     optimizer = optimizer_of(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY))
     return Task("pretrain", model, optimizer, loss, ema=ema_of(config, model), can_be_traced=True)
 
 
 def transform(config) -> Transform:
-    """Return a random crop and a flip, and nothing else (Sec. 4.1 "Data augmentation")."""
-    return train_transform(config, crop_and_flip(config, _CROP_SCALE))
+    """Return a random crop and a flip, and nothing else (Sec. 4.1 "Data augmentation"), for each of TRAIN.VIEWS."""
+    return train_transform(config, *[crop_and_flip(config, _CROP_SCALE)] * config.TRAIN.VIEWS)
 
 
 METHOD = Method("pretrain", build, transform)

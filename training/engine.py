@@ -214,6 +214,7 @@ class Training:
         (rate, wait), step, total = self.clock.rate(), self.step, self.plan.total_steps
         epoch = step / self.plan.updates_per_epoch
         values = {"epoch": epoch, **means, "lr": lr, "grad_norm": norm, "images_per_sec": round(rate, 1)}
+        values |= {f"lr_{name}": lr * scale for name, scale in self.task.lr_scales.items()}
         values["data_wait"] = round(wait, 4)  # share of the time
         shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
         text = f"epoch {epoch:.2f}  {shown}  lr {lr:.3e}  {rate:.0f} images/s"

@@ -107,6 +107,7 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
         kernel = describe_attention(amp_dtype(config), [tower.width // tower.heads for tower in architecture.towers])
         lines.append(f"attention: {kernel}")
         lines += _warn_of_memory(architecture, total, trainable, config)
+    lines += task.notes(plan.num_images)
     wanted = train.TOTAL_BATCH_SIZE
     if wanted is not None and wanted != plan.images_per_update:
         per_step = data.BATCH_SIZE * distributed.world_size()

@@ -1,7 +1,7 @@
 """The two arguments of the training loop: a `Task`, ready to run, and a `Run`: where and with which settings."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from paddle import Tensor, nn
@@ -35,6 +35,8 @@ class Task:
         ema: averaged weights of `saved`, which are evaluated and read instead of its own.
         smallest_batch: images that a micro-step needs; 2 where a batch norm trains.
         flops_per_image: floating-point operations to train on one image; None: those of `saved`.
+        lr_scales: multipliers of the learning rate of parts of the model, by name, to log beside it.
+        notes: returns lines for the log before the first update, given the number of training images.
         can_be_traced: the forward pass takes images alone and runs once per micro-step, so TRAIN.TO_STATIC may apply.
     """
 
@@ -50,6 +52,8 @@ class Task:
     ema: WeightAverage | None = None
     smallest_batch: int = 1
     flops_per_image: float | None = None
+    lr_scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    notes: Callable[[int], list[str]] = lambda num_images: []
     can_be_traced: bool = False
 
     @property

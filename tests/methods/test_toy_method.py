@@ -187,6 +187,8 @@ def tensors(checkpoint_dir: Path) -> dict[str, np.ndarray]:
     """Return all arrays of a checkpoint, by file and name."""
     found = {}
     for name in (MODEL_FILE, EXTRA_FILE, EMA_FILE, OPTIMIZER_FILE):
+        if not (checkpoint_dir / name).is_file():
+            continue
         file = weight_files.read(checkpoint_dir / name, "optimizer" if name == OPTIMIZER_FILE else None)
         found |= {f"{name}/{key}": tensor.read() for key, tensor in file.tensors.items()}
     return found

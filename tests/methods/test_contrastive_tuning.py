@@ -1,0 +1,231 @@
+"""Both stages through the main script, on generated images."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import main_multi_gpu_linearprobe
+import main_multi_gpu_pretrain
+import runtime
+from config import get_config
+from methods import contrastive_tuning
+from runtime import ROOT
+from storage import weight_files
+from storage.run_files import EMA_FILE, EXTRA_FILE, MODEL_FILE
+from tests.conftest import MODES, TINY, assert_close
+from tests.helpers.joint_batch import comparable
+from tests.methods.test_toy_method import tensors
+from tools import knn
+from training.log import RunLog, read_log
+from training.run_directory import find
+from training.task import Run
+
+SMALL = ["CONTRAST.PROJECTOR_DIMS", [16, 16, 8], "CONTRAST.PREDICTOR_DIM", 16, "CONTRAST.QUEUE_SIZE", 100]
+OPTS = [*TINY, "MODEL.TYPE", "CONTRASTIVE_TUNING", *SMALL, "DATA.DROP_LAST", True, "DATA.BATCH_SIZE", 64]
+OPTS += ["TRAIN.NUM_EPOCHS", 1, "REPORT_FREQ", 1, "TRAIN.BASE_LR", 1e-3, "SAVE_FREQ_STEPS", 5, "KEEP_LAST", 9]
+TUNING = ["CONTRAST.STAGE", "tuning", "CONTRAST.TOPK", 5, "CONTRAST.MOMENTUM", 0.9, "TRAIN.EMA_DECAY", 0.9]
+TUNING += ["TRAIN.LAYER_DECAY", 0.65, "CONTRAST.HEAD_BASE_LR", 5e-3, "CONTRAST.AUGMENTATION", "byol"]
+
+
+def write_config(folder, name, *opts):
+    path = folder / f"{name}.yaml"
+    path.write_text(get_config(None, [*OPTS, *opts]).dump())
+    return path
+
+
+def train(folder, name, *flags, opts=()):
+    cfg = write_config(folder, name, *opts)
+    main_multi_gpu_pretrain.main(["-cfg", str(cfg), "-output", str(folder), *flags, "-opts", "RUN", name])
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """Return the runs of an autoencoder, the head stage, and the tuning stage."""
+    folder = tmp_path_factory.mktemp("stages")
+    cfg = folder / "mae.yaml"
+    cfg.write_text(get_config(None, [*TINY, *MODES["pretrain"], "DATA.BATCH_SIZE", 128]).dump())
+    main_multi_gpu_pretrain.main(["-cfg", str(cfg), "-output", str(folder), "-opts", "RUN", "mae"])
+    head = train(folder, "head", "-pretrained", str(folder / "mae"))
+    return folder / "mae", head, train(folder, "tuning", "-pretrained", str(head), opts=TUNING)
+
+
+@pytest.mark.quick
+def test_the_head_stage_leaves_the_encoder_as_it_was(stages):
+    mae, head, _ = stages
+    before, after = (weight_files.read(find(run) / MODEL_FILE).tensors for run in (mae, head))
+    assert set(after) < set(before)
+    assert all(np.array_equal(before[name].read(), tensor.read()) for name, tensor in after.items())
+    records = [record for record in read_log(head) if record["event"] == "train"]
+    assert {"loss_view0", "loss_view1", "nn_accuracy", "queue_fill", "projection_std"} <= set(records[0])
+    assert records[-1]["queue_fill"] == 1.0
+    assert records[0]["queue_fill"] == 0.0
+    assert all(abs(r["loss"] - (r["loss_view0"] + r["loss_view1"]) / 2) < 1e-5 for r in records)
+    assert 0.0 < records[-1]["projection_std"] < 1.5
+    text = (head / "log.txt").read_text()
+    assert "the encoder is frozen, all 2 blocks; the head trains" in text
+
+
+@pytest.mark.quick
+def test_tuning_changes_the_upper_half_and_keeps_the_head_that_it_was_given(stages):
+    _, head, tuning = stages
+    before, after = (tensors(find(run)) for run in (head, tuning))
+    frozen, changed = [], []
+    for name in (name for name in before if name.startswith(MODEL_FILE)):
+        (frozen if np.array_equal(before[name], after[name]) else changed).append(name.partition("/")[2])
+    assert all(name.startswith(("encoder.layers.1.", "encoder.norm.")) for name in changed)
+    assert {"cls_token", "encoder_position_embedding", "encoder.layers.0.attn.qkv.weight"} <= set(frozen)
+    assert len(changed) == 14
+    assert f"{EXTRA_FILE}/head.target_projector.0.weight" in after
+    assert not [name for name in before if "target_projector" in name]
+    text = (tuning / "log.txt").read_text()
+    assert "loaded the head of" in text
+    assert "100 in the queue" in text
+    assert "embeddings and blocks 1 to 1 of 2 are frozen" in text
+    assert "head 0.005" in text
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("stage", ["head", "tuning"])
+def test_a_stopped_stage_is_bit_identical(stages, tmp_path, stage):
+    mae, head, tuning = stages
+    run, given, opts = (head, mae, ()) if stage == "head" else (tuning, head, TUNING)
+    other = train(tmp_path, "run", "-pretrained", str(given), opts=opts)
+    resumed = tmp_path / "again"
+    (resumed / "step-00000005").mkdir(parents=True)
+    for file in (other / "step-00000005").iterdir():
+        (resumed / "step-00000005" / file.name).write_bytes(file.read_bytes())
+    train(tmp_path, "again", "-resume", "auto", opts=opts)
+    expected = tensors(find(run))
+    for found in (tensors(find(path)) for path in (other, resumed)):
+        assert found.keys() == expected.keys()
+        assert [name for name in found if not np.array_equal(found[name], expected[name])] == []
+
+
+@pytest.mark.quick
+def test_the_result_is_an_ordinary_encoder(stages, tmp_path, tiny_yaml):
+    _, _, tuning = stages
+    averaged = weight_files.read(find(tuning) / EMA_FILE).tensors
+    assert weight_files.resolve(tuning).name == EMA_FILE
+    cfg = tiny_yaml("linearprobe", "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 256)
+    main_multi_gpu_linearprobe.main(["-cfg", cfg, "-pretrained", str(tuning), "-output", str(tmp_path)])
+    (probe,) = tmp_path.glob("linearprobe-*")
+    probed = weight_files.read(find(probe) / MODEL_FILE).tensors
+    assert all(np.array_equal(probed[name].read(), tensor.read()) for name, tensor in averaged.items())
+    assert knn.main([str(tuning), "-k", "5"])["acc1, k=5"] > 25.0
+
+
+# Base rate 1, decay 1 of the encoder; the head's are 5 and 1e-5: (multiplier, decay), or None where frozen.
+TABLE = {
+    "encoder.cls_token": None,
+    "encoder.encoder_position_embedding": None,
+    "encoder.patch_embedding.patch_embedding.weight": None,
+    "encoder.encoder.layers.5.attn.qkv.weight": None,
+    "encoder.encoder.layers.6.attn.qkv.weight": (0.65**6, 0.05),
+    "encoder.encoder.layers.6.attn.qkv.bias": (0.65**6, 0.0),
+    "encoder.encoder.layers.6.attn_norm.weight": (0.65**6, 0.0),
+    "encoder.encoder.layers.11.mlp.fc2.weight": (0.65, 0.05),
+    "encoder.encoder.layers.11.mlp.fc2.bias": (0.65, 0.0),
+    "encoder.encoder.norm.weight": (1.0, 0.0),
+    "encoder.encoder.norm.bias": (1.0, 0.0),
+    "head.projector.0.weight": (5.0, 1e-5),
+    "head.projector.1.weight": (5.0, 0.0),
+    "head.projector.7.bias": (5.0, 0.0),
+    "head.predictor.3.weight": (5.0, 1e-5),
+    "head.target_projector.0.weight": None,
+}
+
+
+@pytest.mark.quick
+def test_rates_decays_and_frozen_parts_are_those_of_the_paper():
+    """The upper half of ViT-B's 12 blocks trains; widths do not matter here."""
+    config = get_config(None, [*OPTS, *TUNING, "MODEL.ENCODER.DEPTH", 12])
+    run = Run(config, None, RunLog(None, quiet=True), resume_from="no weights are loaded")
+    task = contrastive_tuning.build(run)
+    _, groups = contrastive_tuning._parameter_groups(config, task.model)
+    found = {id(p): (group["learning_rate"], group["weight_decay"]) for group in groups for p in group["params"]}
+    names = dict(task.model.named_parameters())
+    for name, expected in TABLE.items():
+        got = found.get(id(names[name]))
+        assert got == (pytest.approx(expected, rel=1e-12) if expected else None), name
+    trained = {name for name, parameter in names.items() if id(parameter) in found}
+    assert trained == {name for name, parameter in names.items() if not parameter.stop_gradient}
+    task.model.train()
+    modes = [layer.training for layer in task.model.encoder.encoder.layers]
+    assert modes == [False] * 6 + [True] * 6
+    assert task.model.head.training
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["TRAIN.ACCUM_ITER", 2], "TRAIN.ACCUM_ITER=2: the contrastive loss .* set it to 1"),
+        (["DATA.DROP_LAST", False], "DATA.DROP_LAST=False: a smaller last batch"),
+        (["DATA.BATCH_SIZE", 1], "a micro-step of one image"),
+        (["MODEL.GLOBAL_POOL", True], "use CONTRAST.POOL mean"),
+        (["CONTRAST.PROJECTOR_DIMS", [16, 0]], "whole numbers from 1"),
+        (["CONTRAST.TOPK", 101], "CONTRAST.TOPK=101: exceeds CONTRAST.QUEUE_SIZE=100"),
+        ([*TUNING, "CONTRAST.FROZEN_BLOCKS", 2], "tuning needs a block that trains, and there are 2"),
+        (TUNING, "holds no head .*train one first, with CONTRAST.STAGE head"),
+        (["MODEL.ENCODER.EMBED_DIM", 64], "the file's encoder is 32 wide and 2 deep, the model's 64 and 2"),
+    ],
+)
+def test_what_cannot_work_is_refused(stages, tmp_path, opts, message):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, "run", "-pretrained", str(stages[0]), opts=opts)
+
+
+@pytest.mark.quick
+def test_a_head_of_another_width_is_refused(stages, tmp_path):
+    opts = [*TUNING, "CONTRAST.PREDICTOR_DIM", 32]
+    with pytest.raises(ValueError, match=r"predictor.0.weight \[8, 16\] in the file, \[8, 32\] here"):
+        train(tmp_path, "run", "-pretrained", str(stages[1]), opts=opts)
+
+
+@pytest.mark.quick
+def test_without_labels_there_is_no_accuracy(stages, tmp_path, image_folder):
+    flags = ["-pretrained", str(stages[0]), "-dataset", "folder", "-data_path", str(image_folder / "train")]
+    run = train(tmp_path, "run", *flags, opts=["DATA.BATCH_SIZE", 8, "CONTRAST.QUEUE_SIZE", 30])
+    records = [record for record in read_log(run) if record["event"] == "train"]
+    assert "nn_accuracy" not in records[0]
+    assert records[-1]["loss"] > 0
+    assert "queue of 30 images is larger than the data set, which has 24" in (run / "log.txt").read_text()
+
+
+@pytest.mark.quick
+def test_the_reports_have_the_curves(stages, tmp_path):
+    from tools import report
+
+    page = report.main([str(stages[2]), "-out", str(tmp_path / "report.html")]).read_text()
+    for name in ("nn_accuracy (train)", "queue_fill (train)", "projection_std (train)", "lr_head (train)"):
+        assert name in page
+
+
+# A batch norm takes a shift out of what it reads, so these have no gradient, or are zero, in exact arithmetic.
+SHIFTS = ("encoder.norm.bias", "projector.7.bias", "predictor.1._mean")
+
+
+@pytest.mark.parametrize("stage", ["head", "tuning"])
+def test_two_ranks_are_one_with_the_joint_batch(stages, tmp_path, stage):
+    mae, head, _ = stages
+    given, opts = (mae, []) if stage == "head" else (head, [*TUNING, "CONTRAST.TOPK", 0])
+    # With a large epsilon an update is proportional to the gradient; else Adam turns roundings of tiny ones into steps.
+    opts = [*opts, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.OPTIMIZER.EPS", 1.0, "TRAIN.BASE_LR", 0.1]
+    # More contrast lets the features of images differ more; the batch norms divide roundings by that.
+    opts += ["CONTRAST.POOL", "mean", "DATA.IMAGENET_STD", [0.05] * 3]
+    one = train(tmp_path, "one", "-pretrained", str(given), opts=opts)
+    cfg = write_config(tmp_path, "two", *opts, "DATA.BATCH_SIZE", 32)
+    command = [sys.executable, str(ROOT / "main_multi_gpu_pretrain.py"), "-cfg", str(cfg), "-output", str(tmp_path)]
+    command += ["-pretrained", str(given), "-nproc", "2", "-device", "cpu", "-opts", "RUN", "two"]
+    done = subprocess.run(
+        command, env=runtime.original_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, theirs = (tensors(run / "step-00000005") for run in (one, tmp_path / "two"))
+    assert ours.keys() == theirs.keys()
+    for name, expected in ours.items():
+        if name.startswith((MODEL_FILE, EXTRA_FILE)) and not name.endswith(SHIFTS):
+            assert_close(comparable(name, theirs[name]), comparable(name, expected), 1e-5, name)
