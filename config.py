@@ -149,7 +149,7 @@ _key("TRAIN.LINEAR_SCALED_LR", 256, "from 1 to 100_000_000")  # peak lr = BASE_L
 _key("TRAIN.TOTAL_BATCH_SIZE", None, "int or None, from 1 to 100_000_000")
 _key("TRAIN.LAYER_DECAY", None, "float or None, above 0 and at most 1")  # lr factor from a layer to the one below
 _key("TRAIN.EMA_DECAY", None, "float or None, above 0 and below 1")  # new: keep and evaluate an average of the weights
-_key("TRAIN.OPTIMIZER.NAME", "AdamW", "one of AdamW, AdamWDL, LARS")  # PaddleViT's AdamWDL is AdamW with LAYER_DECAY
+_key("TRAIN.OPTIMIZER.NAME", "AdamW", "one of AdamW, AdamWDL, LARS, SGD")  # AdamWDL is AdamW with LAYER_DECAY
 _key("TRAIN.OPTIMIZER.EPS", 1e-8, "above 0")
 _key("TRAIN.OPTIMIZER.BETAS", [0.9, 0.95])
 _key("TRAIN.CROP_SCALE", None, "list or None")  # new: area of a random crop; None: [0.2, 1] to pretrain, else [0.08, 1]
@@ -220,8 +220,10 @@ def get_config(cfg_file: str | Path | None = None, opts: Sequence[object] | None
         _add(config, key, value)
     others = {key: name for name, keys in METHODS.items() for key in keys.rules if key not in rules}
     merger = Merger(config.clone(), rules, {key: f"it is for MODEL.TYPE {name}" for key, name in others.items()})
-    for assignment in assignments:
-        merger.set(config, *assignment)
+    top = (None if cfg_file is None else str(Path(cfg_file).resolve()), "-opts")
+    for key, value, source in assignments:
+        if source in top or key not in others:  # a BASE of another method may set its own keys
+            merger.set(config, key, value, source)
     _validate(config, rules)
     config.freeze()
     return config

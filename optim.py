@@ -4,7 +4,7 @@ import math
 
 import paddle
 from paddle import nn
-from paddle.optimizer import AdamW, Optimizer
+from paddle.optimizer import AdamW, Momentum, Optimizer
 
 from errors import UserError
 
@@ -129,11 +129,13 @@ class LARS(Optimizer):
 def build_optimizer(
     name: str, groups: list[dict], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
 ) -> Optimizer:
-    """Build AdamW or LARS over `param_groups`, which hold the decay; the engine sets the rate at each update."""
+    """Build AdamW, LARS or SGD (momentum 0.9) over `param_groups`; the engine sets the learning rate."""
     if name in ("AdamW", "AdamWDL"):
         return AdamW(
             learning_rate=0.0, parameters=groups, beta1=betas[0], beta2=betas[1], epsilon=eps, weight_decay=0.0
         )
     if name == "LARS":
         return LARS(learning_rate=0.0, parameters=groups)
-    raise UserError(f"TRAIN.OPTIMIZER.NAME={name!r}: must be AdamW or LARS")
+    if name == "SGD":
+        return Momentum(learning_rate=0.0, parameters=groups, momentum=0.9)
+    raise UserError(f"TRAIN.OPTIMIZER.NAME={name!r}: must be AdamW, LARS or SGD")

@@ -6,6 +6,7 @@ from paddle import nn
 
 from methods.classifier import BEST, METRICS, build_classifier, evaluate_batch
 from methods.method import Method
+from methods.probe_sweep import build_sweep
 from optim import param_groups
 from pipeline import augment
 from pipeline.loading import Batch
@@ -29,7 +30,7 @@ def build(run: Run) -> Task:
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
         return F.cross_entropy(model(batch.images).astype("float32"), batch.labels), {}
 
-    return Task(
+    task = Task(
         "linearprobe",
         model,
         optimizer_of(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY)),
@@ -40,6 +41,7 @@ def build(run: Run) -> Task:
         smallest_batch=2,
         can_be_traced=True,
     )
+    return build_sweep(run, task, _HEAD_STD) if config.TRAIN.LR_SWEEP else task
 
 
 def transform(config) -> Transform:

@@ -20,14 +20,17 @@ def test_defaults_are_frozen():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_yaml_loads_and_its_name_tells_its_mode(path):
     config = get_config(path)
-    assert config.MODEL.TYPE.lower() in path.stem
+    assert config.MODEL.TYPE.lower().removesuffix("_tuning") in path.stem
     assert f"{config.MODEL.PATCH_SIZE}_{config.DATA.IMAGE_SIZE}" in path.stem or path.stem.startswith("digits")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_yaml_states_only_differences_from_its_base(path):
+def test_yaml_states_only_differences_from_its_base(path, tmp_path):
     values = yaml.safe_load(path.read_text())
-    base = get_config(path.parent / values.pop("BASE")[0]) if "BASE" in values else get_config()
+    bases = [str(path.resolve().parent / name) for name in values.pop("BASE", [])]
+    base_file = tmp_path / "base.yaml"
+    base_file.write_text(yaml.safe_dump({"BASE": bases, "MODEL": {"TYPE": get_config(path).MODEL.TYPE}}))
+    base = get_config(base_file)
 
     def walk(values, base, prefix=""):
         for key, value in values.items():
@@ -152,7 +155,7 @@ def test_hostile_yaml_is_refused_soon(tmp_path, text, message):
         (["DATA.DATASET", "imagenet"], "must be one of imagenet2012, folder"),
         (["DATA.IMAGE_CHANNELS", 1], "needs one number per channel"),
         (["TRAIN.WARMUP_EPOCHS", 801], "exceeds TRAIN.NUM_EPOCHS=800"),
-        (["TRAIN.OPTIMIZER.NAME", "SGD"], "must be one of AdamW, AdamWDL, LARS"),
+        (["TRAIN.OPTIMIZER.NAME", "Adam"], "must be one of AdamW, AdamWDL, LARS, SGD"),
         (["TRAIN.GRAD_CLIP", 0], "TRAIN.GRAD_CLIP=0.0: must be above 0"),
         (["TRAIN.WEIGHT_DECAY", float("nan")], "TRAIN.WEIGHT_DECAY=nan is not a finite number"),
         (["RUN", ".."], "must be a plain directory name"),
@@ -271,3 +274,13 @@ def test_a_damaged_file_of_a_method_is_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         config_module.read_method_keys(path)
+
+
+def test_a_base_of_another_method_may_set_its_own_keys(toy, tmp_path):
+    (tmp_path / "base.yaml").write_text("MODEL:\n  TYPE: TOY\nTOY:\n  SIZE: 3\nSEED: 7\n")
+    (tmp_path / "run.yaml").write_text("BASE: ['base.yaml']\nMODEL:\n  TYPE: FINETUNE\n")
+    config = get_config(tmp_path / "run.yaml")
+    assert (config.SEED, "TOY" in config) == (7, False)
+    (tmp_path / "run.yaml").write_text("BASE: ['base.yaml']\nMODEL:\n  TYPE: FINETUNE\nTOY:\n  SIZE: 3\n")
+    with pytest.raises(ValueError, match="run.yaml: unknown configuration key TOY.SIZE: it is for MODEL.TYPE TOY"):
+        get_config(tmp_path / "run.yaml")

@@ -229,7 +229,7 @@ class Training:
         return means
 
     def _evaluate(self) -> dict[str, float]:
-        scores = evaluate(self.task, self.eval_loader, self.run)
+        scores = self.task.after_evaluation(evaluate(self.task, self.eval_loader, self.run))
         self.run.log.record("eval", self.step, {"epoch": self.step / self.plan.updates_per_epoch, **scores})
         text = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
         if not math.isfinite(sum(scores.values())):

@@ -31,6 +31,7 @@ class Task:
         after_update: called with the updates done, after each that changed the weights; moves momentum networks.
         evaluate: `(model, batch) -> one sum over the batch's images per name in `metrics``, or None.
         metrics: names of what `evaluate` returns.
+        after_evaluation: gets the scores by name, and returns those to log, which may be more.
         best: a metric, and "max" or "min", that choose the best checkpoint; None: there is none.
         ema: averaged weights of `saved`, which are evaluated and read instead of its own.
         smallest_batch: images that a micro-step needs; 2 where a batch norm trains.
@@ -48,6 +49,7 @@ class Task:
     after_update: Callable[[int], None] = lambda step: None
     evaluate: Callable | None = None
     metrics: tuple[str, ...] = ()
+    after_evaluation: Callable[[dict[str, float]], dict[str, float]] = lambda scores: scores
     best: tuple[str, str] | None = None
     ema: WeightAverage | None = None
     smallest_batch: int = 1

@@ -1,0 +1,103 @@
+"""Linear probes with several learning rates at once, on one pass of the frozen encoder (as MAE-CT judges encoders)."""
+
+import dataclasses
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from errors import UserError
+from layers.basic import Linear
+from methods.classifier import count_correct
+from optim import param_groups
+from pipeline.loading import Batch
+from training.optimizers import optimizer_of
+from training.task import Run, Task
+from transformer import VisionTransformer
+
+_METRICS = ("acc1", "acc5", "loss")
+
+
+class ProbeSweep(nn.Layer):
+    """One batch norm and several linear heads over the features of a frozen encoder.
+
+    Args:
+        probe: its encoder and batch norm are used; its own head does not train, and is a copy of the best head.
+        num_heads: how many.
+        std: of the heads' first weights.
+    """
+
+    def __init__(self, probe: VisionTransformer, num_heads: int, std: float):
+        super().__init__()
+        self.probe = probe
+        width, classes = probe.head.weight.shape
+        self.heads = nn.LayerList([Linear(width, classes) for _ in range(num_heads)])
+        for head in self.heads:
+            nn.initializer.Normal(std=std)(head.weight)
+            nn.initializer.Constant(0.0)(head.bias)
+
+    def forward(self, images: paddle.Tensor) -> list[paddle.Tensor]:
+        """Return the logits [B, K] of every head, in float32."""
+        with paddle.no_grad():
+            features = self.probe.forward_features(images)
+        features = self.probe.classifier[0](features)
+        return [head(features).astype("float32") for head in self.heads]
+
+    @paddle.no_grad()
+    def choose(self, number: int) -> None:
+        """Copy a head into the probe."""
+        self.probe.head.weight.set_value(self.heads[number].weight)
+        self.probe.head.bias.set_value(self.heads[number].bias)
+
+
+def build_sweep(run: Run, task: Task, std: float) -> Task:
+    """Turn the task of a linear probe into one with a head for each base learning rate of TRAIN.LR_SWEEP.
+
+    The best head of each evaluation, by top-1 accuracy on the val split, is copied into the probe, which is what the
+    checkpoint's model.pdparams holds.
+    """
+    config, rates = run.config, run.config.TRAIN.LR_SWEEP
+    if not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates) or len(set(rates)) < len(rates):
+        raise UserError(f"TRAIN.LR_SWEEP={rates!r}: must be a list of different numbers above 0")
+    if config.TRAIN.BASE_LR <= 0:
+        raise UserError(f"TRAIN.BASE_LR={config.TRAIN.BASE_LR}: must be above 0; the sweep's rates are multiples of it")
+    model = ProbeSweep(task.model, len(rates), std)
+    for parameter in task.model.parameters():
+        parameter.stop_gradient = True
+    groups = []
+    for head, rate in zip(model.heads, rates, strict=True):
+        groups += param_groups(head, config.TRAIN.WEIGHT_DECAY, lr_scale=rate / config.TRAIN.BASE_LR)
+    names = [f"lr{rate:g}" for rate in rates]
+
+    def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
+        losses = [F.cross_entropy(logits, batch.labels) for logits in model(batch.images)]
+        return sum(losses), {f"loss_{name}": value for name, value in zip(names, losses, strict=True)}
+
+    def after_evaluation(scores: dict[str, float]) -> dict[str, float]:
+        best = max(range(len(names)), key=lambda number: scores[f"acc1_{names[number]}"])
+        model.choose(best)
+        run.log.say(f"best head on val: base learning rate {rates[best]:g}; it is chosen on the images it is judged on")
+        return {name: scores[f"{name}_{names[best]}"] for name in _METRICS} | scores
+
+    return dataclasses.replace(
+        task,
+        name="linearprobe_sweep",
+        model=model,
+        saved=task.model,
+        optimizer=optimizer_of(config, groups),
+        loss=loss,
+        evaluate=_evaluate,
+        metrics=tuple(f"{metric}_{name}" for name in names for metric in _METRICS),
+        after_evaluation=after_evaluation,
+        can_be_traced=False,
+    )
+
+
+def _evaluate(model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
+    """Return the sums over a batch of top-1, top-5 and loss of every head."""
+    sums = []
+    for logits in model(batch.images):
+        top1, top5 = count_correct(logits, batch.labels, (1, 5))
+        sums += [top1 * 100.0, top5 * 100.0, F.cross_entropy(logits, batch.labels, reduction="sum")]
+    return sums
