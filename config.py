@@ -100,6 +100,7 @@ _key("DATA.CROP_PCT", None, "float or None, above 0 and at most 1")
 _key("DATA.NUM_WORKERS", 4, "from 0 to 1024")  # loader processes per process; 0: load in the training process
 _key("DATA.IMAGENET_MEAN", [0.485, 0.456, 0.406])  # per channel, of pixels in [0, 1]
 _key("DATA.IMAGENET_STD", [0.229, 0.224, 0.225])
+_key("DATA.TRAIN_LIST", None, "str or None")  # new: file with the names of the images to train on, one per line
 _key("DATA.LIST_OUTSIDE", False)  # new: list files may name files outside DATA_PATH
 # New: what happens at an image that cannot be read; skip lists it in the run directory.
 _key("DATA.BAD_IMAGES", "error", "one of error, skip")

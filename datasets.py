@@ -99,6 +99,38 @@ def _read_list(list_file: Path, list_outside: bool) -> FileImages:
     return FileImages(paths, np.array(labels, np.int64), list_file)
 
 
+def find_listed(source: Source, list_file: str | Path, flag: str) -> np.ndarray:
+    """Return the indices of the images that a file names, one per line, in ascending order.
+
+    A name is that of the file, or folder/name where several files have it. So are the subsets of ImageNet published by
+    MSN and SimCLR v2; labels are those of the data set.
+
+    Args:
+        flag: that names the file, for messages.
+
+    Raises:
+        UserError: if the file cannot be read, or a line is not the name of exactly one image.
+    """
+    try:
+        lines = read_regular_file(list_file, 1 << 30).decode("utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} {list_file}: cannot be read ({error})") from error
+    found: dict[str, list[int]] = {}
+    for number in range(len(source)):
+        name = Path(source.describe(number))
+        for key in (name.name, f"{name.parent.name}/{name.name}"):
+            found.setdefault(key, []).append(number)
+    names = [Path(line.strip()) for line in lines if line.strip()]
+    matches = [found.get(name.name, []) for name in names]
+    pairs = zip(names, matches, strict=True)
+    matches = [found.get(f"{n.parent.name}/{n.name}", []) if len(match) > 1 else match for n, match in pairs]
+    problems = [str(name) for name, match in zip(names, matches, strict=True) if len(match) != 1]
+    if problems or not names:
+        what = f"not one image of the train split each: {abridge(problems, 5)}" if names else "empty"
+        raise UserError(f"{flag} {list_file}: {what}")
+    return np.array(sorted({number for (number,) in matches}))
+
+
 def _scan_folders(root: Path, split: str, needs_labels: bool) -> FileImages:
     folder = root / split
     if not needs_labels:

@@ -146,6 +146,31 @@ class ArrayImages:
         return Image.fromarray(self.images[index])
 
 
+class Subset(EncodedImages):
+    """Some images of a source."""
+
+    def __init__(self, source: "Source", indices: np.ndarray):
+        self._source, self.indices = source, np.asarray(indices)
+        labels = source.labels
+        is_array = isinstance(labels, np.ndarray)
+        self.labels = labels[self.indices] if is_array else [labels[index] for index in self.indices]
+        self.origin, self.class_names = source.origin, source.class_names
+        captions = getattr(source, "captions", None)
+        self.captions = None if captions is None else [captions[index] for index in self.indices]
+
+    def read(self, index: int) -> bytes:
+        """Return an encoded image."""
+        return self._source.read(self.indices[index])
+
+    def describe(self, index: int) -> str:
+        """Name an image in a message."""
+        return self._source.describe(self.indices[index])
+
+    def image(self, index: int) -> Image.Image:
+        """Return an image."""
+        return self._source.image(self.indices[index])
+
+
 Source = EncodedImages | ArrayImages
 
 

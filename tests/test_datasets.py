@@ -2,6 +2,7 @@ import io
 import pickle
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import datasets
 from errors import UserError
 from pipeline import builtin_sets
 from pipeline.samplers import EvalSampler, TrainSampler
+from training import loaders
 
 pytestmark = pytest.mark.quick
 
@@ -234,3 +236,17 @@ def test_a_set_with_several_labels_per_image_is_checked(image_folder):
     source.labels[1], source.labels[2] = [], [7, 0]
     with pytest.raises(ValueError, match="2 labels are not from 0 to 2 .*1 0.jpg has -1, .*2 0.jpg has 7"):
         datasets.check_source(source, num_classes=3, channels=3)
+
+
+def test_a_list_of_names_limits_the_train_split(image_folder, tmp_path, tiny_run):
+    names = ["0 0.jpg", "3 1.jpg", "7 2.jpg"]
+    (tmp_path / "subset.txt").write_text("\n".join(names) + "\n")
+    opts = ["DATA.DATASET", "imagenet2012", "DATA.DATA_PATH", str(image_folder), "MODEL.NUM_CLASSES", 3]
+    run = tiny_run("finetune", *opts, "DATA.TRAIN_LIST", str(tmp_path / "subset.txt"))
+    source = loaders.open_split(run.config, "train", True, run.log.say)
+    assert [Path(source.describe(index)).name for index in range(len(source))] == names
+    assert source.labels.tolist() == [0, 1, 2]
+    assert len(loaders.open_split(run.config, "val", True, run.log.say)) == 12
+    (tmp_path / "subset.txt").write_text("0 0.jpg\nnowhere.jpg\n")
+    with pytest.raises(ValueError, match="DATA.TRAIN_LIST .*not one image of the train split each: nowhere.jpg"):
+        loaders.open_split(run.config, "train", True, run.log.say)

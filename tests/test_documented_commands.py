@@ -57,6 +57,7 @@ def directory(tmp_path_factory, image_folder):
         config = get_config(None, [*common, *MODES[mode], "TRAIN.WARMUP_EPOCHS", 0, "MODEL.GLOBAL_POOL", False, *more])
         (folder / "config.yaml").write_text(config.dump())
         dispatch.train_or_evaluate(Run(config, folder, RunLog(folder, quiet=True)))
+    (root / "output" / "contrastive-minimal-tuning").symlink_to(root / "output" / "quickstart" / "pretrain")
     (root / "photos").symlink_to(image_folder / "val")
     Image.open(next((image_folder / "val" / "cat").iterdir())).save(root / "photo.jpg")
     wnids = [wnid for wnid, _ in robustness.imagenet_classes()]

@@ -22,6 +22,7 @@ import paddle
 
 from arguments import Parser
 from errors import UserError
+from pipeline import sources
 from storage import atomic
 from tools import inputs, pages, plots
 from tools.attention import attention_logits
@@ -141,7 +142,7 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
         if inputs.input_of(other_config) != inputs.input_of(config):
             raise UserError(f"-with {args.other}: its images have another size or normalisation than {args.run}'s")
     source = inputs.open_any_images(config, args.split)
-    chosen = inputs.Subset(source, inputs.choose_balanced(source.labels, args.num, args.seed))
+    chosen = sources.Subset(source, inputs.choose_balanced(source.labels, args.num, args.seed))
     found = analyse(model, other, inputs.open_loader(config, chosen))
     write_report(out, (args.run, args.other), found)
     print(f"wrote {out / 'analysis.json'} and {out / 'report.html'}")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from paddle import nn
-from PIL import Image
 
 import checkpoint
 import datasets
@@ -16,7 +15,6 @@ from errors import UserError
 from mae import MAEPretrain, build_mae_pretrain
 from pipeline import loading, sources
 from pipeline.samplers import EvalSampler
-from pipeline.sources import EncodedImages
 from pipeline.transforms import eval_transform
 from storage import run_files, weight_files
 from training import loaders
@@ -33,6 +31,11 @@ _OVERRIDES = {
 def add_flags(parser: Parser, split: str = "val") -> None:
     """Add the flags of nearly every tool."""
     parser.add_argument("run", help="run, checkpoint directory, or weight file with its YAML beside it")
+    add_data_flags(parser, split)
+
+
+def add_data_flags(parser: Parser, split: str = "val") -> None:
+    """Add the flags for images."""
     parser.add("dataset", "instead of the run's own", metavar="NAME")
     parser.add("data_path", "directory of the data set, instead of the run's own", metavar="DIR")
     parser.add("split", f"train or val (default: {split})", default=split, choices=("train", "val"))
@@ -85,26 +88,6 @@ def _load(model: nn.Layer, weights: Path, **allowed: object):
     checkpoint.load_weights(model, weights, **allowed)
     model.eval()
     return model
-
-
-class Subset(EncodedImages):
-    """Some images of a source."""
-
-    def __init__(self, source: sources.Source, indices: np.ndarray):
-        self._source, self.indices = source, np.asarray(indices)
-        self.labels, self.origin, self.class_names = source.labels[self.indices], source.origin, source.class_names
-
-    def read(self, index: int) -> bytes:
-        """Return an encoded image."""
-        return self._source.read(self.indices[index])
-
-    def describe(self, index: int) -> str:
-        """Name an image in a message."""
-        return self._source.describe(self.indices[index])
-
-    def image(self, index: int) -> Image.Image:
-        """Return an image."""
-        return self._source.image(self.indices[index])
 
 
 def open_any_images(config, split: str) -> sources.Source:

@@ -13,13 +13,11 @@ import runtime
 
 runtime.prepare()
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 
+import datasets
 from arguments import Parser
-from errors import UserError, abridge
+from errors import UserError
 from tools import feature_sets, inputs
 from training import cli
 
@@ -59,28 +57,6 @@ def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def read_list(path: str, describe: Callable[[int], str], num_images: int) -> np.ndarray:
-    """Return the images that a file names, one per line."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"-list {path}: cannot be read ({error})") from error
-    found: dict[str, list[int]] = {}
-    for number in range(num_images):
-        name = Path(describe(number))
-        for key in (name.name, f"{name.parent.name}/{name.name}"):
-            found.setdefault(key, []).append(number)
-    names = [Path(line.strip()) for line in lines if line.strip()]
-    matches = [found.get(name.name, []) for name in names]
-    pairs = zip(names, matches, strict=True)
-    matches = [found.get(f"{n.parent.name}/{n.name}", []) if len(match) > 1 else match for n, match in pairs]
-    problems = [str(name) for name, match in zip(names, matches, strict=True) if len(match) != 1]
-    if problems or not names:
-        what = f"not one image of the train split each: {abridge(problems, 5)}" if names else "empty"
-        raise UserError(f"-list {path}: {what}")
-    return np.array(sorted({number for (number,) in matches}))
-
-
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Print and return the accuracies, in percent."""
     parser = Parser(prog="python -m tools.lowshot", description=__doc__)
@@ -94,7 +70,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         raise UserError("-shots and -splits must be at least 1")
     feature_sets.check_outputs(args)
     source = inputs.open_images(inputs.read_config(args), "train")
-    lists = [read_list(path, source.describe, len(source)) for path in args.list]
+    lists = [datasets.find_listed(source, path, "-list") for path in args.list]
     for shots in [] if lists else args.shots:
         draw(source.labels, shots, args.seed)  # says at once if there are too few images
     train, val = feature_sets.split_features(args, "train", "val")

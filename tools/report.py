@@ -20,6 +20,7 @@ import paddle
 from arguments import Parser
 from config import get_config, network_of
 from errors import UserError, one_line
+from pipeline import sources
 from storage.json_files import NUMBER, is_a
 from strict_config import read_yaml
 from tools import drawing, evaluate, inputs, pages, plots
@@ -111,7 +112,7 @@ def _draw_predictions(run_dir: Path, config) -> str:
     evaluated = config.MODEL.RESUME or config.MODEL.PRETRAINED
     model, _ = inputs.load_classifier(evaluated if config.EVAL else run_dir, config)
     source = inputs.open_images(config, "val")
-    chosen = inputs.Subset(source, np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES])
+    chosen = sources.Subset(source, np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES])
     names = evaluate.class_names(source, config.MODEL.NUM_CLASSES)
     figure, axes = plots.new_axes(len(chosen), (1.6, 2.1))
     for batch in inputs.open_loader(config, chosen):

@@ -9,6 +9,7 @@ from config import image_size_hw
 from errors import UserError
 from pipeline import loading, sources
 from pipeline.samplers import EvalSampler, TrainSampler
+from pipeline.sources import Subset
 from pipeline.transforms import Transform, eval_transform
 from training import distributed
 from training.task import Run
@@ -80,8 +81,8 @@ def build_loader(
 
 
 def open_source(config, split: str, needs_labels: bool) -> sources.Source:
-    """Open one split of a configuration's data set, without looking at the images."""
-    return datasets.open_source(
+    """Open one split of a configuration's data set, without looking at the images; DATA.TRAIN_LIST limits it."""
+    source = datasets.open_source(
         config.DATA.DATASET,
         config.DATA.DATA_PATH,
         split,
@@ -90,6 +91,9 @@ def open_source(config, split: str, needs_labels: bool) -> sources.Source:
         synthetic_hw=image_size_hw(config),
         list_outside=config.DATA.LIST_OUTSIDE,
     )
+    if split == "train" and config.DATA.TRAIN_LIST is not None:
+        return Subset(source, datasets.find_listed(source, config.DATA.TRAIN_LIST, "DATA.TRAIN_LIST"))
+    return source
 
 
 def open_split(config, split: str, needs_labels: bool, say: Callable[[str], None]) -> sources.Source:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 """Features and what is computed from them, against scikit-learn and against the model's own parts."""
 
 import json
@@ -13,8 +15,10 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
+import datasets
 from errors import UserError
 from methods import dispatch
+from pipeline.sources import FileImages
 from tools import cluster, features, inputs, knn, lowshot
 
 pytestmark = pytest.mark.quick
@@ -144,12 +148,13 @@ def test_images_that_cannot_be_read_are_left_out(tiny_run, image_folder, tmp_pat
 
 
 def test_names_of_a_list_that_several_images_have(tmp_path):
-    images = ["a/1.jpg", "b/1.jpg", "b/2.jpg"]
+    images = [Path(name) for name in ("a/1.jpg", "b/1.jpg", "b/2.jpg")]
+    source = FileImages(images, np.zeros(3, np.int64), tmp_path)
     (tmp_path / "list.txt").write_text("b/1.jpg\n2.jpg\n")
-    assert lowshot.read_list(str(tmp_path / "list.txt"), images.__getitem__, 3).tolist() == [1, 2]
+    assert datasets.find_listed(source, str(tmp_path / "list.txt"), "-list").tolist() == [1, 2]
     (tmp_path / "list.txt").write_text("1.jpg\n")
     with pytest.raises(UserError, match=r"1\.jpg"):
-        lowshot.read_list(str(tmp_path / "list.txt"), images.__getitem__, 3)
+        datasets.find_listed(source, str(tmp_path / "list.txt"), "-list")
 
 
 def damaged_copy(image_folder, root, count):

@@ -1,0 +1,112 @@
+"""Draw the nearest neighbours of some images in the feature space of one or several encoders.
+
+    python -m tools.neighbours RUN [RUN ...] -out FILE.png [-data_path DIR] [-num 8] [-k 5] [-pool mean]
+
+Each row is an image of the split, then for each RUN its -k nearest others by the cosine of the features. A green frame
+marks a neighbour of the same class, a red one of another class; without labels there are no frames. Images are those of
+the first RUN's data set, prepared for each encoder as it was trained.
+"""
+
+import runtime
+
+runtime.prepare()
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from arguments import Parser
+from errors import UserError
+from pipeline import sources
+from storage import atomic
+from tools import drawing, inputs, pages
+from tools.features import POOLS, extract_all
+from training import cli, device
+
+_GREEN, _RED, _WHITE = (40, 160, 60), (200, 50, 40), (255, 255, 255)
+_SIDE_PX, _FRAME_PX = 64, 3
+
+
+def nearest(features: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices [Q, count] of the most similar other rows of features [N, D], by the cosine."""
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    similarity = unit[queries] @ unit.T
+    similarity[np.arange(len(queries)), queries] = -np.inf
+    return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+
+
+def framed(pictures: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
+    """Put frames of these colours around pictures uint8 [B, H, W, C]; small ones are enlarged by a whole factor."""
+    pictures = np.broadcast_to(pictures[..., :3], (*pictures.shape[:3], 3))
+    factor = max(1, _SIDE_PX // max(pictures.shape[1:3]))
+    pictures = pictures.repeat(factor, axis=1).repeat(factor, axis=2)
+    height, width = pictures.shape[1] + 2 * _FRAME_PX, pictures.shape[2] + 2 * _FRAME_PX
+    out = np.empty((len(pictures), height, width, 3), np.uint8)
+    out[:] = np.array(colours, np.uint8)[:, None, None, :]
+    out[:, _FRAME_PX:-_FRAME_PX, _FRAME_PX:-_FRAME_PX] = pictures
+    return out
+
+
+def draw_neighbours(args) -> tuple[list[np.ndarray], list[str]]:
+    """Return one array [Q, H, W, 3] per column, and a line per run with the share of neighbours of the same class."""
+    configs = [inputs.read_config(argparse.Namespace(**{**vars(args), "run": run})) for run in args.runs]
+    source = inputs.open_any_images(configs[0], args.split)
+    bank = sources.Subset(source, inputs.choose_balanced(source.labels, args.bank, args.seed))
+    if not 0 < args.k < len(bank):
+        raise UserError(f"-k {args.k}: must be from 1 to {len(bank) - 1}, as there are {len(bank)} images")
+    queries = np.sort(np.random.default_rng(args.seed).permutation(len(bank))[: args.num])
+    columns = [framed(_pictures(configs[0], bank, queries), [_WHITE] * len(queries))]
+    lines = []
+    for run, config in zip(args.runs, configs, strict=True):
+        model, _ = inputs.load_encoder(run, config)
+        features = extract_all(model, inputs.open_loader(config, bank), None, args.pool)["features"]
+        if len(features) < len(bank):
+            raise UserError(f"{source.origin}: {len(bank) - len(features)} images cannot be read; leave them out")
+        found = nearest(features, queries, args.k)
+        same = bank.labels[found] == bank.labels[queries][:, None]
+        for place in range(args.k):
+            colours = [_WHITE if bank.labels[0] < 0 else _GREEN if hit else _RED for hit in same[:, place]]
+            columns.append(framed(_pictures(configs[0], bank, found[:, place]), colours))
+        everyone = nearest(features, np.arange(len(bank)), args.k)
+        share = float((bank.labels[everyone] == bank.labels[:, None]).mean())
+        what = f"of the {args.k} nearest of all {len(bank):,} have the image's class"
+        lines.append(f"{Path(run).name}: {share:.1%} {what}")
+    return columns, lines
+
+
+def _pictures(config, source: sources.Source, indices: np.ndarray) -> np.ndarray:
+    return drawing.as_uint8(drawing.to_pixels(config, drawing.load_images(config, source, indices)))
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Write the picture or the page, and return its path."""
+    parser = Parser(prog="python -m tools.neighbours", description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs, checkpoints, or weight files with their YAML")
+    inputs.add_data_flags(parser)
+    parser.add("num", "images whose neighbours are drawn (default: 8)", type=int, default=8)
+    parser.add("k", "neighbours (default: 5)", type=int, default=5)
+    parser.add("bank", "images among which they are, of all classes alike (default: 2000)", type=int, default=2000)
+    parser.add("pool", "class token or mean of the patches, instead of what a classifier reads", choices=POOLS[:2])
+    parser.add("seed", "chooses the images", type=inputs.natural, default=0)
+    parser.add("out", ".png or .html file to write", default="neighbours.png")
+    args = parser.parse_intermixed_args(argv)
+    if args.num < 1 or args.bank < 2:
+        raise UserError("-num must be at least 1, and -bank at least 2")
+    out = inputs.new_file(args.out, ".png", ".html", inputs=args.runs)
+    device.set_device()
+    columns, lines = draw_neighbours(args)
+    picture = drawing.make_grid(columns, side_px=1)
+    if out.suffix.lower() == ".png":
+        with atomic.replacing(out) as temporary:
+            picture.save(temporary, format="PNG")
+    else:
+        names = ", ".join(Path(run).name for run in args.runs)
+        caption = f"Columns: the image, then its {args.k} nearest for each of {names}. " + "; ".join(lines)
+        pages.write_page(out, "Nearest neighbours", [(names, pages.html_figure(picture, caption))])
+    print("\n".join([*lines, f"wrote {out}"]))
+    return out
+
+
+if __name__ == "__main__":
+    cli.run(main)
