@@ -13,10 +13,11 @@ import runtime
 runtime.prepare()
 
 import sys
+from pathlib import Path
 
 from arguments import Parser
 from benchmarks import measure
-from config import get_config, network_of
+from config import get_config, network_of, replaced
 from errors import UserError
 from storage.architecture import of_config
 from training import cli, flops
@@ -27,9 +28,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     parser = Parser(prog="python -m benchmarks.model", description=__doc__)
     parser.add("cfg", "YAML of the model and the mode", required=True, metavar="FILE")
     parser.add("batch_size", "images per step (default: 8)", type=int, default=8)
-    parser.add("eval", "forward passes instead of training steps", action="store_true")
+    parser.add("eval", "forward passes instead of training steps, of what has a classifier", action="store_true")
     parser.add("peer", "compare with it", choices=("torch",))
     parser.add("vary", "compare values of one key: KEY VALUE VALUE ...", nargs="+", metavar="WORD")
+    parser.add("against", "compare with another recipe; views count as images", metavar="FILE")
     parser.add("pairs", "turns of each side (default: 5)", type=int, default=5)
     parser.add("steps", "steps per turn (default: 2)", type=int, default=2)
     parser.add("json", "append the lines to this file", metavar="FILE")
@@ -39,6 +41,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
         raise UserError("-batch_size, -pairs and -steps must be at least 1")
     if args.vary and (args.peer or len(args.vary) < 2):
         raise UserError("-vary takes a key and at least one value, and goes without -peer")
+    if args.against and (args.peer or args.vary):
+        raise UserError("-against goes without -peer and -vary")
     variants = _variants(args)
     first, *_ = variants
     sides = [measure.Side("ours", config, config.DATA.BATCH_SIZE, label) for label, config in variants.items()]
@@ -60,6 +64,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
 def _variants(args) -> dict[str, object]:
     """Return the configurations that our side runs, by label."""
     opts = ["DATA.BATCH_SIZE", args.batch_size, *args.opts, "EVAL", args.eval]
+    if args.against:
+        configs = {Path(file).stem: get_config(file, opts) for file in (args.against, args.cfg)}
+        has_head = {name: network_of(config) in ("classifier", "probe") for name, config in configs.items()}
+        return {name: config if has_head[name] else replaced(config, "EVAL", False) for name, config in configs.items()}
     if not args.vary:
         return {"ours": get_config(args.cfg, opts)}
     key, *values = args.vary

@@ -6,6 +6,7 @@ the device is done.
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -62,10 +63,13 @@ def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
     from training.task import Run
 
     device.set_device()
-    run = Run(config, None, RunLog(None, quiet=True))
+    run = Run(config, None, RunLog(None, quiet=True), resume_from=Path("nothing is loaded"))
     task = dispatch.build_task(run)
-    indices = paddle.arange(len(images), dtype="int64")
-    batch = Batch((paddle.to_tensor(images),), paddle.to_tensor(labels.astype(np.int64)), indices)
+    num_views = 1 if config.EVAL else len(dispatch.train_transform(config).views)
+    count = len(images) // num_views  # views count as images
+    views = tuple(paddle.to_tensor(part) for part in np.split(images[: count * num_views], num_views))
+    indices = paddle.arange(count, dtype="int64")
+    batch = Batch(views, paddle.to_tensor(labels[:count].astype(np.int64)), indices)
     synchronise = paddle.device.synchronize if paddle.device.is_compiled_with_cuda() else lambda: None
     if config.EVAL:
         task.model.eval()
@@ -77,7 +81,7 @@ def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
             synchronise()
 
         return forward
-    loader = _OneBatch(batch, TrainSampler(len(images) * 1000, len(images)))
+    loader = _OneBatch(batch, TrainSampler(count * 1000, count))
     training = Training(task, loader, None, run, make_plan(config, loader), StopRequest(print))
     training.start()
     batches = loader.epoch()

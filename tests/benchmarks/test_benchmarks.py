@@ -70,3 +70,20 @@ def test_nearest_neighbours_against_scikit_learn():
     assert [row["side"] for row in rows] == ["ours", "scikit-learn"]
     assert rows[1]["same classes"]
     assert rows[1]["ours/ratio"] > 0
+
+
+def test_a_recipe_against_another(tiny_yaml, tmp_path):
+    from config import get_config
+    from tests.methods.test_contrastive_tuning import OPTS, TUNING
+
+    for name, opts in (("tuning", TUNING), ("head", [])):
+        (tmp_path / f"{name}.yaml").write_text(get_config(None, [*OPTS, *opts]).dump())
+    flags = ["-batch_size", "8", "-pairs", "1", "-steps", "1", "-against", tiny_yaml("finetune")]
+    rows = model.main(["-cfg", str(tmp_path / "tuning.yaml"), *flags])
+    assert [row["step"] for row in rows] == ["train", "train"]
+    assert rows[1]["side"] == "tuning"
+    assert rows[1]["ratio"] > 0
+    rows = model.main(["-cfg", str(tmp_path / "head.yaml"), *flags, "-eval"])
+    assert [row["step"] for row in rows] == ["forward", "train"]
+    with pytest.raises(UserError, match="-against goes without"):
+        model.main(["-cfg", str(tmp_path / "head.yaml"), *flags, "-peer", "torch"])

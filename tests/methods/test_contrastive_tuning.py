@@ -11,6 +11,7 @@ import main_multi_gpu_pretrain
 import runtime
 from config import get_config
 from methods import contrastive_tuning
+from port_weights import port
 from runtime import ROOT
 from storage import weight_files
 from storage.run_files import EMA_FILE, EXTRA_FILE, MODEL_FILE
@@ -115,27 +116,36 @@ def test_the_result_is_an_ordinary_encoder(stages, tmp_path, tiny_yaml):
     probed = weight_files.read(find(probe) / MODEL_FILE).tensors
     assert all(np.array_equal(probed[name].read(), tensor.read()) for name, tensor in averaged.items())
     assert knn.main([str(tuning), "-k", "5"])["acc1, k=5"] > 25.0
+    for target, name in (("official", "a.pth"), ("timm", "b.safetensors"), ("transformers", "folder")):
+        port(tuning, tmp_path / name, target=target)
+        back = port(tmp_path / name, tmp_path / f"{target}.pdparams", heads=(4, None))
+        ported = weight_files.read(tmp_path / f"{target}.pdparams").tensors
+        assert back.architecture.content.startswith("encoder only")
+        assert all(np.array_equal(ported[name].read(), tensor.read()) for name, tensor in averaged.items())
 
 
-# Base rate 1, decay 1 of the encoder; the head's are 5 and 1e-5: (multiplier, decay), or None where frozen.
-TABLE = {
-    "encoder.cls_token": None,
-    "encoder.encoder_position_embedding": None,
-    "encoder.patch_embedding.patch_embedding.weight": None,
-    "encoder.encoder.layers.5.attn.qkv.weight": None,
-    "encoder.encoder.layers.6.attn.qkv.weight": (0.65**6, 0.05),
-    "encoder.encoder.layers.6.attn.qkv.bias": (0.65**6, 0.0),
-    "encoder.encoder.layers.6.attn_norm.weight": (0.65**6, 0.0),
-    "encoder.encoder.layers.11.mlp.fc2.weight": (0.65, 0.05),
-    "encoder.encoder.layers.11.mlp.fc2.bias": (0.65, 0.0),
-    "encoder.encoder.norm.weight": (1.0, 0.0),
-    "encoder.encoder.norm.bias": (1.0, 0.0),
-    "head.projector.0.weight": (5.0, 1e-5),
-    "head.projector.1.weight": (5.0, 0.0),
-    "head.projector.7.bias": (5.0, 0.0),
-    "head.predictor.3.weight": (5.0, 1e-5),
-    "head.target_projector.0.weight": None,
-}
+# ViT-B, stage 2: multiplier of the learning rate of each block that trains, the last norm, and the head (5e-3 / 1e-3).
+BLOCKS = {6: 0.0754188906, 7: 0.1160290625, 8: 0.1785062500, 9: 0.2746250000, 10: 0.4225, 11: 0.65}
+NORM, HEAD = 1.0, 5.0
+# Decay of the matrices; biases and norms have none.
+ENCODER_DECAY, HEAD_DECAY = 0.05, 1e-5
+MATRICES = ("attn.qkv", "attn.out", "mlp.fc1", "mlp.fc2")
+PROJECTOR, PREDICTOR = ((0, 3, 6), (1, 4, 7)), ((0, 3), (1,))  # linear layers, batch norms
+
+
+def expected_table() -> dict[str, tuple[float, float]]:
+    """Return (multiplier, decay) of every parameter that trains."""
+    table = {}
+    for block, rate in BLOCKS.items():
+        prefix = f"encoder.encoder.layers.{block}"
+        table |= {f"{prefix}.{name}.weight": (rate, ENCODER_DECAY) for name in MATRICES}
+        table |= {f"{prefix}.{name}.bias": (rate, 0.0) for name in (*MATRICES, "attn_norm", "mlp_norm")}
+        table |= {f"{prefix}.{name}.weight": (rate, 0.0) for name in ("attn_norm", "mlp_norm")}
+    table |= {f"encoder.encoder.norm.{name}": (NORM, 0.0) for name in ("weight", "bias")}
+    for part, (linear, norms) in (("projector", PROJECTOR), ("predictor", PREDICTOR)):
+        table |= {f"head.{part}.{number}.weight": (HEAD, HEAD_DECAY) for number in linear}
+        table |= {f"head.{part}.{number}.{name}": (HEAD, 0.0) for number in norms for name in ("weight", "bias")}
+    return table
 
 
 @pytest.mark.quick
@@ -147,11 +157,19 @@ def test_rates_decays_and_frozen_parts_are_those_of_the_paper():
     _, groups = contrastive_tuning._parameter_groups(config, task.model)
     found = {id(p): (group["learning_rate"], group["weight_decay"]) for group in groups for p in group["params"]}
     names = dict(task.model.named_parameters())
-    for name, expected in TABLE.items():
-        got = found.get(id(names[name]))
-        assert got == (pytest.approx(expected, rel=1e-12) if expected else None), name
-    trained = {name for name, parameter in names.items() if id(parameter) in found}
-    assert trained == {name for name, parameter in names.items() if not parameter.stop_gradient}
+    got = {name: found[id(parameter)] for name, parameter in names.items() if id(parameter) in found}
+    expected = expected_table()
+    assert got.keys() == expected.keys()
+    for name, values in expected.items():
+        assert got[name] == pytest.approx(values, rel=1e-8), name
+    assert set(got) == {name for name, parameter in names.items() if not parameter.stop_gradient}
+    frozen = names.keys() - got.keys()
+    assert {
+        "encoder.cls_token",
+        "encoder.encoder_position_embedding",
+        "encoder.encoder.layers.5.mlp.fc2.weight",
+    } <= frozen
+    assert "head.target_projector.0.weight" in frozen
     task.model.train()
     modes = [layer.training for layer in task.model.encoder.encoder.layers]
     assert modes == [False] * 6 + [True] * 6
