@@ -64,19 +64,30 @@ def plain_linear(inputs: int, outputs: int) -> Linear:
     return layer
 
 
-def mlp_head(widths: Sequence[int], norm_at_end: bool) -> nn.Sequential:
+def mlp_head(widths: Sequence[int], norm_at_end: bool, affine_at_end: bool = True) -> nn.Sequential:
     """Return linear layers without bias, with batch norm and ReLU between them.
 
     Args:
         widths: of the input, the hidden layers, and the output.
         norm_at_end: a batch norm follows the last linear layer, too.
+        affine_at_end: it scales and shifts.
     """
     layers: list[nn.Layer] = []
     for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         is_last = index == len(widths) - 2
         layers.append(plain_linear(inputs, outputs))
         if not is_last or norm_at_end:
-            layers.append(JointBatchNorm(outputs))
+            layers.append(JointBatchNorm(outputs, affine=affine_at_end or not is_last))
         if not is_last:
             layers.append(nn.ReLU())
     return nn.Sequential(*layers)
+
+
+@paddle.no_grad()
+def spread_of(unit_vectors: paddle.Tensor) -> paddle.Tensor:
+    """Return how far unit vectors [B, d] are spread: about 1 if evenly over all directions, 0 if they have collapsed.
+
+    It is the mean over the d coordinates of their standard deviation over the batch, times the root of d.
+    """
+    centred = unit_vectors - unit_vectors.mean(axis=0)
+    return centred.square().mean(axis=0).sqrt().mean() * unit_vectors.shape[1] ** 0.5

@@ -113,7 +113,7 @@ def build(run: Run) -> Task:
         optimizer_of(config, groups),
         loss,
         saved=encoder,
-        after_update=lambda step: head.update_target(),
+        after_update=lambda step, total: head.update_target(),
         ema=None if is_head else ema_of(config, encoder),
         smallest_batch=2,
         lr_scales={} if is_head else {"head": scale},

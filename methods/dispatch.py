@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import datasets
 from config import replaced
 from errors import UserError
-from methods import classifier, contrastive_tuning, finetune, linearprobe, pretrain
+from methods import classifier, contrastive_tuning, finetune, linearprobe, moco, pretrain
 from methods.method import Method
 from pipeline import loading
 from pipeline.transforms import Transform
@@ -20,6 +20,7 @@ METHODS: dict[str, Method] = {
     "FINETUNE": finetune.METHOD,
     "LINEARPROBE": linearprobe.METHOD,
     "CONTRASTIVE_TUNING": contrastive_tuning.METHOD,
+    "MOCO": moco.METHOD,
 }
 
 

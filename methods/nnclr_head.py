@@ -9,7 +9,7 @@ from paddle import nn
 
 from errors import UserError
 from layers.across_ranks import gather
-from layers.heads import mlp_head
+from layers.heads import mlp_head, spread_of
 from methods.info_nce import info_nce
 
 
@@ -22,8 +22,7 @@ class HeadOutput:
         loss_parts: of the prediction of view 0 for the neighbour of view 1, and the other way round.
         nn_accuracy: share of the images whose neighbour has their label; None without labels.
         queue_fill: share of the queue that holds projections of images.
-        projection_std: mean over features of the deviation of the normalised projections of view 0 over the batch,
-            times the root of their number. It is 1 for directions that are spread evenly, and 0 after a collapse.
+        projection_std: `heads.spread_of` the projections of view 0.
     """
 
     loss: paddle.Tensor
@@ -110,12 +109,10 @@ class NNCLRHead(nn.Layer):
             accuracy = None
             if labels is not None:
                 accuracy = (paddle.gather(self.queue_y, places[0]) == labels).astype("float32").mean()
-            width = projections[0].shape[1]
-            deviation = projections[0].std(axis=0, unbiased=False).mean() * width**0.5
             fill = (self.queue_id >= 0).astype("float32").mean()
             if self.training:
                 self._enqueue(projections[0], ids, labels)
-        return HeadOutput(loss, parts, accuracy, fill, deviation)
+        return HeadOutput(loss, parts, accuracy, fill, spread_of(projections[0]))
 
     def _project(self, features: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Return the projector's output, and the projections [B, d] that are looked up and kept, without gradient."""

@@ -157,7 +157,7 @@ class Training:
             self.scaler.step(task.optimizer)
             if task.ema is not None:  # the scaler leaves out an update whose gradient is not finite
                 task.ema.update(task.network, norm.isfinite() if self.scaler.is_enable() else None)
-            task.after_update(self.step + 1)
+            task.after_update(self.step + 1, self.plan.total_steps)
         self.scaler.update()
         task.optimizer.clear_grad(set_to_zero=False)  # frees them for the next activations
 

@@ -28,7 +28,8 @@ class Task:
             micro-step.
         saved: the part of `model` that model.pdparams holds, and that tools and other methods read; None: all of it.
             The other tensors of the model's state dict, of any type, go to extra.pdparams.
-        after_update: called with the updates done, after each that changed the weights; moves momentum networks.
+        after_update: called with the updates done and the updates of the whole run, after each that changed the
+            weights; moves momentum networks.
         evaluate: `(model, batch) -> one sum over the batch's images per name in `metrics``, or None.
         metrics: names of what `evaluate` returns.
         after_evaluation: gets the scores by name, and returns those to log, which may be more.
@@ -46,7 +47,7 @@ class Task:
     optimizer: Optimizer | None
     loss: Callable | None
     saved: nn.Layer | None = None
-    after_update: Callable[[int], None] = lambda step: None
+    after_update: Callable[[int, int], None] = lambda step, total_steps: None
     evaluate: Callable | None = None
     metrics: tuple[str, ...] = ()
     after_evaluation: Callable[[dict[str, float]], dict[str, float]] = lambda scores: scores

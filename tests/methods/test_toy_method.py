@@ -136,7 +136,7 @@ def build(run) -> Task:
         optimizer_of(config, groups),
         loss,
         saved=model.encoder,
-        after_update=lambda step: model.follow(config.TOY.MOMENTUM),
+        after_update=lambda step, total: model.follow(config.TOY.MOMENTUM),
         ema=ema_of(config, model.encoder),
     )
 

@@ -1,0 +1,169 @@
+"""MoCo v3 (arXiv 2104.02057): contrast two views of an image, with keys of a momentum encoder and no queue."""
+
+import math
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+import checkpoint
+from config import replaced
+from errors import UserError
+from layers.heads import mlp_head, spread_of
+from layers.pos_embed import sincos_table
+from methods.info_nce import info_nce
+from methods.method import Method
+from pipeline.loading import Batch
+from pipeline.transforms import Transform, train_transform
+from pipeline.two_views import two_views
+from training.optimizers import ema_of, optimizer_of
+from training.task import Run, Task
+from transformer import VisionTransformer, build_transformer
+
+
+class ProjectedEncoder(nn.Layer):
+    """An encoder from images to features [B, D], and its projector.
+
+    Args:
+        encoder: any network with such a `forward`.
+        widths: of the projector, from D to the projections.
+    """
+
+    def __init__(self, encoder: nn.Layer, widths: tuple[int, ...]):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = mlp_head(widths, norm_at_end=True, affine_at_end=False)
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Return projections [B, d]."""
+        return self.projector(self.encoder(images))
+
+
+class MoCoV3(nn.Layer):
+    """Encoder with projector and predictor, and the momentum copy of encoder and projector.
+
+    Args:
+        encoder, momentum_encoder: of equal architecture; the second gets the weights of the first.
+        embed_dim: width of their features.
+        hidden_dim, out_dim: of projector and predictor.
+        temperature: of the softmax over similarities.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Layer,
+        momentum_encoder: nn.Layer,
+        embed_dim: int,
+        hidden_dim: int = 4096,
+        out_dim: int = 256,
+        temperature: float = 0.2,
+    ):
+        super().__init__()
+        self.temperature = temperature
+        widths = (embed_dim, hidden_dim, hidden_dim, out_dim)
+        self.base_encoder = ProjectedEncoder(encoder, widths)
+        self.momentum_encoder = ProjectedEncoder(momentum_encoder, widths)
+        self.predictor = mlp_head((out_dim, hidden_dim, out_dim), norm_at_end=True, affine_at_end=False)
+        for name, value in self.momentum_encoder.state_dict().items():
+            value.set_value(self.base_encoder.state_dict()[name])
+        for parameter in self.momentum_encoder.parameters():
+            parameter.stop_gradient = True
+
+    def forward(self, view0: paddle.Tensor, view1: paddle.Tensor) -> tuple[paddle.Tensor, dict[str, paddle.Tensor]]:
+        """Return the loss of two views [B, C, H, W] of the same images, and the numbers to log."""
+        queries = [self.predictor(self.base_encoder(view)) for view in (view0, view1)]
+        with paddle.no_grad():
+            keys = [_unit(self.momentum_encoder(view)) for view in (view0, view1)]
+        queries = [_unit(query) for query in queries]
+        # The factor 2 T keeps the size of the gradient about independent of the temperature (official code).
+        parts = [
+            2 * self.temperature * info_nce(query, key, self.temperature)
+            for query, key in zip(queries, reversed(keys), strict=True)
+        ]
+        numbers = {"loss_view0": parts[0], "loss_view1": parts[1], "projection_std": spread_of(queries[0].detach())}
+        return parts[0] + parts[1], numbers
+
+    @paddle.no_grad()
+    def update_momentum(self, momentum: float) -> None:
+        """Move the momentum encoder's parameters towards the encoder's; statistics of batch norms are its own."""
+        own = dict(self.base_encoder.named_parameters())
+        for name, value in self.momentum_encoder.named_parameters():
+            value.set_value(value * momentum + own[name] * (1.0 - momentum))
+
+
+def _unit(vectors: paddle.Tensor) -> paddle.Tensor:
+    """Scale vectors [B, d] to length 1, in float32."""
+    with paddle.amp.auto_cast(enable=False):
+        return F.normalize(vectors.astype("float32"))
+
+
+def momentum_at(step: int, total_steps: int, start: float) -> float:
+    """Return the momentum before the keys of a step, from 0: from `start` to 1 by half a cosine."""
+    return 1.0 - 0.5 * (1.0 + math.cos(math.pi * step / max(1, total_steps))) * (1.0 - start)
+
+
+def build_encoder(config) -> VisionTransformer:
+    """Build the encoder with MoCo v3's initialisation: fixed position table, q, k and v drawn one by one."""
+    encoder = build_transformer(replaced(config, "MODEL.NUM_CLASSES", 0))
+    dim = config.MODEL.ENCODER.EMBED_DIM
+    for name, layer in encoder.named_sublayers():
+        if isinstance(layer, nn.Linear):
+            fan_out = dim if name.endswith("qkv") else layer.weight.shape[1]
+            bound = math.sqrt(6.0 / (layer.weight.shape[0] + fan_out))
+            nn.initializer.Uniform(-bound, bound)(layer.weight)
+            if layer.bias is not None:
+                nn.initializer.Constant(0.0)(layer.bias)
+    nn.initializer.Normal(std=1e-6)(encoder.cls_token)
+    patch = encoder.patch_embedding.patch_embedding
+    bound = math.sqrt(6.0 / (math.prod(patch.weight.shape[1:]) + dim))
+    nn.initializer.Uniform(-bound, bound)(patch.weight)
+    nn.initializer.Constant(0.0)(patch.bias)
+    encoder.encoder_position_embedding.set_value(sincos_table(dim, encoder.patch_embedding.grid_hw))
+    encoder.encoder_position_embedding.stop_gradient = True
+    for parameter in encoder.patch_embedding.parameters():
+        parameter.stop_gradient = bool(config.MOCO.FREEZE_PATCH_EMBED)
+    return encoder
+
+
+def build(run: Run) -> Task:
+    """Build both encoders, the heads and the loss."""
+    config, moco = run.config, run.config.MOCO
+    if config.TRAIN.ACCUM_ITER != 1 or not config.DATA.DROP_LAST or config.MODEL.GLOBAL_POOL:
+        raise UserError(
+            f"MODEL.TYPE MOCO needs TRAIN.ACCUM_ITER=1 (is {config.TRAIN.ACCUM_ITER}) and DATA.DROP_LAST=True (is "
+            f"{config.DATA.DROP_LAST}), as its loss and batch norms are over all images of an update, and "
+            f"MODEL.GLOBAL_POOL=False (is {config.MODEL.GLOBAL_POOL}), as it reads the class token"
+        )
+    paddle.seed(config.SEED)
+    encoder = build_encoder(config)
+    if config.MODEL.PRETRAINED and run.resume_from is None:
+        ignored = (*checkpoint.DECODER_NAMES, "classifier.*")
+        run.log.say(str(checkpoint.load_weights(encoder, config.MODEL.PRETRAINED, allow_unexpected=ignored)))
+    dim = config.MODEL.ENCODER.EMBED_DIM
+    model = MoCoV3(encoder, build_encoder(config), dim, moco.HIDDEN_DIM, moco.OUT_DIM, moco.TEMPERATURE)
+    # As in the official code, everything that trains is decayed, biases and norms, too.
+    trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
+    groups = [{"params": trained, "learning_rate": 1.0, "weight_decay": config.TRAIN.WEIGHT_DECAY}]
+
+    def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
+        return model(*batch.views)
+
+    return Task(
+        "mocov3",
+        model,
+        optimizer_of(config, groups),
+        loss,
+        saved=encoder,
+        after_update=lambda step, total: model.update_momentum(momentum_at(step, total, moco.MOMENTUM)),
+        ema=ema_of(config, encoder),
+        smallest_batch=2,
+    )
+
+
+def transform(config) -> Transform:
+    """Return the two views of MOCO.AUGMENTATION."""
+    return train_transform(config, *two_views(config, config.MOCO.AUGMENTATION))
+
+
+METHOD = Method("pretrain", build, transform)
