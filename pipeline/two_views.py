@@ -37,6 +37,8 @@ class ViewRecipe:
 
 AUGMENTATIONS: dict[str, tuple[ViewRecipe, ViewRecipe]] = {
     "minimal": (ViewRecipe(), ViewRecipe()),
+    # For images of some 32 pixels, of which a blur would leave nothing, as SimCLR has it for CIFAR (arXiv 2002.05709).
+    "colour": (ViewRecipe(jitter_prob=0.8, grey_prob=0.2), ViewRecipe(jitter_prob=0.8, grey_prob=0.2)),
     "byol": (
         ViewRecipe(jitter_prob=0.8, blur_prob=1.0, grey_prob=0.2),
         ViewRecipe(jitter_prob=0.8, blur_prob=0.1, grey_prob=0.2, solarize_prob=0.2),
