@@ -186,7 +186,10 @@ class Transformer(nn.Layer):
             layer = self.layers[index]
             if index in logits_of:
                 tokens, found[index] = layer(tokens, bias, return_logits=True)
-            elif self.recompute and self.training:
+            elif self.recompute and layer.training and any(not p.stop_gradient for p in layer.parameters()):
+                if tokens.stop_gradient:  # Paddle would compute no gradients at all, not even of the layer's parameters
+                    tokens = tokens.detach()
+                    tokens.stop_gradient = False
                 tokens = fleet.utils.recompute(layer, tokens, bias)
             else:
                 tokens = layer(tokens, bias)

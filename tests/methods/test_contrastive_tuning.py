@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import paddle
 import pytest
 
 import main_multi_gpu_linearprobe
@@ -247,3 +248,26 @@ def test_two_ranks_are_one_with_the_joint_batch(stages, tmp_path, stage):
     for name, expected in ours.items():
         if name.startswith((MODEL_FILE, EXTRA_FILE)) and not name.endswith(SHIFTS):
             assert_close(comparable(name, theirs[name]), comparable(name, expected), 1e-5, name)
+
+
+@pytest.mark.quick
+def test_recomputation_of_the_upper_half_changes_no_bit():
+    """The encoder is in evaluation mode, its upper blocks are not: these are computed again."""
+    gradients, passes = [], []
+    for recomputes in (False, True):
+        config = get_config(None, [*OPTS, *TUNING, "CONTRAST.TOPK", 0, "TRAIN.RECOMPUTE", recomputes])
+        run = Run(config, None, RunLog(None, quiet=True), resume_from="no weights are loaded")
+        model = contrastive_tuning.build(run).model
+        model.train()
+        counts = [0, 0]
+        for number, layer in enumerate(model.encoder.encoder.layers):
+            layer.register_forward_pre_hook(
+                lambda *args, number=number, counts=counts: counts.__setitem__(number, counts[number] + 1)
+            )
+        views = np.random.default_rng(0).standard_normal((2, 8, 3, 16, 16)).astype(np.float32)
+        loss, _ = model(*map(paddle.to_tensor, views), paddle.arange(8, dtype="int64"))
+        loss.backward()
+        passes.append(counts)
+        gradients.append({name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None})
+    assert passes == [[1, 1], [1, 2]]
+    assert all(np.array_equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
