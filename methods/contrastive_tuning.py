@@ -137,6 +137,10 @@ def _check(config) -> None:
         raise UserError("MODEL.GLOBAL_POOL=True: leaves the encoder without its last norm; use CONTRAST.POOL mean")
     if config.CONTRAST.STAGE == "tuning" and train.EMA_DECAY is not None and train.NUM_EPOCHS == 0:
         raise UserError("TRAIN.NUM_EPOCHS=0: tuning needs updates")
+    if config.CONTRAST.HEAD_BASE_LR is not None and train.BASE_LR <= 0:
+        raise UserError(
+            f"TRAIN.BASE_LR={train.BASE_LR}: must be above 0; CONTRAST.HEAD_BASE_LR is applied as a multiple of it"
+        )
 
 
 def _load(run: Run, model: ContrastiveTuning) -> None:
@@ -208,7 +212,9 @@ def _describe(config, model: ContrastiveTuning, head_scale: float) -> str:
         frozen, encoder_lr = f"the encoder is frozen, all {depth} blocks", "0"
     else:
         frozen = (
-            f"embeddings and blocks 1 to {model.num_frozen} of {depth} are frozen" if model.num_frozen else "nothing"
+            f"embeddings and blocks 1 to {model.num_frozen} of {depth} are frozen"
+            if model.num_frozen
+            else "the embeddings are frozen"
         )
         encoder_lr = f"{train.BASE_LR:g}" + (f" x {train.LAYER_DECAY:g}^depth" if train.LAYER_DECAY else "")
     return (

@@ -71,7 +71,8 @@ def draw_neighbours(args) -> tuple[list[np.ndarray], list[str]]:
         everyone = nearest(features, np.arange(len(bank)), args.k)
         share = float((bank.labels[everyone] == bank.labels[:, None]).mean())
         what = f"of the {args.k} nearest of all {len(bank):,} have the image's class"
-        lines.append(f"{Path(run).name}: {share:.1%} {what}")
+        if bank.labels[0] >= 0:
+            lines.append(f"{Path(run).name}: {share:.1%} {what}")
     return columns, lines
 
 

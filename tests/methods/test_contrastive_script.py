@@ -17,7 +17,7 @@ def start(tmp_path, **settings) -> subprocess.Popen:
     environment = runtime.original_environment() | {"PYTHON": sys.executable, "OUTPUT": str(tmp_path / "output")}
     environment |= {"MODEL": "digits", "DEVICE": "cpu", "AMP": "none", "PRETRAINED": str(tmp_path / "output" / "mae")}
     command = ["sh", "run_contrastive_multi.sh", "-opts", "REPORT", "False", "SAVE_FREQ_STEPS", "5"]
-    command += ["REPORT_FREQ", "1", "TRAIN.NUM_EPOCHS", "2"]
+    command += ["REPORT_FREQ", "1", "TRAIN.NUM_EPOCHS", "2", "TRAIN.WARMUP_EPOCHS", "1"]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
