@@ -21,6 +21,8 @@ from strict_config import read_yaml
 
 # Patterns of names: what a pretraining file holds and a classifier does not.
 DECODER_NAMES = ("mask_token", "decoder_position_embedding", "decoder.*", "decoder_pred.*", "linear_projection.*")
+# And what an encoder alone does not hold, either.
+NAMES_BESIDE_ENCODER = (*DECODER_NAMES, "classifier.*")
 # Paddle 2.2 saved the probe's batch norm with an affine part, which is not used.
 UNUSED_PROBE_NORM = ("classifier.0.weight", "classifier.0.bias")
 _POSITION_TABLES = ("encoder_position_embedding", "decoder_position_embedding")

@@ -39,7 +39,7 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
         config.MODEL.PRETRAINED,
         allow_missing=(*head, "encoder_norm.*"),
         allow_mismatched=head,
-        allow_unexpected=(*checkpoint.DECODER_NAMES, "classifier.*", *replaced),
+        allow_unexpected=(*checkpoint.NAMES_BESIDE_ENCODER, *replaced),
     )
     run.log.say(str(report))
     if set(head) & {*report.missing, *report.mismatched}:
@@ -51,9 +51,13 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
 
 def evaluate_batch(model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
     """Return the sums over a batch of `METRICS`."""
-    logits = model(batch.images).astype("float32")
-    top1, top5 = count_correct(logits, batch.labels, (1, 5))
-    loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+    return score(model(batch.images).astype("float32"), batch.labels)
+
+
+def score(logits: paddle.Tensor, labels: paddle.Tensor) -> list[paddle.Tensor]:
+    """Return the sums over a batch of `METRICS`, of logits [B, K] and labels [B]."""
+    top1, top5 = count_correct(logits, labels, (1, 5))
+    loss = F.cross_entropy(logits, labels, reduction="sum")
     # Paddle's loss of an infinite logit is a number.
     loss = paddle.where(logits.isfinite().all(), loss, paddle.full_like(loss, float("nan")))
     return [top1 * 100.0, top5 * 100.0, loss]

@@ -149,7 +149,7 @@ def _load(run: Run, model: ContrastiveTuning) -> None:
     if not config.MODEL.PRETRAINED:
         run.log.say("warning: no -pretrained weights, so the encoder starts from its initialisation")
     else:
-        ignored = (*checkpoint.DECODER_NAMES, "classifier.*")
+        ignored = checkpoint.NAMES_BESIDE_ENCODER
         run.log.say(str(checkpoint.load_weights(model.encoder, config.MODEL.PRETRAINED, allow_unexpected=ignored)))
     if config.CONTRAST.STAGE == "head":
         return

@@ -11,6 +11,7 @@ import checkpoint
 from config import replaced
 from errors import UserError
 from layers.heads import mlp_head, spread_of
+from layers.momentum import copy_weights, follow
 from layers.pos_embed import sincos_table
 from methods.info_nce import info_nce
 from methods.method import Method
@@ -19,7 +20,7 @@ from pipeline.transforms import Transform, train_transform
 from pipeline.two_views import two_views
 from training.optimizers import ema_of, optimizer_of
 from training.task import Run, Task
-from transformer import VisionTransformer, build_transformer
+from transformer import VisionTransformer, build_transformer, init_linear
 
 
 class ProjectedEncoder(nn.Layer):
@@ -65,8 +66,7 @@ class MoCoV3(nn.Layer):
         self.base_encoder = ProjectedEncoder(encoder, widths)
         self.momentum_encoder = ProjectedEncoder(momentum_encoder, widths)
         self.predictor = mlp_head((out_dim, hidden_dim, out_dim), norm_at_end=True, affine_at_end=False)
-        for name, value in self.momentum_encoder.state_dict().items():
-            value.set_value(self.base_encoder.state_dict()[name])
+        copy_weights(self.momentum_encoder, self.base_encoder)
         for parameter in self.momentum_encoder.parameters():
             parameter.stop_gradient = True
 
@@ -84,12 +84,9 @@ class MoCoV3(nn.Layer):
         numbers = {"loss_view0": parts[0], "loss_view1": parts[1], "projection_std": spread_of(queries[0].detach())}
         return parts[0] + parts[1], numbers
 
-    @paddle.no_grad()
     def update_momentum(self, momentum: float) -> None:
         """Move the momentum encoder's parameters towards the encoder's; statistics of batch norms are its own."""
-        own = dict(self.base_encoder.named_parameters())
-        for name, value in self.momentum_encoder.named_parameters():
-            value.set_value(value * momentum + own[name] * (1.0 - momentum))
+        follow(self.momentum_encoder, self.base_encoder, momentum)
 
 
 def _unit(vectors: paddle.Tensor) -> paddle.Tensor:
@@ -110,14 +107,10 @@ def build_encoder(config) -> VisionTransformer:
     for name, layer in encoder.named_sublayers():
         if isinstance(layer, nn.Linear):
             fan_out = dim if name.endswith("qkv") else layer.weight.shape[1]
-            bound = math.sqrt(6.0 / (layer.weight.shape[0] + fan_out))
-            nn.initializer.Uniform(-bound, bound)(layer.weight)
-            if layer.bias is not None:
-                nn.initializer.Constant(0.0)(layer.bias)
+            init_linear(layer, nn.initializer.XavierUniform(fan_out=fan_out))
     nn.initializer.Normal(std=1e-6)(encoder.cls_token)
     patch = encoder.patch_embedding.patch_embedding
-    bound = math.sqrt(6.0 / (math.prod(patch.weight.shape[1:]) + dim))
-    nn.initializer.Uniform(-bound, bound)(patch.weight)
+    nn.initializer.XavierUniform(fan_in=math.prod(patch.weight.shape[1:]), fan_out=dim)(patch.weight)
     nn.initializer.Constant(0.0)(patch.bias)
     encoder.encoder_position_embedding.set_value(sincos_table(dim, encoder.patch_embedding.grid_hw))
     encoder.encoder_position_embedding.stop_gradient = True
@@ -138,7 +131,7 @@ def build(run: Run) -> Task:
     paddle.seed(config.SEED)
     encoder = build_encoder(config)
     if config.MODEL.PRETRAINED and run.resume_from is None:
-        ignored = (*checkpoint.DECODER_NAMES, "classifier.*")
+        ignored = checkpoint.NAMES_BESIDE_ENCODER
         run.log.say(str(checkpoint.load_weights(encoder, config.MODEL.PRETRAINED, allow_unexpected=ignored)))
     dim = config.MODEL.ENCODER.EMBED_DIM
     model = MoCoV3(encoder, build_encoder(config), dim, moco.HIDDEN_DIM, moco.OUT_DIM, moco.TEMPERATURE)

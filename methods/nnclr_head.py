@@ -10,6 +10,7 @@ from paddle import nn
 from errors import UserError
 from layers.across_ranks import gather
 from layers.heads import mlp_head, spread_of
+from layers.momentum import copy_weights, follow
 from methods.info_nce import info_nce
 
 
@@ -151,22 +152,17 @@ class NNCLRHead(nn.Layer):
         self.queue_y.set_value(paddle.scatter(self.queue_y, places, labels))
         self.queue_ptr.set_value((self.queue_ptr + count) % size)
 
-    @paddle.no_grad()
     def copy_target(self) -> None:
         """Make the averaged projector equal to the projector."""
         if self.momentum is not None:
-            for name, value in self.target_projector.state_dict().items():
-                value.set_value(self.projector.state_dict()[name])
+            copy_weights(self.target_projector, self.projector)
 
     @paddle.no_grad()
     def update_target(self) -> None:
         """Move the averaged projector towards the projector; running statistics of batch norms are copied."""
         if self.momentum is None:
             return
-        own = self.projector.state_dict()
-        trained = {name for name, _ in self.projector.named_parameters()}
-        for name, value in self.target_projector.state_dict().items():
-            if name in trained:
-                value.set_value(value * self.momentum + own[name] * (1.0 - self.momentum))
-            else:
-                value.set_value(own[name])
+        follow(self.target_projector, self.projector, self.momentum)
+        statistics = dict(self.projector.named_buffers())
+        for name, value in self.target_projector.named_buffers():
+            value.set_value(statistics[name])

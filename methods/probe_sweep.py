@@ -9,14 +9,12 @@ from paddle import nn
 
 from errors import UserError
 from layers.basic import Linear
-from methods.classifier import count_correct
+from methods import classifier
 from optim import param_groups
 from pipeline.loading import Batch
 from training.optimizers import optimizer_of
 from training.task import Run, Task
 from transformer import VisionTransformer
-
-_METRICS = ("acc1", "acc5", "loss")
 
 
 class ProbeSweep(nn.Layer):
@@ -78,7 +76,7 @@ def build_sweep(run: Run, task: Task, std: float) -> Task:
         best = max(range(len(names)), key=lambda number: scores[f"acc1_{names[number]}"])
         model.choose(best)
         run.log.say(f"best head on val: base learning rate {rates[best]:g}; it is chosen on the images it is judged on")
-        return {name: scores[f"{name}_{names[best]}"] for name in _METRICS} | scores
+        return {name: scores[f"{name}_{names[best]}"] for name in classifier.METRICS} | scores
 
     return dataclasses.replace(
         task,
@@ -88,7 +86,7 @@ def build_sweep(run: Run, task: Task, std: float) -> Task:
         optimizer=optimizer_of(config, groups),
         loss=loss,
         evaluate=_evaluate,
-        metrics=tuple(f"{metric}_{name}" for name in names for metric in _METRICS),
+        metrics=tuple(f"{metric}_{name}" for name in names for metric in classifier.METRICS),
         after_evaluation=after_evaluation,
         can_be_traced=False,
     )
@@ -96,8 +94,4 @@ def build_sweep(run: Run, task: Task, std: float) -> Task:
 
 def _evaluate(model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
     """Return the sums over a batch of top-1, top-5 and loss of every head."""
-    sums = []
-    for logits in model(batch.images):
-        top1, top5 = count_correct(logits, batch.labels, (1, 5))
-        sums += [top1 * 100.0, top5 * 100.0, F.cross_entropy(logits, batch.labels, reduction="sum")]
-    return sums
+    return [value for logits in model(batch.images) for value in classifier.score(logits, batch.labels)]

@@ -70,9 +70,7 @@ def load_encoder(path: str | Path, config=None) -> tuple[VisionTransformer, obje
     weights = weight_files.resolve(path)
     config = config or get_config(weight_files.config_beside(weights))
     headless = replaced(config, "MODEL.NUM_CLASSES", 0)
-    return _load(
-        build_transformer(headless), weights, allow_unexpected=(*checkpoint.DECODER_NAMES, "classifier.*")
-    ), config
+    return _load(build_transformer(headless), weights, allow_unexpected=checkpoint.NAMES_BESIDE_ENCODER), config
 
 
 def load_classifier(path: str | Path, config=None) -> tuple[VisionTransformer, object]:
