@@ -1,5 +1,7 @@
 """Layers of which the networks are made, each computed by the device's fastest way."""
 
+from collections.abc import Sequence
+
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -45,7 +47,32 @@ class ProbeNorm(nn.BatchNorm1D):
         """Normalise features [B, D]; one image alone has no deviation, and Paddle would pass it through as it is."""
         if self.training and paddle.in_dynamic_mode() and features.shape[0] == 1:
             raise UserError(f"a batch of one image cannot be normalised; {ONE_IMAGE_ADVICE}")
-        return nn.BatchNorm1D.forward(self, features)  # Paddle 2.6 cannot trace super()
+        if not self.training or not paddle.in_dynamic_mode():  # a static graph has no buffers to put back
+            return nn.BatchNorm1D.forward(self, features)  # Paddle 2.6 cannot trace super()
+        before = [self._mean.clone(), self._variance.clone()]
+        normalised = nn.BatchNorm1D.forward(self, features)
+        after = [self._mean.clone(), self._variance.clone()]
+        for buffer, value in zip((self._mean, self._variance), keep_finite(after, before), strict=True):
+            paddle.assign(value.detach(), buffer)
+        return normalised
+
+
+class ReLU(nn.Layer):
+    """The positive part. Paddle's own makes 0 of NaN, which then nobody would see."""
+
+    def forward(self, features: paddle.Tensor) -> paddle.Tensor:
+        """Replace what is below zero by zero."""
+        return features * (features > 0).astype(features.dtype)
+
+
+@paddle.no_grad()
+def keep_finite(values: Sequence[paddle.Tensor], before: Sequence[paddle.Tensor]) -> list[paddle.Tensor]:
+    """Return new values of buffers that a forward pass changes, or the old ones if the new ones are not all finite.
+
+    The training loop can leave out an update with bad numbers, but not what its forward pass has done.
+    """
+    is_good = paddle.stack([value.isfinite().all() for value in values]).all()
+    return [paddle.where(is_good, new, old) for new, old in zip(values, before, strict=True)]
 
 
 class DropPath(nn.Layer):

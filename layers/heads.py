@@ -9,7 +9,7 @@ from paddle import nn
 
 from errors import UserError
 from layers.across_ranks import num_ranks, sum_over_ranks
-from layers.basic import ONE_IMAGE_ADVICE, Linear
+from layers.basic import ONE_IMAGE_ADVICE, Linear, ReLU, keep_finite
 
 _BATCH_NORM_EPS, _BATCH_NORM_KEPT = 1e-5, 0.9  # torch's defaults; its momentum is 0.1
 
@@ -51,8 +51,13 @@ class JointBatchNorm(nn.Layer):
         variance = sum_over_ranks((features - mean).square().sum(axis=0)) / count
         with paddle.no_grad():
             kept = _BATCH_NORM_KEPT
-            self._mean.set_value(self._mean * kept + mean.detach() * (1 - kept))
-            self._variance.set_value(self._variance * kept + variance.detach() * ((1 - kept) * count / (count - 1)))
+            moved = [
+                self._mean * kept + mean.detach() * (1 - kept),
+                self._variance * kept + variance.detach() * ((1 - kept) * count / (count - 1)),
+            ]
+            buffers = (self._mean, self._variance)
+            for buffer, value in zip(buffers, keep_finite(moved, buffers), strict=True):
+                buffer.set_value(value)
         return mean, variance
 
 
@@ -79,7 +84,7 @@ def mlp_head(widths: Sequence[int], norm_at_end: bool, affine_at_end: bool = Tru
         if not is_last or norm_at_end:
             layers.append(JointBatchNorm(outputs, affine=affine_at_end or not is_last))
         if not is_last:
-            layers.append(nn.ReLU())
+            layers.append(ReLU())
     return nn.Sequential(*layers)
 
 

@@ -24,10 +24,10 @@ from transformer import VisionTransformer, build_transformer, init_linear
 
 
 class ProjectedEncoder(nn.Layer):
-    """An encoder from images to features [B, D], and its projector.
+    """An encoder from images [B, C, H, W] to features [B, D], and its projector.
 
     Args:
-        encoder: any network with such a `forward`.
+        encoder: from images to features, without batch norms.
         widths: of the projector, from D to the projections.
     """
 
@@ -36,9 +36,12 @@ class ProjectedEncoder(nn.Layer):
         self.encoder = encoder
         self.projector = mlp_head(widths, norm_at_end=True, affine_at_end=False)
 
-    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Return projections [B, d]."""
-        return self.projector(self.encoder(images))
+    def forward(self, view0: paddle.Tensor, view1: paddle.Tensor) -> list[paddle.Tensor]:
+        """Return the projections [B, d] of each view [B, C, H, W]; batch norms see one view at a time.
+
+        The encoder sees both at once: where it is computed again in the backward pass, data parallelism allows one use.
+        """
+        return [self.projector(features) for features in self.encoder(paddle.concat([view0, view1])).chunk(2)]
 
 
 class MoCoV3(nn.Layer):
@@ -72,10 +75,9 @@ class MoCoV3(nn.Layer):
 
     def forward(self, view0: paddle.Tensor, view1: paddle.Tensor) -> tuple[paddle.Tensor, dict[str, paddle.Tensor]]:
         """Return the loss of two views [B, C, H, W] of the same images, and the numbers to log."""
-        queries = [self.predictor(self.base_encoder(view)) for view in (view0, view1)]
+        queries = [_unit(self.predictor(projections)) for projections in self.base_encoder(view0, view1)]
         with paddle.no_grad():
-            keys = [_unit(self.momentum_encoder(view)) for view in (view0, view1)]
-        queries = [_unit(query) for query in queries]
+            keys = [_unit(projections) for projections in self.momentum_encoder(view0, view1)]
         # The factor 2 T keeps the size of the gradient about independent of the temperature (official code).
         parts = [
             2 * self.temperature * info_nce(query, key, self.temperature)

@@ -147,10 +147,11 @@ class NNCLRHead(nn.Layer):
             projections, ids, labels = projections[count - size :], ids[count - size :], labels[count - size :]
         skipped = max(0, count - size)
         places = (paddle.arange(len(ids), dtype="int64") + self.queue_ptr + skipped) % size
-        self.queue.set_value(paddle.scatter(self.queue, places, projections))
-        self.queue_id.set_value(paddle.scatter(self.queue_id, places, ids))
-        self.queue_y.set_value(paddle.scatter(self.queue_y, places, labels))
-        self.queue_ptr.set_value((self.queue_ptr + count) % size)
+        is_good = projections.isfinite().all()  # of all ranks, so they agree
+        for buffer, rows in ((self.queue, projections), (self.queue_id, ids), (self.queue_y, labels)):
+            rows = paddle.where(is_good, rows, paddle.gather(buffer, places))
+            buffer.set_value(paddle.scatter(buffer, places, rows))
+        self.queue_ptr.set_value(paddle.where(is_good, (self.queue_ptr + count) % size, self.queue_ptr))
 
     def copy_target(self) -> None:
         """Make the averaged projector equal to the projector."""

@@ -88,13 +88,12 @@ def running_statistics(model: nn.Layer) -> list[paddle.Tensor]:
 
 
 def average_gradients(parameters: list[paddle.Tensor], dtype: str) -> None:
-    """Replace every gradient by the average over ranks, sent in a smaller type: half the traffic of float32.
-
-    All at once after the backward pass, so nothing overlaps with it; for links that are slow against the device.
+    """Replace every gradient by the average over ranks, all at once after the backward pass, so nothing overlaps.
 
     Args:
         parameters: with gradients, in the same order on all ranks.
-        dtype: "bfloat16"; its 8 bits of precision are those of the sum as well.
+        dtype: in which they are sent. "bfloat16" is half the traffic of "float32", for links that are slow against the
+            device; its 8 bits of precision are those of the sum as well.
     """
     if world_size() == 1:
         return

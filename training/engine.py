@@ -129,12 +129,14 @@ class Training:
         # Data parallelism averages over ranks, and shares may differ by an image: weigh by images, not by ranks.
         weight = share * distributed.world_size() / sampler.update_size(update)
         loss_sum, part_sums = paddle.zeros([]), {}
+        # DataParallel cannot follow the backward passes within the backward pass that recomputation makes.
+        sends_all_at_once = config.TRAIN.BF16_ALLREDUCE or config.TRAIN.RECOMPUTE
         for micro, size in enumerate(sizes):
             rng = _seed_micro_step(config.SEED, self.step, micro)
             with self.clock.waiting():
                 batch = next(batches)
             is_last = micro + 1 == len(sizes)
-            with distributed.no_sync(self.model, not is_last or config.TRAIN.BF16_ALLREDUCE):
+            with distributed.no_sync(self.model, not is_last or sends_all_at_once):
                 with autocast(config):
                     loss, parts = task.loss(self.model, batch, rng)
                 self.scaler.scale(loss * (size * weight)).backward()
@@ -145,8 +147,8 @@ class Training:
         if hasattr(task.optimizer, "gradient_share"):  # LARS, which normalises gradients
             task.optimizer.gradient_share = share
         trained = [p for p in task.model.parameters() if not p.stop_gradient and p.grad is not None]
-        if config.TRAIN.BF16_ALLREDUCE:
-            distributed.average_gradients(trained, "bfloat16")
+        if sends_all_at_once:
+            distributed.average_gradients(trained, "bfloat16" if config.TRAIN.BF16_ALLREDUCE else "float32")
         if self.scaler.is_enable():
             self.scaler.unscale_(task.optimizer)
         if config.TRAIN.GRAD_CLIP is None:

@@ -38,6 +38,22 @@ def poison(run, updates):
     return dataclasses.replace(task, loss=loss)
 
 
+def poison_images(run, updates):
+    """Give some updates, counted from 1, images that are not numbers; returns the task to train."""
+    task, count = dispatch.build_task(run), 0
+
+    def loss(model, batch, rng):
+        nonlocal count
+        count += 1
+        if count in updates:
+            views = tuple(view.clone() for view in batch.views)
+            views[0][0] = float("nan")
+            batch = dataclasses.replace(batch, views=views)
+        return task.loss(model, batch, rng)
+
+    return dataclasses.replace(task, loss=loss)
+
+
 def trained(seed=0, steps=2):
     model = make_vit(seed=seed)
     optimizer = build_optimizer("AdamW", param_groups(model, 0.05, 0.5))

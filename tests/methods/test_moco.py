@@ -208,10 +208,11 @@ def test_what_cannot_work_is_refused(tmp_path, opts, said):
         train(tmp_path, "run", opts=opts)
 
 
-def test_two_ranks_are_one_with_the_joint_batch(tmp_path):
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_two_ranks_are_one_with_the_joint_batch(tmp_path, recomputes):
     # With a large epsilon an update is proportional to the gradient; else Adam turns roundings of tiny ones into steps.
     opts = ["TRAIN.WARMUP_EPOCHS", 0, "TRAIN.OPTIMIZER.EPS", 1.0, "TRAIN.BASE_LR", 0.1]
-    opts += ["DATA.IMAGENET_STD", [0.05] * 3, "MOCO.AUGMENTATION", "minimal"]
+    opts += ["DATA.IMAGENET_STD", [0.05] * 3, "MOCO.AUGMENTATION", "minimal", "TRAIN.RECOMPUTE", recomputes]
     one = train(tmp_path, "one", opts=opts)
     cfg = tmp_path / "two.yaml"
     cfg.write_text(get_config(None, [*OPTS, *opts, "DATA.BATCH_SIZE", 32]).dump())

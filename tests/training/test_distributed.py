@@ -36,9 +36,9 @@ def launch(tmp_path, script, *arguments, nproc=2):
     return done.returncode, done.stdout + done.stderr + logs
 
 
-@pytest.mark.parametrize("accum", [1, 2])
-def test_two_processes_are_one_with_the_joint_batch(tmp_path, accum):
-    run_two_and_one(tmp_path, accum, 1e-5)
+@pytest.mark.parametrize(("accum", "recomputes"), [(1, False), (2, False), (2, True)])
+def test_two_processes_are_one_with_the_joint_batch(tmp_path, accum, recomputes):
+    run_two_and_one(tmp_path, accum, 1e-5, "TRAIN.RECOMPUTE", recomputes)
 
 
 def test_gradients_sent_in_bfloat16_are_close(tmp_path):
