@@ -118,6 +118,7 @@ _key("MODEL.DROPOUT", 0.0, "at least 0 and below 1")
 _key("MODEL.DROPPATH", 0.0, "at least 0 and below 1")  # of the last block; grows linearly from 0 at the first
 _key("MODEL.ATTENTION_DROPOUT", 0.0, "at least 0 and below 1")
 _key("MODEL.GLOBAL_POOL", False)  # classifier reads the mean patch token instead of the class token
+_key("MODEL.POOL_AFTER_NORM", False)  # new: it reads the mean of the patches after the last norm, as MAE-CT's ViT-B
 _key("MODEL.PATCH_SIZE", 16, "from 1 to 4096")  # pixels
 _key("MODEL.MLP_RATIO", 4.0, "above 0 and at most 64")
 _key("MODEL.QKV_BIAS", True)
@@ -325,6 +326,8 @@ def _check_model(config: CfgNode, require) -> None:
         require(part.EMBED_DIM % part.NUM_HEADS == 0, f"MODEL.{section}.EMBED_DIM", what)
         require(int(part.EMBED_DIM * model.MLP_RATIO) >= 1, "MODEL.MLP_RATIO", "leaves the MLP without hidden units")
         require(part.EMBED_DIM % 4 == 0, f"MODEL.{section}.EMBED_DIM", "must be divisible by 4 (2-D sine-cosine table)")
+    what = "is another mean of the patches than MODEL.GLOBAL_POOL, which is True, too; choose one"
+    require(not (model.POOL_AFTER_NORM and model.GLOBAL_POOL), "MODEL.POOL_AFTER_NORM", what)
     num_patches = (height // model.PATCH_SIZE) * (width // model.PATCH_SIZE)
     what = f"makes {num_patches:,} patches of {model.PATCH_SIZE} pixels, and attention takes at most {_MOST_PATCHES:,}"
     require(num_patches <= _MOST_PATCHES, "DATA.IMAGE_SIZE", what)

@@ -8,7 +8,7 @@
 #   AUG           minimal (default) | aug: colour jitter, blur, grey and solarisation, too
 #   STAGE         both (default) | head | tuning; tuning takes PRETRAINED as the head stage's run unless that is here
 #   NAME          of the runs, which are OUTPUT/NAME-head and OUTPUT/NAME-tuning (default: contrastive-$AUG)
-# Arguments are passed on to both stages.
+# Arguments are passed on to both stages. With -dry_run they print their plans; the tuning stage's needs the head's run.
 set -eu
 . "$(dirname "$0")/run_common.sh"
 MODEL=${MODEL:-vit_base_patch16_224}
@@ -25,6 +25,15 @@ case $STAGE in
 both | head | tuning) ;;
 *) echo "error: STAGE=$STAGE: must be both, head or tuning" >&2; exit 2 ;;
 esac
+dry_run=
+for argument in "$@"; do
+    case $argument in
+    -cfg | --cfg | -output | --output | -pretrained | --pretrained | -resume | --resume | -eval | --eval)
+        echo "error: $argument: differs from stage to stage; use the settings above instead (OUTPUT, PRETRAINED, ...)" >&2
+        exit 2 ;;
+    -dry_run | --dry_run) dry_run=yes ;;
+    esac
+done
 RESUME=auto
 if [ "$STAGE" != tuning ]; then
     if [ -z "${PRETRAINED:-}" ]; then
@@ -34,10 +43,15 @@ if [ "$STAGE" != tuning ]; then
     CFG=configs/${MODEL}_contrastive_head$suffix.yaml
     (run_main pretrain "$@" -opts RUN "$NAME-head") || exit $?
 fi
-if [ "$STAGE" != head ]; then
+if [ "$STAGE" = both ] && [ -n "$dry_run" ] && [ ! -d "$OUTPUT/$NAME-head" ]; then
+    echo "the tuning stage starts from the head stage's run, $OUTPUT/$NAME-head, so there is no plan of it yet"
+elif [ "$STAGE" != head ]; then
     [ ! -d "$OUTPUT/$NAME-head" ] || PRETRAINED=$OUTPUT/$NAME-head
     CFG=configs/${MODEL}_contrastive_tuning$suffix.yaml
     (run_main pretrain "$@" -opts RUN "$NAME-tuning") || exit $?
+    [ -z "$dry_run" ] || exit 0
+    probe=configs/${MODEL}_contrastive_linearprobe.yaml # reads what the head has read, where that is not the class token
+    [ -f "$probe" ] || probe=configs/${MODEL}_linearprobe_sweep.yaml
     echo "the tuned encoder: $OUTPUT/$NAME-tuning (its averaged weights are read); to probe it:"
-    echo "    DATA_PATH=${DATA_PATH:-DIR} PRETRAINED=$OUTPUT/$NAME-tuning CFG=configs/${MODEL}_linearprobe.yaml sh run_linear_probe_multi.sh"
+    echo "    DATA_PATH=${DATA_PATH:-DIR} PRETRAINED=$OUTPUT/$NAME-tuning CFG=$probe sh run_linear_probe_multi.sh"
 fi

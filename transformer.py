@@ -225,6 +225,7 @@ class VisionTransformer(nn.Layer):
         num_classes: outputs of the classifier; 0: none, the model returns the features.
         embed_dim, depth, num_heads: size of the encoder.
         global_pool: classify the normalised mean of the patch tokens, not the class token.
+        pool_after_norm: classify the mean of the normalised patch tokens.
         batch_norm_head: put a batch norm without affine parameters before the classifier (linear probe).
         drop_path: rate of the last layer.
         layer_options: `mlp_ratio`, `qkv_bias`, `dropout`, `attention_dropout` of each layer, `recompute`.
@@ -240,11 +241,13 @@ class VisionTransformer(nn.Layer):
         depth: int = 12,
         num_heads: int = 12,
         global_pool: bool = False,
+        pool_after_norm: bool = False,
         batch_norm_head: bool = False,
         drop_path: float = 0.0,
         **layer_options,
     ):
         super().__init__()
+        self.pool_after_norm = pool_after_norm
         self.patch_embedding = PatchEmbedding(image_hw, patch_size, in_channels, embed_dim)
         self.cls_token = self.create_parameter([1, 1, embed_dim], default_initializer=nn.initializer.Normal(std=0.02))
         self.encoder_position_embedding = self.create_parameter(
@@ -291,9 +294,13 @@ class VisionTransformer(nn.Layer):
     def forward_features(self, images: paddle.Tensor) -> paddle.Tensor:
         """Encode images [B, C, H, W] as the vector that the classifier reads, [B, D]."""
         tokens = self.forward_tokens(images)
-        if self.encoder_norm is None:
-            return tokens[:, 0]
-        return self.encoder_norm(tokens[:, 1:].mean(axis=1))
+        if self.encoder_norm is not None:
+            return self.encoder_norm(tokens[:, 1:].mean(axis=1))
+        return self.pool(tokens)
+
+    def pool(self, tokens: paddle.Tensor) -> paddle.Tensor:
+        """Reduce normalised tokens [B, T, D] to what the classifier reads, [B, D]; not for global pooling."""
+        return tokens[:, 1:].mean(axis=1) if self.pool_after_norm else tokens[:, 0]
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Classify images [B, C, H, W]; returns logits [B, num_classes]."""
@@ -353,6 +360,7 @@ def build_transformer(config) -> VisionTransformer:
     return VisionTransformer(
         num_classes=config.MODEL.NUM_CLASSES,
         global_pool=config.MODEL.GLOBAL_POOL,
+        pool_after_norm=config.MODEL.POOL_AFTER_NORM,
         batch_norm_head=network_of(config) == "probe",
         **encoder_options(config),
     )

@@ -34,12 +34,11 @@ class ContrastiveTuning(nn.Layer):
         encoder: without a classifier, with a last norm.
         head: reads the pooled features.
         num_frozen: lower blocks that do not train, with embeddings; the number of blocks freezes the norm, too.
-        pool: "cls" or "mean" of the patches, after the last norm.
     """
 
-    def __init__(self, encoder: VisionTransformer, head: NNCLRHead, num_frozen: int, pool: str):
+    def __init__(self, encoder: VisionTransformer, head: NNCLRHead, num_frozen: int):
         super().__init__()
-        self.encoder, self.head, self.num_frozen, self.pool = encoder, head, num_frozen, pool
+        self.encoder, self.head, self.num_frozen = encoder, head, num_frozen
         depth = len(encoder.encoder.layers)
         for name, parameter in encoder.named_parameters():
             if num_frozen == depth or encoder.layer_of(name) <= num_frozen:
@@ -59,7 +58,7 @@ class ContrastiveTuning(nn.Layer):
             tokens = blocks(self.encoder.embed(images), end=self.num_frozen)
         if self.num_frozen < depth:
             tokens = blocks(tokens, first=self.num_frozen)  # [B, T, D], normalised
-        return tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(axis=1)
+        return self.encoder.pool(tokens)
 
     def forward(
         self, view0: paddle.Tensor, view1: paddle.Tensor, ids: paddle.Tensor, labels: paddle.Tensor | None = None
@@ -97,7 +96,7 @@ def build(run: Run) -> Task:
         contrast.TOPK,
         contrast.MOMENTUM,
     )
-    model = ContrastiveTuning(encoder, head, num_frozen, contrast.POOL)
+    model = ContrastiveTuning(encoder, head, num_frozen)
     if run.resume_from is None:
         _load(run, model)
     scale, groups = _parameter_groups(config, model)
@@ -134,7 +133,7 @@ def _check(config) -> None:
     if not config.DATA.DROP_LAST:
         raise UserError("DATA.DROP_LAST=False: a smaller last batch would be another loss; set it to True")
     if config.MODEL.GLOBAL_POOL:
-        raise UserError("MODEL.GLOBAL_POOL=True: leaves the encoder without its last norm; use CONTRAST.POOL mean")
+        raise UserError("MODEL.GLOBAL_POOL=True: leaves the encoder without its last norm; use MODEL.POOL_AFTER_NORM")
     if config.CONTRAST.STAGE == "tuning" and train.EMA_DECAY is not None and train.NUM_EPOCHS == 0:
         raise UserError("TRAIN.NUM_EPOCHS=0: tuning needs updates")
     if config.CONTRAST.HEAD_BASE_LR is not None and train.BASE_LR <= 0:

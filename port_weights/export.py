@@ -47,8 +47,9 @@ _IN_LAYER = {
 
 def to_transformers(tensors: Tensors, architecture: Architecture) -> tuple[Tensors, dict[str, object]]:
     """Return tensors as transformers' files name them, and its config.json."""
-    if architecture.global_pool or architecture.probe:
-        what = "reads the mean of the patches" if architecture.global_pool else "has a batch norm"
+    pools = architecture.global_pool or (architecture.pool_after_norm and architecture.num_classes)
+    if pools or architecture.probe:
+        what = "reads the mean of the patches" if pools else "has a batch norm"
         raise UserError(f"transformers' ViT has no classifier that {what}; -to official or timm keep it")
     base = "vit." if architecture.decoder is not None or architecture.num_classes else ""
     renamed: Tensors = {}

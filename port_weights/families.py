@@ -97,5 +97,6 @@ def _with_description(found: Recognised, file: WeightFile) -> Recognised:
         heads=(stored.encoder.heads, stored.decoder.heads if stored.decoder else None),
         heads_from="as the file says",
         norm_pix_loss=stored.norm_pix_loss,
+        pool_after_norm=stored.pool_after_norm,
         grid_hw=found.grid_hw or stored.grid_hw,
     )

@@ -138,6 +138,12 @@ def _notes_on_request(
     notes = []
     if architecture.decoder is None and (norm_pix_loss is not None or decoder_heads is not None):
         notes.append("-norm_pix_loss and the second number of -heads are for a decoder, and there is none")
+    if architecture.pool_after_norm and architecture.num_classes:
+        how = (
+            "build it with global_pool='avg', fc_norm=False" if target == "timm" else "which its classifier does not do"
+        )
+        if target in ("timm", "official"):
+            notes.append(f"the classifier reads the mean of the normalised patches; {how}")
     if target == "timm" and architecture.encoder.width != 64 * architecture.encoder.heads:
         notes.append(f"build timm's model with num_heads={architecture.encoder.heads}")
     return notes
@@ -190,6 +196,7 @@ def _ask_config_beside(path: Path, found: Recognised) -> None:
         found.heads = (beside.encoder.heads, beside.decoder.heads if beside.decoder else None)
         found.heads_from = f"as {config_file.name} beside it says"
         found.norm_pix_loss, found.grid_hw = beside.norm_pix_loss, beside.grid_hw
+        found.pool_after_norm = beside.pool_after_norm
 
 
 def check(
@@ -201,7 +208,7 @@ def check(
         encoder_heads, encoder_from = _encoder_heads(found, shapes, heads[0])
         decoder_heads, decoder_from = _decoder_heads(found, shapes, heads[1])
         pixels = norm_pix_loss if norm_pix_loss is not None else found.norm_pix_loss
-        architecture = infer(shapes, encoder_heads, decoder_heads, found.grid_hw, pixels)
+        architecture = infer(shapes, encoder_heads, decoder_heads, found.grid_hw, pixels, found.pool_after_norm)
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from error
     expected = architecture.shapes()

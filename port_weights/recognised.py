@@ -46,6 +46,7 @@ class Recognised:
         dropped: the rest, with the reason.
         heads: attention heads of the encoder and the decoder, where the file or its family tells.
         heads_from: where the number of heads comes from, for the report ("as config.json says").
+        pool_after_norm: whether the classifier reads the mean of the normalised patches, where the file tells.
         norm_pix_loss: whether the decoder predicts normalised pixels, where the file tells.
         grid_hw: patches per column and per row, where the file tells.
         preprocessing: configuration keys of the images, where the file's config tells them.
@@ -58,6 +59,7 @@ class Recognised:
     heads: tuple[int | None, int | None] = (None, None)
     heads_from: str = "as the file says"
     norm_pix_loss: bool | None = None
+    pool_after_norm: bool = False
     grid_hw: Grid = None
     preprocessing: dict[str, object] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)

@@ -39,6 +39,7 @@ class Architecture:
         qkv_bias: whether queries, keys and values have a bias.
         num_classes: outputs of the classifier; 0 without one.
         global_pool: the classifier reads the normalised mean of the patches, not the class token.
+        pool_after_norm: it reads the mean of the normalised patches; no shape depends on it.
         probe: the classifier is a batch norm and a linear layer.
         norm_pix_loss: whether the decoder predicts normalised pixels; None if unknown.
     """
@@ -54,6 +55,7 @@ class Architecture:
     global_pool: bool = False
     probe: bool = False
     norm_pix_loss: bool | None = None
+    pool_after_norm: bool = False
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -78,6 +80,7 @@ class Architecture:
         if self.num_classes == 0:
             return "encoder only: neither decoder nor classifier"
         reads = "mean of the patches" if self.global_pool else "class token"
+        reads = "mean of the normalised patches" if self.pool_after_norm else reads
         kind = "linear probe" if self.probe else "classifier"
         return f"{kind}: {self.num_classes} classes, reads the {reads}"
 
@@ -145,6 +148,7 @@ class Architecture:
             values |= {"DATA.IMAGENET_MEAN": [0.5] * self.channels, "DATA.IMAGENET_STD": [0.5] * self.channels}
         if self.decoder is None:
             values |= {"MODEL.NUM_CLASSES": self.num_classes, "MODEL.GLOBAL_POOL": self.global_pool}
+            values["MODEL.POOL_AFTER_NORM"] = self.pool_after_norm
         else:
             values["MODEL.NORM_PIX_LOSS"] = self.norm_pix_loss is not False
         for section, tower in (("ENCODER", self.encoder), ("DECODER", self.decoder)):
@@ -170,7 +174,7 @@ class Architecture:
             raise ValueError("a size is no whole number above 0")
         if type(rebuilt.num_classes) is not int or not isinstance(rebuilt.mlp_ratio, (int, float)):
             raise ValueError("a size is no number")
-        flags = (rebuilt.qkv_bias, rebuilt.global_pool, rebuilt.probe, rebuilt.norm_pix_loss)
+        flags = (rebuilt.qkv_bias, rebuilt.global_pool, rebuilt.probe, rebuilt.norm_pix_loss, rebuilt.pool_after_norm)
         if not all(flag is None or isinstance(flag, bool) for flag in flags):
             raise ValueError("a switch is neither true nor false")
         return rebuilt
@@ -188,6 +192,7 @@ def of_network(network: object) -> Architecture | None:
         decoder_heads=heads.get("decoder"),
         grid_hw=network.patch_embedding.grid_hw,
         norm_pix_loss=getattr(network, "norm_pix_loss", None),
+        pool_after_norm=getattr(network, "pool_after_norm", False),
     )
 
 
@@ -213,6 +218,7 @@ def of_config(config, network: str) -> Architecture:
         global_pool=model.GLOBAL_POOL and not has_decoder,
         probe=network == "probe" and model.NUM_CLASSES > 0,
         norm_pix_loss=model.NORM_PIX_LOSS if has_decoder else None,
+        pool_after_norm=model.POOL_AFTER_NORM and not has_decoder,
     )
 
 
@@ -222,6 +228,7 @@ def infer(
     decoder_heads: int | None = None,
     grid_hw: tuple[int, int] | None = None,
     norm_pix_loss: bool | None = None,
+    pool_after_norm: bool = False,
 ) -> Architecture:
     """Read the sizes of a model off the shapes of its tensors.
 
@@ -231,6 +238,7 @@ def infer(
         decoder_heads: those of the decoder, if there is one.
         grid_hw: patches per column and per row; None: square.
         norm_pix_loss: whether the decoder predicts normalised pixels; no shape depends on it either.
+        pool_after_norm: what the classifier reads; nor on this.
 
     Raises:
         UserError: if tensors that determine a size are missing, or do not fit together.
@@ -265,6 +273,7 @@ def infer(
         global_pool="encoder_norm.weight" in shapes,
         probe=probe,
         norm_pix_loss=norm_pix_loss,
+        pool_after_norm=pool_after_norm,
     )
 
 

@@ -268,10 +268,9 @@ def _describe_end(notes: Path, code: int, lost: list[str], asked: list[int], kil
         print(f"ended by {signal.Signals(asked[0]).name}", file=sys.stderr)
         return 128 + asked[0]
     # A rank aborts when another one has ended, and can be gone before that one, which has left its note.
-    is_consequence = killed is not None and (
-        killed[0] in [end[1] for end, _ in ends] or (ends and killed[1] == signal.SIGABRT)
-    )
-    if killed is not None and not asked and not is_consequence:
+    is_told = killed is not None and killed[0] in [end[1] for end, _ in ends]
+    follows = killed is not None and killed[1] == signal.SIGABRT and bool(ends)
+    if killed is not None and not asked and not is_told and not follows:
         rank, number = killed
         advice = "; did the machine run out of memory?" if number == signal.SIGKILL else ""
         where = "what it said before is in launch-logs, in -output"

@@ -184,7 +184,7 @@ def test_rates_decays_and_frozen_parts_are_those_of_the_paper():
         (["TRAIN.ACCUM_ITER", 2], "TRAIN.ACCUM_ITER=2: the contrastive loss .* set it to 1"),
         (["DATA.DROP_LAST", False], "DATA.DROP_LAST=False: a smaller last batch"),
         (["DATA.BATCH_SIZE", 1], "a micro-step of one image"),
-        (["MODEL.GLOBAL_POOL", True], "use CONTRAST.POOL mean"),
+        (["MODEL.GLOBAL_POOL", True], "use MODEL.POOL_AFTER_NORM"),
         (["CONTRAST.PROJECTOR_DIMS", [16, 0]], "whole numbers from 1"),
         (["CONTRAST.TOPK", 101], "CONTRAST.TOPK=101: exceeds CONTRAST.QUEUE_SIZE=100"),
         ([*TUNING, "CONTRAST.FROZEN_BLOCKS", 2], "tuning needs a block that trains, and there are 2"),
@@ -235,7 +235,7 @@ def test_two_ranks_are_one_with_the_joint_batch(stages, tmp_path, stage):
     # With a large epsilon an update is proportional to the gradient; else Adam turns roundings of tiny ones into steps.
     opts = [*opts, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.OPTIMIZER.EPS", 1.0, "TRAIN.BASE_LR", 0.1]
     # More contrast lets the features of images differ more; the batch norms divide roundings by that.
-    opts += ["CONTRAST.POOL", "mean", "DATA.IMAGENET_STD", [0.05] * 3]
+    opts += ["MODEL.POOL_AFTER_NORM", True, "DATA.IMAGENET_STD", [0.05] * 3]
     one = train(tmp_path, "one", "-pretrained", str(given), opts=opts)
     cfg = write_config(tmp_path, "two", *opts, "DATA.BATCH_SIZE", 32)
     command = [sys.executable, str(ROOT / "main_multi_gpu_pretrain.py"), "-cfg", str(cfg), "-output", str(tmp_path)]
