@@ -49,7 +49,8 @@ def open_source(
         name: DATA.DATASET.
         split: "train" or "val".
         num_classes: how many patterns the synthetic set has; 0 or None: 10.
-        needs_labels: False to pretrain: unsorted folders will do.
+        needs_labels: False to pretrain: unsorted folders will do; labels are those of class folders, if all images
+            are in some.
         synthetic_hw: size of the synthetic images.
         list_outside: list files may name files outside their directory.
     """
@@ -136,24 +137,39 @@ def _scan_folders(root: Path, split: str, needs_labels: bool) -> FileImages:
     if not needs_labels:
         folder = folder if folder.is_dir() else root
         paths = find_images(folder)
-        return FileImages(paths, np.full(len(paths), -1, np.int64), folder)
+        class_names = _class_names(root, folder) if folder != root else []
+        labels = _labels_by_folder(paths, folder, class_names)
+        if labels is None:
+            return FileImages(paths, np.full(len(paths), -1, np.int64), folder)
+        return FileImages(paths, labels, folder, class_names)
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such directory; expected {split}/<class>/*.jpg below DATA.DATA_PATH={root}, "
             f"or for imagenet2012 a {split}_list.txt there"
         )
-    # The classes are those of the train split where it exists, so that a label means the same in both.
-    names_from = root / "train" if (root / "train").is_dir() else folder
-    class_names = sorted(entry.name for entry in names_from.iterdir() if entry.is_dir())
+    class_names = _class_names(root, folder)
     extra = sorted({entry.name for entry in folder.iterdir() if entry.is_dir()} - set(class_names))
     if extra:
-        raise UserError(f"{folder}: classes that {names_from} does not have: {abridge(extra, 5)}")
+        raise UserError(f"{folder}: classes that {root / 'train'} does not have: {abridge(extra, 5)}")
     paths, labels = [], []
     for label, class_name in enumerate(class_names):
         found = find_images(folder / class_name)
         paths += found
         labels += [label] * len(found)
     return FileImages(paths, np.array(labels, np.int64), folder, class_names)
+
+
+def _class_names(root: Path, folder: Path) -> list[str]:
+    """Return the class folders of the train split where it exists, so that a label means the same in both splits."""
+    names_from = root / "train" if (root / "train").is_dir() else folder
+    return sorted(entry.name for entry in names_from.iterdir() if entry.is_dir())
+
+
+def _labels_by_folder(paths: list[Path], folder: Path, class_names: list[str]) -> np.ndarray | None:
+    """Return the label of each image below a folder; None if one is in no class folder."""
+    label_of, first = {name: label for label, name in enumerate(class_names)}, len(folder.parts)
+    labels = [label_of.get(path.parts[first], -1) for path in paths]
+    return None if -1 in labels or not labels else np.array(labels, np.int64)
 
 
 # ---- checks ------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from arguments import Parser
 from benchmarks import measure
 from config import get_config, network_of, replaced
 from errors import UserError
-from storage.architecture import of_config
 from training import cli, flops
 
 
@@ -44,6 +43,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     if args.against and (args.peer or args.vary):
         raise UserError("-against goes without -peer and -vary")
     variants = _variants(args)
+    if not args.against:
+        for config in variants.values():
+            if config.EVAL and network_of(config) == "encoder":
+                raise UserError(f"-eval: MODEL.TYPE {config.MODEL.TYPE} has no classifier to time")
     first, *_ = variants
     sides = [measure.Side("ours", config, config.DATA.BATCH_SIZE, label) for label, config in variants.items()]
     if args.peer:
@@ -66,27 +69,26 @@ def _variants(args) -> dict[str, object]:
     opts = ["DATA.BATCH_SIZE", args.batch_size, *args.opts, "EVAL", args.eval]
     if args.against:
         configs = {Path(file).stem: get_config(file, opts) for file in (args.against, args.cfg)}
-        has_head = {name: network_of(config) in ("classifier", "probe") for name, config in configs.items()}
-        return {name: config if has_head[name] else replaced(config, "EVAL", False) for name, config in configs.items()}
+        return {n: config if _has_head(config) else replaced(config, "EVAL", False) for n, config in configs.items()}
     if not args.vary:
         return {"ours": get_config(args.cfg, opts)}
     key, *values = args.vary
     return {f"{key} {value}": get_config(args.cfg, [*opts, key, value]) for value in values}
 
 
+def _has_head(config) -> bool:
+    return network_of(config) in ("classifier", "probe")
+
+
 def _row(side: measure.Side, variants: dict[str, object], turns: dict) -> dict[str, object]:
     """Return the measurements of a side."""
-    config = variants[side.name]
-    architecture, mask_ratio = of_config(config, network_of(config)), config.MODEL.MASK_RATIO
-    if config.EVAL:
-        count = 2 * flops.forward_macs(architecture, mask_ratio)
-    else:
-        count = flops.train_flops(architecture, mask_ratio)
+    config, about = variants[side.name], dict(side.about)
+    count = about.pop("flop_per_image")
     numbers = measure.summarise(turns[side.name], config.DATA.BATCH_SIZE)
     rate = numbers["images_per_sec"] * count
     row = {"step": "forward" if config.EVAL else "train", "batch": config.DATA.BATCH_SIZE, **numbers}
-    row |= {"gflop_per_image": count / 1e9, "gflops": rate / 1e9, "peak_mb": side.peak_mb, **side.about}
-    peak = flops.peak_flops(side.about["device"])
+    row |= {"gflop_per_image": count / 1e9, "gflops": rate / 1e9, "peak_mb": side.peak_mb, **about}
+    peak = flops.peak_flops(about["device"])
     return row if peak is None else row | {"mfu": rate / peak}
 
 

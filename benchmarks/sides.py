@@ -12,12 +12,19 @@ import numpy as np
 
 import runtime
 from config import amp_dtype, image_size_hw, network_of
+from errors import UserError
+from storage.architecture import of_config
+from training import flops
 
 Step = Callable[[], None]
 
 
-def make_step(side: str, config, batch_size: int) -> Step:
-    """Build the step of a side: "ours" or "torch"; MODEL.TYPE and EVAL choose it."""
+def make_step(side: str, config, batch_size: int) -> tuple[Step, float]:
+    """Build the step of a side: "ours" or "torch"; MODEL.TYPE and EVAL choose it.
+
+    Returns:
+        the step, and its FLOPs per image; each view counts as an image.
+    """
     shape = (batch_size, config.DATA.IMAGE_CHANNELS, *image_size_hw(config))
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     labels = np.random.default_rng(1).integers(0, max(1, config.MODEL.NUM_CLASSES), batch_size)
@@ -35,7 +42,6 @@ def describe(side: str, config) -> dict[str, object]:
     import paddle
 
     from layers import kernels
-    from storage.architecture import of_config
     from training.device import autocast_dtype
 
     on_cpu = paddle.device.get_device() == "cpu"
@@ -48,7 +54,7 @@ def describe(side: str, config) -> dict[str, object]:
     }
 
 
-def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
+def _ours(config, images: np.ndarray, labels: np.ndarray) -> tuple[Step, float]:
     import paddle
 
     from methods import dispatch
@@ -58,7 +64,7 @@ def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
     from training.device import autocast
     from training.engine import Training
     from training.log import RunLog
-    from training.plan import make_plan
+    from training.plan import make_plan, train_flops
     from training.stop import StopRequest
     from training.task import Run
 
@@ -66,8 +72,10 @@ def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
     run = Run(config, None, RunLog(None, quiet=True), resume_from=Path("nothing is loaded"))
     task = dispatch.build_task(run)
     num_views = 1 if config.EVAL else len(dispatch.train_transform(config).views)
-    count = len(images) // num_views  # views count as images
-    views = tuple(paddle.to_tensor(part) for part in np.split(images[: count * num_views], num_views))
+    if len(images) % num_views:
+        raise UserError(f"-batch_size {len(images)}: must be divisible by the {num_views} views, which count as images")
+    count = len(images) // num_views
+    views = tuple(map(paddle.to_tensor, np.split(images, num_views)))
     indices = paddle.arange(count, dtype="int64")
     batch = Batch(views, paddle.to_tensor(labels[:count].astype(np.int64)), indices)
     synchronise = paddle.device.synchronize if paddle.device.is_compiled_with_cuda() else lambda: None
@@ -80,7 +88,7 @@ def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
                 task.model(batch.images)
             synchronise()
 
-        return forward
+        return forward, _flop_per_image(config)
     loader = _OneBatch(batch, TrainSampler(count * 1000, count))
     training = Training(task, loader, None, run, make_plan(config, loader), StopRequest(print))
     training.start()
@@ -91,7 +99,14 @@ def _ours(config, images: np.ndarray, labels: np.ndarray) -> Step:
         training.step += 1
         synchronise()
 
-    return update
+    return update, train_flops(task, config) / num_views
+
+
+def _flop_per_image(config) -> float:
+    """Return the FLOPs of a step of a network without other parts."""
+    architecture, mask_ratio = of_config(config, network_of(config)), config.MODEL.MASK_RATIO
+    forward = 2 * flops.forward_macs(architecture, mask_ratio)
+    return forward if config.EVAL else flops.train_flops(architecture, mask_ratio)
 
 
 class _OneBatch:
@@ -137,7 +152,7 @@ def _torch_network(config, images: np.ndarray):
     return transformers.ViTMAEForPreTraining._from_config(settings, attn_implementation="sdpa")
 
 
-def _torch(config, images: np.ndarray, labels: np.ndarray) -> Step:
+def _torch(config, images: np.ndarray, labels: np.ndarray) -> tuple[Step, float]:
     """Build the step of a network of transformers, with torch's AdamW."""
     import torch
 
@@ -162,7 +177,7 @@ def _torch(config, images: np.ndarray, labels: np.ndarray) -> Step:
                 network(**inputs)
             synchronise()
 
-        return forward
+        return forward, _flop_per_image(config)
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
 
@@ -174,4 +189,4 @@ def _torch(config, images: np.ndarray, labels: np.ndarray) -> Step:
         optimizer.zero_grad()
         synchronise()
 
-    return update
+    return update, _flop_per_image(config)

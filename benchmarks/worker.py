@@ -29,8 +29,8 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
     side, config_file, batch_size = sys.stdin.readline().split("\t")
     config = get_config(config_file)
-    step = make_step(side, config, int(batch_size))
-    about = describe(side, config)
+    step, flop_per_image = make_step(side, config, int(batch_size))
+    about = describe(side, config) | {"flop_per_image": flop_per_image}
     for line in sys.stdin:
         secs = []
         for _ in range(int(line)):

@@ -21,7 +21,7 @@ from pipeline.two_views import two_views
 from storage import weight_files
 from storage.run_files import EXTRA_FILE
 from training.optimizers import ema_of, optimizer_of
-from training.task import Run, Task
+from training.task import Cost, Run, Task
 from transformer import VisionTransformer, build_transformer
 
 # ---- network -----------------------------------------------------------------------------------
@@ -115,6 +115,8 @@ def build(run: Run) -> Task:
         after_update=lambda step, total: head.update_target(),
         ema=None if is_head else ema_of(config, encoder),
         smallest_batch=2,
+        accumulates=False,
+        cost=Cost(views=2, trained_blocks=depth - num_frozen),
         lr_scales={} if is_head else {"head": scale},
         notes=lambda num_images: _notes(contrast.QUEUE_SIZE, num_images),
     )
@@ -251,4 +253,4 @@ def transform(config) -> Transform:
     return train_transform(config, *two_views(config, config.CONTRAST.AUGMENTATION))
 
 
-METHOD = Method("pretrain", build, transform)
+METHOD = Method("pretrain", build, transform, variant=lambda config: "head" if config.CONTRAST.STAGE == "head" else "")

@@ -40,10 +40,16 @@ def run_script(script: str, description: str, argv: Sequence[str] | None = None)
     Returns:
         The last metrics.
     """
-    run = cli.start(script, description, argv, check=lambda config: check_script(script, config))
+    run = cli.start(script, description, argv, lambda config: check_script(script, config), run_prefix)
     scores = train_or_evaluate(run)
     cli.write_report(run)
     return scores
+
+
+def run_prefix(config) -> str:
+    """Return how the names of a method's run directories begin."""
+    variant = method_of(config).variant(config)
+    return config.MODEL.TYPE.lower() + (f"_{variant}" if variant else "")
 
 
 def check_script(script: str, config) -> None:

@@ -49,4 +49,11 @@ def transform(config) -> Transform:
     return train_transform(config, crop_and_flip(config, _CROP_SCALE, augment.random_resized_crop_tf))
 
 
-METHOD = Method("linearprobe", build, transform, target="label", evaluates=True)
+METHOD = Method(
+    "linearprobe",
+    build,
+    transform,
+    target="label",
+    evaluates=True,
+    variant=lambda config: "sweep" if config.TRAIN.LR_SWEEP else "",
+)

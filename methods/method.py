@@ -17,6 +17,8 @@ class Method:
         transform: makes the `Transform` for training from a configuration; one view or several.
         target: what each training image must have: "none", "label", "labels" (several) or "caption". What a data set
             has besides is handed on as well, see `loading.Batch`.
+        variant: what else, besides MODEL.TYPE, tells runs apart that cannot go on as each other; part of the run
+            directory's name, by which `-resume auto` finds a run.
         evaluates: the run evaluates on the val split, with labels, and -eval works.
     """
 
@@ -25,3 +27,4 @@ class Method:
     transform: Callable[[object], Transform]
     target: str = "none"
     evaluates: bool = False
+    variant: Callable[[object], str] = lambda config: ""

@@ -18,8 +18,10 @@ from methods.method import Method
 from pipeline.loading import Batch
 from pipeline.transforms import Transform, train_transform
 from pipeline.two_views import two_views
+from storage.architecture import of_network
+from training.flops import forward_macs
 from training.optimizers import ema_of, optimizer_of
-from training.task import Run, Task
+from training.task import Cost, Run, Task
 from transformer import VisionTransformer, build_transformer, init_linear
 
 
@@ -153,6 +155,8 @@ def build(run: Run) -> Task:
         after_update=lambda step, total: model.update_momentum(momentum_at(step, total, moco.MOMENTUM)),
         ema=ema_of(config, encoder),
         smallest_batch=2,
+        accumulates=False,
+        cost=Cost(views=2, other_macs=2 * forward_macs(of_network(encoder))),
     )
 
 

@@ -11,7 +11,7 @@ from optim import param_groups
 from pipeline.loading import Batch
 from pipeline.transforms import Transform, crop_and_flip, train_transform
 from training.optimizers import ema_of, optimizer_of
-from training.task import Run, Task
+from training.task import Cost, Run, Task
 
 _CROP_SCALE = [0.2, 1.0]
 
@@ -30,7 +30,8 @@ def build(run: Run) -> Task:
         return model(images)[0], {}
 
     optimizer = optimizer_of(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY))
-    return Task("pretrain", model, optimizer, loss, ema=ema_of(config, model), can_be_traced=True)
+    cost = Cost(views=config.TRAIN.VIEWS)
+    return Task("pretrain", model, optimizer, loss, ema=ema_of(config, model), cost=cost, can_be_traced=True)
 
 
 def transform(config) -> Transform:

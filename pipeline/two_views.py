@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from config import image_size_hw
+from errors import UserError
 from pipeline import augment
 from pipeline.fast_jpeg import LazyJpeg
 from pipeline.transforms import View
@@ -50,7 +51,15 @@ def two_views(config, name: str) -> tuple[View, View]:
     """Return the functions that make the two views of an augmentation of `AUGMENTATIONS`.
 
     TRAIN.CROP_SCALE (default: [0.08, 1]) and TRAIN.FLIP_PROB apply to both.
+
+    Raises:
+        UserError: if it changes colours, and images have others than grey or RGB.
     """
+    if name != "minimal" and config.DATA.IMAGE_CHANNELS not in (1, 3):
+        raise UserError(
+            f"DATA.IMAGE_CHANNELS={config.DATA.IMAGE_CHANNELS}: the augmentation {name} changes colours, and is "
+            "for grey and RGB images; choose minimal"
+        )
     return tuple(_view(config, recipe) for recipe in AUGMENTATIONS[name])
 
 

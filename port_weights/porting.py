@@ -208,7 +208,8 @@ def check(
         encoder_heads, encoder_from = _encoder_heads(found, shapes, heads[0])
         decoder_heads, decoder_from = _decoder_heads(found, shapes, heads[1])
         pixels = norm_pix_loss if norm_pix_loss is not None else found.norm_pix_loss
-        architecture = infer(shapes, encoder_heads, decoder_heads, found.grid_hw, pixels, found.pool_after_norm)
+        architecture = infer(shapes, encoder_heads, decoder_heads, found.grid_hw, pixels)
+        architecture = dataclasses.replace(architecture, pool_after_norm=found.pool_after_norm)
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from error
     expected = architecture.shapes()

@@ -186,14 +186,14 @@ def of_network(network: object) -> Architecture | None:
         return None
     towers = {part: getattr(network, part) for part in ("encoder", "decoder") if hasattr(network, part)}
     heads = {part: tower.layers[0].attn.num_heads for part, tower in towers.items()}
-    return infer(
+    inferred = infer(
         {name: tuple(value.shape) for name, value in network.state_dict().items()},
         encoder_heads=heads["encoder"],
         decoder_heads=heads.get("decoder"),
         grid_hw=network.patch_embedding.grid_hw,
         norm_pix_loss=getattr(network, "norm_pix_loss", None),
-        pool_after_norm=getattr(network, "pool_after_norm", False),
     )
+    return dataclasses.replace(inferred, pool_after_norm=getattr(network, "pool_after_norm", False))
 
 
 def of_config(config, network: str) -> Architecture:
@@ -228,7 +228,6 @@ def infer(
     decoder_heads: int | None = None,
     grid_hw: tuple[int, int] | None = None,
     norm_pix_loss: bool | None = None,
-    pool_after_norm: bool = False,
 ) -> Architecture:
     """Read the sizes of a model off the shapes of its tensors.
 
@@ -238,7 +237,6 @@ def infer(
         decoder_heads: those of the decoder, if there is one.
         grid_hw: patches per column and per row; None: square.
         norm_pix_loss: whether the decoder predicts normalised pixels; no shape depends on it either.
-        pool_after_norm: what the classifier reads; nor on this.
 
     Raises:
         UserError: if tensors that determine a size are missing, or do not fit together.
@@ -273,7 +271,6 @@ def infer(
         global_pool="encoder_norm.weight" in shapes,
         probe=probe,
         norm_pix_loss=norm_pix_loss,
-        pool_after_norm=pool_after_norm,
     )
 
 

@@ -41,6 +41,18 @@ def test_folders_stand_in_for_absent_lists(image_folder, tmp_path):
     assert set(open_folder(tmp_path, split="val").labels) == {1}, "labels of val are those of train"
     flat = open_folder(tmp_path / "train" / "dog", name="folder", needs_labels=False)
     assert len(flat) == 8
+    assert set(flat.labels) == {-1}
+
+
+def test_labels_of_class_folders_are_known_where_none_are_needed(image_folder, tmp_path):
+    shutil.copytree(image_folder / "train", tmp_path / "train")
+    shutil.copytree(image_folder / "val" / "dog", tmp_path / "val" / "dog")
+    for split in ("train", "val"):
+        needed, found = (open_folder(tmp_path, split=split, needs_labels=needs) for needs in (True, False))
+        assert [str(path) for path in found.paths] == [str(path) for path in needed.paths]
+        assert np.array_equal(found.labels, needed.labels)
+    shutil.copy(tmp_path / "val" / "dog" / "0 1.jpg", tmp_path / "train" / "stray.jpg")
+    assert set(open_folder(tmp_path, needs_labels=False).labels) == {-1}
 
 
 def test_linked_class_folders_count(image_folder, tmp_path):

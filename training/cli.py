@@ -88,8 +88,9 @@ def make_parser(script: str, description: str) -> Parser:
 def start(
     script: str,
     description: str,
-    argv: Sequence[str] | None = None,
-    check: Callable[[object], None] = lambda config: None,
+    argv: Sequence[str] | None,
+    check: Callable[[object], None],
+    run_prefix: Callable[[object], str],
 ) -> Run:
     """Read the command line, join the other processes, and open the run's directory.
 
@@ -97,6 +98,7 @@ def start(
         script: "pretrain", "finetune" or "linearprobe".
         argv: arguments; None: those of the process, which may then be replaced by a multi-process launch.
         check: raises UserError if the script cannot do what the configuration asks for.
+        run_prefix: returns how the names of run directories begin, given the configuration.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -109,7 +111,7 @@ def start(
     launch.end_with_launcher()
     set_device(args.device, config.DETERMINISTIC)
     distributed.init()
-    prefix = config.MODEL.TYPE.lower()
+    prefix = run_prefix(config)
     resume_from = run_directory.find_resume(config, prefix)
     directory = lock = None
     if distributed.is_main() and not args.dry_run:

@@ -35,9 +35,27 @@ def _tower_macs(architecture: Architecture, tower: Tower, num_tokens: int) -> fl
     return tower.depth * (linear + attention)
 
 
-def train_flops(architecture: Architecture, mask_ratio: float = 0.0) -> float:
-    """Return the FLOPs to train on one image: forward, and twice that backward; of a linear probe, forward alone."""
-    return 2.0 * (1 if architecture.probe else 3) * forward_macs(architecture, mask_ratio)
+def train_flops(
+    architecture: Architecture,
+    mask_ratio: float = 0.0,
+    *,
+    views: int = 1,
+    trained_blocks: int | None = None,
+    other_macs: float = 0.0,
+) -> float:
+    """Return the FLOPs to train on one image: forward, and twice that backward where there are gradients.
+
+    Args:
+        views, trained_blocks, other_macs: see `task.Cost`.
+    """
+    share = trained_depth(architecture, trained_blocks) / architecture.encoder.depth
+    return 2.0 * (views * (1 + 2 * share) * forward_macs(architecture, mask_ratio) + other_macs)
+
+
+def trained_depth(architecture: Architecture, trained_blocks: int | None = None) -> int:
+    """Return the number of the encoder's blocks that get gradients: those given, none of a probe, or all."""
+    whole = 0 if architecture.probe else architecture.encoder.depth
+    return whole if trained_blocks is None else trained_blocks
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -17,7 +17,7 @@ from pipeline.loading import Loader
 from pipeline.samplers import TrainSampler
 from storage.architecture import Architecture, of_network
 from training import distributed, flops
-from training.task import Task
+from training.task import ONE_PASS, Cost, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +80,9 @@ def check_micro_steps(sampler: TrainSampler, smallest: int) -> None:
 def train_flops(task: Task, config) -> float | None:
     """Return the floating-point operations to train on one image; None for a network of unknown cost."""
     architecture = of_network(task.network)
-    if task.flops_per_image is not None or architecture is None:
-        return task.flops_per_image
-    return flops.train_flops(architecture, config.MODEL.MASK_RATIO)
+    if architecture is None:
+        return None
+    return flops.train_flops(architecture, config.MODEL.MASK_RATIO, **dataclasses.asdict(task.cost))
 
 
 def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
@@ -106,13 +106,13 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
     if architecture is not None:
         kernel = describe_attention(amp_dtype(config), [tower.width // tower.heads for tower in architecture.towers])
         lines.append(f"attention: {kernel}")
-        lines += _warn_of_memory(architecture, total, trainable, config)
+        lines += _warn_of_memory(architecture, total, trainable, config, task)
     lines += task.notes(plan.num_images)
     wanted = train.TOTAL_BATCH_SIZE
     if wanted is not None and wanted != plan.images_per_update:
         per_step = data.BATCH_SIZE * distributed.world_size()
         others = sampler.accum_iter * distributed.world_size()
-        if wanted % per_step == 0:
+        if wanted % per_step == 0 and task.accumulates:
             hint = f"; -accum_iter {wanted // per_step} makes it so"
         else:
             hint = f"; -batch_size {wanted // others} makes it so" if wanted % others == 0 else ""
@@ -130,11 +130,13 @@ def _describe_compute(task: Task, architecture: Architecture | None, config) -> 
     return [f"compute: {forward / 1e9:.3g} GMAC per image forward, {to_train / 1e9:.3g} GFLOP to train on it"]
 
 
-def estimate_bytes(architecture: Architecture, num_parameters: int, num_trained: int, config) -> int:
+def estimate_bytes(
+    architecture: Architecture, num_parameters: int, num_trained: int, config, cost: Cost = ONE_PASS
+) -> int:
     """Estimate the memory of a training process: weights, gradients, moments, activations, images.
 
     A layer keeps about 16 numbers per token and unit of width for the backward pass: input, norms, queries, keys and
-    values, their mixture, and twice the hidden layer of the MLP. Recomputation keeps one. A probe keeps no layer.
+    values, their mixture, and twice the hidden layer of the MLP. Recomputation keeps one, layers without gradients, 0.
     """
     data, num_patches = config.DATA, math.prod(architecture.grid_hw)
     visible = num_patches if architecture.decoder is None else num_visible(num_patches, config.MODEL.MASK_RATIO)
@@ -142,15 +144,17 @@ def estimate_bytes(architecture: Architecture, num_parameters: int, num_trained:
     for tower, tokens in ((architecture.encoder, 1 + visible), (architecture.decoder, 1 + num_patches)):
         if tower is not None:
             kept = 1 if config.TRAIN.RECOMPUTE else 16
-            depth = 1 if architecture.probe else tower.depth
-            num_bytes += data.BATCH_SIZE * tokens * tower.width * kept * 4 * depth
+            depth = tower.depth
+            if tower is architecture.encoder:
+                depth = max(1, flops.trained_depth(architecture, cost.trained_blocks))
+            num_bytes += cost.views * data.BATCH_SIZE * tokens * tower.width * kept * 4 * depth
     image_bytes = data.IMAGE_CHANNELS * math.prod(image_size_hw(config))
-    return num_bytes + data.BATCH_SIZE * image_bytes * (4 + 1 + 2 * data.NUM_WORKERS)
+    return num_bytes + cost.views * data.BATCH_SIZE * image_bytes * (4 + 1 + 2 * data.NUM_WORKERS)
 
 
-def _warn_of_memory(architecture: Architecture, num_parameters: int, num_trained: int, config) -> list[str]:
+def _warn_of_memory(architecture: Architecture, num_parameters: int, num_trained: int, config, task: Task) -> list[str]:
     """Return a warning if all processes of this node need more memory than there is; none if that is unknown."""
-    needed, where = estimate_bytes(architecture, num_parameters, num_trained, config), "the GPU"
+    needed, where = estimate_bytes(architecture, num_parameters, num_trained, config, task.cost), "the GPU"
     if paddle.device.get_device().startswith("gpu"):
         there = paddle.device.cuda.get_device_properties().total_memory
     else:
@@ -158,7 +162,10 @@ def _warn_of_memory(architecture: Architecture, num_parameters: int, num_trained
         there = runtime.memory_bytes()
     if there is None or needed <= there:
         return []
+    lower = (
+        "lower -batch_size and raise -accum_iter" if task.accumulates else "lower -batch_size and use more processes"
+    )
     return [
-        f"warning: about {needed / 2**30:,.0f} GiB of memory are needed, and {where} has {there / 2**30:,.0f}; lower "
-        "-batch_size and raise -accum_iter, or set TRAIN.RECOMPUTE True"
+        f"warning: about {needed / 2**30:,.0f} GiB of memory are needed, and {where} has {there / 2**30:,.0f}; "
+        f"{lower}, or set TRAIN.RECOMPUTE True"
     ]

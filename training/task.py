@@ -16,6 +16,24 @@ from training.optimizers import WeightAverage
 
 
 @dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a training step does for one image, where that is not one pass forward and back through all of `Task.saved`.
+
+    Attributes:
+        views: of an image that are encoded.
+        trained_blocks: upper blocks of the encoder through which gradients go; None: all, and a decoder's; a probe, 0.
+        other_macs: multiply-accumulates of the forward passes of other networks.
+    """
+
+    views: int = 1
+    trained_blocks: int | None = None
+    other_macs: float = 0.0
+
+
+ONE_PASS = Cost()
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """Networks, optimizer, loss and evaluation of a method, ready to run.
 
@@ -36,7 +54,8 @@ class Task:
         best: a metric, and "max" or "min", that choose the best checkpoint; None: there is none.
         ema: averaged weights of `saved`, which are evaluated and read instead of its own.
         smallest_batch: images that a micro-step needs; 2 where a batch norm trains.
-        flops_per_image: floating-point operations to train on one image; None: those of `saved`.
+        accumulates: TRAIN.ACCUM_ITER may be above 1.
+        cost: of a training step for one image.
         lr_scales: multipliers of the learning rate of parts of the model, by name, to log beside it.
         notes: returns lines for the log before the first update, given the number of training images.
         can_be_traced: the forward pass takes images alone and runs once per micro-step, so TRAIN.TO_STATIC may apply.
@@ -54,7 +73,8 @@ class Task:
     best: tuple[str, str] | None = None
     ema: WeightAverage | None = None
     smallest_batch: int = 1
-    flops_per_image: float | None = None
+    accumulates: bool = True
+    cost: Cost = ONE_PASS
     lr_scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: Callable[[int], list[str]] = lambda num_images: []
     can_be_traced: bool = False

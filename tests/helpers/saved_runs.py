@@ -1,6 +1,7 @@
 """Short trainings and their checkpoints, for tests of what surrounds them."""
 
 import dataclasses
+import signal
 
 import numpy as np
 import paddle
@@ -25,33 +26,49 @@ def fit_pretrain(run):
     return weights(task)
 
 
-def poison(run, updates):
-    """Make the loss of some updates, counted from 1, not a number; returns the task to train."""
-    task, count = dispatch.build_task(run), 0
+def at_updates(task, updates, instead):
+    """Return a task whose loss is `instead(model, batch, rng)` at some updates, counted from 1."""
+    count = 0
 
     def loss(model, batch, rng):
         nonlocal count
         count += 1
-        value, parts = task.loss(model, batch, rng)
-        return value * float("nan") if count in updates else value, parts
+        return (instead if count in updates else task.loss)(model, batch, rng)
 
     return dataclasses.replace(task, loss=loss)
+
+
+def stop_at(task, update):
+    """Return a task that asks for a stop in the loss of an update, as a scheduler would; None: never."""
+
+    def stop(model, batch, rng):
+        signal.raise_signal(signal.SIGTERM)
+        return task.loss(model, batch, rng)
+
+    return at_updates(task, {update}, stop)
+
+
+def poison(run, updates):
+    """Make the loss of some updates, counted from 1, not a number; returns the task to train."""
+    task = dispatch.build_task(run)
+
+    def poisoned(model, batch, rng):
+        value, parts = task.loss(model, batch, rng)
+        return value * float("nan"), parts
+
+    return at_updates(task, updates, poisoned)
 
 
 def poison_images(run, updates):
     """Give some updates, counted from 1, images that are not numbers; returns the task to train."""
-    task, count = dispatch.build_task(run), 0
+    task = dispatch.build_task(run)
 
-    def loss(model, batch, rng):
-        nonlocal count
-        count += 1
-        if count in updates:
-            views = tuple(view.clone() for view in batch.views)
-            views[0][0] = float("nan")
-            batch = dataclasses.replace(batch, views=views)
-        return task.loss(model, batch, rng)
+    def poisoned(model, batch, rng):
+        views = tuple(view.clone() for view in batch.views)
+        views[0][0] = float("nan")
+        return task.loss(model, dataclasses.replace(batch, views=views), rng)
 
-    return dataclasses.replace(task, loss=loss)
+    return at_updates(task, updates, poisoned)
 
 
 def trained(seed=0, steps=2):

@@ -13,10 +13,10 @@ from tools import knn
 from training.log import read_log
 
 
-def start(tmp_path, **settings) -> subprocess.Popen:
+def start(tmp_path, flags=(), **settings) -> subprocess.Popen:
     environment = runtime.original_environment() | {"PYTHON": sys.executable, "OUTPUT": str(tmp_path / "output")}
     environment |= {"MODEL": "digits", "DEVICE": "cpu", "AMP": "none", "PRETRAINED": str(tmp_path / "output" / "mae")}
-    command = ["sh", "run_contrastive_multi.sh", "-opts", "REPORT", "False", "SAVE_FREQ_STEPS", "5"]
+    command = ["sh", "run_contrastive_multi.sh", *flags, "-opts", "REPORT", "False", "SAVE_FREQ_STEPS", "5"]
     command += ["REPORT_FREQ", "1", "TRAIN.NUM_EPOCHS", "2", "TRAIN.WARMUP_EPOCHS", "1"]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -59,7 +59,21 @@ def test_both_stages_with_a_stop_between(tmp_path):
     assert time.monotonic() - started < 30
 
 
+def test_a_dry_run_prints_the_plan_of_what_is_there(tmp_path):
+    opts = ["-opts", "RUN", "mae", "TRAIN.NUM_EPOCHS", "0", "TRAIN.WARMUP_EPOCHS", "0", "REPORT", "False"]
+    main_multi_gpu_pretrain.main(
+        ["-cfg", str(ROOT / "configs/digits_pretrain.yaml"), "-output", str(tmp_path / "output"), *opts]
+    )
+    output = finish(start(tmp_path, flags=["-dry_run"]))
+    assert "contrastive_head: ContrastiveTuning" in output
+    assert "contrastive-minimal-head, so there is no plan of it yet" in output
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["mae"]
+
+
 def test_settings_that_cannot_work_end_at_once(tmp_path):
+    process = start(tmp_path, flags=["-output", "elsewhere"])
+    assert "error: -output: differs from stage to stage; use the settings above instead" in process.communicate()[0]
+    assert process.returncode == 2
     for settings, said in (
         ({"AUG": "strong"}, "AUG=strong: must be minimal or aug"),
         ({"STAGE": "last"}, "STAGE=last: must be both, head or tuning"),

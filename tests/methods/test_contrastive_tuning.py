@@ -107,6 +107,22 @@ def test_a_stopped_stage_is_bit_identical(stages, tmp_path, stage):
 
 
 @pytest.mark.quick
+def test_the_newest_run_of_a_stage_is_one_of_this_stage(stages, tmp_path):
+    """Without a name, -resume auto would take the head stage's run for the tuning stage's."""
+    mae, head, _ = stages
+    runs = {}
+    for stage, given, opts in (("head", mae, ()), ("tuning", head, TUNING)):
+        cfg = write_config(tmp_path, stage, *opts)
+        flags = ["-cfg", str(cfg), "-output", str(tmp_path / "runs"), "-pretrained", str(given), "-resume", "auto"]
+        for _ in range(2):
+            main_multi_gpu_pretrain.main(flags)
+        runs[stage] = sorted(set((tmp_path / "runs").iterdir()) - {run for found in runs.values() for run in found})
+    assert [len(found) for found in runs.values()] == [1, 1]
+    assert runs["head"][0].name.startswith("contrastive_tuning_head-2")
+    assert runs["tuning"][0].name.startswith("contrastive_tuning-2")
+
+
+@pytest.mark.quick
 def test_the_result_is_an_ordinary_encoder(stages, tmp_path, tiny_yaml):
     _, _, tuning = stages
     averaged = weight_files.read(find(tuning) / EMA_FILE).tensors
@@ -184,6 +200,11 @@ def test_rates_decays_and_frozen_parts_are_those_of_the_paper():
         (["TRAIN.ACCUM_ITER", 2], "TRAIN.ACCUM_ITER=2: the contrastive loss .* set it to 1"),
         (["DATA.DROP_LAST", False], "DATA.DROP_LAST=False: a smaller last batch"),
         (["DATA.BATCH_SIZE", 1], "a micro-step of one image"),
+        (
+            ["DATA.IMAGE_CHANNELS", 4, "DATA.IMAGENET_MEAN", [0.5] * 4, "DATA.IMAGENET_STD", [0.5] * 4]
+            + ["CONTRAST.AUGMENTATION", "colour"],
+            "augmentation colour changes colours, and is for grey and RGB",
+        ),
         (["MODEL.GLOBAL_POOL", True], "use MODEL.POOL_AFTER_NORM"),
         (["CONTRAST.PROJECTOR_DIMS", [16, 0]], "whole numbers from 1"),
         (["CONTRAST.TOPK", 101], "CONTRAST.TOPK=101: exceeds CONTRAST.QUEUE_SIZE=100"),

@@ -7,7 +7,6 @@ older features (floats) and of the images that they are of (integers). As a scri
 """
 
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -42,6 +41,7 @@ from storage import weight_files
 from storage.run_files import BEST, EMA_FILE, EXTRA_FILE, MODEL_FILE, OPTIMIZER_FILE
 from tests.conftest import TINY, assert_close
 from tests.helpers.joint_batch import comparable
+from tests.helpers.saved_runs import stop_at
 from tools import analyse, features, knn, report, visualise
 from training import distributed
 from training.log import read_log
@@ -115,22 +115,17 @@ class ToyContrast(nn.Layer):
 
 def build(run) -> Task:
     """Build the toy; TOY_STOP_AT asks for a stop in the loss of that update, as a scheduler would."""
-    config, count = run.config, 0
+    config = run.config
     paddle.seed(config.SEED)
     model = ToyContrast(config)
-    stop_at = int(os.environ.get("TOY_STOP_AT", "0"))
 
     def loss(model, batch, rng):
-        nonlocal count
-        count += 1
-        if count == stop_at:
-            signal.raise_signal(signal.SIGTERM)
         return model(*batch.views, batch.indices)
 
     decay = config.TRAIN.WEIGHT_DECAY
     groups = param_groups(model.encoder, decay, config.TRAIN.LAYER_DECAY)
     groups += param_groups(model.projector, 0.0, lr_scale=2.0)
-    return Task(
+    task = Task(
         "toy",
         model,
         optimizer_of(config, groups),
@@ -139,6 +134,7 @@ def build(run) -> Task:
         after_update=lambda step, total: model.follow(config.TOY.MOMENTUM),
         ema=ema_of(config, model.encoder),
     )
+    return stop_at(task, int(os.environ.get("TOY_STOP_AT", "0")))
 
 
 def transform(config):

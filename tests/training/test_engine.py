@@ -1,5 +1,4 @@
 import contextlib
-import dataclasses
 import json
 import math
 import shutil
@@ -18,7 +17,7 @@ from pipeline.samplers import EvalSampler, TrainSampler
 from storage import weight_files
 from tests.conftest import assert_close
 from tests.helpers.joint_batch import comparable, image_masked_task, train
-from tests.helpers.saved_runs import fit_pretrain, poison, weights
+from tests.helpers.saved_runs import fit_pretrain, poison, stop_at, weights
 from training import engine, loaders, resume, run_directory
 from training.engine import fit
 from training.log import RunLog, read_log
@@ -224,18 +223,11 @@ def test_signals_stop_after_the_update_and_the_run_is_bit_identical_after_it(tin
     opts = ["TRAIN.NUM_EPOCHS", 2, "DATA.BATCH_SIZE", 64]
     undisturbed = fit_pretrain(tiny_run("pretrain", *opts))
     run = tiny_run("pretrain", *opts)
-    task, count = dispatch.build_task(run), 0
-
-    def loss(model, batch, rng):
-        nonlocal count
-        count += 1
-        if count == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return task.loss(model, batch, rng)
+    task = stop_at(dispatch.build_task(run), 5)
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped:
-        fit(dataclasses.replace(task, loss=loss), dispatch.build_train_loader(run), None, run)
+        fit(task, dispatch.build_train_loader(run), None, run)
     assert stopped.value.code == 75
     assert "stopped by a signal after 5 of 32 updates; -resume goes on" in str(stopped.value)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -249,24 +241,17 @@ def test_signals_stop_after_the_update_and_the_run_is_bit_identical_after_it(tin
 def test_an_evaluation_that_a_stop_left_out_is_made_up_for(tiny_run, epoch):
     opts = ["TRAIN.NUM_EPOCHS", 2, "DATA.BATCH_SIZE", 128]  # 8 updates an epoch
 
-    def train(run, stop_at=None):
-        task, count = dispatch.build_task(run), 0
-
-        def loss(model, batch, rng):
-            nonlocal count
-            count += 1
-            if count == stop_at:
-                signal.raise_signal(signal.SIGTERM)
-            return task.loss(model, batch, rng)
+    def train(run, stop=None):
+        task = stop_at(dispatch.build_task(run), stop)
 
         train_loader, eval_loader = dispatch.build_train_loader(run), loaders.build_eval_loader(run)
-        return fit(dataclasses.replace(task, loss=loss), train_loader, eval_loader, run)
+        return fit(task, train_loader, eval_loader, run)
 
     undisturbed = tiny_run("finetune", *opts)
     wanted = train(undisturbed)
     run = tiny_run("finetune", *opts)
     with pytest.raises(SystemExit):
-        train(run, stop_at=8 * epoch)
+        train(run, stop=8 * epoch)
     assert len([record for record in read_log(run.directory) if record["event"] == "eval"]) == epoch - 1
     step = run_directory.find(run.directory)
     results = train(tiny_run("finetune", *opts, directory=run.directory, resume_from=step))
@@ -340,17 +325,10 @@ def test_a_run_goes_on_with_other_images_per_update_and_sees_each_once(tiny_run,
         source = loaders.open_split(run.config, "train", True, print)
         source.images, source.labels = source.images[:21], source.labels[:21]
         loader = loading.Loader(source, transforms.eval_transform(run.config), TrainSampler(21, batch))
-        task, count = dispatch.build_task(run), 0
-
-        def loss(model, batch, rng):
-            nonlocal count
-            count += 1
-            if count == updates:
-                signal.raise_signal(signal.SIGTERM)
-            return task.loss(model, batch, rng)
+        task = stop_at(dispatch.build_task(run), updates)
 
         with contextlib.suppress(SystemExit):
-            fit(dataclasses.replace(task, loss=loss), loader, None, run)
+            fit(task, loader, None, run)
         state = resume.read_state(run_directory.find(run.directory))
         seen.append((state.epoch, state.images_done, state.step))
         return run.directory

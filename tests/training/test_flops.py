@@ -1,9 +1,11 @@
 import pytest
 
 from config import get_config, network_of
+from methods import dispatch
 from runtime import ROOT
 from storage import architecture
-from training import flops
+from training import flops, plan
+from training.task import ONE_PASS
 
 CONFIGS = ROOT / "configs"
 pytestmark = pytest.mark.quick
@@ -35,6 +37,36 @@ def test_training_is_three_passes_and_a_probe_one():
     probe, _ = model("vit_base_patch16_224_linearprobe")
     assert flops.train_flops(classifier) == 6 * flops.forward_macs(classifier)
     assert flops.train_flops(probe) == 2 * flops.forward_macs(probe)
+
+
+def test_views_frozen_blocks_and_other_networks_count():
+    encoder, _ = model("vit_base_patch16_224_moco")
+    forward = flops.forward_macs(encoder)
+    assert flops.train_flops(encoder, views=2, other_macs=2 * forward) == 2 * 8 * forward
+    assert flops.train_flops(encoder, views=2, trained_blocks=6) == 2 * 4 * forward
+    assert flops.train_flops(encoder, views=2, trained_blocks=0) == 2 * 2 * forward
+
+
+def test_methods_say_what_a_step_costs(tiny_run):
+    head = ["MODEL.TYPE", "CONTRASTIVE_TUNING", "DATA.DROP_LAST", True]
+    moco = ["MODEL.TYPE", "MOCO", "DATA.DROP_LAST", True]
+    passes = {"head": (head, 2), "moco": (moco, 8), "pretrain": (["TRAIN.VIEWS", 2], 6)}
+    for opts, forward_passes in passes.values():
+        run = tiny_run("pretrain", *opts)
+        task = dispatch.build_task(run)
+        forward = flops.forward_macs(architecture.of_network(task.network), run.config.MODEL.MASK_RATIO)
+        assert plan.train_flops(task, run.config) == pytest.approx(2 * forward_passes * forward)
+
+
+def test_two_views_take_twice_the_memory_and_no_advice_is_refused(tiny_run):
+    run = tiny_run("pretrain", "MODEL.TYPE", "MOCO", "DATA.DROP_LAST", True, "TRAIN.TOTAL_BATCH_SIZE", 32)
+    task = dispatch.build_task(run)
+    encoder = architecture.of_network(task.network)
+    one, two = (plan.estimate_bytes(encoder, 0, 0, run.config, cost) for cost in (ONE_PASS, task.cost))
+    assert two == 2 * one
+    loader = dispatch.build_train_loader(run)
+    text = plan.describe_plan(plan.make_plan(run.config, loader), task, loader.sampler, run.config)
+    assert "not 8; -batch_size 32 makes it so" in text
 
 
 def test_a_small_model_counted_by_hand():
