@@ -50,11 +50,14 @@ class LazyJpeg:
         return cv2.resize(crop, (size_hw[1], size_hw[0]), interpolation=method).reshape(*size_hw, self._channels)
 
     def _decode(self, needed_hw: tuple[float, float]) -> np.ndarray:
-        """Decode whole, or at a scale of a half or less that has the needed height and width; others cost more time."""
-        if self._whole is not None:
-            return self._whole
+        """Decode whole, or at a scale of a half or less that has the needed height and width; others cost more time.
+
+        A whole photo is kept for further crops that need it; a crop that needs less looks the same without it.
+        """
         width, height = self.size
         shrinks = height >= 2 * needed_hw[0] and width >= 2 * needed_hw[1]
+        if self._whole is not None and not shrinks:
+            return self._whole
         least_hw = [math.ceil(needed) for needed in needed_hw] if shrinks else [height, width]
         try:
             pixels = _modules()[0].decode_jpeg(

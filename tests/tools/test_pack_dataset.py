@@ -187,6 +187,17 @@ def test_fast_decoding_is_close_to_pillow_for_the_same_box(photo, box, size_hw, 
     assert np.abs(fast.astype(float) - exact).mean() <= 3.0
 
 
+def test_a_crop_does_not_depend_on_the_crops_before_it(photo):
+    """One that needs the whole photo, and one for which a half of it will do; the first is decoded once."""
+    pytest.importorskip("simplejpeg")
+    pytest.importorskip("cv2")
+    small, large = ((10, 10, 60, 60), (64, 64)), ((0, 0, 480, 400), (64, 64))
+    alone = [fast_jpeg.open_jpeg(photo, 3).crop_and_resize(*crop) for crop in (small, large)]
+    jpeg = fast_jpeg.open_jpeg(photo, 3)
+    together = [jpeg.crop_and_resize(*crop) for crop in (small, large, small)]
+    assert all(np.array_equal(one, other) for one, other in zip(together, [*alone, alone[0]], strict=True))
+
+
 def test_only_plain_jpegs_are_decoded_fast(photo):
     image = Image.open(io.BytesIO(photo))
     rotated = Image.Exif()
