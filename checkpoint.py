@@ -13,6 +13,7 @@ from paddle import nn
 
 from errors import UserError, abridge
 from layers.pos_embed import resize_table, square_grid
+from layers.relative_position import num_rows, resize_bias_table
 from storage import manifest, weight_files
 from storage.architecture import count_layers
 from storage.run_files import CONFIG_FILE, EMA_FILE, MODEL_FILE
@@ -23,6 +24,8 @@ from strict_config import read_yaml
 DECODER_NAMES = ("mask_token", "decoder_position_embedding", "decoder.*", "decoder_pred.*", "linear_projection.*")
 # And what an encoder alone does not hold, either.
 NAMES_BESIDE_ENCODER = (*DECODER_NAMES, "classifier.*")
+# What a classifier may have and a pretrained encoder has not: position biases, layer scales, a teacher's head.
+ADDED_TO_FINETUNE = ("*position_bias.table", "*.gamma_1", "*.gamma_2", "distill_norm.*", "distill_classifier.*")
 # Paddle 2.2 saved the probe's batch norm with an affine part, which is not used.
 UNUSED_PROBE_NORM = ("classifier.0.weight", "classifier.0.bias")
 _POSITION_TABLES = ("encoder_position_embedding", "decoder_position_embedding")
@@ -83,7 +86,8 @@ def load_weights(
     path, weights, own = file.path, dict(file.tensors), model.state_dict()
     _check_heads(file, model)
     grid_hw = source_grid_hw or (file.architecture.grid_hw if file.architecture else _grid_of(path))
-    resized = _resize_position_tables(weights, own, model, grid_hw)
+    resized = _resize_bias_tables(weights, own, model, grid_hw)
+    resized = _resize_position_tables(weights, own, model, grid_hw) + resized
 
     common, missing, unexpected, mismatched = _compare(weights, own)
     shapes = [
@@ -153,6 +157,21 @@ def _resize_position_tables(weights: dict, own: dict, model: nn.Layer, source_gr
             continue
         weights[name] = StoredTensor.of(resize_table(table.read(), grid_hw, source_grid_hw))
         source = source_grid_hw or square_grid(table.shape[1] - 1)
+        resized.append(f"{name} {source[0]}x{source[1]} -> {grid_hw[0]}x{grid_hw[1]}")
+    return resized
+
+
+def _resize_bias_tables(weights: dict, own: dict, model: nn.Layer, source_grid_hw) -> list[str]:
+    """Interpolate the file's tables of relative position to the model's grid, in `weights`; returns their names."""
+    resized, names = [], [name for name in weights if name.endswith("position_bias.table") and name in own]
+    source = source_grid_hw
+    if source is None and names and "encoder_position_embedding" in weights:
+        source = square_grid(weights["encoder_position_embedding"].shape[1] - 1)
+    for name in names:
+        table, grid_hw = weights[name], model.patch_embedding.grid_hw
+        if source in (None, grid_hw) or table.shape != (num_rows(source), own[name].shape[1]):
+            continue
+        weights[name] = StoredTensor.of(resize_bias_table(table.read(), grid_hw, source))
         resized.append(f"{name} {source[0]}x{source[1]} -> {grid_hw[0]}x{grid_hw[1]}")
     return resized
 

@@ -119,6 +119,7 @@ _key("MODEL.DROPPATH", 0.0, "at least 0 and below 1")  # of the last block; grow
 _key("MODEL.ATTENTION_DROPOUT", 0.0, "at least 0 and below 1")
 _key("MODEL.GLOBAL_POOL", False)  # classifier reads the mean patch token instead of the class token
 _key("MODEL.POOL_AFTER_NORM", False)  # new: it reads the mean of the patches after the last norm, as MAE-CT's ViT-B
+_key("MODEL.DISTILL_HEAD", False)  # new: a second classifier, on the class token, that learns from a teacher (DeiT)
 _key("MODEL.PATCH_SIZE", 16, "from 1 to 4096")  # pixels
 _key("MODEL.MLP_RATIO", 4.0, "above 0 and at most 64")
 _key("MODEL.QKV_BIAS", True)
@@ -129,6 +130,9 @@ _key("MODEL.HEAD_INIT_STD", None, "float or None, from 0 to 100")
 _key("MODEL.ENCODER.DEPTH", 12, "from 1 to 1000")
 _key("MODEL.ENCODER.EMBED_DIM", 768, "from 1 to 65_536")
 _key("MODEL.ENCODER.NUM_HEADS", 12, "from 1 to 4096")
+# New: learned biases of the attention scores by relative position, in each block or shared by all; to finetune.
+_key("MODEL.ENCODER.RELATIVE_POSITION_BIAS", False, "bool or str, one of False, True, shared")
+_key("MODEL.ENCODER.LAYER_SCALE", None, "float or None, above 0 and at most 1")  # new: first factor of each branch
 _key("MODEL.DECODER.DEPTH", 8, "at most 1000")
 _key("MODEL.DECODER.EMBED_DIM", 512, "at most 65_536")
 _key("MODEL.DECODER.NUM_HEADS", 16, "at most 4096")
@@ -328,6 +332,8 @@ def _check_model(config: CfgNode, require) -> None:
         require(part.EMBED_DIM % 4 == 0, f"MODEL.{section}.EMBED_DIM", "must be divisible by 4 (2-D sine-cosine table)")
     what = "is another mean of the patches than MODEL.GLOBAL_POOL, which is True, too; choose one"
     require(not (model.POOL_AFTER_NORM and model.GLOBAL_POOL), "MODEL.POOL_AFTER_NORM", what)
+    what = "reads the class token, so the classifier must read the patches: set MODEL.GLOBAL_POOL True, too"
+    require(model.GLOBAL_POOL or not model.DISTILL_HEAD, "MODEL.DISTILL_HEAD", what)
     num_patches = (height // model.PATCH_SIZE) * (width // model.PATCH_SIZE)
     what = f"makes {num_patches:,} patches of {model.PATCH_SIZE} pixels, and attention takes at most {_MOST_PATCHES:,}"
     require(num_patches <= _MOST_PATCHES, "DATA.IMAGE_SIZE", what)

@@ -234,6 +234,11 @@ def patch_statistics(target: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tenso
 def build_mae_pretrain(config) -> MAEPretrain:
     """Build the autoencoder that a config describes."""
     model = config.MODEL
+    if model.ENCODER.RELATIVE_POSITION_BIAS or model.ENCODER.LAYER_SCALE is not None:
+        raise UserError(
+            "MODEL.ENCODER.RELATIVE_POSITION_BIAS and LAYER_SCALE are for finetuning, which starts from plain weights; "
+            "set them to False and None to pretrain"
+        )
     return MAEPretrain(
         decoder_dim=model.DECODER.EMBED_DIM,
         decoder_depth=model.DECODER.DEPTH,

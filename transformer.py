@@ -21,6 +21,7 @@ from paddle.distributed import fleet
 from config import image_size_hw, network_of
 from errors import UserError
 from layers import kernels
+from layers.attention import Attention, PositionBias
 from layers.basic import DropPath, LayerNorm, Linear, ProbeNorm
 from layers.pos_embed import sincos_table
 
@@ -68,34 +69,6 @@ class PatchEmbedding(nn.Layer):
         return self.project(self.split(images))
 
 
-class Attention(nn.Layer):
-    """Multi-head self-attention with one fused q|k|v projection."""
-
-    def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool, dropout: float, attention_dropout: float):
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_dim = embed_dim // num_heads
-        self.qkv = Linear(embed_dim, 3 * embed_dim, bias_attr=None if qkv_bias else False)
-        self.out = Linear(embed_dim, embed_dim)
-        self.attention_dropout = attention_dropout
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, tokens: paddle.Tensor, bias: paddle.Tensor | None = None, return_logits: bool = False):
-        """Mix tokens [B, T, D].
-
-        Args:
-            bias: added to the scaled scores, [A, T, T] or [B, A, T, T].
-
-        Returns:
-            [B, T, D]; with `return_logits` also the scaled scores before the softmax, [B, A, T, T].
-        """
-        batch, num_tokens, dim = tokens.shape
-        qkv = self.qkv(tokens).reshape([batch, num_tokens, 3, self.num_heads, self.head_dim])
-        mixed, logits = kernels.attention(qkv, bias, self.attention_dropout, self.training, return_logits)
-        tokens = self.dropout(self.out(mixed.reshape([batch, num_tokens, dim])))
-        return (tokens, logits) if return_logits else tokens
-
-
 class Mlp(nn.Layer):
     """Linear, exact GELU, Linear."""
 
@@ -112,7 +85,12 @@ class Mlp(nn.Layer):
 
 
 class TransformerLayer(nn.Layer):
-    """Pre-norm block: attention, then MLP, each behind a residual connection."""
+    """Pre-norm block: attention, then MLP, each behind a residual connection.
+
+    Args:
+        layer_scale: first value of a learned factor of each branch and channel (arXiv 2103.17239); None: no factors.
+        bias_grid_hw: see `Attention`.
+    """
 
     def __init__(
         self,
@@ -123,20 +101,27 @@ class TransformerLayer(nn.Layer):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        bias_grid_hw: tuple[int, int] | None = None,
     ):
         super().__init__()
         self.attn_norm = LayerNorm(embed_dim)
-        self.attn = Attention(embed_dim, num_heads, qkv_bias, dropout, attention_dropout)
+        self.attn = Attention(embed_dim, num_heads, qkv_bias, dropout, attention_dropout, bias_grid_hw)
         self.mlp_norm = LayerNorm(embed_dim)
         self.mlp = Mlp(embed_dim, mlp_ratio, dropout)
         self.drop_path = DropPath(drop_path)
+        self.has_scale = layer_scale is not None
+        if self.has_scale:
+            start = nn.initializer.Constant(layer_scale)
+            self.gamma_1, self.gamma_2 = (self.create_parameter([embed_dim], default_initializer=start) for _ in "12")
 
     def forward(self, tokens: paddle.Tensor, bias: paddle.Tensor | None = None, return_logits: bool = False):
         """Transform tokens [B, T, D]; see `Attention.forward` for the other arguments."""
         mixed = self.attn(self.attn_norm(tokens), bias, return_logits)
         mixed, logits = mixed if return_logits else (mixed, None)
-        tokens = tokens + self.drop_path(mixed)
-        tokens = tokens + self.drop_path(self.mlp(self.mlp_norm(tokens)))
+        tokens = tokens + self.drop_path(mixed * self.gamma_1 if self.has_scale else mixed)
+        changed = self.mlp(self.mlp_norm(tokens))
+        tokens = tokens + self.drop_path(changed * self.gamma_2 if self.has_scale else changed)
         return (tokens, logits) if return_logits else tokens
 
 
@@ -144,6 +129,10 @@ class Transformer(nn.Layer):
     """A stack of layers, whose drop path grows linearly from 0 to `drop_path`, and a norm unless `final_norm=False`.
 
     With `recompute`, training keeps the input of each layer only, and computes the rest again in the backward pass.
+
+    Args:
+        position_bias: True: each layer has position biases of its own; "shared": one set for all.
+        grid_hw: of the patches; needed for position biases.
     """
 
     def __init__(
@@ -154,10 +143,14 @@ class Transformer(nn.Layer):
         drop_path: float = 0.0,
         final_norm: bool = True,
         recompute: bool = False,
+        position_bias: bool | str = False,
+        grid_hw: tuple[int, int] | None = None,
         **layer_options,
     ):
         super().__init__()
         self.recompute = recompute
+        self.position_bias = PositionBias(grid_hw, num_heads) if position_bias == "shared" else None
+        layer_options["bias_grid_hw"] = grid_hw if position_bias is True else None
         rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
         self.layers = nn.LayerList(
             [TransformerLayer(embed_dim, num_heads, drop_path=rate, **layer_options) for rate in rates]
@@ -182,6 +175,8 @@ class Transformer(nn.Layer):
             [B, T, D]; with `logits_of` also {index: scores before the softmax [B, A, T, T]}.
         """
         found, end = {}, len(self.layers) if end is None else end
+        if self.position_bias is not None:
+            bias = self.position_bias() if bias is None else bias + self.position_bias()
         for index in range(first, end):
             layer = self.layers[index]
             if index in logits_of:
@@ -204,8 +199,9 @@ class Transformer(nn.Layer):
 
         Scores of all layers together can be larger than the memory.
         """
+        bias = None if self.position_bias is None else self.position_bias()
         for layer in self.layers:
-            outputs = layer(tokens, return_logits=return_logits)
+            outputs = layer(tokens, bias, return_logits)
             outputs, logits = outputs if return_logits else (outputs, None)
             yield tokens, outputs, logits
             tokens = outputs
@@ -226,6 +222,8 @@ class VisionTransformer(nn.Layer):
         embed_dim, depth, num_heads: size of the encoder.
         global_pool: classify the normalised mean of the patch tokens, not the class token.
         pool_after_norm: classify the mean of the normalised patch tokens.
+        distill_head: a second classifier reads the normalised class token, and learns from a teacher (DeiT, arXiv
+            2012.12877; here the first one reads the patches). Needs `global_pool`.
         batch_norm_head: put a batch norm without affine parameters before the classifier (linear probe).
         drop_path: rate of the last layer.
         layer_options: `mlp_ratio`, `qkv_bias`, `dropout`, `attention_dropout` of each layer, `recompute`.
@@ -242,6 +240,7 @@ class VisionTransformer(nn.Layer):
         num_heads: int = 12,
         global_pool: bool = False,
         pool_after_norm: bool = False,
+        distill_head: bool = False,
         batch_norm_head: bool = False,
         drop_path: float = 0.0,
         **layer_options,
@@ -255,6 +254,7 @@ class VisionTransformer(nn.Layer):
             default_initializer=nn.initializer.Assign(sincos_table(embed_dim, self.patch_embedding.grid_hw)),
         )
         self.token_dropout = nn.Dropout(layer_options.get("dropout", 0.0))
+        layer_options["grid_hw"] = self.patch_embedding.grid_hw
         self.encoder = Transformer(embed_dim, depth, num_heads, drop_path, final_norm=not global_pool, **layer_options)
         self.encoder_norm = LayerNorm(embed_dim) if global_pool else None
         if num_classes == 0:
@@ -263,6 +263,8 @@ class VisionTransformer(nn.Layer):
             self.classifier = nn.Sequential(ProbeNorm(embed_dim), Linear(embed_dim, num_classes))
         else:
             self.classifier = Linear(embed_dim, num_classes)
+        self.distill_norm = LayerNorm(embed_dim) if distill_head and num_classes else None
+        self.distill_classifier = Linear(embed_dim, num_classes) if distill_head and num_classes else None
         for layer in self.sublayers():
             if isinstance(layer, nn.Linear):
                 init_linear(layer, nn.initializer.Normal(std=0.02))
@@ -302,9 +304,18 @@ class VisionTransformer(nn.Layer):
         """Reduce normalised tokens [B, T, D] to what the classifier reads, [B, D]; not for global pooling."""
         return tokens[:, 1:].mean(axis=1) if self.pool_after_norm else tokens[:, 0]
 
-    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Classify images [B, C, H, W]; returns logits [B, num_classes]."""
-        return self.classifier(self.forward_features(images))
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]:
+        """Classify images [B, C, H, W].
+
+        Returns:
+            logits [B, num_classes]. With a second classifier: while training, the logits of both; else their mean.
+        """
+        if self.distill_classifier is None:
+            return self.classifier(self.forward_features(images))
+        tokens = self.forward_tokens(images)
+        logits = self.classifier(self.encoder_norm(tokens[:, 1:].mean(axis=1)))
+        distilled = self.distill_classifier(self.distill_norm(tokens[:, 0]))
+        return (logits, distilled) if self.training else (logits + distilled) / 2
 
 
 def layer_of(name: str, depth: int) -> int:
@@ -359,8 +370,11 @@ def build_transformer(config) -> VisionTransformer:
         raise UserError("MODEL.NUM_CLASSES=None: follows the data in runs only; set it to a number")
     return VisionTransformer(
         num_classes=config.MODEL.NUM_CLASSES,
+        position_bias=config.MODEL.ENCODER.RELATIVE_POSITION_BIAS,
+        layer_scale=config.MODEL.ENCODER.LAYER_SCALE,
         global_pool=config.MODEL.GLOBAL_POOL,
         pool_after_norm=config.MODEL.POOL_AFTER_NORM,
+        distill_head=config.MODEL.DISTILL_HEAD,
         batch_norm_head=network_of(config) == "probe",
         **encoder_options(config),
     )

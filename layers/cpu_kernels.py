@@ -102,10 +102,10 @@ def _spread(column: paddle.Tensor, width: int) -> paddle.Tensor:
 
 class _Attention(PyLayer):
     @staticmethod
-    def forward(ctx, qkv):
-        mixed, saved = [], []
+    def forward(ctx, qkv, bias):
+        mixed, saved, tiles = [], [], _tile(bias, qkv)
         for query, key, value in map(_split, _chunks(qkv, qkv)):
-            scores = _scores(query, key)
+            scores = _scores(query, key, tiles)
             highest = scores.max(axis=-1, keepdim=True)  # [b, A, T, 1]
             weights = scores.subtract_(_spread(highest, scores.shape[-1])).exp_()  # their rows' sums are not yet 1
             total = paddle.matmul(weights, paddle.ones([weights.shape[-1], 1]))
@@ -113,35 +113,56 @@ class _Attention(PyLayer):
             values = paddle.matmul(weights, value).multiply_(_spread(share, value.shape[-1]))
             mixed.append(values.transpose([0, 2, 1, 3]))  # [b, T, A, d]
             saved += [highest, share]
-        ctx.save_for_backward(qkv, *saved)
+        ctx.has_bias, ctx.wants_bias = bias is not None, bias is not None and not bias.stop_gradient
+        ctx.save_for_backward(*([bias] if ctx.has_bias else []), qkv, *saved)
         return mixed[0] if len(mixed) == 1 else paddle.concat(mixed)
 
     @staticmethod
     def backward(ctx, grad):
-        qkv, *saved = ctx.saved_tensor()
-        grads = []
+        bias, (qkv, *saved) = None, ctx.saved_tensor()
+        if ctx.has_bias:
+            bias, (qkv, *saved) = qkv, saved
+        grads, tiles = [], _tile(bias, qkv)
+        sums_of_bias: list[paddle.Tensor] = []  # of whole pieces, and of the last one if it is smaller
         pieces = zip(_chunks(qkv, qkv), _chunks(grad, qkv), saved[::2], saved[1::2], strict=True)
         for images, grad_mixed, highest, share in pieces:
             query, key, value = _split(images)
             grad_mixed = grad_mixed.transpose([0, 2, 1, 3]) * _spread(share, value.shape[-1])  # [b, A, T, d]
-            weights = _scores(query, key)  # [b, A, T, T]; `share` makes their rows' sums 1
+            weights = _scores(query, key, tiles)  # [b, A, T, T]; `share` makes their rows' sums 1
             weights = weights.subtract_(_spread(highest, weights.shape[-1])).exp_()
             grad_value = paddle.matmul(weights, grad_mixed, transpose_x=True)
             grad_scores = paddle.matmul(grad_mixed, value, transpose_y=True).multiply_(weights)
             sums = paddle.matmul(grad_scores, paddle.ones([weights.shape[-1], 1])) * share
             grad_scores.subtract_(weights.multiply_(_spread(sums, weights.shape[-1])))
+            if ctx.wants_bias and sums_of_bias and len(grad_scores) == len(sums_of_bias[0]):
+                sums_of_bias[0].add_(grad_scores)
+            elif ctx.wants_bias:
+                sums_of_bias.append(grad_scores)
             scale = query.shape[-1] ** -0.5
             grad_query = paddle.matmul(grad_scores, key) * scale
             grad_key = paddle.matmul(grad_scores, query, transpose_x=True) * scale
             grads.append(paddle.stack([grad_query, grad_key, grad_value]).transpose([1, 3, 0, 2, 4]))
-        return grads[0] if len(grads) == 1 else paddle.concat(grads)
+        grad_qkv = grads[0] if len(grads) == 1 else paddle.concat(grads)
+        if bias is None:
+            return grad_qkv
+        return grad_qkv, sum(part.sum(axis=0) for part in sums_of_bias) if ctx.wants_bias else None
+
+
+def _tile(bias: paddle.Tensor | None, qkv: paddle.Tensor) -> paddle.Tensor | None:
+    """Repeat a bias [A, T, T] for each image of a piece, [b, A, T, T]; a sum of equal shapes is fast."""
+    return None if bias is None else bias.unsqueeze(0).tile([min(_piece(qkv), len(qkv)), 1, 1, 1])
 
 
 def _chunks(tensor: paddle.Tensor, qkv: paddle.Tensor) -> list[paddle.Tensor]:
     """Cut along the batch so that the scores of a piece stay in the cache, and no piece is too small to be worth it."""
-    batch, num_tokens, _, num_heads, _ = qkv.shape
-    size = max(1, _SCORES_AT_ONCE // (num_heads * num_tokens**2))
+    batch, size = len(qkv), _piece(qkv)
     return [tensor[start : start + size] for start in range(0, batch, size)] if size < batch else [tensor]
+
+
+def _piece(qkv: paddle.Tensor) -> int:
+    """Return the number of images in a piece."""
+    _, num_tokens, _, num_heads, _ = qkv.shape
+    return max(1, _SCORES_AT_ONCE // (num_heads * num_tokens**2))
 
 
 def _split(qkv: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
@@ -149,11 +170,16 @@ def _split(qkv: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Ten
     return tuple(qkv.transpose([2, 0, 3, 1, 4]).unbind(axis=0))
 
 
-def _scores(query: paddle.Tensor, key: paddle.Tensor) -> paddle.Tensor:
-    """Return the scaled scores before the softmax, [b, A, T, T]."""
-    return paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
+def _scores(query: paddle.Tensor, key: paddle.Tensor, tiles: paddle.Tensor | None) -> paddle.Tensor:
+    """Return the scaled scores before the softmax, [b, A, T, T], with the bias of `_tile`."""
+    scores = paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
+    return scores if tiles is None else scores.add_(tiles[: len(scores)])
 
 
-def attention(qkv: paddle.Tensor) -> paddle.Tensor:
-    """Mix the values of [B, T, 3, A, d] by the softmax of their scaled scores; returns [B, T, A, d]."""
-    return _Attention.apply(qkv)
+def attention(qkv: paddle.Tensor, bias: paddle.Tensor | None = None) -> paddle.Tensor:
+    """Mix the values of [B, T, 3, A, d] by the softmax of their scaled scores; returns [B, T, A, d].
+
+    Args:
+        bias: added to the scores, [A, T, T].
+    """
+    return _Attention.apply(qkv, bias)

@@ -43,14 +43,13 @@ def attention(
         logits: [B, A, T, T], or None.
     """
     drops = training and dropout > 0
-    if bias is None and not return_logits:
-        if cpu_kernels.are_usable(qkv) and not drops:
-            return cpu_kernels.attention(qkv), None
-        if _has_fused_attention(qkv):
-            query, key, value = qkv.unbind(axis=2)  # [B, T, A, D/A] each
-            rate = dropout if training else 0.0
-            mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=rate, training=training)
-            return mixed, None
+    if cpu_kernels.are_usable(qkv) and not (drops or return_logits) and (bias is None or bias.ndim == 3):
+        return cpu_kernels.attention(qkv, bias), None
+    if bias is None and not return_logits and _has_fused_attention(qkv):
+        query, key, value = qkv.unbind(axis=2)  # [B, T, A, D/A] each
+        rate = dropout if training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=rate, training=training)
+        return mixed, None
     query, key, value = qkv.transpose([2, 0, 3, 1, 4]).unbind(axis=0)  # [B, A, T, D/A] each
     logits = paddle.matmul(query * qkv.shape[-1] ** -0.5, key, transpose_y=True)  # [B, A, T, T]
     if bias is not None:
@@ -70,12 +69,13 @@ def _has_fused_attention(tensor: paddle.Tensor) -> bool:
     return is_low and on_gpu and _compute_capability() >= _FUSED_CAPABILITY
 
 
-def describe_attention(dtype: str | None, head_dims: list[int]) -> str:
+def describe_attention(dtype: str | None, head_dims: list[int], has_bias: bool = False) -> str:
     """Return the kind of attention that the current device computes, and why it is not a faster one.
 
     Args:
         dtype: of automatic mixed precision, "float16" or "bfloat16"; None: float32.
         head_dims: D / A of each stack.
+        has_bias: position biases that train are added to the scores.
     """
     if paddle.device.get_device() == "cpu":
         return "in pieces that fit the cache"
@@ -83,6 +83,8 @@ def describe_attention(dtype: str | None, head_dims: list[int]) -> str:
         return "plain, as scores in float32 have no fused kernel here; -amp bf16 does"
     if _compute_capability() < _FUSED_CAPABILITY:
         return f"plain, as the GPU's compute capability {_compute_capability()} is below {_FUSED_CAPABILITY}"
+    if has_bias:
+        return "plain, as Paddle's flash attention has no gradient for position biases"
     odd = [size for size in head_dims if size % 8 or size > 256]
     if odd:
         return f"Paddle's choice, as heads {odd} wide do not fit flash attention (multiples of 8 up to 256 do)"

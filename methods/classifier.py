@@ -31,21 +31,22 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
     if not config.MODEL.PRETRAINED:
         run.log.say("warning: no -pretrained weights, so the encoder starts from its initialisation")
         return model
-    head = [name for name in model.state_dict() if name.startswith("classifier.")]
+    head = [name for name in model.state_dict() if name.startswith(("classifier.", "distill_classifier."))]
     # A pretrained encoder's last norm is replaced where the patches are pooled, as in the official code.
     replaced = ["encoder.norm.*"] if config.MODEL.GLOBAL_POOL else []
     report = checkpoint.load_weights(
         model,
         config.MODEL.PRETRAINED,
-        allow_missing=(*head, "encoder_norm.*"),
+        allow_missing=(*head, "encoder_norm.*", *checkpoint.ADDED_TO_FINETUNE),
         allow_mismatched=head,
         allow_unexpected=(*checkpoint.NAMES_BESIDE_ENCODER, *replaced),
     )
     run.log.say(str(report))
     if set(head) & {*report.missing, *report.mismatched}:
         std = head_std if config.MODEL.HEAD_INIT_STD is None else config.MODEL.HEAD_INIT_STD
-        nn.initializer.Normal(std=std)(model.head.weight)
-        nn.initializer.Constant(0.0)(model.head.bias)
+        for classifier in filter(None, (model.head, model.distill_classifier)):
+            nn.initializer.Normal(std=std)(classifier.weight)
+            nn.initializer.Constant(0.0)(classifier.bias)
     return model
 
 

@@ -13,10 +13,23 @@ def to_official(tensors: Tensors) -> Tensors:
     return {names.official_name(name): tensor for name, tensor in names.transpose_linear(tensors).items()}
 
 
+def _refuse_extras(architecture: Architecture, whose: str) -> None:
+    """Raise UserError for what only the official names have a place for."""
+    has = {
+        "relative position biases": architecture.position_bias,
+        "layer scales": architecture.layer_scale,
+        "a second classifier": architecture.distill_head,
+    }
+    found = [what for what, is_there in has.items() if is_there]
+    if found:
+        raise UserError(f"{whose} as it is written here has no {', no '.join(found)}; -to official keeps them")
+
+
 def to_timm(tensors: Tensors, architecture: Architecture) -> tuple[Tensors, list[str]]:
     """Return the tensors of a ViT of timm, and the official names of those that it does not have."""
     if architecture.probe:
         raise UserError("timm's ViT has no batch norm before its classifier, so a linear probe has no place there")
+    _refuse_extras(architecture, "timm's ViT")
     official = to_official(tensors)
     decoder = [name for name in official if name.startswith("decoder_") or name == "mask_token"]
     return {name: tensor for name, tensor in official.items() if name not in decoder}, decoder
@@ -47,6 +60,7 @@ _IN_LAYER = {
 
 def to_transformers(tensors: Tensors, architecture: Architecture) -> tuple[Tensors, dict[str, object]]:
     """Return tensors as transformers' files name them, and its config.json."""
+    _refuse_extras(architecture, "transformers' ViT")
     pools = architecture.global_pool or (architecture.pool_after_norm and architecture.num_classes)
     if pools or architecture.probe:
         what = "reads the mean of the patches" if pools else "has a batch norm"

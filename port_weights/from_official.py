@@ -33,6 +33,7 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
             dropped[prefix + name] = "head of a contrastive training"
             del inside[name]
     _drop_partial_block(inside, prefix, dropped)
+    inside = _with_usual_biases(_with_usual_scales(inside))
     has_class_row, grid_hw = _read_table(file, inside, grid_hw)
     if not has_class_row:
         inside["pos_embed"] = _with_zero_row(inside["pos_embed"])
@@ -51,7 +52,10 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
     found.preprocessing = _timm_preprocessing(config)
     if not has_class_row:
         found.notes.append("the position table got a zero row for the class token, which has no position in the file")
-    if "MAE-Lite" in family:
+    tables = [tensor for name, tensor in tensors.items() if name.endswith("position_bias.table")]
+    if tables:
+        found.heads, found.heads_from = (tables[0].shape[-1], None), "as its relative position biases have"
+    elif "MAE-Lite" in family:
         found.heads = _lite_heads(tensors, is_moco=prefix.endswith("base_encoder."))
         found.heads_from = "as MAE-Lite's models have"
     return found
@@ -117,6 +121,29 @@ def _with_zero_row(table: StoredTensor) -> StoredTensor:
         return np.concatenate([np.zeros_like(rows[:, :1]), rows], axis=1)
 
     return StoredTensor(shape, table.dtype, load)
+
+
+def _with_usual_scales(inside: Tensors) -> Tensors:
+    """Give timm's layer scales the names that BEiT's have."""
+    return {re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name): tensor for name, tensor in inside.items()}
+
+
+def _with_usual_biases(inside: Tensors) -> Tensors:
+    """Join BEiT's biases of queries and values, beside which keys have none, to the one of a fused projection."""
+    usual = {name: tensor for name, tensor in inside.items() if not re.search(r"attn\.[qv]_bias$", name)}
+    for name, query in inside.items():
+        value = inside.get(name.replace("q_bias", "v_bias"))
+        if name.endswith("attn.q_bias") and value is not None and value.shape == query.shape and len(value.shape) == 1:
+            usual[name.replace("q_bias", "qkv.bias")] = _joined(query, value)
+    return usual
+
+
+def _joined(query: StoredTensor, value: StoredTensor) -> StoredTensor:
+    def load() -> np.ndarray:
+        first, last = query.load(), value.load()
+        return np.concatenate([first, np.zeros_like(first), last])
+
+    return StoredTensor((3 * query.shape[0],), query.dtype, load)
 
 
 def _drop_partial_block(inside: Tensors, prefix: str, dropped: dict[str, str]) -> None:

@@ -11,6 +11,9 @@ _TOP = {  # ours: official
     "patch_embedding.patch_embedding": "patch_embed.proj",
     "encoder.norm": "norm",
     "encoder_norm": "fc_norm",
+    "encoder.position_bias.table": "rel_pos_bias.relative_position_bias_table",
+    "distill_norm": "dist_norm",
+    "distill_classifier": "head_dist",
     "classifier": "head",
     "classifier.0._mean": "head.0.running_mean",
     "classifier.0._variance": "head.0.running_var",
@@ -30,12 +33,14 @@ _IN_LAYER = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-_REVERSED = [{value: key for key, value in table.items()} for table in (_TOP, _STACKS, _IN_LAYER)]
+# Tensors of a layer whose names do not end in weight or bias.
+_WHOLE = {"attn.position_bias.table": "attn.relative_position_bias_table", "gamma_1": "gamma_1", "gamma_2": "gamma_2"}
+_REVERSED = [{value: key for key, value in table.items()} for table in (_TOP, _STACKS, _IN_LAYER, _WHOLE)]
 
 
 def official_name(name: str) -> str | None:
     """Return the official name of one of our tensors, or None."""
-    return _translate(name, _TOP, _STACKS, _IN_LAYER)
+    return _translate(name, _TOP, _STACKS, _IN_LAYER, _WHOLE)
 
 
 def our_name(name: str) -> str | None:
@@ -51,9 +56,14 @@ def transpose_linear(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTen
     }
 
 
-def _translate(name: str, top: dict[str, str], stacks: dict[str, str], in_layer: dict[str, str]) -> str | None:
+def _translate(
+    name: str, top: dict[str, str], stacks: dict[str, str], in_layer: dict[str, str], whole: dict[str, str]
+) -> str | None:
     if name in top:
         return top[name]
+    layer = re.fullmatch(r"(.+?)\.(\d{1,3})\.(.+)", name)
+    if layer and layer[1] in stacks and layer[3] in whole:
+        return f"{stacks[layer[1]]}.{layer[2]}.{whole[layer[3]]}"
     module, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
         return None

@@ -107,6 +107,8 @@ def port(
         found.heads = (expected.encoder.heads, expected.decoder.heads if expected.decoder else None)
         found.heads_from, found.norm_pix_loss = "as zoo.yaml says", expected.norm_pix_loss
     tensors, architecture, heads_from = check(file, found, heads, norm_pix_loss)
+    if expected is not None and expected.layer_scale is None:
+        expected = dataclasses.replace(expected, layer_scale=architecture.layer_scale)
     if expected is not None and architecture != expected:
         found_words, expected_words = (f"{model.content}, {model}" for model in (architecture, expected))
         raise UserError(f"{path}: is {found_words}; expected {expected_words}")

@@ -22,15 +22,16 @@ _DROPPED = (
     (r"(^|\.)(attn_adapter|hidden_adapter)\.", "adapter of a distillation"),
     (r"(^|\.)(predictor|projector)\.", "head of a contrastive training"),
     (r"^(text_encoder\.|text_projection$|vision_projection$|logit_scale$)", "text tower, or projection beside it"),
+    (r"(^|\.)relative_position_index$", "index of the relative positions, which follows from the grid"),
     (r"(^|\.)pooler\.", "transformers' pooler, which a MAE does not have"),
     (r"^head\.0\.num_batches_tracked$", "torch's counter of batches, kept in the description"),
     (r"^classifier\.0\.(weight|bias)$", "affine part of the probe's batch norm, unused (Paddle 2.2)"),
 )
 _UNSUPPORTED = (
-    (r"relative_position|rel_pos|\.[qv]_bias$", "relative position bias"),
-    (r"\.(gamma_?[12]?|ls[12]\.gamma)$|\.lambda_?[12]$", "layer scale"),
+    (r"relative_position|rel_pos", "relative position bias of another kind"),
+    (r"\.(gamma_?[12]?|ls[12]\.gamma)$|\.lambda_?[12]$", "layer scale of another kind"),
     (r"\.[qk]_norm\.", "normalised queries and keys"),
-    (r"^dist_token|head_dist|dist_norm", "distillation token or head"),
+    (r"^dist_token", "distillation token"),
     (r"reg_token|register", "register tokens"),
     (r"^patch_embed\.backbone\.|\.stages?\.|downsample", "a convolutional or hierarchical backbone"),
 )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from errors import UserError
 from layers.pos_embed import square_grid
+from layers.relative_position import num_rows
 
 Shapes = dict[str, tuple[int, ...]]
 LAYER_MODULES = ("attn_norm", "attn.qkv", "attn.out", "mlp_norm", "mlp.fc1", "mlp.fc2")
@@ -40,6 +41,9 @@ class Architecture:
         num_classes: outputs of the classifier; 0 without one.
         global_pool: the classifier reads the normalised mean of the patches, not the class token.
         pool_after_norm: it reads the mean of the normalised patches; no shape depends on it.
+        position_bias: the encoder's blocks have relative position biases: True; "shared" ones; or False.
+        layer_scale: their branches have learned factors; None if unknown.
+        distill_head: there is a second classifier, on the class token, that a teacher trained.
         probe: the classifier is a batch norm and a linear layer.
         norm_pix_loss: whether the decoder predicts normalised pixels; None if unknown.
     """
@@ -56,6 +60,9 @@ class Architecture:
     probe: bool = False
     norm_pix_loss: bool | None = None
     pool_after_norm: bool = False
+    position_bias: bool | str = False
+    layer_scale: bool | None = False
+    distill_head: bool = False
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -82,7 +89,8 @@ class Architecture:
         reads = "mean of the patches" if self.global_pool else "class token"
         reads = "mean of the normalised patches" if self.pool_after_norm else reads
         kind = "linear probe" if self.probe else "classifier"
-        return f"{kind}: {self.num_classes} classes, reads the {reads}"
+        second = ", and a distilled one reads the class token" if self.distill_head else ""
+        return f"{kind}: {self.num_classes} classes, reads the {reads}{second}"
 
     def __str__(self) -> str:
         (height, width), (rows, columns) = self.image_hw, self.grid_hw
@@ -91,6 +99,10 @@ class Architecture:
             f"MLP ratio {self.mlp_ratio:g}; {self.patch_px}-pixel patches, {self.channels} channels, "
             f"grid {rows}x{columns} ({height}x{width} pixels)"
         )
+        if self.position_bias:
+            text += f"; {'shared ' if self.position_bias == 'shared' else ''}relative position biases"
+        if self.layer_scale:
+            text += "; layer scale"
         if self.decoder is not None:
             text += f"; decoder {self.decoder.width} wide, {self.decoder.depth} deep, {self.decoder.heads} heads"
         return text
@@ -102,10 +114,12 @@ class Architecture:
         shapes: Shapes = {"cls_token": (1, 1, dim), "encoder_position_embedding": (1, num_patches + 1, dim)}
         shapes["patch_embedding.patch_embedding.weight"] = (dim, *patch_size)
         shapes["patch_embedding.patch_embedding.bias"] = (dim,)
-        shapes |= self._layers("encoder", self.encoder)
+        shapes |= self._layers("encoder", self.encoder) | self._extras()
         shapes |= _norm("encoder_norm" if self.global_pool else "encoder.norm", dim)
         if self.num_classes and self.probe:
             shapes |= {"classifier.0._mean": (dim,), "classifier.0._variance": (dim,)}
+        if self.distill_head:
+            shapes |= _norm("distill_norm", dim) | _linear("distill_classifier", dim, self.num_classes)
         if self.num_classes:
             shapes |= _linear("classifier.1" if self.probe else "classifier", dim, self.num_classes)
         if self.decoder is not None:
@@ -134,6 +148,18 @@ class Architecture:
             shapes |= _linear(f"{prefix}.mlp.fc1", dim, hidden) | _linear(f"{prefix}.mlp.fc2", hidden, dim)
         return shapes
 
+    def _extras(self) -> Shapes:
+        """Return the encoder's position biases and layer scales."""
+        table = (num_rows(self.grid_hw), self.encoder.heads)
+        shapes: Shapes = {"encoder.position_bias.table": table} if self.position_bias == "shared" else {}
+        for index in range(self.encoder.depth):
+            prefix = f"encoder.layers.{index}"
+            if self.position_bias is True:
+                shapes[f"{prefix}.attn.position_bias.table"] = table
+            if self.layer_scale:
+                shapes |= {f"{prefix}.gamma_{branch}": (self.encoder.width,) for branch in (1, 2)}
+        return shapes
+
     def settings(self) -> dict[str, object]:
         """Return the configuration keys, and their values, that build this model, but for MODEL.TYPE; see `network`."""
         height, width = self.image_hw
@@ -148,7 +174,9 @@ class Architecture:
             values |= {"DATA.IMAGENET_MEAN": [0.5] * self.channels, "DATA.IMAGENET_STD": [0.5] * self.channels}
         if self.decoder is None:
             values |= {"MODEL.NUM_CLASSES": self.num_classes, "MODEL.GLOBAL_POOL": self.global_pool}
-            values["MODEL.POOL_AFTER_NORM"] = self.pool_after_norm
+            values |= {"MODEL.POOL_AFTER_NORM": self.pool_after_norm, "MODEL.DISTILL_HEAD": self.distill_head}
+            values["MODEL.ENCODER.RELATIVE_POSITION_BIAS"] = self.position_bias
+            values["MODEL.ENCODER.LAYER_SCALE"] = 1.0 if self.layer_scale else None
         else:
             values["MODEL.NORM_PIX_LOSS"] = self.norm_pix_loss is not False
         for section, tower in (("ENCODER", self.encoder), ("DECODER", self.decoder)):
@@ -174,7 +202,8 @@ class Architecture:
             raise ValueError("a size is no whole number above 0")
         if type(rebuilt.num_classes) is not int or not isinstance(rebuilt.mlp_ratio, (int, float)):
             raise ValueError("a size is no number")
-        flags = (rebuilt.qkv_bias, rebuilt.global_pool, rebuilt.probe, rebuilt.norm_pix_loss, rebuilt.pool_after_norm)
+        flags = [rebuilt.qkv_bias, rebuilt.global_pool, rebuilt.probe, rebuilt.norm_pix_loss, rebuilt.pool_after_norm]
+        flags += [rebuilt.layer_scale, rebuilt.distill_head, rebuilt.position_bias == "shared" or rebuilt.position_bias]
         if not all(flag is None or isinstance(flag, bool) for flag in flags):
             raise ValueError("a switch is neither true nor false")
         return rebuilt
@@ -219,6 +248,9 @@ def of_config(config, network: str) -> Architecture:
         probe=network == "probe" and model.NUM_CLASSES > 0,
         norm_pix_loss=model.NORM_PIX_LOSS if has_decoder else None,
         pool_after_norm=model.POOL_AFTER_NORM and not has_decoder,
+        position_bias=False if has_decoder else model.ENCODER.RELATIVE_POSITION_BIAS,
+        layer_scale=model.ENCODER.LAYER_SCALE is not None and not has_decoder,
+        distill_head=model.DISTILL_HEAD and has_head,
     )
 
 
@@ -266,12 +298,23 @@ def infer(
         grid_hw=grid_hw or square_grid(num_patches),
         channels=channels,
         mlp_ratio=_mlp_ratio(width, shape("encoder.layers.0.mlp.fc1.weight", 2)[1]),
-        qkv_bias="encoder.layers.0.attn.qkv.bias" in shapes,
         num_classes=shape(head, 2)[1] if head in shapes else 0,
-        global_pool="encoder_norm.weight" in shapes,
         probe=probe,
         norm_pix_loss=norm_pix_loss,
+        **_switches(shapes),
     )
+
+
+def _switches(shapes: Mapping[str, object]) -> dict[str, bool | str]:
+    """Return the fields that say which optional tensors there are."""
+    is_shared = "encoder.position_bias.table" in shapes
+    return {
+        "qkv_bias": "encoder.layers.0.attn.qkv.bias" in shapes,
+        "global_pool": "encoder_norm.weight" in shapes,
+        "position_bias": "shared" if is_shared else "encoder.layers.0.attn.position_bias.table" in shapes,
+        "layer_scale": "encoder.layers.0.gamma_1" in shapes,
+        "distill_head": "distill_classifier.weight" in shapes,
+    }
 
 
 def _mlp_ratio(width: int, hidden: int) -> float:

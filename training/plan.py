@@ -104,7 +104,8 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
         f"at its peak, then cosine to {plan.end_lr:g}",
     ]
     if architecture is not None:
-        kernel = describe_attention(amp_dtype(config), [tower.width // tower.heads for tower in architecture.towers])
+        widths = [tower.width // tower.heads for tower in architecture.towers]
+        kernel = describe_attention(amp_dtype(config), widths, bool(architecture.position_bias))
         lines.append(f"attention: {kernel}")
         lines += _warn_of_memory(architecture, total, trainable, config, task)
     lines += task.notes(plan.num_images)

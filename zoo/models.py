@@ -6,6 +6,7 @@ from pathlib import Path
 from config import get_config, type_of
 from errors import UserError
 from port_weights import port
+from storage import weight_files
 from zoo import download
 from zoo.entries import find, table
 
@@ -84,10 +85,12 @@ def build_model(
     weights = find(name, family or (None if name in table() else "mae"))
     if weights.unsupported:
         raise UserError(f"{weights.name} cannot be used here: {weights.unsupported}")
-    settings = weights.architecture.settings() | {"MODEL.TYPE": type_of(weights.architecture.network)}
+    if num_classes is not None and weights.architecture.decoder is not None:
+        raise UserError(f"num_classes={num_classes}: {weights.name} is an autoencoder, which has no classifier")
+    path = fetch(weights.name) if pretrained else None
+    architecture = (weight_files.read(path).architecture if path else None) or weights.architecture
+    settings = architecture.settings() | {"MODEL.TYPE": type_of(architecture.network)}
     if num_classes is not None:
-        if weights.architecture.decoder is not None:
-            raise UserError(f"num_classes={num_classes}: {weights.name} is an autoencoder, which has no classifier")
         settings["MODEL.NUM_CLASSES"] = num_classes
     if image_size is not None:
         settings["DATA.IMAGE_SIZE"] = image_size if isinstance(image_size, int) else list(image_size)
@@ -95,7 +98,6 @@ def build_model(
     model = (build_transformer if weights.architecture.decoder is None else build_mae_pretrain)(config)
     if pretrained:
         head = ("classifier.*",) if num_classes not in (None, weights.architecture.num_classes) else ()
-        path = fetch(weights.name)
         checkpoint.load_weights(model, path, allow_missing=head, allow_unexpected=head, allow_mismatched=head)
     model.eval()
     return model

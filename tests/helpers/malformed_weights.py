@@ -323,12 +323,12 @@ def make_cases() -> dict[str, tuple[str, bytes, str]]:
         "layer scale": (
             "a.pth",
             torch_bytes(changed(blocks__0__ls1__gamma=np.zeros(16, np.float32))),
-            "the model has layer scale, which this project does not",
+            "encoder.layers.0.gamma_2 is missing",
         ),
         "relative positions": (
             "a.pth",
             torch_bytes(changed(blocks__0__attn__relative_position_bias_table=np.zeros((9, 4), np.float32))),
-            "the model has relative position bias",
+            "encoder.layers.0.attn.position_bias.table is [9, 4] instead of",
         ),
         "mis-shaped tensor": (
             "a.pth",

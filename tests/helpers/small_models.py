@@ -11,7 +11,8 @@ VIT = Architecture(Tower(16, 1, 2), patch_px=4, grid_hw=(2, 2), num_classes=3)
 
 def make_vit(image=(8, 8), seed=0, **options):
     paddle.seed(seed)
-    return VisionTransformer(image, 4, 3, **{"num_classes": 3, **options}, embed_dim=16, depth=1, num_heads=2)
+    options = {"num_classes": 3, "depth": 1, **options}
+    return VisionTransformer(image, 4, 3, embed_dim=16, num_heads=2, **options)
 
 
 def make_mae(image=(8, 8), seed=0):

@@ -80,6 +80,9 @@ def test_published_autoencoders_and_classifiers(tmp_path, name):
         ("finetune", ["DATA.IMAGE_CHANNELS", 4, "MODEL.QKV_BIAS", False]),
         ("finetune", ["MODEL.GLOBAL_POOL", False]),
         ("finetune", ["MODEL.NUM_CLASSES", 0]),
+        ("finetune", ["MODEL.ENCODER.RELATIVE_POSITION_BIAS", True, "MODEL.ENCODER.LAYER_SCALE", 1.0]),
+        ("finetune", ["MODEL.ENCODER.RELATIVE_POSITION_BIAS", "shared", "MODEL.DISTILL_HEAD", True]),
+        ("finetune", ["MODEL.GLOBAL_POOL", False, "MODEL.NUM_CLASSES", 0]),
         ("linearprobe", []),
     ],
 )
