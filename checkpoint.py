@@ -23,7 +23,7 @@ from strict_config import read_yaml
 # Patterns of names: what a pretraining file holds and a classifier does not.
 DECODER_NAMES = ("mask_token", "decoder_position_embedding", "decoder.*", "decoder_pred.*", "linear_projection.*")
 # And what an encoder alone does not hold, either.
-NAMES_BESIDE_ENCODER = (*DECODER_NAMES, "classifier.*")
+NAMES_BESIDE_ENCODER = (*DECODER_NAMES, "classifier.*", "distill_norm.*", "distill_classifier.*")
 # What a classifier may have and a pretrained encoder has not: position biases, layer scales, a teacher's head.
 ADDED_TO_FINETUNE = ("*position_bias.table", "*.gamma_1", "*.gamma_2", "distill_norm.*", "distill_classifier.*")
 # Paddle 2.2 saved the probe's batch norm with an affine part, which is not used.

@@ -101,13 +101,7 @@ class MAEPretrain(nn.Layer):
             latent: [B, 1 + K, D], class token first, patches in the order of `shuffle`; with `logits_of` also
                 {index: scores [B, A, 1 + K, 1 + K]}.
         """
-        patches = gather_tokens(self.patch_embedding.split(images), shuffle)  # [B, K, C*P*P]
-        tokens = self.patch_embedding.project(patches)  # [B, K, D]
-        table = self.encoder_position_embedding
-        position = paddle.gather(table[0, 1:], shuffle.flatten()).reshape([*shuffle.shape, -1])  # [B, K, D]
-        tokens = tokens + position
-        cls_token = (self.cls_token + table[:, :1]).expand([tokens.shape[0], -1, -1])
-        return self.encoder(paddle.concat([cls_token.astype(tokens.dtype), tokens], axis=1), logits_of)
+        return self.encoder(embed_visible(self, images, shuffle), logits_of)
 
     def decode(self, latent: paddle.Tensor, restore: paddle.Tensor) -> paddle.Tensor:
         """Predict the pixels of every patch.
@@ -147,17 +141,23 @@ class MAEPretrain(nn.Layer):
             pred: [B, N, P*P*C].
             mask: [B, N] float32.
         """
-        num_patches = self.patch_embedding.num_patches
-        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
-        if mask is not None:
-            noise, num_kept = noise_from_mask(mask)
-        else:
-            num_kept = num_visible(num_patches, ratio)
-            if noise is None:
-                noise = paddle.rand([images.shape[0], num_patches])
-        shuffle, restore, mask = random_masking(noise, num_kept)
+        shuffle, restore, mask = self.choose_patches(images.shape[0], mask_ratio, noise, mask)
         pred = self.decode(self.encode(images, shuffle), restore)
         return self.loss(images, pred, mask), pred, mask
+
+    def choose_patches(
+        self,
+        batch: int,
+        mask_ratio: float | None = None,
+        noise: paddle.Tensor | None = None,
+        mask: paddle.Tensor | None = None,
+    ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """Choose the visible patches of `batch` images; arguments as in `forward`, results as of `random_masking`."""
+        if mask is not None:
+            return random_masking(*noise_from_mask(mask))
+        num_patches = self.patch_embedding.num_patches
+        num_kept = num_visible(num_patches, self.mask_ratio if mask_ratio is None else mask_ratio)
+        return random_masking(paddle.rand([batch, num_patches]) if noise is None else noise, num_kept)
 
     def loss(self, images: paddle.Tensor, pred: paddle.Tensor, mask: paddle.Tensor) -> paddle.Tensor:
         """Average the squared error over the pixels of each patch, then over the hidden patches; in float32."""
@@ -167,6 +167,26 @@ class MAEPretrain(nn.Layer):
             target = (target - mean) / std
         error = (pred.astype("float32") - target).square().mean(axis=-1)  # [B, N]
         return (error * mask).sum() / mask.sum().clip(min=1.0)
+
+
+def embed_visible(network: nn.Layer, images: paddle.Tensor, shuffle: paddle.Tensor) -> paddle.Tensor:
+    """Turn the visible patches of images into the input of an encoder, class token first.
+
+    Args:
+        network: a `MAEPretrain`, or a `VisionTransformer`.
+        images: [B, C, H, W].
+        shuffle: [B, K] indices of the patches to keep.
+
+    Returns:
+        [B, 1 + K, D], patches in the order of `shuffle`.
+    """
+    patches = gather_tokens(network.patch_embedding.split(images), shuffle)  # [B, K, C*P*P]
+    tokens = network.patch_embedding.project(patches)  # [B, K, D]
+    table = network.encoder_position_embedding
+    position = paddle.gather(table[0, 1:], shuffle.flatten()).reshape([*shuffle.shape, -1])  # [B, K, D]
+    tokens = tokens + position
+    cls_token = (network.cls_token + table[:, :1]).expand([tokens.shape[0], -1, -1])
+    return paddle.concat([cls_token.astype(tokens.dtype), tokens], axis=1)
 
 
 def num_visible(num_patches: int, mask_ratio: float) -> int:

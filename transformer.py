@@ -178,19 +178,26 @@ class Transformer(nn.Layer):
         if self.position_bias is not None:
             bias = self.position_bias() if bias is None else bias + self.position_bias()
         for index in range(first, end):
-            layer = self.layers[index]
-            if index in logits_of:
-                tokens, found[index] = layer(tokens, bias, return_logits=True)
-            elif self.recompute and layer.training and any(not p.stop_gradient for p in layer.parameters()):
-                if tokens.stop_gradient:  # Paddle would compute no gradients at all, not even of the layer's parameters
-                    tokens = tokens.detach()
-                    tokens.stop_gradient = False
-                tokens = fleet.utils.recompute(layer, tokens, bias)
-            else:
-                tokens = layer(tokens, bias)
+            tokens, logits = self.run_layer(index, tokens, bias, index in logits_of)
+            if logits is not None:
+                found[index] = logits
         if self.norm is not None and end == len(self.layers):
             tokens = self.norm(tokens)
         return (tokens, found) if logits_of else tokens
+
+    def run_layer(
+        self, index: int, tokens: paddle.Tensor, bias: paddle.Tensor | None = None, return_logits: bool = False
+    ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+        """Transform tokens [B, T, D] by one layer; the scores [B, A, T, T] are None unless they are wanted."""
+        layer = self.layers[index]
+        if return_logits:
+            return layer(tokens, bias, return_logits=True)
+        if self.recompute and layer.training and any(not p.stop_gradient for p in layer.parameters()):
+            if tokens.stop_gradient:  # Paddle would compute no gradients at all, not even of the layer's parameters
+                tokens = tokens.detach()
+                tokens.stop_gradient = False
+            return fleet.utils.recompute(layer, tokens, bias), None
+        return layer(tokens, bias), None
 
     def walk(
         self, tokens: paddle.Tensor, return_logits: bool = False

@@ -1,11 +1,16 @@
 """End-to-end finetuning (Table 9): soft targets from mixup or label smoothing, layer-wise learning rates."""
 
+from collections.abc import Callable
+
 import numpy as np
+import paddle
+import paddle.nn.functional as F
 from paddle import nn
 from PIL import Image
 
 from config import image_size_hw
 from errors import UserError
+from methods import teachers
 from methods.classifier import BEST, METRICS, build_classifier, evaluate_batch, soft_cross_entropy
 from methods.method import Method
 from optim import param_groups
@@ -25,6 +30,7 @@ def build(run: Run) -> Task:
     """Build the classifier, and the loss on mixed images."""
     config, train = run.config, run.config.TRAIN
     model = build_classifier(run, _HEAD_STD)
+    teacher = _open_teacher(run)
     mixup = Mixup(
         config.MODEL.NUM_CLASSES,
         train.MIXUP_ALPHA,
@@ -43,10 +49,12 @@ def build(run: Run) -> Task:
             images, targets = mixup(images, batch.labels, rng)
         else:
             targets = smooth_one_hot(batch.labels, config.MODEL.NUM_CLASSES, train.SMOOTHING)
-        return soft_cross_entropy(model(images), targets), {}
+        if teacher is None:
+            return soft_cross_entropy(model(images), targets), {}
+        return distilled_loss(model(images), targets, _ask(teacher.network, images), config.DISTILL)
 
     return Task(
-        "finetune",
+        "finetune" if teacher is None else "finetune_distilled",
         model,
         optimizer_of(config, param_groups(model, train.WEIGHT_DECAY, train.LAYER_DECAY)),
         loss,
@@ -54,8 +62,59 @@ def build(run: Run) -> Task:
         metrics=METRICS,
         best=BEST,
         ema=ema_of(config, model),
-        can_be_traced=True,
+        can_be_traced=teacher is None,
+        teacher=None if teacher is None else teacher.sha256,
     )
+
+
+def _open_teacher(run: Run) -> teachers.Teacher | None:
+    config = run.config
+    if config.DISTILL.TEACHER is None:
+        if config.MODEL.DISTILL_HEAD:
+            raise UserError(
+                "MODEL.DISTILL_HEAD=True: the second classifier learns from a teacher; name it with -teacher"
+            )
+        return None
+    teacher = teachers.open_classifier(config.DISTILL.TEACHER, config)
+    run.log.say(teacher.description)
+    reader = "the second classifier, on the class token," if config.MODEL.DISTILL_HEAD else "the classifier"
+    run.log.say(f"{config.DISTILL.KIND} distillation: {reader} follows the teacher, weight {config.DISTILL.ALPHA:g}")
+    return teacher
+
+
+@paddle.no_grad()
+def _ask(network: Callable, images: paddle.Tensor) -> paddle.Tensor:
+    """Return a teacher's logits [B, K]."""
+    logits = network(images)
+    return logits[0] if isinstance(logits, (list, tuple)) else logits
+
+
+def distilled_loss(
+    outputs: paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor],
+    targets: paddle.Tensor,
+    teacher_logits: paddle.Tensor,
+    distill,
+) -> tuple[paddle.Tensor, dict[str, paddle.Tensor]]:
+    """Return the loss of DeiT's distillation (arXiv 2012.12877, Sec. 4), and its parts.
+
+    Args:
+        outputs: logits [B, K] of the one classifier, or of both.
+        targets: [B, K], soft.
+        teacher_logits: [B, K].
+        distill: KIND hard (the teacher's class is the target) or soft (Kullback-Leibler divergence at TEMPERATURE,
+            times its square, over all B K elements, as in DeiT's code); ALPHA, the weight of this part.
+    """
+    logits, distilled = outputs if isinstance(outputs, tuple) else (outputs, outputs)
+    distilled, teacher_logits = distilled.astype("float32"), teacher_logits.astype("float32")
+    own = soft_cross_entropy(logits, targets)
+    if distill.KIND == "hard":
+        follows = F.cross_entropy(distilled, teacher_logits.argmax(axis=-1))
+    else:
+        wanted = F.log_softmax(teacher_logits / distill.TEMPERATURE, axis=-1)
+        difference = wanted - F.log_softmax(distilled / distill.TEMPERATURE, axis=-1)
+        follows = (wanted.exp() * difference).mean() * distill.TEMPERATURE**2
+    loss = (1 - distill.ALPHA) * own + distill.ALPHA * follows
+    return loss, {"loss_labels": own, "loss_teacher": follows}
 
 
 def transform(config) -> Transform:
@@ -84,4 +143,11 @@ def transform(config) -> Transform:
     return train_transform(config, view)
 
 
-METHOD = Method("finetune", build, transform, target="label", evaluates=True)
+METHOD = Method(
+    "finetune",
+    build,
+    transform,
+    target="label",
+    evaluates=True,
+    variant=lambda config: "" if config.DISTILL.TEACHER is None else "distilled",
+)

@@ -5,11 +5,16 @@ import paddle
 from paddle import nn
 
 import checkpoint
-from mae import build_mae_pretrain
+from errors import UserError
+from mae import MAEPretrain, build_mae_pretrain
+from methods import teachers
+from methods.attention_distillation import AttentionDistillation, Matches
 from methods.method import Method
 from optim import param_groups
 from pipeline.loading import Batch
 from pipeline.transforms import Transform, crop_and_flip, train_transform
+from storage.architecture import of_network
+from training.flops import forward_macs
 from training.optimizers import ema_of, optimizer_of
 from training.task import Cost, Run, Task
 
@@ -24,6 +29,9 @@ def build(run: Run) -> Task:
     if config.MODEL.PRETRAINED and run.resume_from is None:
         run.log.say(str(checkpoint.load_weights(model, config.MODEL.PRETRAINED)))
 
+    if config.DISTILL.TEACHER is not None:
+        return _distilled(run, model)
+
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
         # Masks are drawn from Paddle's generator, which the engine seeds; each view has its own.
         images = batch.images if len(batch.views) == 1 else paddle.concat(batch.views)
@@ -34,9 +42,64 @@ def build(run: Run) -> Task:
     return Task("pretrain", model, optimizer, loss, ema=ema_of(config, model), cost=cost, can_be_traced=True)
 
 
+def _distilled(run: Run, student: MAEPretrain) -> Task:
+    """Return the task of an autoencoder that follows a teacher."""
+    config, distill = run.config, run.config.DISTILL
+    if config.TRAIN.VIEWS != 1:
+        raise UserError(f"TRAIN.VIEWS={config.TRAIN.VIEWS}: with a teacher there is one view; set it to 1")
+    teacher = teachers.open_encoder(distill.TEACHER, config)
+    matches = matches_of(distill, config.MODEL.ENCODER.DEPTH, len(teacher.network.encoder.layers))
+    model = AttentionDistillation(student, teacher.network, matches, distill.DECODE_LAYER, distill.MAP_HEADS)
+    run.log.say(teacher.description)
+    run.log.say(model.describe())
+
+    def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
+        return model(batch.images)
+
+    groups = param_groups(student, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY)
+    for part in filter(None, (model.extra, model.head_maps, model.hidden_maps)):
+        groups += param_groups(part, config.TRAIN.WEIGHT_DECAY)
+    visible = 1.0 - config.MODEL.MASK_RATIO
+    return Task(
+        "pretrain_distilled",
+        model,
+        optimizer_of(config, groups),
+        loss,
+        saved=student,
+        ema=ema_of(config, student),
+        cost=Cost(other_macs=visible * forward_macs(of_network(teacher.network))),
+        teacher=teacher.sha256,
+    )
+
+
+def matches_of(distill, depth: int, teacher_depth: int) -> Matches:
+    """Return what a configuration's section DISTILL matches; by default the scores of both last layers.
+
+    With DISTILL.EXTRA_BLOCK, the student's last layer is the extra one.
+
+    Raises:
+        UserError: if one list is longer than the other.
+    """
+    last = depth + bool(distill.EXTRA_BLOCK)
+    scores = (distill.STUDENT_SCORES or [last], distill.TEACHER_SCORES or [teacher_depth])
+    hidden = (distill.STUDENT_HIDDEN or [], distill.TEACHER_HIDDEN or [])
+    for name, (own, other) in (("SCORES", scores), ("HIDDEN", hidden)):
+        if len(own) != len(other) or not all(type(layer) is int for layer in (*own, *other)):
+            raise UserError(
+                f"DISTILL.STUDENT_{name}={own} and DISTILL.TEACHER_{name}={other}: must be lists of as many layers, by "
+                "their numbers"
+            )
+    if any(layer > depth for layer in scores[0]) and not distill.EXTRA_BLOCK:
+        raise UserError(f"DISTILL.STUDENT_SCORES={scores[0]}: the student has {depth} layers; see DISTILL.EXTRA_BLOCK")
+    pairs = [tuple(zip(*lists, strict=True)) for lists in (scores, hidden)]
+    return Matches(*pairs, distill.SCORES_WEIGHT, distill.HIDDEN_WEIGHT)
+
+
 def transform(config) -> Transform:
     """Return a random crop and a flip, and nothing else (Sec. 4.1 "Data augmentation"), for each of TRAIN.VIEWS."""
     return train_transform(config, *[crop_and_flip(config, _CROP_SCALE)] * config.TRAIN.VIEWS)
 
 
-METHOD = Method("pretrain", build, transform)
+METHOD = Method(
+    "pretrain", build, transform, variant=lambda config: "" if config.DISTILL.TEACHER is None else "distilled"
+)

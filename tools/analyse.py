@@ -22,6 +22,7 @@ import paddle
 
 from arguments import Parser
 from errors import UserError
+from methods import networks
 from pipeline import sources
 from storage import atomic
 from tools import inputs, pages, plots
@@ -134,11 +135,11 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
         raise UserError(f"-num and -batch_size must be at least {_SMALLEST_BATCH}")
     out = inputs.new_directory(args.out, [given for given in (args.run, args.other) if given])
     device.set_device()
-    model, config = inputs.load_encoder(args.run, inputs.read_config(args))
+    model, config = networks.load_encoder(args.run, inputs.read_config(args))
     other = None
     if args.other is not None:
         other_args = argparse.Namespace(**{**vars(args), "run": args.other})
-        other, other_config = inputs.load_encoder(args.other, inputs.read_config(other_args))
+        other, other_config = networks.load_encoder(args.other, inputs.read_config(other_args))
         if inputs.input_of(other_config) != inputs.input_of(config):
             raise UserError(f"-with {args.other}: its images have another size or normalisation than {args.run}'s")
     source = inputs.open_any_images(config, args.split)

@@ -30,6 +30,7 @@ from PIL import Image
 
 from arguments import Parser
 from errors import UserError
+from methods import networks
 from pipeline import sources
 from pipeline.sources import open_image
 from pipeline.transforms import eval_transform
@@ -53,11 +54,11 @@ class Demo:
     """
 
     def __init__(self, autoencoder: str, classifier: str | None = None):
-        self.model, self.config = inputs.load_autoencoder(autoencoder)
-        self.encoder, _ = inputs.load_encoder(autoencoder)
+        self.model, self.config = networks.load_autoencoder(autoencoder)
+        self.encoder, _ = networks.load_encoder(autoencoder)
         self.classifier, self.classifier_config, self.names = None, None, []
         if classifier is not None:
-            self.classifier, self.classifier_config = inputs.load_classifier(classifier)
+            self.classifier, self.classifier_config = networks.load_classifier(classifier)
             self.names = _names(self.classifier_config)
 
     def reconstruct(

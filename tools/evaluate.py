@@ -20,6 +20,7 @@ import paddle
 
 from arguments import Parser
 from errors import UserError
+from methods import networks
 from storage import atomic
 from tools import inputs, pages, plots, robustness, tables
 from training import cli, device
@@ -191,7 +192,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     out = inputs.new_directory(args.out, [args.run])
     device.set_device()
     more = ["DATA.CROP_PCT", 1.0] if args.benchmark == "c" else []
-    model, config = inputs.load_classifier(args.run, inputs.read_config(args, *more))
+    model, config = networks.load_classifier(args.run, inputs.read_config(args, *more))
     if args.benchmark is None:
         source = inputs.open_images(config, args.split, num_classes=config.MODEL.NUM_CLASSES)
         return evaluate_source(model, config, source, out)

@@ -28,6 +28,7 @@ from paddle import nn
 from arguments import Parser
 from config import image_size_hw, network_of
 from errors import UserError, one_line
+from methods import networks
 from tools import inputs
 from training import cli
 from transformer import VisionTransformer
@@ -187,7 +188,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     paddle.set_device("cpu")
     config = inputs.read_config(args)
     is_encoder = args.encoder or network_of(config) not in ("classifier", "probe")
-    model, config = (inputs.load_encoder if is_encoder else inputs.load_classifier)(args.run, config)
+    model, config = (networks.load_encoder if is_encoder else networks.load_classifier)(args.run, config)
     shape = (config.DATA.IMAGE_CHANNELS, *image_size_hw(config))
     _check_space(model, out)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as folder:  # what is wrong does not stay

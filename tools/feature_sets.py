@@ -8,6 +8,7 @@ import numpy as np
 
 from arguments import Parser
 from errors import UserError
+from methods import networks
 from storage import atomic, weight_files
 from tools import inputs
 from tools.features import POOLS, extract_all
@@ -25,7 +26,7 @@ def add_feature_flags(parser: Parser) -> None:
 def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
     """Return `features` and `labels` of splits, from the cache where it has them."""
     device.set_device()
-    model, config = inputs.load_encoder(args.run, inputs.read_config(args))
+    model, config = networks.load_encoder(args.run, inputs.read_config(args))
     weights, results = weight_files.resolve(args.run).resolve(), []
     settings = hashlib.sha256(f"{config.DATA.dump()}{config.MODEL.dump()}".encode()).hexdigest()
     for split in splits:

@@ -31,6 +31,7 @@ from numpy.lib.format import open_memmap
 
 from arguments import Parser
 from errors import UserError
+from methods import networks
 from pipeline.loading import Loader
 from storage import atomic
 from tools import inputs
@@ -198,7 +199,7 @@ def main(argv: list[str] | None = None) -> Path:
     out = Path(args.out)
     out = inputs.new_file(out, ".npz", inputs=[args.run]) if out.suffix else inputs.new_directory(out, [args.run])
     device.set_device()
-    model, config = inputs.load_encoder(args.run, inputs.read_config(args))
+    model, config = networks.load_encoder(args.run, inputs.read_config(args))
     source = inputs.open_any_images(config, args.split)
     is_file = out.suffix.lower() == ".npz"
     loader = inputs.open_loader(config, source)

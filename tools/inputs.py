@@ -5,20 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from paddle import nn
 
-import checkpoint
 import datasets
 from arguments import Parser
-from config import get_config, image_size_hw, network_of, replaced
+from config import get_config, image_size_hw
 from errors import UserError
-from mae import MAEPretrain, build_mae_pretrain
 from pipeline import loading, sources
 from pipeline.samplers import EvalSampler
 from pipeline.transforms import eval_transform
 from storage import run_files, weight_files
 from training import loaders
-from transformer import VisionTransformer, build_transformer
 
 _OVERRIDES = {
     "dataset": "DATA.DATASET",
@@ -51,41 +47,6 @@ def read_config(args: argparse.Namespace, *more: object):
         if getattr(args, flag, None) is not None:
             words += [key, getattr(args, flag)]
     return get_config(weight_files.config_beside(weight_files.resolve(args.run)), [*words, *args.opts, *more])
-
-
-def load_autoencoder(path: str | Path, config=None) -> tuple[MAEPretrain, object]:
-    """Load an autoencoder and its config from a pretraining run, a checkpoint, or a file with its YAML beside it."""
-    weights = weight_files.resolve(path)
-    config = config or get_config(weight_files.config_beside(weights))
-    if network_of(config) != "autoencoder":
-        raise UserError(
-            f"{weights}: weights of a classifier or an encoder; reconstructing needs the decoder, which only "
-            "pretraining runs and full pretraining files have"
-        )
-    return _load(build_mae_pretrain(config), weights), config
-
-
-def load_encoder(path: str | Path, config=None) -> tuple[VisionTransformer, object]:
-    """Load the encoder of any weights as a model from images to features [B, D]."""
-    weights = weight_files.resolve(path)
-    config = config or get_config(weight_files.config_beside(weights))
-    headless = replaced(config, "MODEL.NUM_CLASSES", 0)
-    return _load(build_transformer(headless), weights, allow_unexpected=checkpoint.NAMES_BESIDE_ENCODER), config
-
-
-def load_classifier(path: str | Path, config=None) -> tuple[VisionTransformer, object]:
-    """Load a classifier of a finetuning or probing run, or of a ported file."""
-    weights = weight_files.resolve(path)
-    config = config or get_config(weight_files.config_beside(weights))
-    if network_of(config) not in ("classifier", "probe") or config.MODEL.NUM_CLASSES == 0:
-        raise UserError(f"{weights}: an encoder without a classifier; finetune or probe it first")
-    return _load(build_transformer(config), weights, allow_unexpected=checkpoint.UNUSED_PROBE_NORM), config
-
-
-def _load(model: nn.Layer, weights: Path, **allowed: object):
-    checkpoint.load_weights(model, weights, **allowed)
-    model.eval()
-    return model
 
 
 def open_any_images(config, split: str) -> sources.Source:

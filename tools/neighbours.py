@@ -18,6 +18,7 @@ import numpy as np
 
 from arguments import Parser
 from errors import UserError
+from methods import networks
 from pipeline import sources
 from storage import atomic
 from tools import drawing, inputs, pages
@@ -59,7 +60,7 @@ def draw_neighbours(args) -> tuple[list[np.ndarray], list[str]]:
     columns = [framed(_pictures(configs[0], bank, queries), [_WHITE] * len(queries))]
     lines = []
     for run, config in zip(args.runs, configs, strict=True):
-        model, _ = inputs.load_encoder(run, config)
+        model, _ = networks.load_encoder(run, config)
         features = extract_all(model, inputs.open_loader(config, bank), None, args.pool)["features"]
         if len(features) < len(bank):
             raise UserError(f"{source.origin}: {len(bank) - len(features)} images cannot be read; leave them out")

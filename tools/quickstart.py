@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from errors import UserError
-from tools import drawing, inputs, pages, plots, report
+from methods import networks
+from tools import drawing, pages, plots, report
 from training import cli
 
 ROOT = runtime.ROOT
@@ -76,7 +77,7 @@ def write_report(rows: list[list[object]], path: Path) -> None:
             ),
         ]
     )
-    model, config = inputs.load_autoencoder(OUTPUT / "pretrain")
+    model, config = networks.load_autoencoder(OUTPUT / "pretrain")
     grid = drawing.make_grid(drawing.draw_panels(model, config, drawing.draw_images(config, 8)))
     pages.write_page(
         path,

@@ -20,6 +20,7 @@ import paddle
 from arguments import Parser
 from config import get_config, network_of
 from errors import UserError, one_line
+from methods import networks
 from pipeline import sources
 from storage.json_files import NUMBER, is_a
 from strict_config import read_yaml
@@ -101,7 +102,7 @@ def draw_samples(run_dir: Path) -> str:
             return _draw_predictions(run_dir, config)
         if network_of(config) != "autoencoder":
             return _draw_attention(run_dir, config)
-        model, _ = inputs.load_autoencoder(run_dir)
+        model, _ = networks.load_autoencoder(run_dir)
         panels = drawing.draw_panels(model, config, drawing.draw_images(config, _NUM_PICTURES))
         return pages.html_figure(drawing.make_grid(panels), drawing.caption_of(model))
     except (UserError, OSError, RuntimeError) as error:
@@ -110,7 +111,7 @@ def draw_samples(run_dir: Path) -> str:
 
 def _draw_predictions(run_dir: Path, config) -> str:
     evaluated = config.MODEL.RESUME or config.MODEL.PRETRAINED
-    model, _ = inputs.load_classifier(evaluated if config.EVAL else run_dir, config)
+    model, _ = networks.load_classifier(evaluated if config.EVAL else run_dir, config)
     source = inputs.open_images(config, "val")
     chosen = sources.Subset(source, np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES])
     names = evaluate.class_names(source, config.MODEL.NUM_CLASSES)
@@ -129,7 +130,7 @@ def _draw_predictions(run_dir: Path, config) -> str:
 
 
 def _draw_attention(run_dir: Path, config) -> str:
-    model, _ = inputs.load_encoder(run_dir, config)
+    model, _ = networks.load_encoder(run_dir, config)
     panels = drawing.draw_attention(model, config, drawing.draw_images(config, _NUM_PICTURES))
     return pages.html_figure(
         drawing.make_grid(panels), "Columns: original, attention rollout, heads of the last layer."

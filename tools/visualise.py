@@ -27,6 +27,7 @@ from PIL import Image
 from arguments import Parser, finite
 from config import network_of
 from errors import UserError
+from methods import networks
 from pipeline import sources
 from pipeline.sources import open_image
 from storage import atomic
@@ -126,9 +127,9 @@ def main(argv: list[str] | None = None) -> Path:
         images = draw_images(config, args.num, args.seed, args.split)
     pictures = []
     if network_of(config) == "autoencoder" or not args.attention:
-        pictures = _reconstructions(*inputs.load_autoencoder(args.run, config), images, args)
+        pictures = _reconstructions(*networks.load_autoencoder(args.run, config), images, args)
     if args.attention:
-        panels = draw_attention(inputs.load_encoder(args.run, config)[0], config, images, args.layer)
+        panels = draw_attention(networks.load_encoder(args.run, config)[0], config, images, args.layer)
         caption = f"Columns: original, rollout over all layers, then each head of layer {args.layer} (class token)."
         pictures.append(("Attention", make_grid(panels), caption))
     if out.suffix.lower() == ".png":

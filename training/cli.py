@@ -29,6 +29,7 @@ _FLAG_KEYS = {  # flag: configuration keys that it sets
     "image_size": ("DATA.IMAGE_SIZE",),
     "accum_iter": ("TRAIN.ACCUM_ITER",),
     "pretrained": ("MODEL.PRETRAINED",),
+    "teacher": ("DISTILL.TEACHER",),
     "resume": ("MODEL.RESUME",),
     "last_epoch": ("TRAIN.LAST_EPOCH",),
     "eval": ("EVAL",),
@@ -54,6 +55,7 @@ def make_parser(script: str, description: str) -> Parser:
         "or a checkpoint or run directory",
         metavar="PATH",
     )
+    add("teacher", "frozen network that the model learns from, where the method can: weights, or a run", metavar="PATH")
     add(
         "resume",
         "continue a run: its directory, one of its checkpoints, or 'auto' for the newest run that is there, if any",

@@ -23,7 +23,7 @@ class RunState:
 
     Attributes:
         step: updates done.
-        task, optimizer, num_images, seed: what a run must share with the checkpoint to continue it.
+        task, optimizer, num_images, seed, teacher: what a run must share with the checkpoint to continue it.
         epoch: epochs done.
         images_done: images of the epoch after these that are done, 0 at its end.
         images_per_update, ranks: of the run that saved.
@@ -46,6 +46,7 @@ class RunState:
     best: float | None = None
     scaler: dict = dataclasses.field(default_factory=dict)
     save_number: int = 0
+    teacher: str | None = None
 
     def write(self, checkpoint_dir: Path) -> None:
         """Write state.json into a checkpoint."""
@@ -100,6 +101,7 @@ def identity(task: Task, plan: Plan, config) -> dict[str, object]:
         "optimizer": config.TRAIN.OPTIMIZER.NAME.removesuffix("DL"),  # AdamWDL is AdamW
         "num_images": plan.num_images,
         "seed": config.SEED,
+        "teacher": task.teacher,
     }
 
 

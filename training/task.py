@@ -57,6 +57,7 @@ class Task:
         accumulates: TRAIN.ACCUM_ITER may be above 1.
         cost: of a training step for one image.
         lr_scales: multipliers of the learning rate of parts of the model, by name, to log beside it.
+        teacher: SHA-256 of the weights of a network that is needed to train, and no part of the checkpoints.
         notes: returns lines for the log before the first update, given the number of training images.
         can_be_traced: the forward pass takes images alone and runs once per micro-step, so TRAIN.TO_STATIC may apply.
     """
@@ -78,6 +79,7 @@ class Task:
     lr_scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: Callable[[int], list[str]] = lambda num_images: []
     can_be_traced: bool = False
+    teacher: str | None = None
 
     @property
     def network(self) -> nn.Layer:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from errors import UserError
-from methods import dispatch
-from tools import analyse, inputs, layer_measures
+from methods import dispatch, networks
+from tools import analyse, layer_measures
 
 pytestmark = pytest.mark.quick
 
@@ -92,7 +92,7 @@ def test_command(tiny_run, image_folder, tmp_path):
         folders.append(str(run.directory))
     flags = ["-dataset", "folder", "-data_path", str(image_folder), "-out", str(tmp_path / "out"), "-num", "10"]
     found = analyse.main([folders[0], "-with", folders[1], *flags, "-batch_size", "4"])  # 4, 4, and 2 that are left out
-    model, _ = inputs.load_encoder(folders[0])
+    model, _ = networks.load_encoder(folders[0])
     depth = len(model.encoder.layers)
     assert found["distance"].shape == (depth, model.encoder.layers[0].attn.num_heads)
     assert found["cka"].shape == found["cka_other"].shape == (depth + 1, depth + 1)

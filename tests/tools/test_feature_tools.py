@@ -17,7 +17,7 @@ from sklearn.preprocessing import normalize
 
 import datasets
 from errors import UserError
-from methods import dispatch
+from methods import dispatch, networks
 from pipeline.sources import FileImages
 from tools import cluster, features, inputs, knn, lowshot
 
@@ -95,7 +95,7 @@ def test_accuracy_of_clusters_is_that_of_the_best_assignment():
 def test_features_are_what_the_layers_put_out(tiny_run, mode):
     run = tiny_run(mode, *NOTHING)
     dispatch.train_or_evaluate(run)
-    model, config = inputs.load_encoder(run.directory)
+    model, config = networks.load_encoder(run.directory)
     images = paddle.rand([2, 3, 16, 16])
     depth = len(model.encoder.layers)
     with paddle.no_grad():

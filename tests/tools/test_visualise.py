@@ -10,7 +10,7 @@ from PIL import Image
 
 import mae
 from errors import UserError
-from methods import dispatch
+from methods import dispatch, networks
 from pipeline import sources, transforms
 from tools import attention, drawing, inputs, visualise
 
@@ -32,7 +32,7 @@ def trained(tiny_run):
 
 def test_visible_pixels_are_those_of_the_photo(trained, image_folder, tmp_path):
     run = trained()
-    model, config = inputs.load_autoencoder(run)
+    model, config = networks.load_autoencoder(run)
     source = inputs.open_images(config.clone(), "val", needs_labels=False)
     images = drawing.draw_images(config, 3)
     original, masked, _, pasted = drawing.draw_panels(model, config, images)
@@ -48,7 +48,7 @@ def test_visible_pixels_are_those_of_the_photo(trained, image_folder, tmp_path):
 
 def test_patches_get_their_own_mean_and_contrast_back(trained):
     """A model that predicts the target itself reconstructs the photo, with normalised pixels, too."""
-    model, config = inputs.load_autoencoder(trained())
+    model, config = networks.load_autoencoder(trained())
     assert model.norm_pix_loss
     images = paddle.to_tensor(drawing.draw_images(config, 2))
     target = mae.patchify(images, model.patch_embedding.patch_size)
@@ -80,7 +80,7 @@ def test_a_drawn_mask_hides_what_is_white(trained, tmp_path):
     Image.fromarray(drawn).save(tmp_path / "mask.png")
     noise, ratio = visualise.read_mask(str(tmp_path / "mask.png"), (4, 4))
     assert ratio == 2 / 16
-    model, config = inputs.load_autoencoder(trained())
+    model, config = networks.load_autoencoder(trained())
     _, masked, _, _ = drawing.draw_panels(model, config, drawing.draw_images(config, 1), mask_ratio=ratio, noise=noise)
     hidden = (masked[0] == 128).all(axis=-1)
     assert hidden[:4, 8:].all()
@@ -93,7 +93,7 @@ def test_a_drawn_mask_hides_what_is_white(trained, tmp_path):
 
 
 def test_attention_is_that_of_the_model_and_rollout_is_the_product(trained):
-    model, config = inputs.load_encoder(trained("finetune"))
+    model, config = networks.load_encoder(trained("finetune"))
     images = paddle.to_tensor(drawing.draw_images(config, 2))
     with paddle.no_grad():
         scores = list(attention.attention_logits(model, images))

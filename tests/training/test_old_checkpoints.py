@@ -11,9 +11,9 @@ import pytest
 import main_multi_gpu_finetune
 import main_multi_gpu_linearprobe
 import main_multi_gpu_pretrain
+from methods import networks
 from runtime import ROOT
 from storage.json_files import read_records
-from tools import inputs
 
 RUNS = ROOT / "tests" / "golden" / "checkpoints"
 MAINS = {
@@ -57,7 +57,7 @@ def test_an_old_run_is_evaluated_and_read(runs, mode, tmp_path):
         ["-cfg", str(config), "-eval", "-pretrained", str(run / "step-00000002"), "-output", str(tmp_path)]
     )
     assert scores["acc1"] == 25.0
-    assert inputs.load_encoder(run / "step-00000002")[0].classifier is not None
+    assert networks.load_encoder(run / "step-00000002")[0].classifier is not None
 
 
 def test_an_old_autoencoder_is_finetuned(runs, tmp_path):
