@@ -158,7 +158,10 @@ _key("TRAIN.EMA_DECAY", None, "float or None, above 0 and below 1")  # new: keep
 _key("TRAIN.OPTIMIZER.NAME", "AdamW", "one of AdamW, AdamWDL, LARS, SGD")  # AdamWDL is AdamW with LAYER_DECAY
 _key("TRAIN.OPTIMIZER.EPS", 1e-8, "above 0")
 _key("TRAIN.OPTIMIZER.BETAS", [0.9, 0.95])
+_key("TRAIN.OPTIMIZER.NESTEROV", False)  # new: of SGD
 _key("TRAIN.CROP_SCALE", None, "list or None")  # new: area of a random crop; None: [0.2, 1] to pretrain, else [0.08, 1]
+# New: how crops to pretrain are resized; random: bilinear or bicubic, drawn for each. Not with DATA.FAST_DECODE.
+_key("TRAIN.INTERPOLATION", "bicubic", "one of bicubic, random")
 _key("TRAIN.FLIP_PROB", 0.5, "from 0 to 1")  # new
 _key("TRAIN.SMOOTHING", 0.1, "at least 0 and below 1")
 _key("TRAIN.COLOR_JITTER", 0.0, "from 0 to 1e6")  # strength; used where neither AUTO_AUGMENT nor RAND_AUGMENT is

@@ -127,9 +127,14 @@ class LARS(Optimizer):
 
 
 def build_optimizer(
-    name: str, groups: list[dict], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    name: str,
+    groups: list[dict],
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    nesterov: bool = False,
 ) -> Optimizer:
-    """Build AdamW, LARS or SGD (momentum 0.9) over `param_groups`; the engine sets the learning rate."""
+    """Build AdamW, LARS or SGD (momentum 0.9, or Nesterov's) over `param_groups`; the engine sets the learning rate."""
     if name in ("AdamW", "AdamWDL"):
         return AdamW(
             learning_rate=0.0, parameters=groups, beta1=betas[0], beta2=betas[1], epsilon=eps, weight_decay=0.0
@@ -137,5 +142,5 @@ def build_optimizer(
     if name == "LARS":
         return LARS(learning_rate=0.0, parameters=groups)
     if name == "SGD":
-        return Momentum(learning_rate=0.0, parameters=groups, momentum=0.9)
+        return Momentum(learning_rate=0.0, parameters=groups, momentum=0.9, use_nesterov=nesterov)
     raise UserError(f"TRAIN.OPTIMIZER.NAME={name!r}: must be AdamW, LARS or SGD")

@@ -28,23 +28,33 @@ def random_resized_crop(
     rng: np.random.Generator,
     scale: Sequence[float] = (0.08, 1.0),
     ratio: Sequence[float] = (3 / 4, 4 / 3),
+    resample: Image.Resampling = BICUBIC,
 ) -> Image.Image | np.ndarray:
-    """Crop a random area and aspect ratio, and resize it (bicubic); ten tries, then a centre crop.
+    """Crop a random area and aspect ratio, and resize it; ten tries, then a centre crop.
 
     Args:
         scale: smallest and largest share of the image's area.
         ratio: smallest and largest width / height, drawn log-uniformly.
+        resample: filter; a `LazyJpeg` has its own.
     """
     width, height = image.size
     for _ in range(10):
         crop_h, crop_w = _draw_sides(width * height, rng, scale, ratio)
         if 0 < crop_w <= width and 0 < crop_h <= height:
             top, left = rng.integers(height - crop_h + 1), rng.integers(width - crop_w + 1)
-            return _crop_and_resize(image, top, left, crop_h, crop_w, size_hw)
+            return _crop_and_resize(image, top, left, crop_h, crop_w, size_hw, resample)
     aspect = min(max(width / height, ratio[0]), ratio[1])
     crop_w = min(width, round(height * aspect))
     crop_h = max(1, min(height, round(crop_w / aspect)))
-    return _crop_and_resize(image, (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w, size_hw)
+    return _crop_and_resize(image, (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w, size_hw, resample)
+
+
+def crop_by_a_random_filter(
+    image: Image.Image | LazyJpeg, size_hw: tuple[int, int], rng: np.random.Generator, scale: Sequence[float]
+) -> Image.Image | np.ndarray:
+    """Do `random_resized_crop` by a bilinear or a bicubic filter, with even chances, as timm's "random" does."""
+    resample = (Image.Resampling.BILINEAR, BICUBIC)[rng.integers(2)]
+    return random_resized_crop(image, size_hw, rng, scale, resample=resample)
 
 
 def random_resized_crop_tf(
@@ -97,12 +107,18 @@ def _draw_sides(
 
 
 def _crop_and_resize(
-    image: Image.Image | LazyJpeg, top: int, left: int, height: int, width: int, size_hw: tuple[int, int]
+    image: Image.Image | LazyJpeg,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    size_hw: tuple[int, int],
+    resample: Image.Resampling = BICUBIC,
 ) -> Image.Image | np.ndarray:
     box = (left, top, left + width, top + height)
     if isinstance(image, LazyJpeg):
         return image.crop_and_resize(box, size_hw)
-    return image.crop(box).resize((size_hw[1], size_hw[0]), BICUBIC)
+    return image.crop(box).resize((size_hw[1], size_hw[0]), resample)
 
 
 # ---- single operations: (image, strength, fill) -> image ---------------------------------------

@@ -59,6 +59,8 @@ def crop_and_flip(config, scale: Sequence[float], crop: Crop = augment.random_re
         crop: `augment.random_resized_crop`, or another function like it.
     """
     size_hw, scale, flip_prob = image_size_hw(config), config.TRAIN.CROP_SCALE or scale, config.TRAIN.FLIP_PROB
+    if config.TRAIN.INTERPOLATION == "random" and crop is augment.random_resized_crop:
+        crop = augment.crop_by_a_random_filter
 
     def view(image: Image.Image | LazyJpeg, rng: np.random.Generator) -> np.ndarray:
         return augment.as_pixels(augment.random_flip(crop(image, size_hw, rng, scale), rng, flip_prob))

@@ -16,7 +16,8 @@ def optimizer_of(config, groups: list[dict]):
         groups: of `optim.param_groups`; those of several networks one after the other.
     """
     settings = config.TRAIN.OPTIMIZER
-    build = functools.partial(build_optimizer, settings.NAME, betas=settings.BETAS, eps=settings.EPS)
+    options = {"betas": settings.BETAS, "eps": settings.EPS, "nesterov": settings.NESTEROV}
+    build = functools.partial(build_optimizer, settings.NAME, **options)
     return ShardedOptimizer(build, groups) if config.TRAIN.SHARD_OPTIMIZER else build(groups)
 
 

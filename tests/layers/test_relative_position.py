@@ -9,6 +9,7 @@ from config import get_config
 from errors import UserError
 from layers import kernels
 from layers.relative_position import index_of, num_rows, resize_bias_table
+from mae import build_mae_pretrain
 from methods import dispatch
 from optim import param_groups
 from port_weights import port
@@ -50,6 +51,9 @@ def test_counts_are_those_of_mae_lite():
     assert plain == 5_717_416
     assert count("finetune", *RPE) - plain == 105_408
     assert count("finetune", "MODEL.ENCODER.RELATIVE_POSITION_BIAS", "shared") - plain == 732 * 12
+    mae = build_mae_pretrain(get_config(ROOT / "configs" / "vit_tiny_patch16_224_pretrain.yaml"))
+    parts = ("decoder", "mask_token", "linear_projection")
+    assert sum(p.size for name, p in mae.named_parameters() if name.startswith(parts)) == 224_064 - 197 * 96
 
 
 @pytest.mark.quick

@@ -1,0 +1,188 @@
+"""Run a recipe with every combination of some settings, one run each, and compare the results.
+
+    python -m tools.sweep -cfg FILE -grid KEY=VALUE,VALUE [KEY/KEY=VALUE/VALUE,...] [-out DIR] -- FLAGS
+    python -m tools.sweep -cfg configs/vit_micro_patch4_32_finetune.yaml -grid TRAIN.BASE_LR=1e-3,2e-3 -- -data_path DIR
+
+Keys joined by / change together. What follows -- goes to the main script that the recipe is for. Each combination is a
+run in -out, named after its values; one that has ended is not repeated, one that was stopped goes on. Results are those
+of the last evaluation, or of the last training record where a method has none: results.json and results.html in -out.
+"""
+
+import runtime
+
+runtime.prepare()
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from arguments import Parser, user_path
+from config import get_config
+from errors import UserError, printable
+from methods import dispatch
+from runtime import ROOT
+from storage import atomic
+from storage.json_files import read_json
+from tools import pages
+from training import cli
+from training.log import read_log
+
+_RESULTS, _PAGE = "results.json", "results.html"
+_OWN_FLAGS = ("cfg", "output", "resume", "eval", "dry_run")
+_MOST_POINTS = 10_000
+
+
+def read_grid(words: Sequence[str]) -> list[dict[str, str]]:
+    """Return the combinations of a grid in order, each as {key: value}.
+
+    Args:
+        words: KEY=VALUE,VALUE or KEY/KEY=VALUE/VALUE,VALUE/VALUE; a value that has a comma is in brackets.
+
+    Raises:
+        UserError: if one is anything else, or a key is there twice.
+    """
+    axes, seen = [], set()
+    for word in words:
+        names, equals, texts = word.partition("=")
+        keys, points = names.split("/"), []
+        for text in _split_values(texts):
+            values = text.split("/") if len(keys) > 1 else [text]
+            if not equals or len(values) != len(keys) or not all((*keys, *values)):
+                raise UserError(
+                    f"-grid {printable(word)}: expected KEY=VALUE,VALUE or KEY/KEY=VALUE/VALUE,VALUE/VALUE, with a "
+                    "value for each key"
+                )
+            points.append(dict(zip(keys, values, strict=True)))
+        if seen & set(keys) or len(set(keys)) < len(keys):
+            raise UserError(f"-grid {printable(word)}: a key is there twice")
+        seen |= set(keys)
+        axes.append(points)
+    combinations = [{k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes)]
+    if len(combinations) > _MOST_POINTS:
+        raise UserError(f"-grid: {len(combinations):,} combinations; at most {_MOST_POINTS:,}")
+    return combinations
+
+
+def _split_values(text: str) -> list[str]:
+    """Split at commas outside brackets."""
+    values, depth = [""], 0
+    for letter in text:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and depth == 0:
+            values.append("")
+        else:
+            values[-1] += letter
+    return values
+
+
+def name_of(point: dict[str, str]) -> str:
+    """Return the name of a combination's run: the last words of its keys, in lower case, with the values."""
+    parts = [f"{key.rpartition('.')[2].lower()}={value}" for key, value in point.items()]
+    name = ",".join(parts).replace("/", "_").replace(" ", "")
+    if len(name) > 150 or not name.isprintable():
+        raise UserError(f"-grid: the run of {printable(name, 60)} would have a name that is too long, or not printable")
+    return name
+
+
+def run_point(cfg: str, script: str, point: dict[str, str], out: Path, flags: Sequence[str]) -> int:
+    """Run one combination in a process of its own, and return its exit code."""
+    settings = [word for pair in point.items() for word in pair]
+    command = [sys.executable, str(ROOT / f"main_multi_gpu_{script}.py"), "-cfg", cfg, *flags, "-output", str(out)]
+    command += ["-resume", "auto", "-opts", *settings, "RUN", name_of(point)]
+    return subprocess.run(command, env=runtime.original_environment(), check=False).returncode
+
+
+def read_result(run: Path) -> dict[str, float]:
+    """Return the numbers of a run's last evaluation; without one, of its last training record."""
+    records = read_log(run)
+    chosen = [record for record in records if record["event"] == "eval"] or records
+    hidden = {"event", "step", "lr", "grad_norm", "images_per_sec", "data_wait"}
+    return {key: value for key, value in chosen[-1].items() if key not in hidden} if chosen else {}
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, object]]:
+    """Run what has not ended yet, and return the settings and results of all combinations."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    place = argv.index("--") if "--" in argv else len(argv)
+    own, flags = argv[:place], argv[place + 1 :]
+    parser = Parser(prog="python -m tools.sweep", description=__doc__)
+    parser.add("cfg", "YAML file of the recipe", required=True, metavar="FILE")
+    parser.add("grid", "settings: KEY=VALUE,VALUE ...", required=True, nargs="+", metavar="KEY=VALUES")
+    parser.add("out", "directory for the runs and the results (default: output/sweep)", default="output/sweep")
+    args = parser.parse_args(own)
+    refused = [flag for flag in flags if flag.lstrip("-") in _OWN_FLAGS and flag.startswith("-")]
+    if refused:
+        raise UserError(f"{refused[0]}: is set by the sweep itself; see -cfg and -out before the --")
+    points, out = read_grid(args.grid), user_path(args.out, "-out")
+    for point in points:  # a mistake ends the sweep before the first run
+        config = get_config(args.cfg, [word for pair in point.items() for word in pair])
+    script = dispatch.method_of(config).script
+    out.mkdir(parents=True, exist_ok=True)
+    done = _read_done(out, args.cfg, flags)
+    rows, failed = [], []
+    for number, point in enumerate(points, start=1):
+        name = name_of(point)
+        if name not in done:
+            print(f"{number} of {len(points)}: {name}", flush=True)
+            code = run_point(args.cfg, script, point, out, flags)
+            if code in (cli.program.EXIT_STOPPED, 130, 143):
+                raise SystemExit(code)
+            if code:
+                failed.append(f"{name} (exit code {code})")
+                continue
+            done[name] = read_result(out / name)
+            _write_done(out, args.cfg, flags, done)
+        rows.append({**point, **done[name], "run": str(out / name)})
+    rows = _sorted(rows)
+    _report(rows, list(points[0]), out)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(points)} runs failed: {', '.join(failed)}; start the sweep again to retry"
+        )
+    return rows
+
+
+def _read_done(out: Path, cfg: str, flags: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the results of runs that ended, by name; raise UserError if they are those of another sweep."""
+    file = out / _RESULTS
+    if not file.is_file():
+        return {}
+    values = read_json(file, {"cfg": str, "flags": list, "runs": dict}, advice="choose another -out")
+    if (values["cfg"], values["flags"]) != (cfg, list(flags)):
+        raise UserError(f"{out}: holds the sweep of {values['cfg']} {' '.join(values['flags'])}; choose another -out")
+    return values["runs"]
+
+
+def _write_done(out: Path, cfg: str, flags: Sequence[str], done: dict) -> None:
+    atomic.write_text(out / _RESULTS, json.dumps({"cfg": cfg, "flags": list(flags), "runs": done}, indent=1))
+
+
+def _sorted(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Put the best run first: by top-1 accuracy, or by the lowest loss where there is none."""
+    return sorted(rows, key=lambda row: (-row.get("acc1", 0.0), row.get("loss", 0.0)))
+
+
+def _report(rows: list[dict[str, object]], keys: list[str], out: Path) -> None:
+    if not rows:
+        return
+    metrics = [name for name in ("acc1", "acc5", "loss", "epoch") if name in rows[0]]
+    header = [*keys, *metrics, "run"]
+    table = [[row.get(name, "-") for name in header] for row in rows]
+    widths = [max(len(_text(cell)) for cell in column) for column in zip(header, *table, strict=True)]
+    for line in (header, *table):
+        print("  ".join(_text(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    note = "The first run is the best one on val, on which it was also chosen." if "acc1" in metrics else ""
+    sections = [("Results", pages.html_table(header, table) + pages.html_paragraph(note))]
+    pages.write_page(out / _PAGE, f"Sweep of {len(rows)} runs", sections)
+    print(f"wrote {out / _RESULTS} and {out / _PAGE}")
+
+
+def _text(cell: object) -> str:
+    return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+
+
+if __name__ == "__main__":
+    cli.run(main)
