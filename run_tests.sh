@@ -2,7 +2,7 @@
 # Lint and test in a virtual environment that this script makes.
 #
 #   sh run_tests.sh                  everything but the comparison with torch
-#   TORCH=1 sh run_tests.sh          with it
+#   TORCH=1 sh run_tests.sh          with it, and with the ViTs of PaddleDetection and PaddleSeg
 #   PADDLE=2.6 sh run_tests.sh       the quick tests on Paddle 2.6.2
 #   sh run_tests.sh tests/test_mae.py -k mask      arguments go to pytest
 set -eu
@@ -15,6 +15,7 @@ if [ "${PADDLE:-}" = "2.6" ]; then
 fi
 if [ -n "${TORCH:-}" ]; then
     setup_venv .venv 13 requirements.txt requirements/dev.txt requirements/torch.txt
+    .venv/bin/python -m pip install --quiet --no-deps -r requirements/engines.txt
 else
     setup_venv .venv 13 requirements.txt requirements/dev.txt
 fi

@@ -1,6 +1,6 @@
 """Convert weights between implementations of MAE.
 
-    python -m port_weights SRC DST [-to official|timm|transformers]
+    python -m port_weights SRC DST [-to official|timm|transformers|paddledetection|paddleseg|detectron2]
 
 SRC is a weight file of the official MAE, PaddleViT, PASSL, timm, transformers (or its directory), MAE-Lite, MAE-CT or
 MAWS, or a run or checkpoint of this project; whose it is, is found out. DST is a .pdparams or .safetensors file; a

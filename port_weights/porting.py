@@ -9,7 +9,7 @@ from config import get_config, network_of
 from errors import UserError, abridge
 from port_weights.families import recognise
 from port_weights.recognised import Recognised, is_sincos
-from port_weights.writing import check_destination, write
+from port_weights.writing import check_destination, is_directory, write
 from storage import manifest, weight_files
 from storage.architecture import Architecture, count_layers, infer, of_config
 from storage.json_files import read_json
@@ -98,7 +98,7 @@ def port(
     destination = Path(destination)
     check_destination(destination, target)
     path, config = _find_source(Path(source))
-    if destination.resolve() == (path.resolve().parent if target == "transformers" else path.resolve()):
+    if destination.resolve() == (path.resolve().parent if is_directory(target) else path.resolve()):
         raise UserError(f"{destination}: is the source itself; write to another place")
     file = weight_files.read(path, entry)
     found = recognise(file, config, grid_hw)

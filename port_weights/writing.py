@@ -11,7 +11,7 @@ import yaml
 
 from config import type_of
 from errors import UserError
-from port_weights import export
+from port_weights import engines, export
 from storage import atomic, run_files, weight_files
 from storage.architecture import Architecture
 from storage.stored_tensor import StoredTensor
@@ -24,9 +24,15 @@ _SUFFIXES = {
     "official": _TORCH_SUFFIXES,
     "timm": (*_TORCH_SUFFIXES, ".safetensors"),
     "transformers": (),
+    **dict.fromkeys(engines.ENGINES, ()),
 }
 TARGETS = tuple(_SUFFIXES)
 _CONFIG_MARK = "# Builds the model of "
+
+
+def is_directory(target: str) -> bool:
+    """Return True if weights for a target are several files in a directory."""
+    return not _SUFFIXES[target]
 
 
 def check_destination(destination: Path, target: str) -> None:
@@ -34,9 +40,9 @@ def check_destination(destination: Path, target: str) -> None:
     if target not in TARGETS:
         raise UserError(f"-to {target}: must be one of {', '.join(TARGETS)}")
     run_files.check_target(destination, "DST")
-    if target == "transformers":
+    if is_directory(target):
         if destination.is_file() or destination.suffix in {suffix for some in _SUFFIXES.values() for suffix in some}:
-            raise UserError(f"{destination}: for transformers, name a directory")
+            raise UserError(f"{destination}: for {target}, name a directory")
         return
     suffixes = _SUFFIXES[target]
     if destination.suffix not in suffixes or destination.is_dir():
@@ -72,6 +78,11 @@ def write(
         return _write_files(
             destination / "model.safetensors", renamed, description, destination / "config.json", text
         ), []
+    if target in engines.ENGINES:
+        done = engines.ENGINES[target](dict(tensors), architecture)
+        origin = {"ported_from": description["ported_from"]}
+        files = destination / done.weights, done.tensors, origin, destination / done.config, done.text
+        return _write_files(*files), []
     left_out: list[str] = []
     if target == "timm":
         renamed, left_out = export.to_timm(tensors, architecture)
@@ -92,13 +103,19 @@ def write(
 
 def _write_files(weights: Path, tensors: Tensors, description: Mapping, companion: Path, text: str) -> list[Path]:
     """Write weights and the text file that goes with them; both appear, or neither."""
-    write_weights = weight_files.write_safetensors if weights.suffix == ".safetensors" else weight_files.write_pdparams
+    writers = {".safetensors": weight_files.write_safetensors, ".pth": _write_native_torch}
+    write_weights = writers.get(weights.suffix, weight_files.write_pdparams)
     with contextlib.ExitStack() as stack:
         weights_path = stack.enter_context(atomic.replacing(weights))  # appears last
         text_path = stack.enter_context(atomic.replacing(companion))
         text_path.write_text(text, encoding="utf-8")
         write_weights(weights_path, tensors, description)
     return [weights, companion]
+
+
+def _write_native_torch(path: Path, tensors: Tensors, description: Mapping) -> None:
+    """Write what detectron2 reads as a checkpoint of its own."""
+    weight_files.write_torch(path, tensors, "model", description)
 
 
 def _config_text(weights: Path, architecture: Architecture, description: Mapping) -> str:

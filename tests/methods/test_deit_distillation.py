@@ -1,4 +1,4 @@
-"""Distillation while finetuning (DeiT): losses against torch, the second classifier, all kinds of teachers, the script."""
+"""Distillation while finetuning (DeiT): losses against torch, the second classifier, all teachers, and the script."""
 
 import numpy as np
 import paddle
