@@ -223,6 +223,10 @@ def _advice(weights: dict[str, StoredTensor], own: dict) -> str:
             "the file holds no decoder (it is encoder only, or a classifier), and a trained one is needed here; "
             "of the published weights, those named mae_full and mae_visualize have one"
         )
+    for ending, key in (("position_bias.table", "RELATIVE_POSITION_BIAS"), (".gamma_1", "LAYER_SCALE")):
+        found = [[name for name in tensors if name.endswith(ending)] for tensors in (weights, own)]
+        if found[0] != found[1] and (found[0] or "encoder_norm.weight" in weights):
+            return f"set MODEL.ENCODER.{key} as that run has it"
     heads = ("classifier.weight", "classifier.1.weight")
     if not any(name in weights for name in heads) and any(name in own for name in heads):
         return "the file holds no classifier: finetune or probe it first"

@@ -1,12 +1,12 @@
 """Analyse encoders: reach and entropy of attention, similarity of layers (CKA), and the spectrum of the features.
 
-    python -m tools.analyse RUN -out DIRECTORY [-with OTHER] [-num 1024] [-seed 0] [-data_path DIR] [-split val]
+    python -m tools.analyse RUN [RUN ...] -out DIRECTORY [-num 1024] [-seed 0] [-data_path DIR] [-split val]
 
-Writes analysis.json and report.html with box plots over the heads of each layer, heat maps of linear CKA among the
-layers of RUN, and against those of OTHER (another run or file, on the same images), and the spectra of features. Images
-are drawn at random, as many of each class. Distances are in pixels between patch centres, entropies in nats; attention
-to and from the class token is left out, as in Wang et al. (arXiv 2205.14443). CKA compares all patch tokens that each
-block is given, after its norm, and those of the last one's output.
+Writes analysis.json and report.html. For each RUN, a run or a weight file: box plots over the heads of each layer, a
+heat map of linear CKA among its layers, and the spectrum of its features; for each two, CKA of their layers on equal
+images. Images are drawn at random, as many of each class. Distances are in pixels between patch centres, entropies in
+nats; attention to and from the class token is left out, as in Wang et al. (arXiv 2205.14443). CKA compares all patch
+tokens that each block is given, after its norm, and those of the last one's output.
 """
 
 import runtime
@@ -14,6 +14,7 @@ import runtime
 runtime.prepare()
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -50,69 +51,97 @@ def layer_features(model, images: paddle.Tensor) -> list[np.ndarray]:
     return [tokens[:, 1:].astype("float32").numpy() for tokens in (*read, norm(steps[-1][1]))]
 
 
-def analyse(model, other, loader) -> dict[str, np.ndarray]:
+class _Measures:
+    """Sums over batches for one encoder."""
+
+    def __init__(self, model):
+        self.model, self.patch = model, model.patch_embedding
+        depth, heads = len(model.encoder.layers), model.encoder.layers[0].attn.num_heads
+        self.distance, self.entropy, self.num_images = np.zeros((depth, heads)), np.zeros((depth, heads)), 0
+        self.spectrum = Spectrum()
+
+    @paddle.no_grad()
+    def add(self, images: paddle.Tensor) -> list[np.ndarray]:
+        """Add a batch, and return its `layer_features`."""
+        for index, logits in enumerate(attention_logits(self.model, images)):
+            weights = patch_attention(logits.numpy())
+            reach = attention_distance(weights, self.patch.grid_hw, self.patch.patch_size)
+            self.distance[index] += len(images) * reach
+            self.entropy[index] += len(images) * attention_entropy(weights)
+        self.spectrum.add(self.model.forward_features(images).astype("float32").numpy())
+        self.num_images += len(images)
+        return layer_features(self.model, images)
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Return the means, and the spectrum."""
+        means = {"distance": self.distance / self.num_images, "entropy": self.entropy / self.num_images}
+        return means | {"spectrum": self.spectrum.values(), "images": np.array(self.num_images)}
+
+
+def analyse(models: list, loader) -> tuple[list[dict[str, np.ndarray]], dict[tuple[int, int], np.ndarray]]:
     """Compute everything in one pass over the images.
 
     Args:
-        other: a second encoder for the same images, or None.
+        models: encoders for the same images.
 
     Returns:
-        `distance` and `entropy` [layers, heads], `cka` [layers + 1, layers + 1], `cka_other` if there is one,
-        `spectrum` [D], `images`: how many were used; those that do not fill the last batch may be left out.
+        For each, `distance` and `entropy` [layers, heads], `spectrum` [D], `images`: how many were used; those that do
+        not fill the last batch may be left out. And CKA by the numbers of two encoders, [layers + 1, layers + 1].
     """
-    patch = model.patch_embedding
-    depth, heads = len(model.encoder.layers), model.encoder.layers[0].attn.num_heads
-    distance, entropy, num_images = np.zeros((depth, heads)), np.zeros((depth, heads)), 0
-    own, spectrum = MinibatchCKA(depth + 1, depth + 1), Spectrum()
-    cross = None if other is None else MinibatchCKA(depth + 1, len(other.encoder.layers) + 1)
+    measures = [_Measures(model) for model in models]
+    pairs = list(itertools.combinations_with_replacement(range(len(models)), 2))
+    layers = [len(model.encoder.layers) + 1 for model in models]
+    similarity = {(own, other): MinibatchCKA(layers[own], layers[other]) for own, other in pairs}
     for images in (batch.images for batch in loader):
         if len(images) < _SMALLEST_BATCH:  # the rest of the set
             continue
-        with paddle.no_grad():
-            for index, logits in enumerate(attention_logits(model, images)):
-                weights = patch_attention(logits.numpy())
-                distance[index] += len(images) * attention_distance(weights, patch.grid_hw, patch.patch_size)
-                entropy[index] += len(images) * attention_entropy(weights)
-        layers = layer_features(model, images)
-        own.add(layers, layers)
-        if cross is not None:
-            cross.add(layers, layer_features(other, images))
-        with paddle.no_grad():
-            spectrum.add(model.forward_features(images).astype("float32").numpy())
-        num_images += len(images)
-    if num_images == 0:
+        features = [measure.add(images) for measure in measures]
+        for own, other in pairs:
+            similarity[own, other].add(features[own], features[other])
+    if measures[0].num_images == 0:
         raise UserError(f"{loader.source.origin}: at least {_SMALLEST_BATCH} images are needed")
-    found = {"distance": distance / num_images, "entropy": entropy / num_images, "cka": own.matrix()}
-    found["images"] = np.array(num_images)
-    found |= {} if cross is None else {"cka_other": cross.matrix()}
-    return found | {"spectrum": spectrum.values()}
+    return [measure.result() for measure in measures], {pair: cka.matrix() for pair, cka in similarity.items()}
 
 
-def write_report(out: Path, names: tuple[str, str | None], found: dict[str, np.ndarray]) -> None:
+def write_report(
+    out: Path, runs: list[str], results: list[dict], similarity: dict[tuple[int, int], np.ndarray]
+) -> None:
     """Write analysis.json and report.html."""
-    rank = effective_rank(found["spectrum"])
-    data = {key: value.tolist() for key, value in found.items()}
-    data |= {"run": names[0], "with": names[1], "effective_rank": rank}
-    atomic.write_text(out / "analysis.json", json.dumps(data, indent=1))
-    boxes = plots.draw_boxes(
-        [
-            ("How far attention reaches", "distance (pixels)", found["distance"]),
-            ("How even it is", "entropy (nats)", found["entropy"]),
-        ],
-        "layer",
-    )
-    spectrum = found["spectrum"] / found["spectrum"][0]
-    points = [(index, value) for index, value in enumerate(spectrum, start=1) if value > 1e-6]
-    curve = plots.draw_curves([("Spectrum", "deviation / largest", {"": points})], "direction", logarithmic=True)
-    sections = [
-        ("Attention", pages.html_figure(boxes, "Each box: the heads of a layer.")),
-        ("Layers against each other", _heat_map(found["cka"], "layer", "layer")),
-        ("Spectrum of the features", pages.html_figure(curve, f"Effective rank {rank:.1f} of {len(spectrum)}.")),
-    ]
-    if names[1] is not None:
-        picture = _heat_map(found["cka_other"], Path(names[0]).name, Path(names[1]).name)
-        sections.insert(2, ("Layers against those of the other", picture))
-    pages.write_page(out / "report.html", f"Analysis of {Path(names[0]).name}, {found['images']:,} images", sections)
+    names, entries, sections = _short_names(runs), [], []
+    for number, (run, found) in enumerate(zip(runs, results, strict=True)):
+        rank, cka = effective_rank(found["spectrum"]), similarity[number, number]
+        values = {key: value.tolist() for key, value in found.items()}
+        entries.append({"run": run, **values, "cka": cka.tolist(), "effective_rank": rank})
+        boxes = plots.draw_boxes(
+            [
+                ("How far attention reaches", "distance (pixels)", found["distance"]),
+                ("How even it is", "entropy (nats)", found["entropy"]),
+            ],
+            "layer",
+        )
+        about = (
+            f"Each box: the heads of a layer. Effective rank of the features: {rank:.1f} of {len(found['spectrum'])}."
+        )
+        sections.append((names[number], pages.html_figure(boxes, about) + _heat_map(cka, "layer", "layer")))
+    for (own, other), cka in similarity.items():
+        if own != other:
+            sections.append((f"{names[own]} and {names[other]}", _heat_map(cka, names[own], names[other])))
+    curves = {}
+    for name, found in zip(names, results, strict=True):
+        spectrum = found["spectrum"] / found["spectrum"][0]
+        curves[name] = [(index, value) for index, value in enumerate(spectrum, start=1) if value > 1e-6]
+    curve = plots.draw_curves([("Spectrum", "deviation / largest", curves)], "direction", logarithmic=True)
+    sections.append(("Spectrum of the features", pages.html_figure(curve, "Of what a classifier reads.")))
+    pairs = [{"runs": list(pair), "cka": cka.tolist()} for pair, cka in similarity.items() if pair[0] != pair[1]]
+    atomic.write_text(out / "analysis.json", json.dumps({"runs": entries, "pairs": pairs}, indent=1))
+    title = f"Analysis of {', '.join(names)}, {results[0]['images']:,} images"
+    pages.write_page(out / "report.html", title, sections)
+
+
+def _short_names(runs: list[str]) -> list[str]:
+    """Return the last part of each path, and its number where two are equal."""
+    names = [Path(run).name for run in runs]
+    return [f"{name} ({place})" if names.count(name) > 1 else name for place, name in enumerate(names, start=1)]
 
 
 def _heat_map(values: np.ndarray, rows: str, columns: str) -> str:
@@ -122,32 +151,36 @@ def _heat_map(values: np.ndarray, rows: str, columns: str) -> str:
     return pages.html_figure(picture, "Linear CKA; 0: what the first block reads, last: what the encoder puts out.")
 
 
-def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
-    """Write the results, and return the numbers."""
+def main(argv: list[str] | None = None) -> tuple[list[dict[str, np.ndarray]], dict[tuple[int, int], np.ndarray]]:
+    """Write the results, and return the numbers; see `analyse`."""
     parser = Parser(prog="python -m tools.analyse", description=__doc__)
-    inputs.add_flags(parser)
-    parser.add("with", "another run or weight file, to compare with", dest="other", metavar="RUN")
+    parser.add_argument(
+        "run", nargs="+", help="runs, checkpoint directories, or weight files with their YAML beside them"
+    )
+    inputs.add_data_flags(parser)
+    parser.add("with", "one more RUN", dest="other", metavar="RUN")
     parser.add("num", "images (default: 1024)", type=int, default=1024)
     parser.add("seed", "of the choice of images", type=inputs.natural, default=0)
     parser.add("out", "directory for the results", required=True, metavar="DIR")
     args = parser.parse_args(argv)
     if args.num < _SMALLEST_BATCH or args.batch_size < _SMALLEST_BATCH:
         raise UserError(f"-num and -batch_size must be at least {_SMALLEST_BATCH}")
-    out = inputs.new_directory(args.out, [given for given in (args.run, args.other) if given])
+    runs = [*args.run, *([args.other] if args.other else [])]
+    out = inputs.new_directory(args.out, runs)
     device.set_device()
-    model, config = networks.load_encoder(args.run, inputs.read_config(args))
-    other = None
-    if args.other is not None:
-        other_args = argparse.Namespace(**{**vars(args), "run": args.other})
-        other, other_config = networks.load_encoder(args.other, inputs.read_config(other_args))
-        if inputs.input_of(other_config) != inputs.input_of(config):
-            raise UserError(f"-with {args.other}: its images have another size or normalisation than {args.run}'s")
+    loaded = []
+    for run in runs:
+        own = argparse.Namespace(**{**vars(args), "run": run})
+        loaded.append(networks.load_encoder(run, inputs.read_config(own)))
+        if inputs.input_of(loaded[-1][1]) != inputs.input_of(loaded[0][1]):
+            raise UserError(f"{run}: its images have another size or normalisation than {runs[0]}'s")
+    config = loaded[0][1]
     source = inputs.open_any_images(config, args.split)
     chosen = sources.Subset(source, inputs.choose_balanced(source.labels, args.num, args.seed))
-    found = analyse(model, other, inputs.open_loader(config, chosen))
-    write_report(out, (args.run, args.other), found)
+    results, similarity = analyse([model for model, _ in loaded], inputs.open_loader(config, chosen))
+    write_report(out, runs, results, similarity)
     print(f"wrote {out / 'analysis.json'} and {out / 'report.html'}")
-    return found
+    return results, similarity
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ def test_tools_read_it(trained, tmp_path):
     visualise.main([str(trained), "-attention", "-num", "2", "-out", str(tmp_path / "attention.png")])
     with pytest.raises(ValueError, match="reconstructing needs the decoder"):
         visualise.main([str(trained), "-num", "2", "-out", str(tmp_path / "no.png")])
-    assert analyse.main([str(trained), "-num", "32", "-out", str(tmp_path / "analysis")])["images"] == 32
+    assert analyse.main([str(trained), "-num", "32", "-out", str(tmp_path / "analysis")])[0][0]["images"] == 32
 
 
 @pytest.mark.quick

@@ -86,19 +86,31 @@ def test_spectrum_is_that_of_the_centred_features():
 
 def test_command(tiny_run, image_folder, tmp_path):
     folders = []
-    for mode in ("pretrain", "finetune"):
-        run = tiny_run(mode, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
+    for mode, opts in (
+        ("pretrain", []),
+        ("finetune", ["MODEL.ENCODER.RELATIVE_POSITION_BIAS", True]),
+        ("finetune", []),
+    ):
+        run = tiny_run(mode, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0, *opts)
         dispatch.train_or_evaluate(run)
         folders.append(str(run.directory))
     flags = ["-dataset", "folder", "-data_path", str(image_folder), "-out", str(tmp_path / "out"), "-num", "10"]
-    found = analyse.main([folders[0], "-with", folders[1], *flags, "-batch_size", "4"])  # 4, 4, and 2 that are left out
+    # 4, 4, and 2 that are left out
+    results, similarity = analyse.main([*folders[:2], "-with", folders[2], *flags, "-batch_size", "4"])
     model, _ = networks.load_encoder(folders[0])
     depth = len(model.encoder.layers)
-    assert found["distance"].shape == (depth, model.encoder.layers[0].attn.num_heads)
-    assert found["cka"].shape == found["cka_other"].shape == (depth + 1, depth + 1)
-    np.testing.assert_allclose(np.diag(found["cka"]), 1.0)
+    assert [found["distance"].shape for found in results] == [(depth, model.encoder.layers[0].attn.num_heads)] * 3
+    assert set(similarity) == {(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)}
+    assert {cka.shape for cka in similarity.values()} == {(depth + 1, depth + 1)}
+    np.testing.assert_allclose(np.diag(similarity[1, 1]), 1.0)
     data = json.loads((tmp_path / "out" / "analysis.json").read_text())
-    np.testing.assert_allclose(data["entropy"], found["entropy"])
-    assert (tmp_path / "out" / "report.html").read_text().count("data:image/png") == 4
+    np.testing.assert_allclose(data["runs"][0]["entropy"], results[0]["entropy"])
+    assert [pair["runs"] for pair in data["pairs"]] == [[0, 1], [0, 2], [1, 2]]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png") == 3 * 2 + 3 + 1
     with pytest.raises(UserError, match="-num and -batch_size"):
         analyse.main([folders[0], *flags, "-batch_size", "2"])
+    other = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0, "DATA.IMAGENET_STD", [0.5] * 3)
+    dispatch.train_or_evaluate(other)
+    with pytest.raises(UserError, match="another size or normalisation"):
+        analyse.main([folders[0], str(other.directory), *flags[:-4], "-out", str(tmp_path / "b"), "-num", "10"])

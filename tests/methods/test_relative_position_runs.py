@@ -1,0 +1,61 @@
+"""A finetuning with relative position biases and layer scales, from start to end, and everything that reads it."""
+
+import numpy as np
+import pytest
+
+import main_multi_gpu_finetune
+import main_multi_gpu_linearprobe
+from config import get_config
+from methods import networks
+from tests.conftest import MODES, TINY
+from tests.methods.test_toy_method import tensors
+from tools import cluster, evaluate, export, features, knn, report, visualise
+from training.run_directory import find
+
+pytestmark = pytest.mark.quick
+OPTS = [*TINY, *MODES["finetune"], "DATA.BATCH_SIZE", 128, "TRAIN.NUM_EPOCHS", 2, "SAVE_FREQ_STEPS", 5, "KEEP_LAST", 9]
+OPTS += ["MODEL.ENCODER.LAYER_SCALE", 0.1]
+
+
+def train(folder, name, kind, *flags):
+    cfg = folder / f"{name}.yaml"
+    cfg.write_text(get_config(None, [*OPTS, "MODEL.ENCODER.RELATIVE_POSITION_BIAS", kind]).dump())
+    main_multi_gpu_finetune.main(["-cfg", str(cfg), "-output", str(folder), *flags, "-opts", "RUN", name])
+    return folder / name
+
+
+@pytest.fixture(scope="module", params=[True, "shared"], ids=["per block", "shared"])
+def trained(request, tmp_path_factory):
+    return request.param, train(tmp_path_factory.mktemp("rpe"), "run", request.param)
+
+
+def test_a_stopped_run_is_bit_identical(trained, tmp_path):
+    kind, run = trained
+    again = tmp_path / "again" / "step-00000005"
+    again.mkdir(parents=True)
+    for file in (run / "step-00000005").iterdir():
+        (again / file.name).write_bytes(file.read_bytes())
+    train(tmp_path, "again", kind, "-resume", "auto")
+    found, expected = tensors(find(tmp_path / "again")), tensors(find(run))
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not np.array_equal(found[name], expected[name])] == []
+    tables = [value for name, value in found.items() if "model" in name and name.endswith("position_bias.table")]
+    assert len(tables) == (1 if kind == "shared" else 2)
+    assert all(np.abs(table).max() > 1e-4 for table in tables)
+
+
+def test_tools_read_it(trained, tmp_path, tiny_yaml):
+    _, run = trained
+    assert knn.main([str(run), "-k", "5"])["acc1, k=5"] > 20.0
+    out = str(tmp_path / "features.npz")
+    features.main([str(run), "-out", out])
+    assert cluster.main([str(run), "-clusters", "4"])
+    assert evaluate.main([str(run), "-out", str(tmp_path / "scores")])["acc1"] > 20.0
+    visualise.main([str(run), "-attention", "-num", "2", "-out", str(tmp_path / "a.png")])
+    assert report.main([str(run), "-out", str(tmp_path / "report.html")]).is_file()
+    assert max(export.main([str(run), "-out", str(tmp_path / "exported"), "-format", "paddle"]).values()) < 1e-5
+    model, _ = networks.load_classifier(run)
+    assert float(model.encoder.layers[0].gamma_1.abs().max()) > 0
+    probe = tiny_yaml("linearprobe", "MODEL.GLOBAL_POOL", True, "DATA.BATCH_SIZE", 256)
+    with pytest.raises(ValueError, match="set MODEL.ENCODER.RELATIVE_POSITION_BIAS as that run has it"):
+        main_multi_gpu_linearprobe.main(["-cfg", probe, "-pretrained", str(run), "-output", str(tmp_path)])
