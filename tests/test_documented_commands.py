@@ -22,6 +22,7 @@ ELSEWHERE = {
     "demo": "tools/test_demo.py",
     "check_dataset": "test_datasets.py",
     "pack_dataset": "tools/test_pack_dataset.py",
+    "sweep": "tools/test_sweep.py",
 }
 
 
