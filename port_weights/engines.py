@@ -137,7 +137,7 @@ def _values(architecture: Architecture) -> dict[str, object]:
     tower, depth = architecture.encoder, architecture.encoder.depth
     ends = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
     is_light = tower.width <= _LIGHT
-    return {
+    values = {
         "width": tower.width,
         "depth": depth,
         "heads": tower.heads,
@@ -150,6 +150,18 @@ def _values(architecture: Architecture) -> dict[str, object]:
         "layer_decay": "1.0" if is_light else "0.7",
         "drop_path": "0.0" if is_light else "0.1",
     }
+    lines = _SIZES.format(**values).splitlines()
+    return values | {f"sizes_{indent}": "\n".join(" " * indent + line for line in lines) for indent in (2, 4)}
+
+
+# Sizes of the ViT in a YAML of PaddleDetection or PaddleSeg.
+_SIZES = """patch_size: {patch_px}
+embed_dim: {width}
+depth: {depth}
+num_heads: {heads}
+mlp_ratio: {mlp_ratio}
+qkv_bias: {qkv_bias}
+drop_path_rate: {drop_path}"""
 
 
 _PADDLEDETECTION = """# Faster R-CNN with a ViT pretrained as a masked autoencoder. Put this file into configs/vitdet of
@@ -169,13 +181,7 @@ OptimizerBuilder:
 
 VisionTransformer:
   img_size: [{image_px}, {image_px}]
-  patch_size: {patch_px}
-  embed_dim: {width}
-  depth: {depth}
-  num_heads: {heads}
-  mlp_ratio: {mlp_ratio}
-  qkv_bias: {qkv_bias}
-  drop_path_rate: {drop_path}
+{sizes_2}
   init_values: null
   use_rel_pos_bias: False
   use_abs_pos_emb: True
@@ -200,13 +206,7 @@ model:
   backbone:
     type: CAE
     img_size: 512
-    patch_size: {patch_px}
-    embed_dim: {width}
-    depth: {depth}
-    num_heads: {heads}
-    mlp_ratio: {mlp_ratio}
-    qkv_bias: {qkv_bias}
-    drop_path_rate: {drop_path}
+{sizes_4}
     init_values: null
     use_rel_pos_bias: False
     epsilon: 0.000001
@@ -246,13 +246,7 @@ _base_: 'segmenter_vit_base_linear_ade20k_512x512_160k.yml'
 model:
   backbone:
     img_size: 512
-    patch_size: {patch_px}
-    embed_dim: {width}
-    depth: {depth}
-    num_heads: {heads}
-    mlp_ratio: {mlp_ratio}
-    qkv_bias: {qkv_bias}
-    drop_path_rate: {drop_path}
+{sizes_4}
     epsilon: 0.000001
     final_norm: {final_norm}
     pretrained: {weights}

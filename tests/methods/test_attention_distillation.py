@@ -1,22 +1,17 @@
 """Distillation while pretraining, against a torch implementation of networks and losses; and through the script."""
 
-import subprocess
-import sys
-
 import numpy as np
 import paddle
 import pytest
 
 import main_multi_gpu_finetune
 import main_multi_gpu_pretrain
-import runtime
-from config import get_config
 from errors import UserError
 from mae import MAEPretrain
 from methods.attention_distillation import AttentionDistillation, Matches
-from runtime import ROOT
 from storage.run_files import EXTRA_FILE, MODEL_FILE
 from tests.conftest import MODES, TINY, assert_close
+from tests.helpers import script_runs
 from tests.helpers.joint_batch import comparable
 from tests.methods.test_toy_method import tensors
 from training.log import read_log
@@ -177,10 +172,7 @@ EXTRA = ["DISTILL.EXTRA_BLOCK", True, "DISTILL.DECODE_LAYER", 1]
 
 
 def train(folder, name, *flags, opts=()):
-    cfg = folder / f"{name}.yaml"
-    cfg.write_text(get_config(None, [*OPTS, *opts]).dump())
-    main_multi_gpu_pretrain.main(["-cfg", str(cfg), "-output", str(folder), *flags, "-opts", "RUN", name])
-    return folder / name
+    return script_runs.train(main_multi_gpu_pretrain.main, folder, name, [*OPTS, *opts], *flags)
 
 
 @pytest.fixture(scope="module")
@@ -197,14 +189,8 @@ def runs(tmp_path_factory):
 def test_a_stopped_run_is_bit_identical(runs, tmp_path, kind):
     teacher, *students = runs
     run, opts = (students[0], ()) if kind == "plain" else (students[1], EXTRA)
-    again = tmp_path / "again" / "step-00000005"
-    again.mkdir(parents=True)
-    for file in (run / "step-00000005").iterdir():
-        (again / file.name).write_bytes(file.read_bytes())
-    train(tmp_path, "again", "-teacher", str(teacher), "-resume", "auto", opts=opts)
-    found, expected = tensors(find(tmp_path / "again")), tensors(find(run))
-    assert found.keys() == expected.keys()
-    assert [name for name in found if not np.array_equal(found[name], expected[name])] == []
+    script_runs.stop_after_step(run, tmp_path)
+    script_runs.assert_same(train(tmp_path, "again", "-teacher", str(teacher), "-resume", "auto", opts=opts), run)
 
 
 @pytest.mark.quick
@@ -265,16 +251,6 @@ def test_two_ranks_are_one_with_the_joint_batch(runs, tmp_path):
     teacher = runs[0]
     opts = ["TRAIN.WARMUP_EPOCHS", 0, "TRAIN.OPTIMIZER.EPS", 1.0, "TRAIN.BASE_LR", 0.1, "MODEL.MASK_RATIO", 1e-9]
     opts += ["TRAIN.CROP_SCALE", [1.0, 1.0], *EXTRA]
-    one = train(tmp_path, "one", "-teacher", str(teacher), opts=opts)
-    cfg = tmp_path / "two.yaml"
-    cfg.write_text(get_config(None, [*OPTS, *opts, "DATA.BATCH_SIZE", 32]).dump())
-    command = [sys.executable, str(ROOT / "main_multi_gpu_pretrain.py"), "-cfg", str(cfg), "-output", str(tmp_path)]
-    command += ["-teacher", str(teacher), "-nproc", "2", "-device", "cpu", "-opts", "RUN", "two"]
-    done = subprocess.run(
-        command, env=runtime.original_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    ours, theirs = (tensors(run / "step-00000005") for run in (one, tmp_path / "two"))
-    for name, expected in ours.items():
-        if name.startswith((MODEL_FILE, EXTRA_FILE)):
-            assert_close(comparable(name, theirs[name]), comparable(name, expected), 1e-5, name)
+    flags = ["-teacher", str(teacher)]
+    one = train(tmp_path, "one", *flags, opts=opts)
+    script_runs.compare_two_ranks(one, [*OPTS, *opts, "DATA.BATCH_SIZE", 32], *flags)

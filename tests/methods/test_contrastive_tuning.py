@@ -1,23 +1,18 @@
 """Both stages through the main script, on generated images."""
 
-import subprocess
-import sys
-
 import numpy as np
 import paddle
 import pytest
 
 import main_multi_gpu_linearprobe
 import main_multi_gpu_pretrain
-import runtime
 from config import get_config
 from methods import contrastive_tuning
 from port_weights import port
-from runtime import ROOT
 from storage import weight_files
 from storage.run_files import EMA_FILE, EXTRA_FILE, MODEL_FILE
-from tests.conftest import MODES, TINY, assert_close
-from tests.helpers.joint_batch import comparable
+from tests.conftest import MODES, TINY
+from tests.helpers import script_runs
 from tests.methods.test_toy_method import tensors
 from tools import knn
 from training.log import RunLog, read_log
@@ -31,16 +26,8 @@ TUNING = ["CONTRAST.STAGE", "tuning", "CONTRAST.TOPK", 5, "CONTRAST.MOMENTUM", 0
 TUNING += ["TRAIN.LAYER_DECAY", 0.65, "CONTRAST.HEAD_BASE_LR", 5e-3, "CONTRAST.AUGMENTATION", "byol"]
 
 
-def write_config(folder, name, *opts):
-    path = folder / f"{name}.yaml"
-    path.write_text(get_config(None, [*OPTS, *opts]).dump())
-    return path
-
-
 def train(folder, name, *flags, opts=()):
-    cfg = write_config(folder, name, *opts)
-    main_multi_gpu_pretrain.main(["-cfg", str(cfg), "-output", str(folder), *flags, "-opts", "RUN", name])
-    return folder / name
+    return script_runs.train(main_multi_gpu_pretrain.main, folder, name, [*OPTS, *opts], *flags)
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +82,9 @@ def test_a_stopped_stage_is_bit_identical(stages, tmp_path, stage):
     mae, head, tuning = stages
     run, given, opts = (head, mae, ()) if stage == "head" else (tuning, head, TUNING)
     other = train(tmp_path, "run", "-pretrained", str(given), opts=opts)
-    resumed = tmp_path / "again"
-    (resumed / "step-00000005").mkdir(parents=True)
-    for file in (other / "step-00000005").iterdir():
-        (resumed / "step-00000005" / file.name).write_bytes(file.read_bytes())
-    train(tmp_path, "again", "-resume", "auto", opts=opts)
-    expected = tensors(find(run))
-    for found in (tensors(find(path)) for path in (other, resumed)):
-        assert found.keys() == expected.keys()
-        assert [name for name in found if not np.array_equal(found[name], expected[name])] == []
+    script_runs.assert_same(other, run)
+    script_runs.stop_after_step(other, tmp_path)
+    script_runs.assert_same(train(tmp_path, "again", "-resume", "auto", opts=opts), run)
 
 
 @pytest.mark.quick
@@ -112,7 +93,7 @@ def test_the_newest_run_of_a_stage_is_one_of_this_stage(stages, tmp_path):
     mae, head, _ = stages
     runs = {}
     for stage, given, opts in (("head", mae, ()), ("tuning", head, TUNING)):
-        cfg = write_config(tmp_path, stage, *opts)
+        cfg = script_runs.write_config(tmp_path, stage, [*OPTS, *opts])
         flags = ["-cfg", str(cfg), "-output", str(tmp_path / "runs"), "-pretrained", str(given), "-resume", "auto"]
         for _ in range(2):
             main_multi_gpu_pretrain.main(flags)
@@ -258,18 +239,8 @@ def test_two_ranks_are_one_with_the_joint_batch(stages, tmp_path, stage):
     # More contrast lets the features of images differ more; the batch norms divide roundings by that.
     opts += ["MODEL.POOL_AFTER_NORM", True, "DATA.IMAGENET_STD", [0.05] * 3]
     one = train(tmp_path, "one", "-pretrained", str(given), opts=opts)
-    cfg = write_config(tmp_path, "two", *opts, "DATA.BATCH_SIZE", 32)
-    command = [sys.executable, str(ROOT / "main_multi_gpu_pretrain.py"), "-cfg", str(cfg), "-output", str(tmp_path)]
-    command += ["-pretrained", str(given), "-nproc", "2", "-device", "cpu", "-opts", "RUN", "two"]
-    done = subprocess.run(
-        command, env=runtime.original_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    ours, theirs = (tensors(run / "step-00000005") for run in (one, tmp_path / "two"))
-    assert ours.keys() == theirs.keys()
-    for name, expected in ours.items():
-        if name.startswith((MODEL_FILE, EXTRA_FILE)) and not name.endswith(SHIFTS):
-            assert_close(comparable(name, theirs[name]), comparable(name, expected), 1e-5, name)
+    flags = ["-pretrained", str(given)]
+    script_runs.compare_two_ranks(one, [*OPTS, *opts, "DATA.BATCH_SIZE", 32], *flags, ignore=SHIFTS)
 
 
 @pytest.mark.quick

@@ -15,10 +15,9 @@ from optim import param_groups
 from runtime import ROOT
 from storage.run_files import MODEL_FILE
 from tests.conftest import MODES, TINY, assert_close
-from tests.methods.test_toy_method import tensors
+from tests.helpers import script_runs
 from tools import export, features
 from training.log import read_log
-from training.run_directory import find
 from transformer import build_transformer
 
 OPTS = [*TINY, *MODES["finetune"], "DATA.BATCH_SIZE", 128, "TRAIN.NUM_EPOCHS", 2, "REPORT_FREQ", 1]
@@ -27,10 +26,7 @@ HEAD = ["MODEL.DISTILL_HEAD", True]
 
 
 def train(folder, name, *flags, opts=()):
-    cfg = folder / f"{name}.yaml"
-    cfg.write_text(get_config(None, [*OPTS, *opts]).dump())
-    main_multi_gpu_finetune.main(["-cfg", str(cfg), "-output", str(folder), *flags, "-opts", "RUN", name])
-    return folder / name
+    return script_runs.train(main_multi_gpu_finetune.main, folder, name, [*OPTS, *opts], *flags)
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +84,9 @@ def test_both_classifiers_are_averaged_in_evaluation(runs):
 @pytest.mark.quick
 def test_a_stopped_run_is_bit_identical_and_evaluates_alone(runs, tmp_path):
     teacher, student = runs
-    again = tmp_path / "again" / "step-00000005"
-    again.mkdir(parents=True)
-    for file in (student / "step-00000005").iterdir():
-        (again / file.name).write_bytes(file.read_bytes())
-    train(tmp_path, "again", "-teacher", str(teacher), "-resume", "auto", opts=HEAD)
-    found, expected = tensors(find(tmp_path / "again")), tensors(find(student))
-    assert found.keys() == expected.keys()
-    assert [name for name in found if not np.array_equal(found[name], expected[name])] == []
+    script_runs.stop_after_step(student, tmp_path)
+    flags = ["-teacher", str(teacher), "-resume", "auto"]
+    found = script_runs.assert_same(train(tmp_path, "again", *flags, opts=HEAD), student)
     assert f"{MODEL_FILE}/distill_classifier.weight" in found
     cfg = str(tmp_path / "again.yaml")
     scores = main_multi_gpu_finetune.main(["-cfg", cfg, "-eval", "-pretrained", str(student), "-output", str(tmp_path)])

@@ -1,8 +1,6 @@
 """MoCo v3 against an independent implementation in torch, over three updates, and through the main script."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import paddle
@@ -11,17 +9,12 @@ from paddle import nn
 
 import main_multi_gpu_finetune
 import main_multi_gpu_pretrain
-import runtime
-from config import get_config
 from methods import dispatch, moco
 from methods.moco import MoCoV3
-from runtime import ROOT
-from storage.run_files import EXTRA_FILE, MODEL_FILE
+from storage.run_files import EXTRA_FILE
 from tests.conftest import TINY, assert_close
-from tests.helpers.joint_batch import comparable
-from tests.methods.test_toy_method import tensors
+from tests.helpers import script_runs
 from training.log import read_log
-from training.run_directory import find
 
 PIXELS, DIM, HIDDEN, OUT, BATCH = 12, 10, 16, 8, 64
 # Sums over a batch of 64 in another order, through six batch norms: 1e-5 of each tensor's largest value.
@@ -164,10 +157,7 @@ def test_parameter_groups_and_initialisation(tiny_run, frozen):
 
 
 def train(folder, name, *flags, opts=()):
-    cfg = folder / f"{name}.yaml"
-    cfg.write_text(get_config(None, [*OPTS, *opts]).dump())
-    main_multi_gpu_pretrain.main(["-cfg", str(cfg), "-output", str(folder), *flags, "-opts", "RUN", name])
-    return folder / name
+    return script_runs.train(main_multi_gpu_pretrain.main, folder, name, [*OPTS, *opts], *flags)
 
 
 @pytest.fixture(scope="module")
@@ -179,14 +169,8 @@ def trained(tmp_path_factory):
 def test_it_trains_resumes_bit_identically_and_is_finetuned(trained, tmp_path, tiny_yaml):
     records = [record for record in read_log(trained) if record["event"] == "train"]
     assert all(abs(r["loss"] - r["loss_view0"] - r["loss_view1"]) < 1e-5 for r in records)
-    again = tmp_path / "again"
-    (again / "step-00000005").mkdir(parents=True)
-    for file in (trained / "step-00000005").iterdir():
-        (again / "step-00000005" / file.name).write_bytes(file.read_bytes())
-    train(tmp_path, "again", "-resume", "auto")
-    found, expected = tensors(find(again)), tensors(find(trained))
-    assert found.keys() == expected.keys()
-    assert [name for name in found if not np.array_equal(found[name], expected[name])] == []
+    script_runs.stop_after_step(trained, tmp_path)
+    found = script_runs.assert_same(train(tmp_path, "again", "-resume", "auto"), trained)
     assert any(name.startswith(f"{EXTRA_FILE}/momentum_encoder.encoder.") for name in found)
     cfg = tiny_yaml("finetune", "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 256)
     assert (
@@ -214,15 +198,5 @@ def test_two_ranks_are_one_with_the_joint_batch(tmp_path, recomputes):
     opts = ["TRAIN.WARMUP_EPOCHS", 0, "TRAIN.OPTIMIZER.EPS", 1.0, "TRAIN.BASE_LR", 0.1]
     opts += ["DATA.IMAGENET_STD", [0.05] * 3, "MOCO.AUGMENTATION", "minimal", "TRAIN.RECOMPUTE", recomputes]
     one = train(tmp_path, "one", opts=opts)
-    cfg = tmp_path / "two.yaml"
-    cfg.write_text(get_config(None, [*OPTS, *opts, "DATA.BATCH_SIZE", 32]).dump())
-    command = [sys.executable, str(ROOT / "main_multi_gpu_pretrain.py"), "-cfg", str(cfg), "-output", str(tmp_path)]
-    command += ["-nproc", "2", "-device", "cpu", "-opts", "RUN", "two"]
-    done = subprocess.run(
-        command, env=runtime.original_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    ours, theirs = tensors(one / "step-00000005"), tensors(tmp_path / "two" / "step-00000005")
-    for name, expected in ours.items():
-        if name.startswith((MODEL_FILE, EXTRA_FILE)) and not name.endswith(("encoder.norm.bias", "predictor.1._mean")):
-            assert_close(comparable(name, theirs[name]), comparable(name, expected), 1e-5, name)
+    zero = ("encoder.norm.bias", "predictor.1._mean")
+    script_runs.compare_two_ranks(one, [*OPTS, *opts, "DATA.BATCH_SIZE", 32], ignore=zero)

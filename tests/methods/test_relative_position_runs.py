@@ -5,12 +5,10 @@ import pytest
 
 import main_multi_gpu_finetune
 import main_multi_gpu_linearprobe
-from config import get_config
 from methods import networks
 from tests.conftest import MODES, TINY
-from tests.methods.test_toy_method import tensors
+from tests.helpers import script_runs
 from tools import cluster, evaluate, export, features, knn, report, visualise
-from training.run_directory import find
 
 pytestmark = pytest.mark.quick
 OPTS = [*TINY, *MODES["finetune"], "DATA.BATCH_SIZE", 128, "TRAIN.NUM_EPOCHS", 2, "SAVE_FREQ_STEPS", 5, "KEEP_LAST", 9]
@@ -18,10 +16,8 @@ OPTS += ["MODEL.ENCODER.LAYER_SCALE", 0.1]
 
 
 def train(folder, name, kind, *flags):
-    cfg = folder / f"{name}.yaml"
-    cfg.write_text(get_config(None, [*OPTS, "MODEL.ENCODER.RELATIVE_POSITION_BIAS", kind]).dump())
-    main_multi_gpu_finetune.main(["-cfg", str(cfg), "-output", str(folder), *flags, "-opts", "RUN", name])
-    return folder / name
+    settings = [*OPTS, "MODEL.ENCODER.RELATIVE_POSITION_BIAS", kind]
+    return script_runs.train(main_multi_gpu_finetune.main, folder, name, settings, *flags)
 
 
 @pytest.fixture(scope="module", params=[True, "shared"], ids=["per block", "shared"])
@@ -31,14 +27,8 @@ def trained(request, tmp_path_factory):
 
 def test_a_stopped_run_is_bit_identical(trained, tmp_path):
     kind, run = trained
-    again = tmp_path / "again" / "step-00000005"
-    again.mkdir(parents=True)
-    for file in (run / "step-00000005").iterdir():
-        (again / file.name).write_bytes(file.read_bytes())
-    train(tmp_path, "again", kind, "-resume", "auto")
-    found, expected = tensors(find(tmp_path / "again")), tensors(find(run))
-    assert found.keys() == expected.keys()
-    assert [name for name in found if not np.array_equal(found[name], expected[name])] == []
+    script_runs.stop_after_step(run, tmp_path)
+    found = script_runs.assert_same(train(tmp_path, "again", kind, "-resume", "auto"), run)
     tables = [value for name, value in found.items() if "model" in name and name.endswith("position_bias.table")]
     assert len(tables) == (1 if kind == "shared" else 2)
     assert all(np.abs(table).max() > 1e-4 for table in tables)
