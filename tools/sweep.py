@@ -169,12 +169,13 @@ def _report(rows: list[dict[str, object]], keys: list[str], out: Path) -> None:
     if not rows:
         return
     metrics = [name for name in ("acc1", "acc5", "loss", "epoch") if name in rows[0]]
-    header = [*keys, *metrics, "run"]
+    header = [*keys, *metrics]
     table = [[row.get(name, "-") for name in header] for row in rows]
     widths = [max(len(_text(cell)) for cell in column) for column in zip(header, *table, strict=True)]
     for line in (header, *table):
         print("  ".join(_text(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    note = "The first run is the best one on val, on which it was also chosen." if "acc1" in metrics else ""
+    note = f"The runs are in {out.resolve()}, named after their settings. "
+    note += "The first one is the best on val, on which it was also chosen." if "acc1" in metrics else ""
     sections = [("Results", pages.html_table(header, table) + pages.html_paragraph(note))]
     pages.write_page(out / _PAGE, f"Sweep of {len(rows)} runs", sections)
     print(f"wrote {out / _RESULTS} and {out / _PAGE}")
