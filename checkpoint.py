@@ -28,6 +28,15 @@ NAMES_BESIDE_ENCODER = (*DECODER_NAMES, "classifier.*", "distill_norm.*", "disti
 ADDED_TO_FINETUNE = ("*position_bias.table", "*.gamma_1", "*.gamma_2", "distill_norm.*", "distill_classifier.*")
 # Paddle 2.2 saved the probe's batch norm with an affine part, which is not used.
 UNUSED_PROBE_NORM = ("classifier.0.weight", "classifier.0.bias")
+# Settings that add tensors to a model, or take them away, by patterns of their names.
+_SETTINGS = (
+    ("*position_bias.table", "MODEL.ENCODER.RELATIVE_POSITION_BIAS"),
+    ("*.gamma_[12]", "MODEL.ENCODER.LAYER_SCALE"),
+    ("*.attn.qkv.bias", "MODEL.QKV_BIAS"),
+    ("distill_*", "MODEL.DISTILL_HEAD"),
+    ("encoder.norm.*", "MODEL.GLOBAL_POOL"),
+    ("encoder_norm.*", "MODEL.GLOBAL_POOL"),
+)
 _POSITION_TABLES = ("encoder_position_embedding", "decoder_position_embedding")
 
 
@@ -90,13 +99,12 @@ def load_weights(
     resized = _resize_position_tables(weights, own, model, grid_hw) + resized
 
     common, missing, unexpected, mismatched = _compare(weights, own)
-    shapes = [
-        f"{name} {list(weights[name].shape)} in the file, {list(own[name].shape)} in the model" for name in mismatched
-    ]
-    advice = _advice(weights, own)
-    _raise_unless_allowed(path, "missing from the file", missing, allow_missing, advice)
-    _raise_unless_allowed(path, "not in this model", unexpected, allow_unexpected, advice)
-    _raise_unless_allowed(path, "of another shape", mismatched, allow_mismatched, advice, shapes)
+    refused = {
+        "missing from the file": _outside(missing, allow_missing),
+        "not in this model": _outside(unexpected, allow_unexpected),
+        "of another shape": _outside(mismatched, allow_mismatched),
+    }
+    _raise_if_any(path, refused, weights, own)
     loaded = [name for name in common if name not in mismatched]
     _copy(path, {name: weights[name] for name in loaded}, own)
     return LoadReport(path, loaded, missing, unexpected, mismatched, resized)
@@ -207,8 +215,8 @@ def _check_heads(file: weight_files.WeightFile, model: nn.Layer) -> None:
             )
 
 
-def _advice(weights: dict[str, StoredTensor], own: dict) -> str:
-    """Return advice on why a file and a model differ, by the names of their tensors."""
+def _advice(refused: list[str], weights: dict[str, StoredTensor], own: dict) -> str:
+    """Return advice on why a file and a model differ, by the names of their tensors and of those `refused`."""
     if "encoder_position_embedding" not in weights:
         return "its names are of another code; convert it: python -m port_weights FILE NEW.pdparams"
     sizes = [_encoder_size(tensors) for tensors in (weights, own)]
@@ -216,6 +224,11 @@ def _advice(weights: dict[str, StoredTensor], own: dict) -> str:
         return "the file's encoder is {} wide and {} deep, the model's {} and {}: is -cfg another model's?".format(
             *sizes[0], *sizes[1]
         )
+    matched = [key for name in refused for ending, key in _SETTINGS if fnmatch.fnmatchcase(name, ending)]
+    if len(matched) == len(refused) and "MODEL.GLOBAL_POOL" not in matched:
+        return f"set {' and '.join(sorted(set(matched)))} as the file's run has it"
+    if set(matched) == {"MODEL.GLOBAL_POOL"} and len(matched) == len(refused):
+        return f"set MODEL.GLOBAL_POOL {'encoder_norm.weight' in weights}, as the file has it"
     if "mask_token" in weights and "mask_token" not in own:
         return "the file is a pretrained autoencoder: finetune or probe it first"
     if "mask_token" in own and "mask_token" not in weights:
@@ -223,10 +236,6 @@ def _advice(weights: dict[str, StoredTensor], own: dict) -> str:
             "the file holds no decoder (it is encoder only, or a classifier), and a trained one is needed here; "
             "of the published weights, those named mae_full and mae_visualize have one"
         )
-    for ending, key in (("position_bias.table", "RELATIVE_POSITION_BIAS"), (".gamma_1", "LAYER_SCALE")):
-        found = [[name for name in tensors if name.endswith(ending)] for tensors in (weights, own)]
-        if found[0] != found[1] and (found[0] or "encoder_norm.weight" in weights):
-            return f"set MODEL.ENCODER.{key} as that run has it"
     heads = ("classifier.weight", "classifier.1.weight")
     if not any(name in weights for name in heads) and any(name in own for name in heads):
         return "the file holds no classifier: finetune or probe it first"
@@ -245,13 +254,17 @@ def _encoder_size(tensors: dict) -> tuple[int, int]:
     return tensors["encoder_position_embedding"].shape[-1], count_layers(tensors, "encoder")
 
 
-def _raise_unless_allowed(
-    path: Path, what: str, names: list[str], patterns: Sequence[str], advice: str, descriptions: list[str] | None = None
-) -> None:
-    refused = [
-        (descriptions or names)[index]
-        for index, name in enumerate(names)
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    ]
-    if refused:
-        raise UserError(f"{path} does not fit this model: {len(refused)} tensors {what}: {abridge(refused)}; {advice}")
+def _raise_if_any(path: Path, refused: dict[str, list[str]], weights: dict[str, StoredTensor], own: dict) -> None:
+    """Raise UserError if a tensor does not fit; `refused` are the names of such, by what is wrong with them."""
+    advice = _advice([name for names in refused.values() for name in names], weights, own)
+    for what, names in refused.items():
+        if names:
+            both = [name for name in names if name in weights and name in own]
+            shapes = {n: f" {list(weights[n].shape)} in the file, {list(own[n].shape)} in the model" for n in both}
+            listed = abridge([name + shapes.get(name, "") for name in names])
+            raise UserError(f"{path} does not fit this model: {len(names)} tensors {what}: {listed}; {advice}")
+
+
+def _outside(names: list[str], patterns: Sequence[str]) -> list[str]:
+    """Return the names that no pattern matches."""
+    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]

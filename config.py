@@ -227,8 +227,12 @@ def get_config(cfg_file: str | Path | None = None, opts: Sequence[object] | None
     config, rules = _C.clone(), {**_RULES, **METHODS[method].rules}
     for key, value in METHODS[method].defaults.items():
         _add(config, key, value)
-    others = {key: name for name, keys in METHODS.items() for key in keys.rules if key not in rules}
-    merger = Merger(config.clone(), rules, {key: f"it is for MODEL.TYPE {name}" for key, name in others.items()})
+    others: dict[str, list[str]] = {}
+    for name, keys in METHODS.items():
+        for key in keys.rules.keys() - rules.keys():
+            others.setdefault(key, []).append(name)
+    hints = {key: f"it is for MODEL.TYPE {' and '.join(types)}" for key, types in others.items()}
+    merger = Merger(config.clone(), rules, hints)
     top = (None if cfg_file is None else str(Path(cfg_file).resolve()), "-opts")
     for key, value, source in assignments:
         if source in top or key not in others:  # a BASE of another method may set its own keys
@@ -337,6 +341,8 @@ def _check_model(config: CfgNode, require) -> None:
     require(not (model.POOL_AFTER_NORM and model.GLOBAL_POOL), "MODEL.POOL_AFTER_NORM", what)
     what = "reads the class token, so the classifier must read the patches: set MODEL.GLOBAL_POOL True, too"
     require(model.GLOBAL_POOL or not model.DISTILL_HEAD, "MODEL.DISTILL_HEAD", what)
+    is_finetuned = network_of(config) == "classifier"
+    require(is_finetuned or not model.DISTILL_HEAD, "MODEL.DISTILL_HEAD", f"is not for MODEL.TYPE {model.TYPE}")
     num_patches = (height // model.PATCH_SIZE) * (width // model.PATCH_SIZE)
     what = f"makes {num_patches:,} patches of {model.PATCH_SIZE} pixels, and attention takes at most {_MOST_PATCHES:,}"
     require(num_patches <= _MOST_PATCHES, "DATA.IMAGE_SIZE", what)

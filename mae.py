@@ -37,6 +37,7 @@ class MAEPretrain(nn.Layer):
         mask_ratio: share of the patches that is hidden.
         norm_pix_loss: reconstruct pixels normalised per patch (Sec. 3 "Reconstruction target").
         drop_path: rate of the encoder's last layer; 0 in the paper.
+        decode_layer: the decoder reads the output of this layer of the encoder, from 1; None: the last one.
         layer_options: `mlp_ratio`, `qkv_bias`, `dropout`, `attention_dropout` of each layer, `recompute`.
     """
 
@@ -54,10 +55,14 @@ class MAEPretrain(nn.Layer):
         mask_ratio: float = 0.75,
         norm_pix_loss: bool = True,
         drop_path: float = 0.0,
+        decode_layer: int | None = None,
         **layer_options,
     ):
         super().__init__()
         self.mask_ratio = mask_ratio
+        self.decode_layer = depth if decode_layer is None else decode_layer
+        if not 1 <= self.decode_layer <= depth:
+            raise UserError(f"DISTILL.DECODE_LAYER={decode_layer}: the encoder has layers 1 to {depth}")
         self.norm_pix_loss = norm_pix_loss
         token_init = nn.initializer.Normal(std=0.02)
 
@@ -101,7 +106,10 @@ class MAEPretrain(nn.Layer):
             latent: [B, 1 + K, D], class token first, patches in the order of `shuffle`; with `logits_of` also
                 {index: scores [B, A, 1 + K, 1 + K]}.
         """
-        return self.encoder(embed_visible(self, images, shuffle), logits_of)
+        tokens = embed_visible(self, images, shuffle)
+        if self.decode_layer < len(self.encoder.layers):  # of a decoupled distillation
+            return self.encoder.norm(self.encoder(tokens, end=self.decode_layer))
+        return self.encoder(tokens, logits_of)
 
     def decode(self, latent: paddle.Tensor, restore: paddle.Tensor) -> paddle.Tensor:
         """Predict the pixels of every patch.
@@ -265,5 +273,6 @@ def build_mae_pretrain(config) -> MAEPretrain:
         decoder_heads=model.DECODER.NUM_HEADS,
         mask_ratio=model.MASK_RATIO,
         norm_pix_loss=model.NORM_PIX_LOSS,
+        decode_layer=config.get("DISTILL", {}).get("DECODE_LAYER"),
         **encoder_options(config),
     )

@@ -83,21 +83,13 @@ class AttentionDistillation(nn.Layer):
         teacher: a frozen network with the `patch_embedding`, `cls_token`, `encoder_position_embedding` and `encoder`
             of a ViT with the student's patches.
         matches: which layers; the student's layer after its last one is the extra block.
-        decode_layer: the decoder reads the output of this block; None: the last one.
         maps_heads: map the student's scores over the heads; else heads must be as many.
 
     Raises:
         UserError: if a layer does not exist, or heads or widths do not fit.
     """
 
-    def __init__(
-        self,
-        student: MAEPretrain,
-        teacher: nn.Layer,
-        matches: Matches,
-        decode_layer: int | None = None,
-        maps_heads: bool = True,
-    ):
+    def __init__(self, student: MAEPretrain, teacher: nn.Layer, matches: Matches, maps_heads: bool = True):
         super().__init__()
         self.student, self.matches = student, matches
         self._teacher = [teacher]  # in a list: no sublayer
@@ -105,13 +97,10 @@ class AttentionDistillation(nn.Layer):
         depth, embed_dim, heads = len(stack.layers), student.cls_token.shape[-1], stack.layers[0].attn.num_heads
         has_extra = any(own == depth + 1 for own, _ in matches.scores)
         _check_layers(matches, depth + has_extra, depth, len(other.layers))
-        self.decode_layer = depth if decode_layer is None else decode_layer
-        if not 1 <= self.decode_layer <= depth:
-            raise UserError(f"DISTILL.DECODE_LAYER={decode_layer}: the student has layers 1 to {depth}")
-        if self.decode_layer < depth and not has_extra:
+        if student.decode_layer < depth and not has_extra:
             raise UserError(
-                f"DISTILL.DECODE_LAYER={decode_layer}: the last block would give scores only, and the rest of it would "
-                "not train; set DISTILL.EXTRA_BLOCK True, too"
+                f"DISTILL.DECODE_LAYER={student.decode_layer}: the last block would give scores only, and the rest "
+                "of it would not train; set DISTILL.EXTRA_BLOCK True, too"
             )
         self.extra = ScoresBlock(embed_dim, heads) if has_extra else None
         teacher_heads = other.layers[0].attn.num_heads
@@ -155,12 +144,12 @@ class AttentionDistillation(nn.Layer):
         """Return a line that says what is matched."""
         pairs = [f"scores of layer {own} with the teacher's {other}" for own, other in self.matches.scores]
         pairs += [f"hidden state {own} with the teacher's {other}" for own, other in self.matches.hidden]
-        return f"distillation matches {', '.join(pairs)}; the decoder reads layer {self.decode_layer}"
+        return f"distillation matches {', '.join(pairs)}; the decoder reads layer {self.student.decode_layer}"
 
     def _outputs(self, network: nn.Layer, images: paddle.Tensor, shuffle: paddle.Tensor, side: int) -> "_Outputs":
         """Encode the visible patches, and keep what is matched; `side` is 0 for the student."""
         scores, hidden = ({pair[side] for pair in pairs} for pairs in (self.matches.scores, self.matches.hidden))
-        stop_at = self.decode_layer if side == 0 else None
+        stop_at = network.decode_layer if side == 0 else None
         tokens = embed_visible(network, images, shuffle)
         outputs = _walk(network.encoder, tokens, scores, hidden, stop_at)
         if side == 0 and self.extra is not None:

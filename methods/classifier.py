@@ -7,6 +7,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 import checkpoint
+from config import network_of
 from errors import UserError
 from pipeline.loading import Batch
 from training.engine import evaluate
@@ -34,17 +35,19 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
     head = [name for name in model.state_dict() if name.startswith(("classifier.", "distill_classifier."))]
     # A pretrained encoder's last norm is replaced where the patches are pooled, as in the official code.
     replaced = ["encoder.norm.*"] if config.MODEL.GLOBAL_POOL else []
+    added = checkpoint.ADDED_TO_FINETUNE if network_of(config) == "classifier" else ()  # a probe would not train them
     report = checkpoint.load_weights(
         model,
         config.MODEL.PRETRAINED,
-        allow_missing=(*head, "encoder_norm.*", *checkpoint.ADDED_TO_FINETUNE),
+        allow_missing=(*head, "encoder_norm.*", *added),
         allow_mismatched=head,
         allow_unexpected=(*checkpoint.NAMES_BESIDE_ENCODER, *replaced),
     )
     run.log.say(str(report))
-    if set(head) & {*report.missing, *report.mismatched}:
-        std = head_std if config.MODEL.HEAD_INIT_STD is None else config.MODEL.HEAD_INIT_STD
-        for classifier in filter(None, (model.head, model.distill_classifier)):
+    std = head_std if config.MODEL.HEAD_INIT_STD is None else config.MODEL.HEAD_INIT_STD
+    new = {id(model.state_dict()[name]) for name in set(head) & {*report.missing, *report.mismatched}}
+    for classifier in filter(None, (model.head, model.distill_classifier)):
+        if {id(parameter) for parameter in classifier.parameters()} & new:
             nn.initializer.Normal(std=std)(classifier.weight)
             nn.initializer.Constant(0.0)(classifier.bias)
     return model

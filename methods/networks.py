@@ -29,6 +29,8 @@ def load_encoder(path: str | Path, config=None) -> tuple[VisionTransformer, obje
     weights = weight_files.resolve(path)
     config = config or get_config(weight_files.config_beside(weights))
     headless = replaced(config, "MODEL.NUM_CLASSES", 0)
+    if network_of(config) == "autoencoder":  # which has its last norm whatever the configuration says
+        headless = replaced(headless, "MODEL.GLOBAL_POOL", False)
     return _load(build_transformer(headless), weights, allow_unexpected=checkpoint.NAMES_BESIDE_ENCODER), config
 
 

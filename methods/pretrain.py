@@ -31,6 +31,8 @@ def build(run: Run) -> Task:
 
     if config.DISTILL.TEACHER is not None:
         return _distilled(run, model)
+    if config.DISTILL.EXTRA_BLOCK or config.DISTILL.DECODE_LAYER or config.DISTILL.STUDENT_SCORES:
+        raise UserError("DISTILL.*: is set, but there is no teacher; name it with -teacher")
 
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
         # Masks are drawn from Paddle's generator, which the engine seeds; each view has its own.
@@ -49,7 +51,7 @@ def _distilled(run: Run, student: MAEPretrain) -> Task:
         raise UserError(f"TRAIN.VIEWS={config.TRAIN.VIEWS}: with a teacher there is one view; set it to 1")
     teacher = teachers.open_encoder(distill.TEACHER, config)
     matches = matches_of(distill, config.MODEL.ENCODER.DEPTH, len(teacher.network.encoder.layers))
-    model = AttentionDistillation(student, teacher.network, matches, distill.DECODE_LAYER, distill.MAP_HEADS)
+    model = AttentionDistillation(student, teacher.network, matches, distill.MAP_HEADS)
     run.log.say(teacher.description)
     run.log.say(model.describe())
 
@@ -68,7 +70,7 @@ def _distilled(run: Run, student: MAEPretrain) -> Task:
         saved=student,
         ema=ema_of(config, student),
         cost=Cost(other_macs=visible * forward_macs(of_network(teacher.network))),
-        teacher=teacher.sha256,
+        teacher=f"{teacher.sha256[:16]} ({model.describe()})",
     )
 
 
@@ -91,6 +93,8 @@ def matches_of(distill, depth: int, teacher_depth: int) -> Matches:
             )
     if any(layer > depth for layer in scores[0]) and not distill.EXTRA_BLOCK:
         raise UserError(f"DISTILL.STUDENT_SCORES={scores[0]}: the student has {depth} layers; see DISTILL.EXTRA_BLOCK")
+    if distill.EXTRA_BLOCK and last not in scores[0]:
+        raise UserError(f"DISTILL.EXTRA_BLOCK=True: DISTILL.STUDENT_SCORES={scores[0]} must name it, as layer {last}")
     pairs = [tuple(zip(*lists, strict=True)) for lists in (scores, hidden)]
     return Matches(*pairs, distill.SCORES_WEIGHT, distill.HIDDEN_WEIGHT)
 

@@ -41,7 +41,7 @@ def open_encoder(path: str, config) -> Teacher:
     Raises:
         UserError: if its images or patches are others, or the file holds no encoder.
     """
-    weights = weight_files.resolve(user_path(path, "-teacher"))
+    weights = _resolve(path)
     encoder, own = load_encoder(weights)
     for key, theirs, ours in (
         ("MODEL.PATCH_SIZE", own.MODEL.PATCH_SIZE, config.MODEL.PATCH_SIZE),
@@ -74,7 +74,7 @@ def open_classifier(path: str, config) -> Teacher:
         network, weights = _load_program(program, path), program.with_suffix(_PARAMETERS)
         words = f"teacher {program}: a Paddle inference model; frozen"
     else:
-        weights = weight_files.resolve(user_path(path, "-teacher"))
+        weights = _resolve(path)
         network, own = load_classifier(weights)
         if image_size_hw(own) != image_size_hw(config):
             raise UserError(
@@ -85,6 +85,16 @@ def open_classifier(path: str, config) -> Teacher:
         words = f"teacher {weights}: {own.MODEL.NAME}, {own.MODEL.NUM_CLASSES} classes; frozen"
     _check_classes(network, path, config)
     return Teacher(network, _sum(weights), words)
+
+
+def _resolve(path: str) -> Path:
+    """Return the weights' file of a path; an error names the flag."""
+    if not path:
+        raise UserError("-teacher: is empty; name a run or weights")
+    try:
+        return weight_files.resolve(user_path(path, "-teacher"))
+    except UserError as error:
+        raise UserError(f"-teacher {path}: {error}") from error
 
 
 def _frozen(network: VisionTransformer) -> VisionTransformer:
@@ -109,8 +119,10 @@ def _check_images(path: str, theirs, config) -> None:
 
 
 def _find_program(path: Path) -> Path | None:
-    """Return the program of an inference model, given it, its parameters, or their common name."""
-    if path.suffix in (*_PROGRAMS, _PARAMETERS):
+    """Return the program of an inference model, given it, its parameters, their common name, or their directory."""
+    if path.is_dir():  # of tools.export
+        found = [path / f"model{suffix}" for suffix in _PROGRAMS]
+    elif path.suffix in (*_PROGRAMS, _PARAMETERS):
         found = [path.with_suffix(suffix) for suffix in _PROGRAMS]
     else:
         found = [Path(f"{path}{suffix}") for suffix in _PROGRAMS]

@@ -10,7 +10,15 @@ from collections.abc import Callable, Mapping
 
 from errors import UserError
 from port_weights import from_official, from_transformers, names
-from port_weights.recognised import OTHER_NETWORKS, Grid, Recognised, check_layout, drop_known, split
+from port_weights.recognised import (
+    OTHER_NETWORKS,
+    Grid,
+    Recognised,
+    check_layout,
+    drop_known,
+    drop_lower_decoder,
+    split,
+)
 from storage.weight_files import WeightFile
 
 
@@ -89,9 +97,9 @@ def _check_landmarks(file: WeightFile) -> None:
 
 def _with_description(found: Recognised, file: WeightFile) -> Recognised:
     """Use the description that a file of this project has, where there is one."""
-    stored = file.architecture
-    if stored is None:
+    if file.architecture is None:
         return found
+    stored = drop_lower_decoder(found, file.architecture)
     return dataclasses.replace(
         found,
         heads=(stored.encoder.heads, stored.decoder.heads if stored.decoder else None),

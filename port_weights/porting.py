@@ -8,7 +8,7 @@ from pathlib import Path
 from config import get_config, network_of
 from errors import UserError, abridge
 from port_weights.families import recognise
-from port_weights.recognised import Recognised, is_sincos
+from port_weights.recognised import Recognised, drop_lower_decoder, is_sincos
 from port_weights.writing import check_destination, is_directory, write
 from storage import manifest, weight_files
 from storage.architecture import Architecture, count_layers, infer, of_config
@@ -195,6 +195,7 @@ def _ask_config_beside(path: Path, found: Recognised) -> None:
         return
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
     if beside.shapes() == shapes:
+        beside = drop_lower_decoder(found, beside)
         found.heads = (beside.encoder.heads, beside.decoder.heads if beside.decoder else None)
         found.heads_from = f"as {config_file.name} beside it says"
         found.norm_pix_loss, found.grid_hw = beside.norm_pix_loss, beside.grid_hw
@@ -232,7 +233,10 @@ def check(
     for part, tower in (("encoder", architecture.encoder), ("decoder", architecture.decoder)):
         if tower is not None and (tower.heads < 1 or tower.width % tower.heads):
             raise UserError(f"{file.path}: {tower.heads} heads do not divide the {part}'s width of {tower.width}")
-    if file.architecture is not None and file.architecture.shapes() != {name: shapes[name] for name in expected}:
+    recorded = file.architecture
+    if recorded is not None and recorded.decode_layer is not None:
+        recorded = recorded.without_decoder()
+    if recorded is not None and recorded.shapes() != {name: shapes[name] for name in expected}:
         raise UserError(f"{file.path}: the architecture recorded in the file does not match its tensors")
     size = sum(tensor.nbytes for tensor in found.tensors.values())
     if size > _LARGEST_EXPANSION * file.path.stat().st_size:

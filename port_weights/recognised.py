@@ -8,6 +8,7 @@ import numpy as np
 from errors import UserError, abridge
 from layers.pos_embed import sincos_table
 from port_weights import names
+from storage.architecture import Architecture
 from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
 from storage.weight_files import WeightFile
 
@@ -124,3 +125,21 @@ def check_layout(file: WeightFile, tensors: Tensors, wanted: str) -> None:
         qkv = tensors.get("encoder.layers.0.attn.qkv.weight")
         what = "missing" if qkv is None else f"of shape {list(qkv.shape)}"
         raise UserError(f"{file.path}: the first layer's fused query, key and value projection is {what}")
+
+
+def drop_lower_decoder(found: Recognised, architecture: Architecture) -> Architecture:
+    """Drop a decoder that was trained on a lower block, and would get the last one's output in other code.
+
+    Args:
+        architecture: of all of the tensors.
+
+    Returns:
+        The architecture of what stays.
+    """
+    if architecture.decode_layer is None:
+        return architecture
+    encoder = architecture.without_decoder()
+    for name in architecture.shapes().keys() - encoder.shapes().keys():
+        if found.tensors.pop(name, None) is not None:
+            found.dropped[name] = "decoder that was trained on a lower block"
+    return encoder

@@ -80,6 +80,9 @@ def write(
         ), []
     if target in engines.ENGINES:
         done = engines.ENGINES[target](dict(tensors), architecture)
+        config_file = destination / done.config
+        if config_file.exists() and config_file.read_bytes() != done.text.encode():
+            raise UserError(f"{config_file}: exists, and is another one; write to another directory")
         origin = {"ported_from": description["ported_from"]}
         files = destination / done.weights, done.tensors, origin, destination / done.config, done.text
         return _write_files(*files), []

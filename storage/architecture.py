@@ -43,6 +43,7 @@ class Architecture:
         pool_after_norm: it reads the mean of the normalised patches; no shape depends on it.
         position_bias: the encoder's blocks have relative position biases: True; "shared" ones; or False.
         layer_scale: their branches have learned factors; None if unknown.
+        decode_layer: the decoder reads the output of this lower block, from 1; None: of the last one.
         distill_head: there is a second classifier, on the class token, that a teacher trained.
         probe: the classifier is a batch norm and a linear layer.
         norm_pix_loss: whether the decoder predicts normalised pixels; None if unknown.
@@ -63,6 +64,7 @@ class Architecture:
     position_bias: bool | str = False
     layer_scale: bool | None = False
     distill_head: bool = False
+    decode_layer: int | None = None
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -179,12 +181,17 @@ class Architecture:
             values["MODEL.ENCODER.LAYER_SCALE"] = 1.0 if self.layer_scale else None
         else:
             values["MODEL.NORM_PIX_LOSS"] = self.norm_pix_loss is not False
+            values |= {} if self.decode_layer is None else {"DISTILL.DECODE_LAYER": self.decode_layer}
         for section, tower in (("ENCODER", self.encoder), ("DECODER", self.decoder)):
             if tower is not None:
                 values[f"MODEL.{section}.DEPTH"] = tower.depth
                 values[f"MODEL.{section}.EMBED_DIM"] = tower.width
                 values[f"MODEL.{section}.NUM_HEADS"] = tower.heads
         return values
+
+    def without_decoder(self) -> "Architecture":
+        """Return the encoder alone."""
+        return dataclasses.replace(self, decoder=None, norm_pix_loss=None, decode_layer=None)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, as a file stores them."""
@@ -204,6 +211,8 @@ class Architecture:
             raise ValueError("a size is no number")
         flags = [rebuilt.qkv_bias, rebuilt.global_pool, rebuilt.probe, rebuilt.norm_pix_loss, rebuilt.pool_after_norm]
         flags += [rebuilt.layer_scale, rebuilt.distill_head, rebuilt.position_bias == "shared" or rebuilt.position_bias]
+        if rebuilt.decode_layer is not None and type(rebuilt.decode_layer) is not int:
+            raise ValueError("a layer is no number")
         if not all(flag is None or isinstance(flag, bool) for flag in flags):
             raise ValueError("a switch is neither true nor false")
         return rebuilt
@@ -222,7 +231,12 @@ def of_network(network: object) -> Architecture | None:
         grid_hw=network.patch_embedding.grid_hw,
         norm_pix_loss=getattr(network, "norm_pix_loss", None),
     )
-    return dataclasses.replace(inferred, pool_after_norm=getattr(network, "pool_after_norm", False))
+    decode_layer = getattr(network, "decode_layer", None)
+    return dataclasses.replace(
+        inferred,
+        pool_after_norm=getattr(network, "pool_after_norm", False),
+        decode_layer=None if decode_layer == inferred.encoder.depth else decode_layer,
+    )
 
 
 def of_config(config, network: str) -> Architecture:
@@ -251,6 +265,7 @@ def of_config(config, network: str) -> Architecture:
         position_bias=False if has_decoder else model.ENCODER.RELATIVE_POSITION_BIAS,
         layer_scale=model.ENCODER.LAYER_SCALE is not None and not has_decoder,
         distill_head=model.DISTILL_HEAD and has_head,
+        decode_layer=config.get("DISTILL", {}).get("DECODE_LAYER") if has_decoder else None,
     )
 
 

@@ -14,11 +14,13 @@ runtime.prepare()
 
 import itertools
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import program
 from arguments import Parser, user_path
 from config import get_config
 from errors import UserError, printable
@@ -31,7 +33,7 @@ from training import cli
 from training.log import read_log
 
 _RESULTS, _PAGE = "results.json", "results.html"
-_OWN_FLAGS = ("cfg", "output", "resume", "eval", "dry_run")
+_OWN_FLAGS, _OWN_KEYS = ("cfg", "output", "resume", "eval", "dry_run"), ("RUN", "SAVE", "EVAL", "MODEL.RESUME")
 _MOST_POINTS = 10_000
 
 
@@ -87,12 +89,22 @@ def name_of(point: dict[str, str]) -> str:
     return name
 
 
-def run_point(cfg: str, script: str, point: dict[str, str], out: Path, flags: Sequence[str]) -> int:
-    """Run one combination in a process of its own, and return its exit code."""
+def arguments_of(point: dict[str, str], cfg: str, flags: Sequence[str], out: Path) -> list[str]:
+    """Return the main script's arguments for one combination."""
     settings = [word for pair in point.items() for word in pair]
-    command = [sys.executable, str(ROOT / f"main_multi_gpu_{script}.py"), "-cfg", cfg, *flags, "-output", str(out)]
-    command += ["-resume", "auto", "-opts", *settings, "RUN", name_of(point)]
-    return subprocess.run(command, env=runtime.original_environment(), check=False).returncode
+    return ["-cfg", cfg, *flags, "-output", str(out), "-resume", "auto", "-opts", *settings, "RUN", name_of(point)]
+
+
+def run_point(script: str, arguments: Sequence[str]) -> int:
+    """Run one combination in a process of its own, and return its exit code; a signal is handed on to it."""
+    command = [sys.executable, str(ROOT / f"main_multi_gpu_{script}.py"), *arguments]
+    process = subprocess.Popen(command, env=runtime.original_environment(), start_new_session=True)
+    try:
+        return process.wait()
+    except BaseException:  # of this process: the run saves, and ends
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise
 
 
 def read_result(run: Path) -> dict[str, float]:
@@ -113,28 +125,24 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     parser.add("grid", "settings: KEY=VALUE,VALUE ...", required=True, nargs="+", metavar="KEY=VALUES")
     parser.add("out", "directory for the runs and the results (default: output/sweep)", default="output/sweep")
     args = parser.parse_args(own)
-    refused = [flag for flag in flags if flag.lstrip("-") in _OWN_FLAGS and flag.startswith("-")]
-    if refused:
-        raise UserError(f"{refused[0]}: is set by the sweep itself; see -cfg and -out before the --")
     points, out = read_grid(args.grid), user_path(args.out, "-out")
-    for point in points:  # a mistake ends the sweep before the first run
-        config = get_config(args.cfg, [word for pair in point.items() for word in pair])
-    script = dispatch.method_of(config).script
+    script = _check(args.cfg, points, flags, out)
     out.mkdir(parents=True, exist_ok=True)
-    done = _read_done(out, args.cfg, flags)
+    about = {"recipe": get_config(args.cfg).dump(), "flags": flags}
+    done = _read_done(out, about)
     rows, failed = [], []
     for number, point in enumerate(points, start=1):
         name = name_of(point)
-        if name not in done:
+        if name not in done or not (out / name).is_dir():
             print(f"{number} of {len(points)}: {name}", flush=True)
-            code = run_point(args.cfg, script, point, out, flags)
-            if code in (cli.program.EXIT_STOPPED, 130, 143):
+            code = run_point(script, arguments_of(point, args.cfg, flags, out))
+            if code in (program.EXIT_STOPPED, 130, 143):
                 raise SystemExit(code)
             if code:
                 failed.append(f"{name} (exit code {code})")
                 continue
             done[name] = read_result(out / name)
-            _write_done(out, args.cfg, flags, done)
+            _write_done(out, about, done)
         rows.append({**point, **done[name], "run": str(out / name)})
     rows = _sorted(rows)
     _report(rows, list(points[0]), out)
@@ -145,19 +153,41 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     return rows
 
 
-def _read_done(out: Path, cfg: str, flags: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return the results of runs that ended, by name; raise UserError if they are those of another sweep."""
+def _check(cfg: str, points: list[dict[str, str]], flags: list[str], out: Path) -> str:
+    """Raise UserError for a mistake in any combination before the first run; returns which main script runs them."""
+    given = [flag.lstrip("-").partition("=")[0] for flag in flags if flag.startswith("-")]
+    refused = [flag for flag in given if flag in _OWN_FLAGS] + [key for key in _OWN_KEYS if key in (*flags, *points[0])]
+    if refused:
+        raise UserError(f"{refused[0]}: is set by the sweep itself; see -cfg and -out before the --")
+    names = [name_of(point) for point in points]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"-grid: two combinations would be the run {twice}; give them other values")
+    script = dispatch.method_of(get_config(cfg)).script
+    for point in points:
+        dispatch.check_script(script, cli.read_config(script, arguments_of(point, cfg, flags, out)))
+    return script
+
+
+def _read_done(out: Path, about: dict) -> dict[str, dict[str, float]]:
+    """Return the results of runs that ended, by name; raise UserError if they are those of another sweep.
+
+    Args:
+        about: recipe and flags, which are noted before the first run.
+    """
     file = out / _RESULTS
     if not file.is_file():
+        _write_done(out, about, {})
         return {}
-    values = read_json(file, {"cfg": str, "flags": list, "runs": dict}, advice="choose another -out")
-    if (values["cfg"], values["flags"]) != (cfg, list(flags)):
-        raise UserError(f"{out}: holds the sweep of {values['cfg']} {' '.join(values['flags'])}; choose another -out")
+    values = read_json(file, {"recipe": str, "flags": list, "runs": dict}, advice="choose another -out")
+    for key, value in about.items():
+        if values[key] != value:
+            raise UserError(f"{out}: holds a sweep of another recipe, or with other flags ({key}); choose another -out")
     return values["runs"]
 
 
-def _write_done(out: Path, cfg: str, flags: Sequence[str], done: dict) -> None:
-    atomic.write_text(out / _RESULTS, json.dumps({"cfg": cfg, "flags": list(flags), "runs": done}, indent=1))
+def _write_done(out: Path, about: dict, done: dict) -> None:
+    atomic.write_text(out / _RESULTS, json.dumps({**about, "runs": done}, indent=1))
 
 
 def _sorted(rows: list[dict[str, object]]) -> list[dict[str, object]]:

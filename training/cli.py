@@ -156,6 +156,11 @@ def write_report(run: Run) -> None:
         run.log.say(f"warning: no report: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
 
 
+def read_config(script: str, argv: Sequence[str]):
+    """Return the configuration that arguments ask for, without doing anything else; raise UserError as `start` does."""
+    return _read_config(script, make_parser(script, "").parse_args(argv))
+
+
 def _read_config(script: str, args: argparse.Namespace):
     if args.cfg is None and args.resume not in (None, "auto"):
         # A run goes on as it was. What else its checkpoint holds is checked when it is loaded.

@@ -99,8 +99,10 @@ def open_directory(config, prefix: str, resume_from: Path | None) -> Path:
     """
     if resume_from is not None and not config.EVAL:
         return resume_from.parent
-    name = config.RUN or f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
     save, suffix = user_path(config.SAVE, "-output"), ""
+    is_evaluated = config.EVAL and config.RUN and list_checkpoints(save / config.RUN)
+    named = "" if is_evaluated else config.RUN  # a run's own configuration has its name
+    name = named or f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         while True:
             directory = save / f"{name}{suffix}"
@@ -108,7 +110,7 @@ def open_directory(config, prefix: str, resume_from: Path | None) -> Path:
                 directory.mkdir(parents=True)
                 return directory
             except FileExistsError:
-                if config.RUN or not directory.is_dir():
+                if named or not directory.is_dir():
                     break
             suffix = f"-{int(suffix[1:] or 1) + 1}"
         _check_reuse(directory)

@@ -7,8 +7,10 @@ import pytest
 import main_multi_gpu_finetune
 import main_multi_gpu_pretrain
 from errors import UserError
-from mae import MAEPretrain
+from mae import MAEPretrain, embed_visible
+from methods import networks
 from methods.attention_distillation import AttentionDistillation, Matches
+from port_weights import port
 from storage.run_files import EXTRA_FILE, MODEL_FILE
 from tests.conftest import MODES, TINY, assert_close
 from tests.helpers import script_runs
@@ -25,9 +27,9 @@ RELATIVE = 1e-5
 
 def make(matches, decode_layer=None, maps_heads=True):
     paddle.seed(0)
-    student = MAEPretrain((SIDE, SIDE), PATCH, 3, 16, 3, 2, 8, 1, 2)
+    student = MAEPretrain((SIDE, SIDE), PATCH, 3, 16, 3, 2, 8, 1, 2, decode_layer=decode_layer)
     teacher = VisionTransformer((SIDE, SIDE), PATCH, 3, num_classes=0, embed_dim=24, depth=4, num_heads=4)
-    model = AttentionDistillation(student, teacher, matches, decode_layer, maps_heads)
+    model = AttentionDistillation(student, teacher, matches, maps_heads)
     for network in (model, teacher):
         for parameter in network.parameters():
             parameter.set_value(paddle.randn(parameter.shape) * 0.2)
@@ -215,6 +217,22 @@ def test_the_encoder_is_ordinary_and_the_teacher_is_not_saved(runs, tmp_path, ti
 
 
 @pytest.mark.quick
+def test_a_decoder_of_a_lower_block_reads_that_block_everywhere(runs, tmp_path):
+    _, plain, extra = runs
+    model, config = networks.load_autoencoder(extra)
+    assert (model.decode_layer, networks.load_autoencoder(plain)[0].decode_layer) == (1, 2)
+    images, noise = paddle.randn([2, 3, 16, 16]), paddle.rand([2, 16])
+    shuffle, restore, _ = model.choose_patches(2, noise=noise)
+    read = model.encoder.norm(model.encoder.layers[0](embed_visible(model, images, shuffle)))
+    assert_close(model(images, noise=noise)[1].numpy(), model.decode(read, restore).numpy(), 1e-6)
+    report = port(extra, tmp_path / "extra.pth", target="official")
+    assert report.architecture.decoder is None
+    assert "decoder that was trained on a lower block" in str(report)
+    assert port(plain, tmp_path / "plain.pth", target="official").architecture.decoder is not None
+    assert config.DISTILL.DECODE_LAYER == 1
+
+
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("opts", "said"),
     [
@@ -226,6 +244,7 @@ def test_the_encoder_is_ordinary_and_the_teacher_is_not_saved(runs, tmp_path, ti
         (["DISTILL.STUDENT_HIDDEN", [3], "DISTILL.TEACHER_HIDDEN", [1]], "the student has 0 to 2"),
         (["DISTILL.DECODE_LAYER", 1], "set DISTILL.EXTRA_BLOCK True, too"),
         (["DISTILL.MAP_HEADS", False, "MODEL.ENCODER.NUM_HEADS", 2], "the student has 2 heads, the teacher 4"),
+        (["DISTILL.EXTRA_BLOCK", True, "DISTILL.STUDENT_SCORES", [1], "DISTILL.TEACHER_SCORES", [1]], "as layer 3"),
         (["TRAIN.VIEWS", 2], "with a teacher there is one view"),
         (["DATA.IMAGENET_STD", [0.5] * 3], "has DATA.IMAGENET_STD"),
     ],
@@ -242,8 +261,15 @@ def test_a_run_goes_on_with_the_same_teacher_only(runs, tmp_path):
         train(tmp_path, "run", "-teacher", str(extra), "-resume", str(plain))
     with pytest.raises(UserError, match="that run has task pretrain_distilled, this one pretrain"):
         train(tmp_path, "other", "-resume", str(plain))
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="-teacher .*nothing: .*no such file"):
         train(tmp_path, "third", "-teacher", str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="-teacher: is empty"):
+        train(tmp_path, "fourth", "-teacher", "")
+    with pytest.raises(UserError, match="there is no teacher; name it with -teacher"):
+        train(tmp_path, "fifth", opts=EXTRA)
+    layers = ["DISTILL.STUDENT_SCORES", [1], "DISTILL.TEACHER_SCORES", [1]]
+    with pytest.raises(UserError, match="scores of layer 2 .*, this one .*scores of layer 1"):
+        train(tmp_path, "sixth", "-teacher", str(runs[0]), "-resume", str(plain), opts=layers)
 
 
 def test_two_ranks_are_one_with_the_joint_batch(runs, tmp_path):

@@ -92,6 +92,9 @@ def test_a_stopped_run_is_bit_identical_and_evaluates_alone(runs, tmp_path):
     scores = main_multi_gpu_finetune.main(["-cfg", cfg, "-eval", "-pretrained", str(student), "-output", str(tmp_path)])
     best = max(record["acc1"] for record in read_log(student) if record["event"] == "eval")
     assert scores["acc1"] == pytest.approx(best, abs=1e-4)
+    # A run's own configuration has its name, under which the run is.
+    again = main_multi_gpu_finetune.main(["-eval", "-resume", str(student), "-output", str(student.parent)])
+    assert again["acc5"] == pytest.approx(100.0)
     text = (student / "log.txt").read_text()
     assert "hard distillation: the second classifier, on the class token, follows the teacher, weight 0.5" in text
     encoder, _ = networks.load_encoder(student)
@@ -169,8 +172,25 @@ def test_what_else_cannot_work(runs, tmp_path, tiny_config):
         train(tmp_path, "run", opts=HEAD)
     with pytest.raises(UserError, match="set MODEL.GLOBAL_POOL True, too"):
         train(tmp_path, "run", opts=[*HEAD, "MODEL.GLOBAL_POOL", False])
-    with pytest.raises(UserError, match="unknown configuration key DISTILL.TEACHER"):
+    with pytest.raises(UserError, match="DISTILL.TEACHER: it is for MODEL.TYPE FINETUNE and PRETRAIN"):
         get_config(None, ["MODEL.TYPE", "LINEARPROBE", "DISTILL.TEACHER", "x"])
+
+
+@pytest.mark.quick
+def test_a_classifier_that_fits_is_kept_beside_a_new_one(runs, tiny_run):
+    teacher, _ = runs
+    sizes = ["MODEL.ENCODER.EMBED_DIM", 48, "MODEL.PRETRAINED", str(teacher), "DISTILL.TEACHER", str(teacher)]
+    model = dispatch.build_task(tiny_run("finetune", *sizes, *HEAD)).network
+    stored = networks.load_classifier(teacher)[0]
+    assert np.array_equal(model.classifier.weight.numpy(), stored.classifier.weight.numpy())
+    assert float(model.distill_classifier.weight.abs().max()) < 1e-3  # drawn anew, at the recipe's deviation
+
+
+@pytest.mark.quick
+def test_a_second_classifier_is_for_finetuning_only():
+    for kind in ("LINEARPROBE", "PRETRAIN", "MOCO"):
+        with pytest.raises(UserError, match=f"MODEL.DISTILL_HEAD=True: is not for MODEL.TYPE {kind}"):
+            get_config(None, ["MODEL.TYPE", kind, *HEAD, "MODEL.GLOBAL_POOL", True])
 
 
 # ---- optimizer tables of ViT-Tiny

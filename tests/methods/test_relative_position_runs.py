@@ -1,13 +1,16 @@
 """A finetuning with relative position biases and layer scales, from start to end, and everything that reads it."""
 
 import numpy as np
+import paddle
 import pytest
 
 import main_multi_gpu_finetune
 import main_multi_gpu_linearprobe
-from methods import networks
+from errors import UserError
+from methods import dispatch, networks
 from tests.conftest import MODES, TINY
 from tests.helpers import script_runs
+from tests.helpers.small_models import make_mae
 from tools import cluster, evaluate, export, features, knn, report, visualise
 
 pytestmark = pytest.mark.quick
@@ -47,5 +50,17 @@ def test_tools_read_it(trained, tmp_path, tiny_yaml):
     model, _ = networks.load_classifier(run)
     assert float(model.encoder.layers[0].gamma_1.abs().max()) > 0
     probe = tiny_yaml("linearprobe", "MODEL.GLOBAL_POOL", True, "DATA.BATCH_SIZE", 256)
-    with pytest.raises(ValueError, match="set MODEL.ENCODER.RELATIVE_POSITION_BIAS as that run has it"):
+    with pytest.raises(
+        ValueError, match="set MODEL.ENCODER.LAYER_SCALE and MODEL.ENCODER.RELATIVE_POSITION_BIAS as the file's run"
+    ):
         main_multi_gpu_linearprobe.main(["-cfg", probe, "-pretrained", str(run), "-output", str(tmp_path)])
+
+
+def test_a_probe_has_no_untrained_parts(tiny_run, tmp_path):
+    """They would stay as they were drawn: frozen factors of 0.001 would shrink every branch."""
+    paddle.save(make_mae((16, 16)).state_dict(), str(tmp_path / "mae.pdparams"))
+    sizes = ["MODEL.ENCODER.EMBED_DIM", 16, "MODEL.ENCODER.DEPTH", 1, "MODEL.ENCODER.NUM_HEADS", 2]
+    sizes += ["MODEL.PRETRAINED", str(tmp_path / "mae"), "MODEL.ENCODER.LAYER_SCALE", 0.001]
+    with pytest.raises(UserError, match="set MODEL.ENCODER.LAYER_SCALE as the file's run has it"):
+        dispatch.build_task(tiny_run("linearprobe", *sizes))
+    dispatch.build_task(tiny_run("finetune", *sizes))

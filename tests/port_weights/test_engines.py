@@ -105,6 +105,19 @@ def test_detectron2_has_its_names_and_a_configuration(tmp_path):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("library", ENGINES)
+def test_a_configuration_that_was_changed_stays(tmp_path, library):
+    weights = make_weights(tmp_path, "small")
+    for _ in range(2):
+        report = port(weights, tmp_path / "out", target=library, heads=(4, None))
+    config_file = next(path for path in report.written if path.suffix in (".yml", ".py"))
+    config_file.write_text("mine")
+    with pytest.raises(UserError, match="exists, and is another one"):
+        port(weights, tmp_path / "out", target=library, heads=(4, None))
+    assert config_file.read_text() == "mine"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("library", ENGINES)
 @pytest.mark.parametrize(
     ("opts", "said"),
     [

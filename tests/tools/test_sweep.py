@@ -1,10 +1,16 @@
 """tools.sweep: every combination once, what ended is not repeated, and mistakes end it before the first run."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
+import runtime
 from errors import UserError
+from runtime import ROOT
 from tests.conftest import TINY
 from tools import sweep
 
@@ -62,8 +68,31 @@ def test_every_combination_is_a_run_and_is_not_repeated(tmp_path, tiny_yaml, cap
     assert said.count("nothing is left to do") == 1
     assert "4 of 4: base_lr=0.01,num_epochs=2,warmup_epochs=1" in said
 
-    with pytest.raises(UserError, match="holds the sweep of .* choose another -out"):
+    with pytest.raises(UserError, match=r"with other flags \(flags\); choose another -out"):
         sweep.main([*arguments[:-2], "-device", "cpu", "-opts", "SEED", "1"])
+    other = tiny_yaml("finetune", "DATA.BATCH_SIZE", 256, "MODEL.DROPPATH", 0.2)
+    with pytest.raises(UserError, match=r"another recipe.* \(recipe\)"):
+        sweep.main(["-cfg", other, *arguments[2:]])
+
+
+def test_a_signal_reaches_the_run_which_saves(tmp_path, tiny_yaml):
+    cfg = tiny_yaml("finetune", "DATA.BATCH_SIZE", 64, "TRAIN.NUM_EPOCHS", 500, "VALIDATE_FREQ", 1000, "REPORT_FREQ", 1)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tools.sweep", "-cfg", cfg, "-grid", "TRAIN.BASE_LR=0.001,0.01", "-out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--", "-device", "cpu"], cwd=ROOT, env=runtime.original_environment(), stdout=subprocess.PIPE
+    )
+    log = out / "base_lr=0.001" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not log.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert list(log.parent.glob("step-*"))
+    assert not (out / "base_lr=0.01").exists()
+    with pytest.raises(UserError, match=r"with other flags \(flags\)"):  # although no run has ended
+        sweep.main(["-cfg", cfg, "-grid", "TRAIN.BASE_LR=0.001", "-out", str(out), "--", "-amp", "bf16"])
 
 
 @pytest.mark.quick
@@ -72,7 +101,13 @@ def test_mistakes_end_it_before_the_first_run(tmp_path, tiny_yaml):
     for arguments, said in (
         (["-grid", "TRAIN.BASE_LR=0.1,-1", *out], "TRAIN.BASE_LR=-1"),
         (["-grid", "TRAIN.NO_KEY=0.1", *out], "unknown configuration key TRAIN.NO_KEY"),
-        (["-grid", "TRAIN.BASE_LR=0.1", *out, "--", "-output", "x"], "-output: is set by the sweep itself"),
+        (["-grid", "TRAIN.BASE_LR=0.1", *out, "--", "-output", "x"], "output: is set by the sweep itself"),
+        (["-grid", "TRAIN.BASE_LR=0.1", *out, "--", "-cfg=x"], "cfg: is set by the sweep itself"),
+        (["-grid", "TRAIN.BASE_LR=0.1", *out, "--", "-opts", "SAVE", "x"], "SAVE: is set by the sweep itself"),
+        (["-grid", "RUN=a,b", *out], "RUN: is set by the sweep itself"),
+        (["-grid", "MODEL.PRETRAINED=a/b,a_b", *out], "two combinations would be the run pretrained=a_b"),
+        (["-grid", "TRAIN.BASE_LR=0.1", *out, "--", "-opts", "TRAIN.NUM_EPOCHS"], "KEY VALUE pairs"),
+        (["-grid", "MODEL.TYPE=MOCO", *out], "it is for MODEL.TYPE"),
     ):
         with pytest.raises(UserError, match=said):
             sweep.main(["-cfg", cfg, *arguments])
