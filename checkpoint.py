@@ -256,9 +256,9 @@ def _encoder_size(tensors: dict) -> tuple[int, int]:
 
 def _raise_if_any(path: Path, refused: dict[str, list[str]], weights: dict[str, StoredTensor], own: dict) -> None:
     """Raise UserError if a tensor does not fit; `refused` are the names of such, by what is wrong with them."""
-    advice = _advice([name for names in refused.values() for name in names], weights, own)
     for what, names in refused.items():
         if names:
+            advice = _advice([name for some in refused.values() for name in some], weights, own)
             both = [name for name in names if name in weights and name in own]
             shapes = {n: f" {list(weights[n].shape)} in the file, {list(own[n].shape)} in the model" for n in both}
             listed = abridge([name + shapes.get(name, "") for name in names])

@@ -10,7 +10,6 @@ E decoder width. A mask is always 1 = hidden.
 """
 
 import math
-from collections.abc import Collection
 
 import paddle
 from paddle import nn
@@ -94,22 +93,19 @@ class MAEPretrain(nn.Layer):
         """Return the layer of a parameter, see `transformer.layer_of`; the decoder is in the last one."""
         return layer_of(name, len(self.encoder.layers))
 
-    def encode(self, images: paddle.Tensor, shuffle: paddle.Tensor, logits_of: Collection[int] = ()):
+    def encode(self, images: paddle.Tensor, shuffle: paddle.Tensor) -> paddle.Tensor:
         """Encode the visible patches only.
 
         Args:
             images: [B, C, H, W].
             shuffle: [B, K] indices of the patches to keep.
-            logits_of: indices of layers whose attention scores are wanted.
 
         Returns:
-            latent: [B, 1 + K, D], class token first, patches in the order of `shuffle`; with `logits_of` also
-                {index: scores [B, A, 1 + K, 1 + K]}.
+            latent: [B, 1 + K, D], class token first, patches in the order of `shuffle`.
         """
-        tokens = embed_visible(self, images, shuffle)
-        if self.decode_layer < len(self.encoder.layers):  # of a decoupled distillation
-            return self.encoder.norm(self.encoder(tokens, end=self.decode_layer))
-        return self.encoder(tokens, logits_of)
+        latent = self.encoder(embed_visible(self, images, shuffle), end=self.decode_layer)
+        is_lower = self.decode_layer < len(self.encoder.layers)  # of a decoupled distillation
+        return self.encoder.norm(latent) if is_lower else latent
 
     def decode(self, latent: paddle.Tensor, restore: paddle.Tensor) -> paddle.Tensor:
         """Predict the pixels of every patch.

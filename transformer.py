@@ -176,7 +176,7 @@ class Transformer(nn.Layer):
         """
         found, end = {}, len(self.layers) if end is None else end
         if self.position_bias is not None:
-            bias = self.position_bias() if bias is None else bias + self.position_bias()
+            bias = self.position_bias(bias)
         for index in range(first, end):
             tokens, logits = self.run_layer(index, tokens, bias, index in logits_of)
             if logits is not None:

@@ -26,9 +26,10 @@ class PositionBias(nn.Layer):
         self.table = self.create_parameter([num_rows(grid_hw), num_heads], default_initializer=zero)
         self.register_buffer("index", paddle.to_tensor(index_of(grid_hw)), persistable=False)
 
-    def forward(self) -> paddle.Tensor:
-        """Return the biases [A, T, T]."""
-        return F.embedding(self.index, self.table).transpose([2, 0, 1])
+    def forward(self, bias: paddle.Tensor | None = None) -> paddle.Tensor:
+        """Return the biases [A, T, T], with another one added if there is any."""
+        own = F.embedding(self.index, self.table).transpose([2, 0, 1])
+        return own if bias is None else bias + own
 
 
 class Attention(nn.Layer):
@@ -66,7 +67,7 @@ class Attention(nn.Layer):
             [B, T, D]; with `return_logits` also the scaled scores before the softmax, [B, A, T, T].
         """
         if self.position_bias is not None:
-            bias = self.position_bias() if bias is None else bias + self.position_bias()
+            bias = self.position_bias(bias)
         batch, num_tokens, dim = tokens.shape
         qkv = self.qkv(tokens).reshape([batch, num_tokens, 3, self.num_heads, self.head_dim])
         mixed, logits = kernels.attention(qkv, bias, self.attention_dropout, self.training, return_logits)

@@ -49,10 +49,10 @@ class ProbeNorm(nn.BatchNorm1D):
             raise UserError(f"a batch of one image cannot be normalised; {ONE_IMAGE_ADVICE}")
         if not self.training or not paddle.in_dynamic_mode():  # a static graph has no buffers to put back
             return nn.BatchNorm1D.forward(self, features)  # Paddle 2.6 cannot trace super()
-        before = [self._mean.clone(), self._variance.clone()]
+        buffers = (self._mean, self._variance)
+        before = [buffer.clone() for buffer in buffers]
         normalised = nn.BatchNorm1D.forward(self, features)
-        after = [self._mean.clone(), self._variance.clone()]
-        for buffer, value in zip((self._mean, self._variance), keep_finite(after, before), strict=True):
+        for buffer, value in zip(buffers, keep_finite(buffers, before), strict=True):
             paddle.assign(value.detach(), buffer)
         return normalised
 

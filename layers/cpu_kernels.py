@@ -114,14 +114,13 @@ class _Attention(PyLayer):
             mixed.append(values.transpose([0, 2, 1, 3]))  # [b, T, A, d]
             saved += [highest, share]
         ctx.has_bias, ctx.wants_bias = bias is not None, bias is not None and not bias.stop_gradient
-        ctx.save_for_backward(*([bias] if ctx.has_bias else []), qkv, *saved)
+        ctx.save_for_backward(qkv, *saved, *([bias] if ctx.has_bias else []))
         return mixed[0] if len(mixed) == 1 else paddle.concat(mixed)
 
     @staticmethod
     def backward(ctx, grad):
-        bias, (qkv, *saved) = None, ctx.saved_tensor()
-        if ctx.has_bias:
-            bias, (qkv, *saved) = qkv, saved
+        qkv, *saved = ctx.saved_tensor()
+        bias = saved.pop() if ctx.has_bias else None
         grads, tiles = [], _tile(bias, qkv)
         sums_of_bias: list[paddle.Tensor] = []  # of whole pieces, and of the last one if it is smaller
         pieces = zip(_chunks(qkv, qkv), _chunks(grad, qkv), saved[::2], saved[1::2], strict=True)

@@ -15,6 +15,7 @@ from paddle import nn
 
 from errors import UserError
 from layers.basic import LayerNorm, Linear
+from layers.heads import plain_linear
 from mae import MAEPretrain, embed_visible
 from transformer import Transformer, init_linear
 
@@ -109,10 +110,7 @@ class AttentionDistillation(nn.Layer):
         maps = [HeadMap(heads, teacher_heads) for _ in matches.scores] if maps_heads else []
         self.head_maps = nn.LayerList(maps)
         width = teacher.cls_token.shape[-1]
-        self.hidden_maps = nn.LayerList([Linear(embed_dim, width, bias_attr=False) for _ in matches.hidden])
-        for layer in self.hidden_maps:
-            bound = 1.0 / math.sqrt(embed_dim)
-            nn.initializer.Uniform(-bound, bound)(layer.weight)
+        self.hidden_maps = nn.LayerList([plain_linear(embed_dim, width) for _ in matches.hidden])
 
     def forward(
         self, images: paddle.Tensor, noise: paddle.Tensor | None = None

@@ -45,9 +45,9 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
     )
     run.log.say(str(report))
     std = head_std if config.MODEL.HEAD_INIT_STD is None else config.MODEL.HEAD_INIT_STD
-    new = {id(model.state_dict()[name]) for name in set(head) & {*report.missing, *report.mismatched}}
-    for classifier in filter(None, (model.head, model.distill_classifier)):
-        if {id(parameter) for parameter in classifier.parameters()} & new:
+    new = [*report.missing, *report.mismatched]
+    for prefix, classifier in (("classifier.", model.head), ("distill_classifier.", model.distill_classifier)):
+        if any(name.startswith(prefix) for name in new):
             nn.initializer.Normal(std=std)(classifier.weight)
             nn.initializer.Constant(0.0)(classifier.bias)
     return model

@@ -1,7 +1,5 @@
 """End-to-end finetuning (Table 9): soft targets from mixup or label smoothing, layer-wise learning rates."""
 
-from collections.abc import Callable
-
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -51,7 +49,7 @@ def build(run: Run) -> Task:
             targets = smooth_one_hot(batch.labels, config.MODEL.NUM_CLASSES, train.SMOOTHING)
         if teacher is None:
             return soft_cross_entropy(model(images), targets), {}
-        return distilled_loss(model(images), targets, _ask(teacher.network, images), config.DISTILL)
+        return distilled_loss(model(images), targets, teacher.logits(images), config.DISTILL)
 
     return Task(
         "finetune" if teacher is None else "finetune_distilled",
@@ -80,13 +78,6 @@ def _open_teacher(run: Run) -> teachers.Teacher | None:
     reader = "the second classifier, on the class token," if config.MODEL.DISTILL_HEAD else "the classifier"
     run.log.say(f"{config.DISTILL.KIND} distillation: {reader} follows the teacher, weight {config.DISTILL.ALPHA:g}")
     return teacher
-
-
-@paddle.no_grad()
-def _ask(network: Callable, images: paddle.Tensor) -> paddle.Tensor:
-    """Return a teacher's logits [B, K]."""
-    logits = network(images)
-    return logits[0] if isinstance(logits, (list, tuple)) else logits
 
 
 def distilled_loss(

@@ -31,6 +31,12 @@ class Teacher:
     sha256: str
     description: str
 
+    @paddle.no_grad()
+    def logits(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Classify images; returns [B, K]. An inference model may put out more, of which the first is taken."""
+        outputs = self.network(images)
+        return outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+
 
 def open_encoder(path: str, config) -> Teacher:
     """Load an encoder that sees the same patches of the same images as a student.
@@ -83,8 +89,9 @@ def open_classifier(path: str, config) -> Teacher:
         _check_images(path, own, config)
         _frozen(network)
         words = f"teacher {weights}: {own.MODEL.NAME}, {own.MODEL.NUM_CLASSES} classes; frozen"
-    _check_classes(network, path, config)
-    return Teacher(network, _sum(weights), words)
+    teacher = Teacher(network, _sum(weights), words)
+    _check_classes(teacher, path, config)
+    return teacher
 
 
 def _resolve(path: str) -> Path:
@@ -140,15 +147,13 @@ def _load_program(program: Path, path: str) -> Callable:
     return network
 
 
-def _check_classes(network: Callable, path: str, config) -> None:
+def _check_classes(teacher: Teacher, path: str, config) -> None:
     """Try the teacher on two images, and compare the number of its classes with the student's."""
     images = paddle.zeros([2, config.DATA.IMAGE_CHANNELS, *image_size_hw(config)])
     try:
-        with paddle.no_grad():
-            outputs = network(images)
+        outputs = teacher.logits(images)
     except Exception as error:  # an inference model may want other sizes
         raise UserError(f"-teacher {path}: fails on images {list(images.shape)}: {one_line(error)}") from error
-    outputs = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
     wanted = [2, config.MODEL.NUM_CLASSES]
     if list(outputs.shape) != wanted:
         raise UserError(f"-teacher {path}: gives {list(outputs.shape)} for two images, and {wanted} is needed")

@@ -1,5 +1,6 @@
 """Files with the official MAE's names, which are timm's: official MAE, timm, PASSL, MAE-Lite, MAE-CT, MAWS, MoCo v3."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from port_weights.recognised import (
     rename,
     split,
 )
-from storage.stored_tensor import StoredTensor
+from storage.stored_tensor import StoredTensor, concatenated
 from storage.weight_files import WeightFile
 
 _TIMM_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
@@ -134,16 +135,9 @@ def _with_usual_biases(inside: Tensors) -> Tensors:
     for name, query in inside.items():
         value = inside.get(name.replace("q_bias", "v_bias"))
         if name.endswith("attn.q_bias") and value is not None and value.shape == query.shape and len(value.shape) == 1:
-            usual[name.replace("q_bias", "qkv.bias")] = _joined(query, value)
+            keys = dataclasses.replace(query, load=lambda query=query: np.zeros_like(query.load()))
+            usual[name.replace("q_bias", "qkv.bias")] = concatenated([query, keys, value])
     return usual
-
-
-def _joined(query: StoredTensor, value: StoredTensor) -> StoredTensor:
-    def load() -> np.ndarray:
-        first, last = query.load(), value.load()
-        return np.concatenate([first, np.zeros_like(first), last])
-
-    return StoredTensor((3 * query.shape[0],), query.dtype, load)
 
 
 def _drop_partial_block(inside: Tensors, prefix: str, dropped: dict[str, str]) -> None:
