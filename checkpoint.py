@@ -15,7 +15,8 @@ from errors import UserError, abridge
 from layers.pos_embed import resize_table, square_grid
 from layers.relative_position import num_rows, resize_bias_table
 from storage import manifest, weight_files
-from storage.architecture import count_layers
+from storage.architecture import count_layers, of_network
+from storage.clip_architecture import IMAGE_PREFIX, TEXT_PREFIX, ClipArchitecture, TextArchitecture
 from storage.run_files import CONFIG_FILE, EMA_FILE, MODEL_FILE
 from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
 from strict_config import read_yaml
@@ -91,7 +92,7 @@ def load_weights(
     """
     if any(isinstance(allowed, str) for allowed in (allow_missing, allow_unexpected, allow_mismatched)):
         raise ValueError("allow_missing, allow_unexpected and allow_mismatched are lists of patterns, not one text")
-    file = _open(path)
+    file = _tower_for(model, _open(path))
     path, weights, own = file.path, dict(file.tensors), model.state_dict()
     _check_heads(file, model)
     grid_hw = source_grid_hw or (file.architecture.grid_hw if file.architecture else _grid_of(path))
@@ -147,6 +148,17 @@ def _open(path: str | Path) -> weight_files.WeightFile:
     return file
 
 
+def _tower_for(model: nn.Layer, file: weight_files.WeightFile) -> weight_files.WeightFile:
+    """Return the tower of a CLIP model's file that an image encoder or a text tower can be filled from."""
+    clip = file.clip_architecture
+    if clip is None or hasattr(model, "vision_encoder"):
+        return file
+    is_image = hasattr(model, "patch_embedding")
+    prefix, architecture = (IMAGE_PREFIX, clip.image) if is_image else (TEXT_PREFIX, clip.text)
+    inside = {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
+    return dataclasses.replace(file, tensors=inside, metadata={architecture.KEY: architecture.to_dict()})
+
+
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     """Read a flat {name: array} from a weight file, as `load_weights` finds it."""
     return {name: tensor.read() for name, tensor in weight_files.read(weight_files.resolve(path)).tensors.items()}
@@ -200,9 +212,12 @@ def _grid_of(weight_file: Path) -> tuple[int, int] | None:
 
 def _check_heads(file: weight_files.WeightFile, model: nn.Layer) -> None:
     """Raise UserError if the recorded architecture has another number of heads than the model; no shape shows it."""
-    architecture = file.architecture
+    architecture = file.architecture or file.clip_architecture or file.text_architecture
     if architecture is not None and architecture.shapes() != {name: t.shape for name, t in file.tensors.items()}:
         raise UserError(f"{file.path}: the architecture recorded in the file does not match its tensors")
+    own = of_network(model) if isinstance(architecture, (ClipArchitecture, TextArchitecture)) else None
+    if own is not None and own != architecture and own.shapes() == architecture.shapes():
+        raise UserError(f"{file.path}: holds {architecture}; this model is {own}")
     for part in ("encoder", "decoder"):
         tower, stack = getattr(architecture, part, None), getattr(model, part, None)
         if tower is None or stack is None or tower.width != stack.layers[0].attn.qkv.weight.shape[0]:
@@ -217,6 +232,8 @@ def _check_heads(file: weight_files.WeightFile, model: nn.Layer) -> None:
 
 def _advice(refused: list[str], weights: dict[str, StoredTensor], own: dict) -> str:
     """Return advice on why a file and a model differ, by the names of their tensors and of those `refused`."""
+    if "encoder_position_embedding" not in own:
+        return "are the sections TEXT and MODEL, and LIT.EMBED_DIM, those of the file?"
     if "encoder_position_embedding" not in weights:
         return "its names are of another code; convert it: python -m port_weights FILE NEW.pdparams"
     sizes = [_encoder_size(tensors) for tensors in (weights, own)]

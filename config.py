@@ -19,7 +19,7 @@ from errors import UserError
 from strict_config import Merger, Rule, read_assignments, read_yaml
 
 _METHODS_FOLDER = Path(__file__).resolve().parent / "configs" / "methods"
-NETWORKS = ("autoencoder", "encoder", "classifier", "probe")
+NETWORKS = ("autoencoder", "encoder", "classifier", "probe", "clip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ _key("MODEL.DECODER.NUM_HEADS", 16, "at most 4096")
 
 _key("TRAIN.LAST_EPOCH", 0, "from 0 to 1_000_000")  # epochs that count as done already
 _key("TRAIN.NUM_EPOCHS", 800, "from 0 to 1_000_000")  # 0 saves the initial weights
-_key("TRAIN.WARMUP_EPOCHS", 40, "from 0 to 1_000_000")
+_key("TRAIN.WARMUP_EPOCHS", 40, "int or float, from 0 to 1_000_000")  # new: parts of an epoch, too
 _key("TRAIN.WEIGHT_DECAY", 0.05, "from 0 to 1e6")
 _key("TRAIN.BASE_LR", 1.5e-4, "from 0 to 1e6")  # for LINEAR_SCALED_LR images per update
 _key("TRAIN.WARMUP_START_LR", 0.0, "from 0 to 1e6")  # not scaled by the batch

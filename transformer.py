@@ -14,7 +14,6 @@ import re
 from collections.abc import Collection, Iterator
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 from paddle.distributed import fleet
 
@@ -22,7 +21,7 @@ from config import image_size_hw, network_of
 from errors import UserError
 from layers import kernels
 from layers.attention import Attention, PositionBias
-from layers.basic import DropPath, LayerNorm, Linear, ProbeNorm
+from layers.basic import DropPath, LayerNorm, Linear, Mlp, ProbeNorm
 from layers.pos_embed import sincos_table
 
 
@@ -67,21 +66,6 @@ class PatchEmbedding(nn.Layer):
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Embed images [B, C, H, W] as tokens [B, N, D]."""
         return self.project(self.split(images))
-
-
-class Mlp(nn.Layer):
-    """Linear, exact GELU, Linear."""
-
-    def __init__(self, embed_dim: int, mlp_ratio: float, dropout: float):
-        super().__init__()
-        hidden = int(embed_dim * mlp_ratio)
-        self.fc1 = Linear(embed_dim, hidden)
-        self.fc2 = Linear(hidden, embed_dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
-        """Transform tokens [B, T, D] one by one."""
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(tokens)))))
 
 
 class TransformerLayer(nn.Layer):

@@ -61,7 +61,7 @@ class Attention(nn.Layer):
         """Mix tokens [B, T, D].
 
         Args:
-            bias: added to the scaled scores, [A, T, T] or [B, A, T, T].
+            bias: added to the scaled scores, see `kernels.attention`.
 
         Returns:
             [B, T, D]; with `return_logits` also the scaled scores before the softmax, [B, A, T, T].

@@ -21,17 +21,32 @@ class Linear(nn.Linear):
         return kernels.linear(inputs, self.weight, self.bias)
 
 
+class Mlp(nn.Layer):
+    """Linear, exact GELU, Linear."""
+
+    def __init__(self, embed_dim: int, mlp_ratio: float, dropout: float):
+        super().__init__()
+        hidden = int(embed_dim * mlp_ratio)
+        self.fc1 = Linear(embed_dim, hidden)
+        self.fc2 = Linear(hidden, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
+        """Transform tokens [B, T, D] one by one."""
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(tokens)))))
+
+
 class LayerNorm(nn.LayerNorm):
     """Paddle's layer over the last dimension, computed by the device's fastest way."""
 
-    def __init__(self, embed_dim: int):
-        super().__init__(embed_dim, epsilon=LAYER_NORM_EPS)
+    def __init__(self, embed_dim: int, epsilon: float = LAYER_NORM_EPS):
+        super().__init__(embed_dim, epsilon=epsilon)
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         """Normalise tokens [..., D]."""
         if cpu_kernels.are_usable(tokens):
-            return cpu_kernels.layer_norm(tokens, self.weight, self.bias, LAYER_NORM_EPS)
-        return F.layer_norm(tokens, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+            return cpu_kernels.layer_norm(tokens, self.weight, self.bias, self._epsilon)
+        return F.layer_norm(tokens, self.weight.shape, self.weight, self.bias, self._epsilon)
 
 
 class ProbeNorm(nn.BatchNorm1D):

@@ -34,7 +34,7 @@ def attention(
 
     Args:
         qkv: [B, T, 3, A, D/A], queries, keys and values.
-        bias: added to the scaled scores, [A, T, T] or [B, A, T, T].
+        bias: added to the scaled scores, [A, T, T], [B, A, T, T], or [B, 1, 1, T] without a gradient (a mask of keys).
         dropout: rate at which weights are dropped while `training`.
         return_logits: also return the scores before the softmax, with the bias.
 
@@ -45,10 +45,12 @@ def attention(
     drops = training and dropout > 0
     if cpu_kernels.are_usable(qkv) and not (drops or return_logits) and (bias is None or bias.ndim == 3):
         return cpu_kernels.attention(qkv, bias), None
-    if bias is None and not return_logits and _has_fused_attention(qkv):
+    is_mask = bias is not None and bias.stop_gradient and bias.ndim == 4 and bias.shape[1] == 1
+    if (bias is None or is_mask) and not return_logits and _has_fused_attention(qkv):
         query, key, value = qkv.unbind(axis=2)  # [B, T, A, D/A] each
         rate = dropout if training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=rate, training=training)
+        mask = bias.astype(qkv.dtype).expand([-1, -1, qkv.shape[1], -1]) if is_mask else None
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=rate, training=training)
         return mixed, None
     query, key, value = qkv.transpose([2, 0, 3, 1, 4]).unbind(axis=0)  # [B, A, T, D/A] each
     logits = paddle.matmul(query * qkv.shape[-1] ** -0.5, key, transpose_y=True)  # [B, A, T, T]

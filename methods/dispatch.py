@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import datasets
 from config import replaced
 from errors import UserError
-from methods import classifier, contrastive_tuning, finetune, linearprobe, moco, pretrain
+from methods import classifier, contrastive_tuning, finetune, image_text, linearprobe, moco, pretrain, weak_labels
 from methods.method import Method
 from pipeline import loading
 from pipeline.transforms import Transform
@@ -21,6 +21,8 @@ METHODS: dict[str, Method] = {
     "LINEARPROBE": linearprobe.METHOD,
     "CONTRASTIVE_TUNING": contrastive_tuning.METHOD,
     "MOCO": moco.METHOD,
+    "WEAK_LABELS": weak_labels.METHOD,
+    "IMAGE_TEXT": image_text.METHOD,
 }
 
 
@@ -83,7 +85,8 @@ def _train_or_evaluate(run: Run) -> dict[str, float]:
     if run.config.EVAL:
         return classifier.evaluate_only(run)
     train_loader = build_train_loader(run)
-    eval_loader = loaders.build_eval_loader(run) if method.evaluates else None
+    judged_on = run.config if method.evaluates else method.judged_on(run.config)
+    eval_loader = None if judged_on is None else loaders.build_eval_loader(run, judged_on)
     return fit(build_task(run), train_loader, eval_loader, run)
 
 
@@ -99,7 +102,8 @@ def train_transform(config) -> Transform:
 
 def build_train_loader(run: Run) -> loading.Loader:
     """Open and check the train split as the run's method needs it."""
-    return loaders.build_train_loader(run, train_transform(run.config), method_of(run.config).target)
+    method = method_of(run.config)
+    return loaders.build_train_loader(run, train_transform(run.config), method.target, method.select)
 
 
 def follow_classes(run: Run) -> None:

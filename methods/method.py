@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+from pipeline.sources import Source
 from pipeline.transforms import Transform
 from training.task import Run, Task
 
@@ -20,6 +21,9 @@ class Method:
         variant: what else, besides MODEL.TYPE, tells runs apart that cannot go on as each other; part of the run
             directory's name, by which `-resume auto` finds a run.
         evaluates: the run evaluates on the val split, with labels, and -eval works.
+        judged_on: of a method that does not: returns the configuration of a data set whose val split judges a run while
+            it trains, or None.
+        select: returns the source that is trained on, given the configuration and the data set's own.
     """
 
     script: str
@@ -28,3 +32,5 @@ class Method:
     target: str = "none"
     evaluates: bool = False
     variant: Callable[[object], str] = lambda config: ""
+    judged_on: Callable[[object], object | None] = lambda config: None
+    select: Callable[[object, Source], Source] = lambda config, source: source

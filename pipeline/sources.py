@@ -183,7 +183,22 @@ def read_image(source: Source, index: int, channels: int, upright: bool = True) 
     Args:
         upright: turn it upright by its EXIF orientation (DATA.EXIF_TRANSPOSE).
     """
-    image, mode = source.image(index), PIL_MODES[channels]
+    return as_mode(source.image(index), channels, upright)
+
+
+def open_file(path: str | Path) -> Image.Image:
+    """Decode an image file; raise UserError if it cannot be."""
+    try:
+        image = open_image(read_regular_file(Path(path), _MOST_BYTES))
+        image.load()
+        return image
+    except Exception as error:  # damaged files raise nearly anything
+        raise UserError(f"{printable(path)}: cannot be read as an image ({one_line(error)})") from error
+
+
+def as_mode(image: Image.Image, channels: int, upright: bool = True) -> Image.Image:
+    """Return a decoded image of any mode as 8-bit grey (1 channel), RGB (3) or RGBA (4); see `read_image`."""
+    mode = PIL_MODES[channels]
     if upright:
         with contextlib.suppress(Exception):  # a damaged EXIF block must not cost us an intact image
             ImageOps.exif_transpose(image, in_place=True)

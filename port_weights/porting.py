@@ -7,64 +7,18 @@ from pathlib import Path
 
 from config import get_config, network_of
 from errors import UserError, abridge
+from port_weights import towers
 from port_weights.families import recognise
-from port_weights.recognised import Recognised, drop_lower_decoder, is_sincos
+from port_weights.recognised import Recognised, drop_lower_decoder, encoder_heads, is_sincos
+from port_weights.report import Report
 from port_weights.writing import check_destination, is_directory, write
 from storage import manifest, weight_files
-from storage.architecture import Architecture, count_layers, infer, of_config
+from storage.architecture import Architecture, infer, of_config
 from storage.json_files import read_json
 from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
 
-_KNOWN_ENCODERS = {  # (width, depth): heads; timm, official MAE and MAWS agree on these
-    (768, 12): 12,
-    (1024, 24): 16,
-    (1280, 32): 16,
-    (2560, 24): 32,
-    (4096, 32): 32,
-}
 _KNOWN_DECODERS = {512: 16}  # width: heads
-_DISPUTED = {
-    192: "MAE-Lite's ViT-Tiny has 12 heads, timm's and DeiT's have 3",
-    384: "MAE-Lite's ViT-Small has 12 heads, timm's and DeiT's have 6",
-}
 _LARGEST_EXPANSION = 4  # bytes of all tensors over bytes of the file; above it, tensors share theirs
-
-
-@dataclasses.dataclass
-class Report:
-    """The result of porting a file; `str()` returns the lines that the command prints."""
-
-    source: Path
-    family: str
-    architecture: Architecture
-    heads_from: str
-    mapped: int
-    num_elements: int
-    dtypes: list[str]
-    dropped: dict[str, str]
-    notes: list[str]
-    written: list[Path]
-    sha256: str
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.source}: {self.family}",
-            f"  content       {self.architecture.content}",
-            f"  architecture  {self.architecture}",
-            f"  heads         {self.heads_from}",
-            f"  mapped        {self.mapped} tensors, {self.num_elements:,} numbers, {', '.join(self.dtypes)}",
-        ]
-        reasons = sorted(set(self.dropped.values()))
-        for reason in reasons:
-            dropped = [name for name, why in self.dropped.items() if why == reason]
-            lines.append(f"  dropped       {abridge(dropped, 4)}: {reason}")
-        if not reasons:
-            lines.append("  dropped       nothing")
-        lines.append("  missing       nothing")
-        lines += [f"  note          {note}" for note in self.notes]
-        lines.append(f"  source sha256 {self.sha256}")
-        lines += [f"wrote {path}" for path in self.written]
-        return "\n".join(lines)
 
 
 def port(
@@ -101,6 +55,8 @@ def port(
     if destination.resolve() == (path.resolve().parent if is_directory(target) else path.resolve()):
         raise UserError(f"{destination}: is the source itself; write to another place")
     file = weight_files.read(path, entry)
+    if towers.has_text(file) and target in towers.TARGETS:
+        return towers.port(file, config, destination, target, heads, expected)
     found = recognise(file, config, grid_hw)
     _ask_config_beside(path, found)
     if expected is not None:
@@ -180,7 +136,8 @@ def _find_source(source: Path) -> tuple[Path, Mapping]:
     for name in ("config.json", "preprocessor_config.json"):
         if path.with_name(name).is_file():
             config |= read_json(path.with_name(name))
-    return path, config if "vit" in f"{config.get('model_type')} {config.get('architecture')}" else {}
+    kind = f"{config.get('model_type')} {config.get('architecture')}"
+    return path, config if "vit" in kind or "roberta" in kind else {}
 
 
 def _ask_config_beside(path: Path, found: Recognised) -> None:
@@ -246,19 +203,12 @@ def check(
 
 
 def _encoder_heads(found: Recognised, shapes: Mapping, given: int | None) -> tuple[int, str]:
-    width, depth = shapes["patch_embedding.patch_embedding.weight"][0], count_layers(shapes, "encoder")
-    if given is not None:
-        known = found.heads[0] or _KNOWN_ENCODERS.get((width, depth), given)
-        return given, "as -heads says" + (f", although {known} are known for it" if known != given else "")
-    if found.heads[0] is not None:
+    if given is None and found.heads[0] is not None:
         return found.heads[0], found.heads_from
-    if (width, depth) in _KNOWN_ENCODERS:
-        return _KNOWN_ENCODERS[width, depth], "as the known model of this width and depth has"
-    why = _DISPUTED.get(width, "no model of this size is known here")
-    raise UserError(
-        f"{width} wide and {depth} deep, but the number of attention heads is not visible in the shapes, and {why}; "
-        "say it with -heads ENCODER[,DECODER]"
-    )
+    heads, known = encoder_heads(shapes, given, found.heads[0])
+    if given is not None:
+        return given, "as -heads says" + (f", although {known} are known for it" if known != given else "")
+    return heads, "as the known model of this width and depth has"
 
 
 def _decoder_heads(found: Recognised, shapes: Mapping, given: int | None) -> tuple[int | None, str]:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
 from errors import UserError, abridge
 from layers.pos_embed import sincos_table
 from port_weights import names
-from storage.architecture import Architecture
+from storage.architecture import Architecture, count_layers
 from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
 from storage.weight_files import WeightFile
 
@@ -38,6 +39,19 @@ _UNSUPPORTED = (
 )
 
 
+_KNOWN_ENCODERS = {  # (width, depth): heads; timm, official MAE and MAWS agree on these
+    (768, 12): 12,
+    (1024, 24): 16,
+    (1280, 32): 16,
+    (2560, 24): 32,
+    (4096, 32): 32,
+}
+_DISPUTED = {
+    192: "MAE-Lite's ViT-Tiny has 12 heads, timm's and DeiT's have 3",
+    384: "MAE-Lite's ViT-Small has 12 heads, timm's and DeiT's have 6",
+}
+
+
 @dataclasses.dataclass
 class Recognised:
     """A file's tensors under our names and in our layout.
@@ -65,6 +79,28 @@ class Recognised:
     grid_hw: Grid = None
     preprocessing: dict[str, object] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def encoder_heads(shapes: Mapping, given: int | None, of_file: int | None = None) -> tuple[int, int]:
+    """Return the number of attention heads of an encoder, and the one that is known for its size.
+
+    Args:
+        shapes: of its tensors under our names.
+        given: what the user says; goes first.
+        of_file: what the file says.
+
+    Raises:
+        UserError: if nothing tells it.
+    """
+    width, depth = shapes["patch_embedding.patch_embedding.weight"][0], count_layers(shapes, "encoder")
+    known = of_file or _KNOWN_ENCODERS.get((width, depth), given)
+    if given is None and known is None:
+        why = _DISPUTED.get(width, "no model of this size is known here")
+        raise UserError(
+            f"{width} wide and {depth} deep, but the number of attention heads is not visible in the shapes, and {why};"
+            " say it with -heads ENCODER[,DECODER]"
+        )
+    return (known if given is None else given), known
 
 
 def split(file: WeightFile, prefix: str) -> tuple[Tensors, dict[str, str]]:

@@ -12,8 +12,9 @@ import yaml
 from config import type_of
 from errors import UserError
 from port_weights import engines, export
-from storage import atomic, run_files, weight_files
+from storage import atomic, run_files, torch_file, weight_files
 from storage.architecture import Architecture
+from storage.clip_architecture import TextArchitecture
 from storage.stored_tensor import StoredTensor
 
 Tensors = Mapping[str, StoredTensor]
@@ -24,6 +25,7 @@ _SUFFIXES = {
     "official": _TORCH_SUFFIXES,
     "timm": (*_TORCH_SUFFIXES, ".safetensors"),
     "transformers": (),
+    "maws": _TORCH_SUFFIXES,
     **dict.fromkeys(engines.ENGINES, ()),
 }
 TARGETS = tuple(_SUFFIXES)
@@ -69,6 +71,14 @@ def write(
     Returns:
         The files written, and the official names of tensors for which the target has no place.
     """
+    if target == "paddle" and isinstance(architecture, TextArchitecture):
+        with atomic.replacing(destination) as path:
+            _writer_of(destination)(path, tensors, description)
+        return [destination], []
+    if target == "maws":
+        raise UserError(
+            f"-to maws: writes CLIP models, and this is {architecture.content}; -to timm has the same names"
+        )
     if target == "paddle":
         text = _config_text(destination, architecture, description)
         return _write_files(destination, tensors, description, destination.with_suffix(".yaml"), text), []
@@ -106,14 +116,25 @@ def write(
 
 def _write_files(weights: Path, tensors: Tensors, description: Mapping, companion: Path, text: str) -> list[Path]:
     """Write weights and the text file that goes with them; both appear, or neither."""
-    writers = {".safetensors": weight_files.write_safetensors, ".pth": _write_native_torch}
-    write_weights = writers.get(weights.suffix, weight_files.write_pdparams)
+    write_weights = _writer_of(weights)
     with contextlib.ExitStack() as stack:
         weights_path = stack.enter_context(atomic.replacing(weights))  # appears last
         text_path = stack.enter_context(atomic.replacing(companion))
         text_path.write_text(text, encoding="utf-8")
         write_weights(weights_path, tensors, description)
     return [weights, companion]
+
+
+def _writer_of(weights: Path):
+    writers = {".safetensors": weight_files.write_safetensors, ".pth": _write_native_torch}
+    return writers.get(weights.suffix, weight_files.write_pdparams)
+
+
+def write_maws(destination: Path, tensors: Tensors) -> list[Path]:
+    """Write a CLIP file as MAWS's are: a flat state dict of torch."""
+    with atomic.replacing(destination) as path:
+        torch_file.write(path, tensors)
+    return [destination]
 
 
 def _write_native_torch(path: Path, tensors: Tensors, description: Mapping) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from errors import UserError
 from layers.pos_embed import square_grid
@@ -66,6 +66,8 @@ class Architecture:
     distill_head: bool = False
     decode_layer: int | None = None
 
+    KEY: ClassVar[str] = "architecture"  # under which a file's description has it
+
     @property
     def image_hw(self) -> tuple[int, int]:
         """Image height and width in pixels."""
@@ -117,11 +119,11 @@ class Architecture:
         shapes["patch_embedding.patch_embedding.weight"] = (dim, *patch_size)
         shapes["patch_embedding.patch_embedding.bias"] = (dim,)
         shapes |= self._layers("encoder", self.encoder) | self._extras()
-        shapes |= _norm("encoder_norm" if self.global_pool else "encoder.norm", dim)
+        shapes |= norm_shapes("encoder_norm" if self.global_pool else "encoder.norm", dim)
         if self.num_classes and self.probe:
             shapes |= {"classifier.0._mean": (dim,), "classifier.0._variance": (dim,)}
         if self.distill_head:
-            shapes |= _norm("distill_norm", dim) | _linear("distill_classifier", dim, self.num_classes)
+            shapes |= norm_shapes("distill_norm", dim) | _linear("distill_classifier", dim, self.num_classes)
         if self.num_classes:
             shapes |= _linear("classifier.1" if self.probe else "classifier", dim, self.num_classes)
         if self.decoder is not None:
@@ -130,7 +132,7 @@ class Architecture:
             shapes["decoder_position_embedding"] = (1, num_patches + 1, width)
             shapes |= _linear("linear_projection", dim, width)
             shapes |= self._layers("decoder", self.decoder)
-            shapes |= _norm("decoder.norm", width)
+            shapes |= norm_shapes("decoder.norm", width)
             shapes |= _linear("decoder_pred", width, math.prod(patch_size))
         return shapes
 
@@ -139,15 +141,9 @@ class Architecture:
         return int(tower.width * self.mlp_ratio)
 
     def _layers(self, part: str, tower: Tower) -> Shapes:
-        dim, hidden = tower.width, self.hidden_width(tower)
         shapes: Shapes = {}
         for index in range(tower.depth):
-            prefix = f"{part}.layers.{index}"
-            shapes |= _norm(f"{prefix}.attn_norm", dim)
-            shapes |= _linear(f"{prefix}.attn.qkv", dim, 3 * dim, bias=self.qkv_bias)
-            shapes |= _linear(f"{prefix}.attn.out", dim, dim)
-            shapes |= _norm(f"{prefix}.mlp_norm", dim)
-            shapes |= _linear(f"{prefix}.mlp.fc1", dim, hidden) | _linear(f"{prefix}.mlp.fc2", hidden, dim)
+            shapes |= layer_shapes(f"{part}.layers.{index}", tower.width, self.hidden_width(tower), self.qkv_bias)
         return shapes
 
     def _extras(self) -> Shapes:
@@ -219,7 +215,12 @@ class Architecture:
 
 
 def of_network(network: object) -> Architecture | None:
-    """Read the architecture off a network of `mae.py` or `transformer.py`; None for one of another kind."""
+    """Read the architecture off a network of `mae.py` or `transformer.py`; None for one of another kind.
+
+    A network of another kind may have it as its attribute `architecture`, see `clip_architecture.py`.
+    """
+    if hasattr(network, "architecture"):
+        return network.architecture
     if not hasattr(network, "patch_embedding") or not hasattr(network, "encoder"):
         return None
     towers = {part: getattr(network, part) for part in ("encoder", "decoder") if hasattr(network, part)}
@@ -350,5 +351,13 @@ def _linear(name: str, inputs: int, outputs: int, bias: bool = True) -> Shapes:
     return {f"{name}.weight": (inputs, outputs)} | ({f"{name}.bias": (outputs,)} if bias else {})
 
 
-def _norm(name: str, dim: int) -> Shapes:
+def layer_shapes(prefix: str, width: int, hidden: int, qkv_bias: bool = True) -> Shapes:
+    """Return the tensors of a transformer layer."""
+    shapes = norm_shapes(f"{prefix}.attn_norm", width) | _linear(f"{prefix}.attn.qkv", width, 3 * width, bias=qkv_bias)
+    shapes |= _linear(f"{prefix}.attn.out", width, width) | norm_shapes(f"{prefix}.mlp_norm", width)
+    return shapes | _linear(f"{prefix}.mlp.fc1", width, hidden) | _linear(f"{prefix}.mlp.fc2", hidden, width)
+
+
+def norm_shapes(name: str, dim: int) -> Shapes:
+    """Return the tensors of a layer norm."""
     return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}

@@ -52,6 +52,21 @@ def _plain_dtype(code: str, align: bool = False, copy: bool = True) -> np.dtype:
     return np.dtype(code)
 
 
+def _dtype_with_objects(code: str, align: bool = False, copy: bool = True) -> np.dtype:
+    return np.dtype(object) if code == "O8" else _plain_dtype(code, align, copy)
+
+
+# As `extra_names` of `load`: arrays of objects are allowed, and come as lists of what is plain data.
+OBJECT_ARRAYS = {("numpy", "dtype"): _dtype_with_objects}
+
+
+def _list_of(values: object, shape: tuple) -> list:
+    check_shape(shape)
+    if not isinstance(values, list) or shape != (len(values),):
+        raise ValueError(f"an array of objects of shape {shape}")
+    return values
+
+
 def _empty_array(kind: object, shape: tuple, code: bytes) -> np.ndarray:
     if kind is not _ARRAY_CLASS or shape != (0,):
         raise ValueError("an array is not built as NumPy does it")
@@ -191,7 +206,10 @@ class _PlainDataUnpickler(pickle._Unpickler):
             if isinstance(raw, str):  # Python 2 wrote bytes as text
                 self._spend(len(raw))
                 raw = raw.encode("latin1")
-            self._replace(target, _array_of(raw, dtype, shape, "F" if is_fortran else "C"))
+            if dtype == np.dtype(object):
+                self._replace(target, _list_of(raw, shape))
+            else:
+                self._replace(target, _array_of(raw, dtype, shape, "F" if is_fortran else "C"))
         elif isinstance(target, np.dtype):
             if state[1] not in tuple("<>|=") or any(part is not None for part in state[2:5]):
                 raise ValueError("an array of records, where plain data has numbers")

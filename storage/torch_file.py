@@ -192,9 +192,12 @@ class _Archive:
 
 
 def write(
-    path: str | Path, tensors: Mapping[str, StoredTensor], wrapper: str, texts: Mapping[str, str] | None = None
+    path: str | Path, tensors: Mapping[str, StoredTensor], wrapper: str = "", texts: Mapping[str, str] | None = None
 ) -> None:
-    """Write the file of `torch.save({wrapper: tensors, **texts})`, with one tensor in memory at a time."""
+    """Write the file of `torch.save({wrapper: tensors, **texts})`, with one tensor in memory at a time.
+
+    Without a wrapper it is that of `torch.save({**tensors, **texts})`.
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo("archive/data.pkl"), b"".join(_pickle(tensors, wrapper, texts or {})))
         archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
@@ -206,7 +209,7 @@ def write(
 
 def _pickle(tensors: Mapping[str, StoredTensor], wrapper: str, texts: Mapping[str, str]) -> Iterator[bytes]:
     """Yield the pickle's instructions; a pickler cannot name torch's functions where torch is not installed."""
-    yield pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + _text(wrapper) + pickle.EMPTY_DICT
+    yield pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + (_text(wrapper) + pickle.EMPTY_DICT if wrapper else b"")
     for key, (name, tensor) in enumerate(tensors.items()):
         strides = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
         yield _text(name) + pickle.GLOBAL + b"torch._utils\n_rebuild_tensor_v2\n" + pickle.MARK
@@ -215,7 +218,8 @@ def _pickle(tensors: Mapping[str, StoredTensor], wrapper: str, texts: Mapping[st
         yield _integer(0) + _integers(tensor.shape) + _integers(strides) + pickle.NEWFALSE
         yield pickle.GLOBAL + b"collections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
         yield pickle.TUPLE + pickle.REDUCE + pickle.SETITEM
-    yield pickle.SETITEM
+    if wrapper:
+        yield pickle.SETITEM
     for name, text in texts.items():
         yield _text(name) + _text(text) + pickle.SETITEM
     yield pickle.STOP

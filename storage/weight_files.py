@@ -25,6 +25,7 @@ import numpy as np
 from errors import UserError, printable
 from storage import safe_pickle, torch_file
 from storage.architecture import Architecture
+from storage.clip_architecture import ClipArchitecture, TextArchitecture
 from storage.run_files import BEST, CONFIG_FILE, EMA_FILE, LATEST, MODEL_FILE
 from storage.stored_tensor import StoredTensor, bits_dtype
 
@@ -74,11 +75,24 @@ class WeightFile:
     @property
     def architecture(self) -> Architecture | None:
         """Return the architecture recorded in a file, if this project wrote it."""
-        values = self.metadata.get("architecture")
+        return self._described(Architecture)
+
+    @property
+    def clip_architecture(self) -> ClipArchitecture | None:
+        """Return the architecture of a CLIP model that is recorded in a file, if it is one of this project."""
+        return self._described(ClipArchitecture)
+
+    @property
+    def text_architecture(self) -> TextArchitecture | None:
+        """Return the architecture of a text tower that is recorded in a file, if it is one of this project."""
+        return self._described(TextArchitecture)
+
+    def _described(self, kind: type):
+        values = self.metadata.get(kind.KEY)
         if values is None:
             return None
         try:
-            return Architecture.from_dict(values)
+            return kind.from_dict(values)
         except (TypeError, KeyError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(f"{self.path}: its own description is damaged: {error}") from error
 

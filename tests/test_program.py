@@ -26,6 +26,8 @@ def command(name, *flags):
 def start(cwd, name, *flags, **options):
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     environment = {**runtime.original_environment(), **options.pop("env", {})}
+    if options.get("preexec_fn") is None:  # nohup has tests ignore SIGHUP, and what they start
+        options["preexec_fn"] = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
     return subprocess.Popen(command(name, *flags), cwd=cwd, env=environment, **options)
 
 

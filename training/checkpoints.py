@@ -146,7 +146,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _write_files(directory: Path, saved: Snapshot, save_number: int) -> None:
-    description = {} if saved.architecture is None else {"architecture": saved.architecture.to_dict()}
+    description = {} if saved.architecture is None else {saved.architecture.KEY: saved.architecture.to_dict()}
     for name, arrays in ((MODEL_FILE, saved.weights), (EMA_FILE, saved.ema)):
         if arrays is not None:
             weight_files.write_pdparams(directory / name, _stored(arrays), description)

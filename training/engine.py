@@ -320,6 +320,8 @@ def evaluate(task: Task, loader: Loader, run: Run) -> dict[str, float]:
     if task.ema is not None:
         task.ema.swap(task.network)
     task.model.eval()
+    with autocast(run.config):
+        task.before_evaluation()
     totals, num_images = paddle.zeros([len(task.metrics)], "float64"), 0
     for batch in loader:
         with autocast(run.config):

@@ -17,11 +17,17 @@ from training.task import Run
 _NUM_TRIED = 8  # images that are decoded before all are needed
 
 
-def build_train_loader(run: Run, transform: Transform, target: str) -> loading.Loader:
+def build_train_loader(
+    run: Run,
+    transform: Transform,
+    target: str,
+    select: Callable[[object, sources.Source], sources.Source] = lambda config, source: source,
+) -> loading.Loader:
     """Open and check the train split.
 
     Args:
         target: what each image must have: "none", "label", "labels" or "caption".
+        select: returns what of the data set is trained on, see `methods.method.Method`.
 
     Raises:
         UserError: if the data set does not have it, or images cannot be read.
@@ -30,6 +36,7 @@ def build_train_loader(run: Run, transform: Transform, target: str) -> loading.L
     source = open_split(config, "train", target in ("label", "labels"), run.log.say)
     if target == "caption" and getattr(source, "captions", None) is None:
         raise UserError(f"{source.origin}: has no captions, which MODEL.TYPE {config.MODEL.TYPE} needs")
+    source = select(config, source)
     accum_iter = config.TRAIN.ACCUM_ITER
     if accum_iter is None:
         per_step = config.DATA.BATCH_SIZE * distributed.world_size()
@@ -47,9 +54,13 @@ def build_train_loader(run: Run, transform: Transform, target: str) -> loading.L
     return build_loader(config, source, transform, sampler, config.DATA.FAST_DECODE, run.bad_images.append)
 
 
-def build_eval_loader(run: Run) -> loading.Loader:
-    """Open and check the val split, whose images must have labels below MODEL.NUM_CLASSES."""
-    config = run.config
+def build_eval_loader(run: Run, config=None) -> loading.Loader:
+    """Open and check the val split, whose images must have labels below MODEL.NUM_CLASSES.
+
+    Args:
+        config: names the data set; None: the run's own.
+    """
+    config = config or run.config
     source = open_split(config, "val", True, run.log.say)
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
     sampler = EvalSampler(len(source), batch_size, distributed.rank(), distributed.world_size())

@@ -58,7 +58,7 @@ def make_plan(config, loader: Loader) -> Plan:
         images_per_update=sampler.images_per_update,
         updates_per_epoch=sampler.updates_per_epoch,
         num_epochs=train.NUM_EPOCHS,
-        warmup_steps=train.WARMUP_EPOCHS * sampler.updates_per_epoch,
+        warmup_steps=round(train.WARMUP_EPOCHS * sampler.updates_per_epoch),
         peak_lr=train.BASE_LR * sampler.images_per_update / train.LINEAR_SCALED_LR,
         end_lr=train.END_LR,
         start_lr=train.WARMUP_START_LR,

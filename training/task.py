@@ -48,6 +48,7 @@ class Task:
             The other tensors of the model's state dict, of any type, go to extra.pdparams.
         after_update: called with the updates done and the updates of the whole run, after each that changed the
             weights; moves momentum networks.
+        before_evaluation: called before the first batch, with the weights that are evaluated.
         evaluate: `(model, batch) -> one sum over the batch's images per name in `metrics``, or None.
         metrics: names of what `evaluate` returns.
         after_evaluation: gets the scores by name, and returns those to log, which may be more.
@@ -69,6 +70,7 @@ class Task:
     loss: Callable | None
     saved: nn.Layer | None = None
     after_update: Callable[[int, int], None] = lambda step, total_steps: None
+    before_evaluation: Callable[[], None] = lambda: None
     evaluate: Callable | None = None
     metrics: tuple[str, ...] = ()
     after_evaluation: Callable[[dict[str, float]], dict[str, float]] = lambda scores: scores

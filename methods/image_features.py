@@ -1,0 +1,79 @@
+"""Features of all images of a data set, computed once by an encoder that does not train."""
+
+import numpy as np
+import paddle
+from PIL import Image
+
+import runtime
+from errors import UserError
+from pipeline.samplers import EvalSampler
+from pipeline.sources import PIL_MODES, Source
+from pipeline.transforms import eval_transform
+from training import distributed, loaders
+from training.device import autocast
+from training.task import Run
+from transformer import VisionTransformer
+
+_MOST_OF_MEMORY = 0.5
+
+
+class WithoutImages:
+    """A source whose images are not read: of each only label, caption and index are wanted.
+
+    Attributes:
+        labels, captions, origin, class_names: those of the source.
+    """
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.origin, self.class_names = source.origin, source.class_names
+        self.labels, self.captions = source.labels, getattr(source, "captions", None)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def describe(self, index: int) -> str:
+        """Name an image in a message."""
+        return self._source.describe(index)
+
+    def image(self, index: int) -> Image.Image:
+        """Return one pixel in the place of an image."""
+        return Image.new(PIL_MODES[3], (1, 1))
+
+
+@paddle.no_grad()
+def of_train_split(run: Run, encoder: VisionTransformer) -> np.ndarray:
+    """Return the features [N, D] of the whole train split, as evaluation sees the images; each rank computes a share.
+
+    Raises:
+        UserError: if they do not fit into the memory, or an image cannot be read: a feature must belong to each.
+    """
+    config = run.config
+    source = loaders.open_source(config, "train", needs_labels=False)
+    width = encoder.cls_token.shape[-1]
+    num_bytes, there = len(source) * width * 4, runtime.memory_bytes()
+    if there is not None and num_bytes > _MOST_OF_MEMORY * there:
+        raise UserError(
+            f"LIT.CACHE_FEATURES=True: the features of {len(source):,} images take {num_bytes / 2**30:,.0f} GiB, more "
+            f"than half of the memory; set it to False"
+        )
+    run.log.say(f"computing the features of {len(source):,} images once")
+    encoder.eval()
+    batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
+    sampler = EvalSampler(len(source), batch_size, distributed.rank(), distributed.world_size())
+    loader = loaders.build_loader(config, source, eval_transform(config), sampler, note_bad=run.bad_images.append)
+    features = np.zeros((len(source), width), np.float32)
+    is_done = np.zeros(len(source), np.float32)
+    for batch in loader:
+        with autocast(config):
+            vectors = encoder(batch.images)
+        indices = batch.indices.numpy()
+        features[indices], is_done[indices] = vectors.astype("float32").numpy(), 1.0
+    features, is_done = (distributed.sum_across_ranks(own).astype(np.float32) for own in (features, is_done))
+    lacking = np.flatnonzero(is_done == 0)
+    if len(lacking):
+        raise UserError(
+            f"LIT.CACHE_FEATURES=True: {len(lacking)} images cannot be read, first {source.describe(lacking[0])}; "
+            "take them out of the data set (python -m tools.check_dataset lists them), or set it to False"
+        )
+    return features

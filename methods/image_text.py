@@ -1,0 +1,216 @@
+"""LiT (arXiv 2111.07991): train a text tower, and both projections, to a frozen image tower; MAWS's last stage."""
+
+import math
+
+import numpy as np
+import paddle
+from paddle import nn
+
+import checkpoint
+from clip import CLIP, TOKENIZER_FILE, build_clip
+from config import replaced
+from errors import UserError
+from methods import image_features, zero_shot
+from methods.classifier import count_correct
+from methods.info_nce import info_nce
+from methods.method import Method
+from optim import param_groups
+from pipeline import augment, captions, prompts
+from pipeline.loading import Batch
+from pipeline.sources import Source
+from pipeline.transforms import Transform, crop_and_flip, train_transform
+from storage.architecture import of_network
+from storage.clip_architecture import TEXT_PREFIX
+from training.flops import forward_macs
+from training.optimizers import optimizer_of
+from training.task import Cost, Run, Task
+
+_CROP_SCALE = [0.9, 1.0]  # a caption describes the whole image
+
+
+def image_text_loss(
+    image_features: paddle.Tensor, text_features: paddle.Tensor, logit_scale: paddle.Tensor
+) -> paddle.Tensor:
+    """Return the symmetric contrastive loss of pairs (CLIP, arXiv 2103.00020), in float32.
+
+    Args:
+        image_features: [B, E] of this rank; those of all ranks are gathered, with gradients.
+        text_features: [B, E], of the texts that belong to these images.
+        logit_scale: logarithm of the factor of the cosines.
+    """
+    with paddle.amp.auto_cast(enable=False):
+        images, texts = (
+            nn.functional.normalize(features.astype("float32")) for features in (image_features, text_features)
+        )
+        temperature = (-logit_scale.astype("float32")).exp()
+        return (info_nce(images, texts, temperature) + info_nce(texts, images, temperature)) / 2
+
+
+class LockedImageTuning(nn.Layer):
+    """A CLIP model whose image tower does not train, and the loss.
+
+    Args:
+        clip: its image tower is frozen by this.
+    """
+
+    def __init__(self, clip: CLIP):
+        super().__init__()
+        self.clip = clip
+        for parameter in clip.vision_encoder.parameters():
+            parameter.stop_gradient = True
+
+    def train(self) -> None:
+        """Switch to training mode; the image tower stays in evaluation mode."""
+        super().train()
+        self.clip.vision_encoder.eval()
+
+    def forward(self, images: paddle.Tensor, ids: paddle.Tensor) -> paddle.Tensor:
+        """Return the loss of images [B, C, H, W], or their features [B, D] before the projection, and ids [B, T]."""
+        clip = self.clip
+        with paddle.no_grad():
+            features = clip.vision_encoder(images) if images.ndim == 4 else images
+        projected = paddle.matmul(features.detach(), clip.vision_projection)
+        return image_text_loss(projected, clip.encode_texts(ids, normalize=False), clip.logit_scale)
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that weight decay leaves alone, besides biases and norms."""
+        return {f"clip.{TEXT_PREFIX}{name}" for name in self.clip.text_encoder.no_weight_decay()}
+
+    @paddle.no_grad()
+    def limit_scale(self, most: float | None) -> None:
+        """Keep the factor of the cosines at or below `most`."""
+        scale = self.clip.logit_scale
+        if most is not None:
+            scale.set_value(scale.clip(max=math.log(most)))
+
+
+def build(run: Run) -> Task:
+    """Build both towers, their weights, the tokenizer and the loss."""
+    config, lit = run.config, run.config.LIT
+    if config.TRAIN.ACCUM_ITER != 1 or not config.DATA.DROP_LAST:
+        raise UserError(
+            f"MODEL.TYPE IMAGE_TEXT needs TRAIN.ACCUM_ITER=1 (is {config.TRAIN.ACCUM_ITER}) and DATA.DROP_LAST=True "
+            f"(is {config.DATA.DROP_LAST}), as its loss is over all pairs of an update"
+        )
+    paddle.seed(config.SEED)
+    clip = build_clip(config)
+    clip.tokenizer = _open_tokenizer(lit.TOKENIZER)
+    most_pieces = min(lit.MAX_PIECES, clip.text_encoder.max_tokens - 2)
+    if most_pieces < lit.MAX_PIECES:
+        run.log.say(f"warning: LIT.MAX_PIECES={lit.MAX_PIECES}: TEXT.POSITIONS leave room for {most_pieces}")
+    if run.resume_from is None:
+        _load_towers(run, clip)
+    model = LockedImageTuning(clip)
+    cached = None
+    if lit.CACHE_FEATURES and not run.dry_run:
+        cached = image_features.of_train_split(run, clip.vision_encoder)
+
+    def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
+        ids = captions.pad(clip.tokenizer(batch.captions, most_pieces))
+        images = batch.images if cached is None else paddle.to_tensor(cached[batch.indices.numpy()])
+        return model(images, paddle.to_tensor(ids)), {"logit_scale": clip.logit_scale.exp()}
+
+    judge = _Judge(run, clip) if lit.EVAL_DATASET is not None else None
+    return Task(
+        "image_text",
+        model,
+        optimizer_of(config, param_groups(model, config.TRAIN.WEIGHT_DECAY)),
+        loss,
+        saved=clip,
+        after_update=lambda step, total: model.limit_scale(lit.MAX_SCALE),
+        before_evaluation=judge.prepare if judge else lambda: None,
+        evaluate=judge.evaluate if judge else None,
+        metrics=judge.metrics if judge else (),
+        best=(judge.metrics[0], "max") if judge else None,
+        accumulates=False,
+        cost=_cost(config, clip),
+    )
+
+
+def _cost(config, clip: CLIP) -> Cost:
+    image = 0.0 if config.LIT.CACHE_FEATURES else forward_macs(of_network(clip.vision_encoder))
+    return Cost(other_macs=image)
+
+
+def _open_tokenizer(path: str | None) -> captions.Tokenizer:
+    if path is None:
+        raise UserError(
+            f"LIT.TOKENIZER: is not set; XLM-R's {TOKENIZER_FILE} comes by python -m zoo fetch xlmr_tokenizer, "
+            "and python -m tools.train_tokenizer makes a small one"
+        )
+    return captions.Tokenizer(path)
+
+
+def _load_towers(run: Run, clip: CLIP) -> None:
+    """Load the image tower of -pretrained, and the text tower of LIT.TEXT_PRETRAINED."""
+    config = run.config
+    if config.MODEL.PRETRAINED:
+        allowed = (*checkpoint.NAMES_BESIDE_ENCODER,)
+        report = checkpoint.load_weights(clip.vision_encoder, config.MODEL.PRETRAINED, allow_unexpected=allowed)
+        run.log.say(str(report))
+    else:
+        run.log.say("warning: no -pretrained image tower, so a random one is frozen; LiT needs a trained one")
+    if config.LIT.TEXT_PRETRAINED:
+        run.log.say(str(checkpoint.load_weights(clip.text_encoder, config.LIT.TEXT_PRETRAINED)))
+    else:
+        run.log.say("text tower: from its initialisation; LIT.TEXT_PRETRAINED starts from XLM-R")
+
+
+class _Judge:
+    """Zero-shot evaluation of a CLIP model that trains.
+
+    Attributes:
+        metrics: "acc1" and "acc5" per language of LIT.LANGUAGES.
+    """
+
+    def __init__(self, run: Run, clip: CLIP):
+        lit, self._clip = run.config.LIT, clip
+        self.metrics = tuple(f"{name}_{language}" for language in lit.LANGUAGES for name in ("acc1", "acc5"))
+        self._texts = {language: _texts_of(run.config, language) for language in lit.LANGUAGES}
+        self._vectors: list[paddle.Tensor] = []
+
+    def prepare(self) -> None:
+        """Compute the vectors of the classes with the present weights."""
+        self._vectors = [zero_shot.class_vectors(self._clip, texts) for texts in self._texts.values()]
+
+    def evaluate(self, model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
+        """Return the sums over a batch of `metrics`."""
+        features = self._clip.encode_images(batch.images)
+        sums = []
+        for vectors in self._vectors:
+            logits = paddle.matmul(features, vectors, transpose_y=True)
+            sums += [count * 100.0 for count in count_correct(logits, batch.labels, (1, 5))]
+        return sums
+
+
+def _texts_of(config, language: str) -> list[list[str]]:
+    names = prompts.class_names_of(language, config.LIT.EVAL_DATASET, None)
+    return prompts.sentences(prompts.templates_of(language), names)
+
+
+def judged_on(config) -> object | None:
+    """Return the configuration of the data set that judges a run; None: it is not judged."""
+    lit = config.LIT
+    if lit.EVAL_DATASET is None:
+        return None
+    if not lit.LANGUAGES:
+        raise UserError("LIT.LANGUAGES=[]: zero-shot evaluation needs a language")
+    judged = replaced(config, "DATA.DATASET", lit.EVAL_DATASET)
+    judged = replaced(judged, "DATA.DATA_PATH", lit.EVAL_DATA_PATH or config.DATA.DATA_PATH)
+    names = prompts.class_names_of(lit.LANGUAGES[0], lit.EVAL_DATASET, None)
+    return replaced(judged, "MODEL.NUM_CLASSES", len(names))
+
+
+def select(config, source: Source) -> Source:
+    """Return the images that are trained on; with cached features they are not read."""
+    return image_features.WithoutImages(source) if config.LIT.CACHE_FEATURES else source
+
+
+def transform(config) -> Transform:
+    """Return a random crop of nearly the whole image, and a flip; nothing where features are cached."""
+    if config.LIT.CACHE_FEATURES:
+        return train_transform(config, lambda image, rng: augment.as_pixels(image))
+    return train_transform(config, crop_and_flip(config, _CROP_SCALE))
+
+
+METHOD = Method("pretrain", build, transform, target="caption", judged_on=judged_on, select=select)

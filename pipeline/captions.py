@@ -1,0 +1,83 @@
+"""Texts as token ids, by sentencepiece with XLM-R's numbering. No Paddle here.
+
+XLM-R's vocabulary comes from fairseq, which put its own special tokens first: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3.
+The pieces of the sentencepiece model follow, one further than there; its last id is `<mask>`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError, one_line, printable
+from storage.regular_files import read_regular_file
+
+BEGIN, PAD, END, UNKNOWN = 0, 1, 2, 3
+_SHIFT = 1  # from a piece's number in sentencepiece to its id
+_SPECIAL_PIECES = ("<unk>", "<s>", "</s>")  # numbers 0, 1 and 2 in XLM-R's model
+_MOST_BYTES = 256 << 20
+
+
+class Tokenizer:
+    """Cuts texts into pieces, and numbers them as XLM-R does.
+
+    Args:
+        path: of the sentencepiece model, for XLM-R `sentencepiece.bpe.model`.
+
+    Raises:
+        UserError: if the file is not one, or its special pieces have other numbers.
+    """
+
+    def __init__(self, path: str | Path):
+        import sentencepiece
+
+        self.path = Path(path)
+        try:
+            content = read_regular_file(self.path, _MOST_BYTES)
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
+            found = [self._pieces.id_to_piece(number) for number in range(len(_SPECIAL_PIECES))]
+        except Exception as error:  # sentencepiece raises RuntimeError, IndexError and its own
+            raise UserError(f"{path}: no sentencepiece model ({one_line(error)})") from error
+        if tuple(found) != _SPECIAL_PIECES:
+            raise UserError(
+                f"{path}: its first pieces are {printable(', '.join(found), 60)}, and XLM-R's numbering needs "
+                f"{', '.join(_SPECIAL_PIECES)}; python -m tools.train_tokenizer makes such models"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: the pieces, `<pad>` and `<mask>`."""
+        return self._pieces.get_piece_size() + 2
+
+    def __call__(self, texts: Sequence[str], max_pieces: int = 100) -> list[list[int]]:
+        """Return the ids of each text: 0, those of its first `max_pieces` pieces, and 2.
+
+        `<s>` or `<pad>` in a text are text.
+
+        Raises:
+            UserError: if one text is given instead of a list.
+        """
+        if isinstance(texts, str):
+            raise UserError(f"a list of texts is needed, and {printable(texts, 60)!r} is one text; write it as [text]")
+        encoded = self._pieces.encode([_without_surrogates(text) for text in texts], out_type=int)
+        return [[BEGIN, *map(_id_of, pieces[:max_pieces]), END] for pieces in encoded]
+
+
+def _id_of(piece: int) -> int:
+    """Return the id of a piece's number in sentencepiece, where 0 is the unknown one."""
+    return piece + _SHIFT if piece else UNKNOWN
+
+
+def _without_surrogates(text: str) -> str:
+    """Replace halves of surrogate pairs, which are no characters and which UTF-8 cannot hold."""
+    if not isinstance(text, str):
+        raise UserError(f"{printable(text, 60)!r} is no text")
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def pad(ids: Sequence[Sequence[int]]) -> np.ndarray:
+    """Fill up lists of ids with `PAD` to the longest of them; returns [B, T] int64."""
+    padded = np.full((len(ids), max(map(len, ids), default=1)), PAD, np.int64)
+    for row, own in zip(padded, ids, strict=True):
+        row[: len(own)] = own
+    return padded
