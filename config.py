@@ -67,6 +67,7 @@ METHODS = {path.stem.upper(): read_method_keys(path) for path in sorted(_METHODS
 
 DATASETS = (
     *("imagenet2012", "folder", "cifar10", "cifar100", "digits", "synthetic"),
+    *("lists", "webdataset"),
     *("flowers102", "pets", "cars", "aircraft", "inat2017", "inat2018", "inat2019", "places205", "places365"),
 )
 

@@ -9,6 +9,8 @@ Expected layouts below DATA_PATH:
     cifar100       cifar-100-python.tar.gz, or its folder cifar-100-python/
     digits         nothing: 1,797 handwritten digits, 8x8 pixels, that come with scikit-learn
     synthetic      nothing: generated patterns, one per class
+    lists          train.tsv (path<TAB>caption), train.jsonl or train_list.txt (path label,label); val likewise
+    webdataset     train/*.tar, or *.tar: WebDataset shards with captions or labels; val/*.tar
     others         see `pipeline/published_datasets.py`
 
 A directory that `tools.pack_dataset` made takes the place of the first two. A new set is a function in
@@ -25,10 +27,13 @@ import numpy as np
 from arguments import user_path
 from errors import UserError, abridge, printable
 from pipeline import builtin_sets, packed_images, published_datasets
+from pipeline.image_lists import ListedImages, RaggedLists, find_list
 from pipeline.sources import PIL_MODES, FileImages, Source, find_images
+from pipeline.web_shards import WebShards
 from storage.regular_files import read_regular_file
 
-NAMES = ("imagenet2012", "folder", *builtin_sets.CIFAR, "digits", "synthetic", *published_datasets.READERS)
+NAMES = ("imagenet2012", "folder", *builtin_sets.CIFAR, "digits", "synthetic", "lists", "webdataset")
+NAMES += tuple(published_datasets.READERS)
 _LONGEST_PATH = 4095  # bytes, Linux
 _MOST_CLASSES = 1_000_000  # a larger label is a mistake, and would take the memory of so large a classifier
 
@@ -39,9 +44,10 @@ def open_source(
     split: str,
     *,
     num_classes: int,
-    needs_labels: bool = True,
+    needs: str = "label",
     synthetic_hw: tuple[int, int] = (32, 32),
     list_outside: bool = False,
+    bad_images: str = "error",
 ) -> Source:
     """Open one split of a data set; see the module's docstring for layouts.
 
@@ -49,10 +55,11 @@ def open_source(
         name: DATA.DATASET.
         split: "train" or "val".
         num_classes: how many patterns the synthetic set has; 0 or None: 10.
-        needs_labels: False to pretrain: unsorted folders will do; labels are those of class folders, if all images
-            are in some.
+        needs: what each image must have: "label", "labels" (several), "caption" or "none". To pretrain, "none":
+            unsorted folders will do; labels are those of class folders, if all images are in some.
         synthetic_hw: size of the synthetic images.
         list_outside: list files may name files outside their directory.
+        bad_images: "error", or "skip": of damaged shards, the images before the damage are used.
     """
     root = user_path(data_path, "-data_path")
     if name == "digits":
@@ -63,6 +70,10 @@ def open_source(
         return packed_images.PackedImages(root, split)
     if not root.exists():
         raise UserError(f"DATA.DATA_PATH={data_path}: no such directory; set it with -data_path")
+    if name == "webdataset":
+        return WebShards(root, split, needs, bad_images)
+    if name == "lists":
+        return ListedImages(find_list(root, split), needs, list_outside)
     if name in published_datasets.READERS:
         return published_datasets.READERS[name](root, split)
     if name in builtin_sets.CIFAR:
@@ -70,7 +81,7 @@ def open_source(
     list_file = root / f"{split}_list.txt"
     if name == "imagenet2012" and list_file.is_file():
         return _read_list(list_file, list_outside)
-    return _scan_folders(root, split, needs_labels)
+    return _scan_folders(root, split, needs in ("label", "labels"))
 
 
 def _read_list(list_file: Path, list_outside: bool) -> FileImages:
@@ -192,7 +203,9 @@ def check_source(source: Source, *, num_classes: int | None, channels: int) -> l
         raise UserError(f"DATA.IMAGE_CHANNELS={channels}: image files are read with 1, 3 or 4 channels")
     if len(source) == 0:
         raise UserError(f"{source.origin}: no images found")
-    problems, notes = [], []
+    problems, notes = [], _left_out(source)
+    if isinstance(source, WebShards):
+        return notes + _check_shards(source, num_classes)
     if isinstance(source, FileImages):
         missing = _find_missing(source.paths)
         if missing:
@@ -211,8 +224,29 @@ def check_source(source: Source, *, num_classes: int | None, channels: int) -> l
     return notes
 
 
+def _left_out(source: Source) -> list[str]:
+    """Return a note if images without what is needed were left out."""
+    count = getattr(source, "left_out", 0)
+    return [f"{source.origin}: {count:,} images without what is needed are left out"] if count else []
+
+
+def _check_shards(source: WebShards, num_classes: int | None) -> list[str]:
+    """Check what the index of the shards tells, and return warnings; raise UserError as `check_source`."""
+    largest = source.index.largest_label
+    if num_classes is not None and source.holds_labels and largest >= num_classes:
+        raise UserError(
+            f"{source.origin}: has the label {largest:,}, and labels go from 0 to {num_classes - 1} "
+            f"(MODEL.NUM_CLASSES={num_classes})"
+        )
+    return [f"damaged shards, used up to the damage: {abridge(source.index.damaged, 3, '; ')}"] * bool(
+        source.index.damaged
+    )
+
+
 def _flat_labels(source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Return all labels of a source, and the index of the image that has each; -1 for an image without."""
+    if isinstance(source.labels, RaggedLists):
+        return source.labels.flat, source.labels.owners
     if isinstance(source.labels, np.ndarray):
         return source.labels, np.arange(len(source.labels))
     lists = [list(own) or [-1] for own in source.labels]
@@ -255,6 +289,8 @@ def count_classes(source: Source) -> int:
     """
     if source.class_names is not None:
         return len(source.class_names)
+    if isinstance(source, WebShards) and source.index.largest_label >= 0:
+        return source.index.largest_label + 1
     labels, _ = _flat_labels(source)
     if len(labels) == 0 or labels.max() < 0:
         raise UserError(f"{source.origin}: has no labels; MODEL.NUM_CLASSES cannot follow them")
@@ -263,9 +299,12 @@ def count_classes(source: Source) -> int:
 
 def describe_source(source: Source) -> str:
     """Return a line with the numbers of images and classes."""
+    with_captions = "" if getattr(source, "captions", None) is None else " with captions"
+    if isinstance(source, WebShards):
+        return f"{len(source):,} images{with_captions} in {len(source.counts):,} shards"
     labels, counts = np.unique(_flat_labels(source)[0], return_counts=True)
-    if not len(source) or labels[0] < 0:
-        return f"{len(source):,} images without labels"
+    if not len(labels) or labels[0] < 0:
+        return f"{len(source):,} images{with_captions or ' without labels'}"
     return f"{len(source):,} images of {len(labels):,} classes, {counts.min():,} to {counts.max():,} each"
 
 

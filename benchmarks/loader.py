@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     args = parser.parse_args(argv)
     fast_jpeg.check_installed()
     config = get_config(args.cfg)
-    files = datasets.open_source(args.dataset, args.data_path, "train", num_classes=1, needs_labels=False)
+    files = datasets.open_source(args.dataset, args.data_path, "train", num_classes=1, needs="none")
     if not isinstance(files, FileImages):
         raise UserError(f"-data_path {args.data_path}: image files are needed, for the plain pipeline")
     sources = {"files": files}

@@ -110,7 +110,7 @@ def follow_classes(run: Run) -> None:
     """Set MODEL.NUM_CLASSES, which is None, to the number of classes in the data; 0 where a run needs none."""
     config, num_classes = run.config, 0
     if method_of(config).target in ("label", "labels"):
-        source = loaders.open_source(config, "val" if config.EVAL else "train", needs_labels=True)
+        source = loaders.open_source(config, "val" if config.EVAL else "train", needs="labels")
         num_classes = datasets.count_classes(source)
         run.log.say(f"MODEL.NUM_CLASSES: {num_classes}, as the data has")
     run.config = replaced(config, "MODEL.NUM_CLASSES", num_classes)

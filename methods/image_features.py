@@ -49,7 +49,7 @@ def of_train_split(run: Run, encoder: VisionTransformer) -> np.ndarray:
         UserError: if they do not fit into the memory, or an image cannot be read: a feature must belong to each.
     """
     config = run.config
-    source = loaders.open_source(config, "train", needs_labels=False)
+    source = loaders.open_source(config, "train", "caption")
     width = encoder.cls_token.shape[-1]
     num_bytes, there = len(source) * width * 4, runtime.memory_bytes()
     if there is not None and num_bytes > _MOST_OF_MEMORY * there:

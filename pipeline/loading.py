@@ -6,6 +6,7 @@ ranks, or on earlier images. Order and batches are a function of (seed, epoch).
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -46,6 +47,15 @@ class Batch:
         return self.views[0].shape[0]
 
 
+class Filled(NamedTuple):
+    """What belongs to the images of a batch: their indices, labels [B] or [B, L], captions, and notes on bad images."""
+
+    indices: list[int]
+    labels: np.ndarray | None
+    captions: list[str] | None
+    notes: list[str]
+
+
 class Reader:
     """Reads and transforms the images behind the keys (epoch, index[, repeat]) of the samplers. Without Paddle.
 
@@ -70,13 +80,14 @@ class Reader:
     ):
         self._source, self._views, self._channels, self._seed = source, views, channels, seed
         self._bad_images, self._replaces, self._fast, self._upright = bad_images, replaces, fast, upright
+        self._alternative = getattr(source, "alternative", lambda index, attempt: (index + attempt) % len(source))
         self._last: tuple[int, object] = (-1, None)  # repeats of an image follow each other
 
     def sample(self, key: tuple[int, ...]) -> tuple[list[np.ndarray] | None, int, list[str]]:
         """Return the views of an image (None: it is left out), its index, and notes on images that cannot be read."""
         index, notes = key[1], []
-        for other in range(index, index + _MOST_BAD_IN_A_ROW):
-            other %= len(self._source)
+        for attempt in range(_MOST_BAD_IN_A_ROW):
+            other = self._alternative(index, attempt) if attempt else index
             try:
                 image = self._open(other)
                 return [view(image, self._generator(key, n)) for n, view in enumerate(self._views)], other, notes
@@ -104,8 +115,8 @@ class Reader:
             self._last = (index, image)
         return self._last[1]
 
-    def fill(self, keys: list[tuple[int, ...]], out: np.ndarray) -> tuple[list[int], list[str]]:
-        """Write a batch to `out` [B], whose fields are the views; return the indices of the images, and notes."""
+    def fill(self, keys: list[tuple[int, ...]], out: np.ndarray) -> "Filled":
+        """Write a batch to `out` [B], whose fields are the views; return what belongs to its images."""
         indices, notes = [], []
         for key in keys:
             arrays, index, some = self.sample(key)
@@ -114,14 +125,16 @@ class Reader:
                 for name, array in zip(out.dtype.names, arrays, strict=True):
                     out[name][len(indices)] = array
                 indices.append(index)
-        return indices, notes
+        captions = getattr(self._source, "captions", None)
+        texts = None if captions is None else [captions[index] for index in indices]
+        return Filled(indices, stack_labels(self._source.labels, indices) if indices else None, texts, notes)
 
 
 class Loader:
     """Batches of a source.
 
     Args:
-        source: its `labels` are [N] int64, or a list of N lists of labels; it may have `captions`, N texts.
+        source: its `labels` are [N] int64, or N lists of labels; it may have `captions`, N texts.
         transform: a `Transform`; or (image, generator) -> array, whose batches are passed on as they are.
         sampler: a `TrainSampler`, or an `EvalSampler`.
         num_workers: processes that load; 0: load here.
@@ -167,21 +180,20 @@ class Loader:
             self._pool = self._start()
         if self._pool is None:
             return
-        for arrays, (indices, notes) in self._pool.run(self.sampler):
-            for note in notes:
+        for arrays, filled in self._pool.run(self.sampler):
+            for note in filled.notes:
                 if note not in self._noted:
                     self._noted.add(note)
                     self._note_bad(note)
-            if indices:
-                yield self._batch(arrays[: len(indices)], indices)
+            if filled.indices:
+                yield self._batch(arrays[: len(filled.indices)], filled)
 
-    def _batch(self, arrays: np.ndarray, indices: list[int]) -> Batch:
-        captions = getattr(self.source, "captions", None)
+    def _batch(self, arrays: np.ndarray, filled: Filled) -> Batch:
         return Batch(
             tuple(self._normalise(paddle.to_tensor(arrays[name])) for name in arrays.dtype.names),
-            paddle.to_tensor(stack_labels(self.source.labels, indices), "int64"),
-            paddle.to_tensor(indices, "int64"),
-            None if captions is None else [captions[index] for index in indices],
+            paddle.to_tensor(filled.labels, "int64"),
+            paddle.to_tensor(filled.indices, "int64"),
+            filled.captions,
         )
 
     def _start(self) -> WorkerPool | None:

@@ -1,6 +1,6 @@
 """Assignment of images to updates, ranks and micro-steps. NumPy only."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -17,6 +17,10 @@ class TrainSampler:
 
     With `repeats`, an epoch takes a part of the images only, and each of them so often, one after the other: each time
     augmented anew, and decoded once (arXiv 1901.09335).
+
+    Args:
+        order: `(seed, epoch) -> order`, where `order[places]` gives the images at places [n] of an epoch's order; None:
+            all images at random, see `random_order`. A set too large for that brings its own.
     """
 
     def __init__(
@@ -30,7 +34,9 @@ class TrainSampler:
         seed: int = 0,
         drop_last: bool = False,
         repeats: int = 1,
+        order: Callable | None = None,
     ):
+        self._order_at = order or (lambda seed, epoch: random_order(num_images, seed, epoch))
         self.num_images, self.batch_size, self.accum_iter = num_images, batch_size, accum_iter
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.images_per_update = batch_size * accum_iter * world_size
@@ -82,11 +88,8 @@ class TrainSampler:
 
     def indices(self, update: int, rank: int) -> list[int]:
         """Return the images of one rank in an update of the epoch that is dealt."""
-        return self._order()[self._places(update, rank)].tolist()
-
-    def _order(self) -> np.ndarray:
-        order = np.random.default_rng([self.seed, self._epoch]).permutation(self.num_images)
-        return order if self.repeats == 1 else np.repeat(order, self.repeats)[: self.num_images]
+        order = self._order_at(self.seed, self._epoch)
+        return order[self._places(update, rank) // self.repeats].tolist()
 
     def _places(self, update: int, rank: int) -> np.ndarray:
         """Return where in the epoch's order the images of one rank in an update are."""
@@ -97,15 +100,21 @@ class TrainSampler:
         return (self._epoch, index) if self.repeats == 1 else (self._epoch, index, place % self.repeats)
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
-        order = self._order()
+        order = self._order_at(self.seed, self._epoch)
         for update in range(self._first_update, self.updates_per_epoch):
-            places = self._places(update, self.rank).tolist()
-            keys = [self._key(int(order[place]), place) for place in places]
+            places = self._places(update, self.rank)
+            images = order[places // self.repeats].tolist()
+            keys = [self._key(image, place) for image, place in zip(images, places.tolist(), strict=True)]
             for first in range(0, len(keys), self.batch_size):
                 yield keys[first : first + self.batch_size]
 
     def __len__(self) -> int:
         return sum(len(self.micro_sizes(update)) for update in range(self._first_update, self.updates_per_epoch))
+
+
+def random_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the images of an epoch in random order, [num_images]."""
+    return np.random.default_rng([seed, epoch]).permutation(num_images)
 
 
 class EvalSampler:

@@ -99,6 +99,10 @@ class EncodedImages:
         """Name an image in a message."""
         raise NotImplementedError
 
+    def alternative(self, index: int, attempt: int) -> int:
+        """Return the image to take in the place of one that cannot be read, at an attempt from 1 on."""
+        return (index + attempt) % len(self)
+
     def image(self, index: int) -> Image.Image:
         """Decode an image, see `open_image`."""
         with open_image(self.read(index)) as image:

@@ -108,19 +108,7 @@ def port(
         config: transformers' config.json beside the file.
         heads: attention heads of image and text tower; of a text tower alone, the first one.
     """
-    layout = file.metadata.get("text_layout", "new")
-    if file.clip_architecture is not None or file.text_architecture is not None:
-        family, tensors, dropped = "this project", dict(file.tensors), {}
-        architecture = file.clip_architecture or file.text_architecture
-    elif any(name.startswith(TEXT_PREFIX) for name in file.tensors):
-        family, (tensors, layout), dropped = "MAWS CLIP", _from_maws(file), {}
-        image_heads = _inferred(file, lambda: _image_heads(tensors, heads[0]))
-        architecture = _inferred(file, lambda: infer_clip(_shapes(tensors), image_heads, heads[1]))
-    else:
-        family = "transformers XLM-R"
-        tensors, dropped = _from_xlm_r(file, config)
-        given = heads[0] or config.get("num_attention_heads")
-        architecture = _inferred(file, lambda: infer_text(_shapes(tensors), given))
+    family, tensors, dropped, architecture, layout = _read(file, config, heads)
     _check(file, tensors, architecture)
     if expected is not None and architecture != expected:
         raise UserError(
@@ -146,6 +134,22 @@ def port(
         written=written,
         sha256=digest,
     )
+
+
+def _read(file: WeightFile, config: Mapping, heads: tuple[int | None, int | None]) -> tuple:
+    """Return family, tensors under our names, dropped ones, architecture, and torchtext's layout."""
+    if file.clip_architecture is not None or file.text_architecture is not None:
+        described = file.clip_architecture or file.text_architecture
+        return "this project", dict(file.tensors), {}, described, file.metadata.get("text_layout", "new")
+    if any(name.startswith(TEXT_PREFIX) for name in file.tensors):
+        tensors, layout = _from_maws(file)
+        image_heads = _inferred(file, lambda: _image_heads(tensors, heads[0]))
+        architecture = _inferred(file, lambda: infer_clip(_shapes(tensors), image_heads, heads[1]))
+        return "MAWS CLIP", tensors, {}, architecture, layout
+    tensors, dropped = _from_xlm_r(file, config)
+    given = heads[0] or config.get("num_attention_heads")
+    architecture = _inferred(file, lambda: infer_text(_shapes(tensors), given))
+    return "transformers XLM-R", tensors, dropped, architecture, "new"
 
 
 def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
@@ -293,8 +297,11 @@ def _with_token_type(file: WeightFile, tensors: Tensors) -> Tensors:
 
 
 def _write(destination: Path, target: str, tensors: Tensors, architecture, description: Mapping) -> list[Path]:
-    if target == "paddle":
+    is_whole = isinstance(architecture, ClipArchitecture)
+    if target == "paddle" and is_whole:
         return writing.write(destination, target, tensors, architecture, description)[0]
-    if not isinstance(architecture, ClipArchitecture):
+    if target == "paddle":
+        return writing.write_text_tower(destination, tensors, description)
+    if not is_whole:
         raise UserError(f"{destination}: -to maws writes CLIP models, and this is a text tower alone")
     return writing.write_maws(destination, to_maws(tensors, description["text_layout"]))

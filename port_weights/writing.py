@@ -14,7 +14,6 @@ from errors import UserError
 from port_weights import engines, export
 from storage import atomic, run_files, torch_file, weight_files
 from storage.architecture import Architecture
-from storage.clip_architecture import TextArchitecture
 from storage.stored_tensor import StoredTensor
 
 Tensors = Mapping[str, StoredTensor]
@@ -71,14 +70,6 @@ def write(
     Returns:
         The files written, and the official names of tensors for which the target has no place.
     """
-    if target == "paddle" and isinstance(architecture, TextArchitecture):
-        with atomic.replacing(destination) as path:
-            _writer_of(destination)(path, tensors, description)
-        return [destination], []
-    if target == "maws":
-        raise UserError(
-            f"-to maws: writes CLIP models, and this is {architecture.content}; -to timm has the same names"
-        )
     if target == "paddle":
         text = _config_text(destination, architecture, description)
         return _write_files(destination, tensors, description, destination.with_suffix(".yaml"), text), []
@@ -128,6 +119,13 @@ def _write_files(weights: Path, tensors: Tensors, description: Mapping, companio
 def _writer_of(weights: Path):
     writers = {".safetensors": weight_files.write_safetensors, ".pth": _write_native_torch}
     return writers.get(weights.suffix, weight_files.write_pdparams)
+
+
+def write_text_tower(destination: Path, tensors: Tensors, description: Mapping) -> list[Path]:
+    """Write a text tower, which needs no YAML: LIT.TEXT_PRETRAINED takes it."""
+    with atomic.replacing(destination) as path:
+        _writer_of(destination)(path, tensors, description)
+    return [destination]
 
 
 def write_maws(destination: Path, tensors: Tensors) -> list[Path]:

@@ -39,7 +39,7 @@ def test_folders_stand_in_for_absent_lists(image_folder, tmp_path):
     assert source.class_names == ["cat", "dog", "red fox"]
     assert np.bincount(source.labels).tolist() == [8, 8, 8]
     assert set(open_folder(tmp_path, split="val").labels) == {1}, "labels of val are those of train"
-    flat = open_folder(tmp_path / "train" / "dog", name="folder", needs_labels=False)
+    flat = open_folder(tmp_path / "train" / "dog", name="folder", needs="none")
     assert len(flat) == 8
     assert set(flat.labels) == {-1}
 
@@ -48,11 +48,11 @@ def test_labels_of_class_folders_are_known_where_none_are_needed(image_folder, t
     shutil.copytree(image_folder / "train", tmp_path / "train")
     shutil.copytree(image_folder / "val" / "dog", tmp_path / "val" / "dog")
     for split in ("train", "val"):
-        needed, found = (open_folder(tmp_path, split=split, needs_labels=needs) for needs in (True, False))
+        needed, found = (open_folder(tmp_path, split=split, needs=needs) for needs in ("label", "none"))
         assert [str(path) for path in found.paths] == [str(path) for path in needed.paths]
         assert np.array_equal(found.labels, needed.labels)
     shutil.copy(tmp_path / "val" / "dog" / "0 1.jpg", tmp_path / "train" / "stray.jpg")
-    assert set(open_folder(tmp_path, needs_labels=False).labels) == {-1}
+    assert set(open_folder(tmp_path, needs="none").labels) == {-1}
 
 
 def test_linked_class_folders_count(image_folder, tmp_path):
@@ -60,7 +60,7 @@ def test_linked_class_folders_count(image_folder, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "train" / name).symlink_to(image_folder / "train" / name)
     assert len(open_folder(tmp_path, name="folder")) == 16
-    assert len(open_folder(tmp_path, name="folder", needs_labels=False)) == 16
+    assert len(open_folder(tmp_path, name="folder", needs="none")) == 16
 
 
 def write_cifar(path, name, as_archive):

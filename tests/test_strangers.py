@@ -38,7 +38,7 @@ def soon():
 
 
 def open_folder(root, split="val", needs_labels=True):
-    return datasets.open_source("folder", str(root), split, num_classes=3, needs_labels=needs_labels)
+    return datasets.open_source("folder", str(root), split, num_classes=3, needs="label" if needs_labels else "none")
 
 
 # ---- images

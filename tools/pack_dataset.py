@@ -165,7 +165,7 @@ def _open(dataset: str, src: Path, split: str, list_outside: bool) -> Source:
     options = {"num_classes": 1, "list_outside": list_outside}
     if split == "val" or (src / "train_list.txt").is_file():
         return datasets.open_source(dataset, str(src), split, **options)
-    everything = datasets.open_source(dataset, str(src), split, needs_labels=False, **options)
+    everything = datasets.open_source(dataset, str(src), split, needs="none", **options)
     if not (src / split).is_dir():
         return everything
     labelled = datasets.open_source(dataset, str(src), split, **options)

@@ -33,7 +33,7 @@ def build_train_loader(
         UserError: if the data set does not have it, or images cannot be read.
     """
     config = run.config
-    source = open_split(config, "train", target in ("label", "labels"), run.log.say)
+    source = open_split(config, "train", target, run.log.say)
     if target == "caption" and getattr(source, "captions", None) is None:
         raise UserError(f"{source.origin}: has no captions, which MODEL.TYPE {config.MODEL.TYPE} needs")
     source = select(config, source)
@@ -50,6 +50,7 @@ def build_train_loader(
         seed=config.SEED,
         drop_last=config.DATA.DROP_LAST,
         repeats=config.TRAIN.AUG_REPEATS,
+        order=getattr(source, "order", None),
     )
     return build_loader(config, source, transform, sampler, config.DATA.FAST_DECODE, run.bad_images.append)
 
@@ -61,7 +62,7 @@ def build_eval_loader(run: Run, config=None) -> loading.Loader:
         config: names the data set; None: the run's own.
     """
     config = config or run.config
-    source = open_split(config, "val", True, run.log.say)
+    source = open_split(config, "val", "label", run.log.say)
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
     sampler = EvalSampler(len(source), batch_size, distributed.rank(), distributed.world_size())
     return build_loader(config, source, eval_transform(config), sampler, note_bad=run.bad_images.append)
@@ -91,26 +92,31 @@ def build_loader(
     )
 
 
-def open_source(config, split: str, needs_labels: bool) -> sources.Source:
-    """Open one split of a configuration's data set, without looking at the images; DATA.TRAIN_LIST limits it."""
+def open_source(config, split: str, needs: str) -> sources.Source:
+    """Open one split of a configuration's data set, without looking at the images; DATA.TRAIN_LIST limits it.
+
+    Args:
+        needs: what each image must have, see `datasets.open_source`.
+    """
     source = datasets.open_source(
         config.DATA.DATASET,
         config.DATA.DATA_PATH,
         split,
         num_classes=config.MODEL.NUM_CLASSES,
-        needs_labels=needs_labels,
+        needs=needs,
         synthetic_hw=image_size_hw(config),
         list_outside=config.DATA.LIST_OUTSIDE,
+        bad_images=config.DATA.BAD_IMAGES,
     )
     if split == "train" and config.DATA.TRAIN_LIST is not None:
         return Subset(source, datasets.find_listed(source, config.DATA.TRAIN_LIST, "DATA.TRAIN_LIST"))
     return source
 
 
-def open_split(config, split: str, needs_labels: bool, say: Callable[[str], None]) -> sources.Source:
+def open_split(config, split: str, needs: str, say: Callable[[str], None]) -> sources.Source:
     """Open and check one split, and decode a few of its images; `say` gets the lines for the user."""
-    source, channels = open_source(config, split, needs_labels), config.DATA.IMAGE_CHANNELS
-    num_classes = config.MODEL.NUM_CLASSES if needs_labels else None
+    source, channels = open_source(config, split, needs), config.DATA.IMAGE_CHANNELS
+    num_classes = config.MODEL.NUM_CLASSES if needs in ("label", "labels") else None
     for warning in datasets.check_source(source, num_classes=num_classes, channels=channels):
         say(f"warning: {warning}")
     problems = [sources.why_unreadable(source, index, channels) for index in _spread(len(source))]

@@ -30,9 +30,10 @@ from arguments import user_path
 from errors import UserError, printable
 from program import terminal
 from storage import manifest
+from storage.cache import cache_dir
 from storage.json_files import read_json
 
-CACHE_VARIABLE, MIRROR_VARIABLE = "MAE_CACHE", "MAE_MIRROR"
+MIRROR_VARIABLE = "MAE_MIRROR"
 _CHUNK_BYTES = 1 << 20
 _ATTEMPTS = 5
 _TIMEOUT_SECS = 30.0
@@ -41,13 +42,6 @@ _SLOW_SECS, _SLOW_BYTES = 60.0, 60 << 10  # a download that gets less in that ti
 _MOST_SECS = 24 * 3600.0  # for one file
 _MOST_BYTES = 64 << 30
 _RETRY_CODES = (408, 425, 429, 500, 502, 503, 504)
-
-
-def cache_dir() -> Path:
-    """Return the directory for downloads: $MAE_CACHE, else mae_paddle in the user's cache directory."""
-    if os.environ.get(CACHE_VARIABLE):
-        return user_path(os.environ[CACHE_VARIABLE], CACHE_VARIABLE)
-    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "mae_paddle"
 
 
 def folder_of(url: str) -> Path:

@@ -188,7 +188,7 @@ def test_damaged_images_follow_the_policy(damaged_folder, workers):
 def test_decompression_bombs_are_refused(tmp_path):
     (tmp_path / "train").mkdir()
     Image.new("1", (10_000, 10_000)).save(tmp_path / "train" / "bomb.png")  # 100 million pixels in some kilobytes
-    source = datasets.open_source("folder", str(tmp_path), "train", num_classes=1, needs_labels=False)
+    source = datasets.open_source("folder", str(tmp_path), "train", num_classes=1, needs="none")
     with pytest.warns(Warning, match="bomb"), pytest.raises(ValueError, match="10000x10000 pixels, which looks like a"):
         sources.read_image(source, 0, 3)
 

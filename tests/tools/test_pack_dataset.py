@@ -239,7 +239,7 @@ def test_training_takes_fast_decoding_and_evaluation_does_not(image_folder, mode
 def test_damaged_jpegs_are_errors_of_the_exact_decoder(photo, tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "x.jpg").write_bytes(photo[: len(photo) // 2])
-    source = datasets.open_source("folder", str(tmp_path), "train", num_classes=1, needs_labels=False)
+    source = datasets.open_source("folder", str(tmp_path), "train", num_classes=1, needs="none")
     transform = dispatch.train_transform(get_config(ROOT / "configs/vit_micro_patch4_32_pretrain.yaml"))
     with pytest.raises(UserError, match="x.jpg: cannot be read as an image|pip install -r requirements/fast.txt"):
         next(iter(loading.Loader(source, transform, TrainSampler(1, 1), fast_decode=True)))

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from errors import UserError
+from storage import cache
 from zoo import download
 
 pytestmark = pytest.mark.quick
@@ -81,7 +82,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.delenv(download.MIRROR_VARIABLE, raising=False)
     server = Server()
     thread = threading.Thread(target=server.serve_forever, daemon=True)

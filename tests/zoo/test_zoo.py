@@ -8,6 +8,7 @@ import yaml
 import zoo
 from errors import UserError
 from mae import MAEPretrain
+from storage import cache
 from storage.architecture import Architecture, Tower
 from tests.helpers.malformed_weights import torch_bytes
 from tests.helpers.weights_by_hand import official_arrays
@@ -23,7 +24,7 @@ SMALL = {"dim": 16, "depth": 2, "patch": 4, "num_patches": 4}
 def small_zoo(tmp_path, monkeypatch):
     """Return a mirror directory, and let `zoo` have three small entries whose files are there."""
     mirror = tmp_path / "mirror"
-    monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv(download.MIRROR_VARIABLE, mirror.as_uri())
     content = yaml.safe_load((entries._TABLE).read_text())
     content["models"]["vit_test"] = [16, 2, 4, 4]

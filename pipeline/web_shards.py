@@ -1,0 +1,183 @@
+"""Images with captions or labels in WebDataset shards, as many as a disk holds: memory grows with shards, not images.
+
+Order of an epoch, a function of (seed, epoch): shards at random, and the images of each window of shards at random.
+"""
+
+import collections
+import os
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+from pipeline import shard_index
+from pipeline.shard_index import ShardIndex
+from pipeline.sources import SKIP_ADVICE, EncodedImages
+
+WINDOW_SHARDS = 16  # whose images are mixed; of 10,000 images each, as img2dataset writes them: 160,000
+_INDEXES_KEPT = 4 * WINDOW_SHARDS
+_MOST_OPEN_FILES = 256
+_NEAR_ATTEMPTS = 10
+
+
+class WebShards(EncodedImages):
+    """One split of a data set of shards.
+
+    Args:
+        root: directory with `SPLIT/*.tar`; for the train split also with `*.tar` itself.
+        split: "train" or "val".
+        needs: what a sample must have to be taken: "none", "label", "labels" or "caption".
+        bad: "error", or "skip": samples before the damage of a shard are used.
+
+    Attributes:
+        labels, captions: by index, read when they are needed.
+        num_images: N.
+        left_out: number of samples without what is needed.
+        index: of all shards.
+    """
+
+    class_names = None
+
+    def __init__(self, root: Path, split: str, needs: str, bad: str = "error"):
+        folder = root / split if (root / split).is_dir() else root
+        if split == "val" and folder == root:
+            raise UserError(f"{root / split}: no such directory; the val split needs {split}/*.tar")
+        self.origin, self._needs = folder, needs
+        self.index = shard_index.open_split(folder, split)
+        damage = shard_index.describe_damage(self.index)
+        if damage and bad == "error":
+            raise UserError(f"{damage}{SKIP_ADVICE}")
+        self.counts = self.index.counts["labels" if needs == "label" else needs]
+        self._ends = np.cumsum(self.counts)
+        self.num_images = int(self._ends[-1])
+        self.left_out = int(self.index.counts["none"].sum()) - self.num_images
+        if self.num_images == 0:
+            what = "images" if needs == "none" else f"images with {'captions' if needs == 'caption' else 'labels'}"
+            raise UserError(f"{folder}: its {len(self.counts):,} shards hold no {what}")
+        self.labels = _PerImage(self, self._labels_at)
+        has_captions = bool(self.index.counts["caption"].any())
+        self.captions = _PerImage(self, self._caption_at) if has_captions else None
+        self._indexes: collections.OrderedDict[int, tuple[ShardIndex, np.ndarray]] = collections.OrderedDict()
+        self._files: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    @property
+    def holds_labels(self) -> bool:
+        """Return True if the samples are taken for their labels."""
+        return self._needs in ("label", "labels")
+
+    def alternative(self, index: int, attempt: int) -> int:
+        """Return the image to take in the place of one that cannot be read: a near one, then those of other shards."""
+        if attempt <= _NEAR_ATTEMPTS:
+            return (index + attempt) % len(self)
+        shard = (self._locate(index)[0] + attempt - _NEAR_ATTEMPTS) % len(self.counts)
+        return int(self._ends[shard] - self.counts[shard]) % len(self)
+
+    def order(self, seed: int, epoch: int) -> "WindowOrder":
+        """Return the order of the images in an epoch."""
+        return WindowOrder(self.counts, seed, epoch)
+
+    def read(self, index: int) -> bytes:
+        """Read an encoded image."""
+        return self._member(index, "image")
+
+    def describe(self, index: int) -> str:
+        """Name an image in a message."""
+        shard, number = self._locate(index)
+        return f"{self.index.shard(shard)}: image {number}"
+
+    # ---- reading
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return the shard of an image, and its number among those of the shard that are taken."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, int(index) - int(self._ends[shard] - self.counts[shard])
+
+    def _sample(self, index: int) -> tuple[int, ShardIndex, int]:
+        """Return the shard of an image, its index, and the row of the image there."""
+        shard, number = self._locate(index)
+        if shard not in self._indexes:
+            if len(self._indexes) >= _INDEXES_KEPT:
+                self._indexes.popitem(last=False)
+            found = self.index.read(shard)
+            self._indexes[shard] = (found, found.chosen(self._needs))
+        found, chosen = self._indexes[shard]
+        return shard, found, int(chosen[number])
+
+    def _member(self, index: int, kind: str) -> bytes:
+        """Read a member of a sample; empty if it has none."""
+        shard, found, row = self._sample(index)
+        offset, size = found.places[kind][row].tolist()
+        if offset < 0:
+            return b""
+        if shard not in self._files:
+            if len(self._files) >= _MOST_OPEN_FILES:
+                os.close(self._files.pop(next(iter(self._files))))
+            self._files[shard] = os.open(self.index.shard(shard), os.O_RDONLY)
+        data = os.pread(self._files[shard], size, offset)  # at a place of its own, so processes may share the file
+        if len(data) < size:
+            raise OSError(f"{self.index.shard(shard)} ends too early")
+        return data
+
+    def _labels_at(self, index: int) -> list[int]:
+        _, found, row = self._sample(index)
+        end = int(found.label_ends[row])
+        return found.labels[end - int(found.num_labels_of(row)) : end].tolist()
+
+    def _caption_at(self, index: int) -> str:
+        text = " ".join(self._member(index, "text").decode("utf-8", "replace").split())
+        return text or shard_index.parse_json(self._member(index, "json").decode("utf-8", "replace"))[0]
+
+
+class _PerImage:
+    """Something of each image, read when it is needed."""
+
+    def __init__(self, shards: WebShards, read):
+        self._shards, self._read = shards, read
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, index: int):
+        return self._read(int(index))
+
+
+class WindowOrder:
+    """The order of an epoch: `order[places]` gives the images at these places.
+
+    Only the windows that are asked for are in memory.
+
+    Args:
+        counts: [S] images per shard.
+        seed, epoch: the order is a function of these.
+    """
+
+    def __init__(self, counts: np.ndarray, seed: int, epoch: int):
+        self._counts, self._seed, self._epoch = counts, seed, epoch
+        self._firsts = np.cumsum(counts) - counts  # the first image of each shard
+        self._shards = np.random.default_rng([seed, epoch]).permutation(len(counts))
+        sizes = counts[self._shards]
+        self._ends = np.add.reduceat(sizes, np.arange(0, len(sizes), WINDOW_SHARDS)).cumsum()
+        self._kept: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        places = np.asarray(places, np.int64)
+        windows = np.searchsorted(self._ends, places, side="right")
+        images = np.empty(places.shape, np.int64)
+        for window in np.unique(windows):
+            first = int(self._ends[window - 1]) if window else 0
+            is_here = windows == window
+            images[is_here] = self._window(int(window))[places[is_here] - first]
+        return images
+
+    def _window(self, window: int) -> np.ndarray:
+        """Return the images of a window in their order."""
+        if window not in self._kept:
+            shards = self._shards[window * WINDOW_SHARDS : (window + 1) * WINDOW_SHARDS]
+            images = np.concatenate([self._firsts[s] + np.arange(self._counts[s]) for s in shards])
+            if len(self._kept) >= 2:
+                self._kept.popitem(last=False)
+            self._kept[window] = np.random.default_rng([self._seed, self._epoch, window]).permutation(images)
+        return self._kept[window]
