@@ -98,6 +98,8 @@ _key("DATA.IMAGE_SIZE", 224, "int or list")  # pixels: side, or [height, width]
 _key("DATA.IMAGE_CHANNELS", 3, "at least 1")  # 1: grey, 3: RGB, 4: RGBA
 # Evaluation: share of the resized side that is kept; None: 0.875 up to 224 px, then 1.0.
 _key("DATA.CROP_PCT", None, "float or None, above 0 and at most 1")
+# New: how evaluation brings images to size: the shorter side and a crop of the middle; or both sides, and no crop.
+_key("DATA.EVAL_RESIZE", "crop", "one of crop, squash")
 _key("DATA.NUM_WORKERS", 4, "from 0 to 1024")  # loader processes per process; 0: load in the training process
 _key("DATA.IMAGENET_MEAN", [0.485, 0.456, 0.406])  # per channel, of pixels in [0, 1]
 _key("DATA.IMAGENET_STD", [0.229, 0.224, 0.225])

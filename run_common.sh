@@ -2,7 +2,7 @@
 #
 # Settings, all from the environment; what is not set is left to the recipe:
 #   CFG           YAML file of the recipe
-#   DATASET       imagenet2012 | folder | cifar10 | cifar100 | digits | synthetic
+#   DATASET       imagenet2012 | folder | cifar10 | cifar100 | digits | synthetic | lists | webdataset | ...
 #   DATA_PATH     directory of the data set
 #   OUTPUT        directory for the runs
 #   PRETRAINED    weights to start from, or to evaluate

@@ -184,8 +184,11 @@ class _Judge:
 
 
 def _texts_of(config, language: str) -> list[list[str]]:
-    names = prompts.class_names_of(language, config.LIT.EVAL_DATASET, None)
-    return prompts.sentences(prompts.templates_of(language), names)
+    return prompts.sentences(prompts.templates_of(language), _names_of(config, language))
+
+
+def _names_of(config, language: str) -> list[list[str]]:
+    return prompts.class_names_of(language, config.LIT.EVAL_NAMES or config.LIT.EVAL_DATASET, None)
 
 
 def judged_on(config) -> object | None:
@@ -197,8 +200,7 @@ def judged_on(config) -> object | None:
         raise UserError("LIT.LANGUAGES=[]: zero-shot evaluation needs a language")
     judged = replaced(config, "DATA.DATASET", lit.EVAL_DATASET)
     judged = replaced(judged, "DATA.DATA_PATH", lit.EVAL_DATA_PATH or config.DATA.DATA_PATH)
-    names = prompts.class_names_of(lit.LANGUAGES[0], lit.EVAL_DATASET, None)
-    return replaced(judged, "MODEL.NUM_CLASSES", len(names))
+    return replaced(judged, "MODEL.NUM_CLASSES", len(_names_of(config, lit.LANGUAGES[0])))
 
 
 def select(config, source: Source) -> Source:

@@ -88,6 +88,12 @@ def resize_and_center_crop(image: Image.Image, size_hw: tuple[int, int], crop_pc
     return image.crop((left, top, left + size_hw[1], top + size_hw[0]))
 
 
+def squash(image: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
+    """Resize (bicubic) both sides, whatever the aspect; the evaluation of MAWS's finetuned models."""
+    size = (size_hw[1], size_hw[0])
+    return image if image.size == size else image.resize(size, BICUBIC)
+
+
 def random_flip(
     image: Image.Image | np.ndarray, rng: np.random.Generator, prob: float = 0.5
 ) -> Image.Image | np.ndarray:

@@ -58,6 +58,11 @@ def class_names_of(language: str, dataset: str, own: Sequence[str] | None) -> li
     return _checked_names(known or [name.replace("_", " ") for name in own], FOLDER / f"{language}.yaml")
 
 
+def groups_of(dataset: str) -> dict[str, list[int]]:
+    """Return groups of the classes of a data set, such as animals; empty if none are written down."""
+    return read_language("en")["groups"].get(dataset, {})
+
+
 def read_templates(path: str | Path) -> list[str]:
     """Read sentences from a text file (one per line), a YAML list, or a `.npy` file.
 

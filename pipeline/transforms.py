@@ -74,11 +74,17 @@ def train_transform(config, *views: View) -> Transform:
 
 
 def eval_transform(config) -> Transform:
-    """Return the evaluation transform: resize, centre crop, normalise."""
+    """Return the evaluation transform: resize, centre crop, normalise; or resize both sides, for DATA.EVAL_RESIZE."""
     size_hw, data = image_size_hw(config), config.DATA
+    if data.EVAL_RESIZE == "squash":
+        return Transform((lambda image, rng: augment.as_pixels(augment.squash(image, size_hw)),), *_normalisation(data))
     crop_pct = data.CROP_PCT or (0.875 if max(size_hw) <= 224 else 1.0)  # official rule
 
     def view(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         return augment.as_pixels(augment.resize_and_center_crop(image, size_hw, crop_pct))
 
-    return Transform((view,), data.IMAGENET_MEAN, data.IMAGENET_STD)
+    return Transform((view,), *_normalisation(data))
+
+
+def _normalisation(data) -> tuple[Sequence[float], Sequence[float]]:
+    return data.IMAGENET_MEAN, data.IMAGENET_STD

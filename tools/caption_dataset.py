@@ -1,0 +1,100 @@
+"""Make an image-text data set of one with class labels: WebDataset shards with captions and several labels.
+
+    python -m tools.caption_dataset -dataset cifar10 -data_path DIR -out DIR [-languages en fr]
+
+Each training image comes once per language, with a caption from a sentence of configs/prompts, drawn at random, and
+with two labels: its class, and its group (animal or vehicle) behind the classes. For trying weakly supervised and
+image-text training without a download.
+"""
+
+import runtime
+
+runtime.prepare()
+
+import io
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import datasets
+from arguments import Parser
+from config import DATASETS
+from errors import UserError
+from pipeline import prompts
+from pipeline.sources import Source, read_image
+from program import terminal
+from tools import inputs
+from training import cli
+
+_PER_SHARD = 2000
+
+
+def samples(source: Source, named: str, languages: list[str], seed: int) -> Iterator[tuple[int, str, list[int]]]:
+    """Yield (image, caption, labels) of each sample, in random order.
+
+    Args:
+        named: data set whose class names are meant.
+    """
+    templates = {language: prompts.templates_of(language) for language in languages}
+    names = {language: prompts.class_names_of(language, named, source.class_names) for language in languages}
+    num_classes, groups = len(names[languages[0]]), list(prompts.groups_of(named).values())
+    rng = np.random.default_rng(seed)
+    for number in rng.permutation(len(source) * len(languages)).tolist():
+        index, language = number // len(languages), languages[number % len(languages)]
+        label = int(source.labels[index])
+        template, name = rng.choice(templates[language]), rng.choice(names[language][label])
+        own_groups = [num_classes + group for group, members in enumerate(groups) if label in members]
+        yield index, str(template).replace("{}", str(name)), [label, *own_groups]
+
+
+def write(source: Source, named: str, languages: list[str], out: Path, channels: int, seed: int = 0) -> int:
+    """Write the shards below `out`/train; returns the number of samples."""
+    (out / "train").mkdir(exist_ok=True)
+    total, tar = len(source) * len(languages), None
+    bar = tqdm(samples(source, named, languages, seed), total=total, disable=None, file=terminal(sys.stderr))
+    for number, (index, caption, labels) in enumerate(bar):
+        if number % _PER_SHARD == 0:
+            if tar is not None:
+                tar.close()
+            path = out / "train" / f"{number // _PER_SHARD:05d}.tar"
+            tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed above and below)
+        pixels = io.BytesIO()
+        read_image(source, index, channels).save(pixels, "PNG")
+        parts = {"png": pixels.getvalue(), "txt": caption.encode(), "cls": ",".join(map(str, labels)).encode()}
+        for suffix, data in parts.items():
+            member = tarfile.TarInfo(f"{number:08d}.{suffix}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    if tar is not None:
+        tar.close()
+    return total
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the data set."""
+    parser = Parser(prog="python -m tools.caption_dataset", description=__doc__.partition("\n")[0])
+    parser.add("dataset", "with class labels, as in training", choices=DATASETS, required=True)
+    parser.add("data_path", "as in training", default=".", metavar="DIR")
+    parser.add("names", "data set whose class names are meant (default: that of -dataset)", metavar="NAME")
+    parser.add("out", "a new directory", required=True, metavar="DIR")
+    parser.add("languages", f"of the captions: {', '.join(prompts.LANGUAGES)} (default: en)", nargs="+", default=["en"])
+    args = parser.parse_args(argv)
+    named = args.names or args.dataset
+    source = datasets.open_source(args.dataset, args.data_path, "train", num_classes=10)
+    out = inputs.new_directory(args.out)
+    if any(out.iterdir()):
+        raise UserError(f"-out {out}: is not empty; choose another directory")
+    channels = 1 if args.dataset == "digits" else 3
+    total = write(source, named, args.languages, out, channels)
+    print(f"wrote {total:,} samples to {out}; use it with -dataset webdataset -data_path {out}")
+    texts = out / "captions.txt"
+    texts.write_text("\n".join(caption for _, caption, _ in samples(source, named, args.languages, 0)) + "\n")
+    print(f"wrote {texts}, for python -m tools.train_tokenizer")
+
+
+if __name__ == "__main__":
+    cli.run(main)
