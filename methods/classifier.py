@@ -9,6 +9,7 @@ from paddle import nn
 import checkpoint
 from config import network_of
 from errors import UserError
+from layers.cross_entropy import cross_entropy
 from pipeline.loading import Batch
 from training.engine import evaluate
 from training.loaders import build_eval_loader
@@ -61,7 +62,7 @@ def evaluate_batch(model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
 def score(logits: paddle.Tensor, labels: paddle.Tensor) -> list[paddle.Tensor]:
     """Return the sums over a batch of `METRICS`, of logits [B, K] and labels [B]."""
     top1, top5 = count_correct(logits, labels, (1, 5))
-    loss = F.cross_entropy(logits, labels, reduction="sum")
+    loss = cross_entropy(logits, labels).sum()
     # Paddle's loss of an infinite logit is a number.
     loss = paddle.where(logits.isfinite().all(), loss, paddle.full_like(loss, float("nan")))
     return [top1 * 100.0, top5 * 100.0, loss]

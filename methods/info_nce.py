@@ -1,9 +1,9 @@
 """Contrastive cross-entropy among the images of all ranks."""
 
 import paddle
-import paddle.nn.functional as F
 
 from layers.across_ranks import gather, rank
+from layers.cross_entropy import cross_entropy
 
 
 def info_nce(anchors: paddle.Tensor, candidates: paddle.Tensor, temperature: float = 1.0) -> paddle.Tensor:
@@ -19,4 +19,4 @@ def info_nce(anchors: paddle.Tensor, candidates: paddle.Tensor, temperature: flo
         others = gather(candidates.astype("float32"))  # [R * B, D]
         logits = paddle.matmul(anchors.astype("float32"), others, transpose_y=True) / temperature
         labels = rank() * anchors.shape[0] + paddle.arange(anchors.shape[0], dtype="int64")
-        return F.cross_entropy(logits, labels)
+        return cross_entropy(logits, labels).mean()

@@ -9,6 +9,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from errors import UserError
+from layers.cross_entropy import log_total
 from methods.classifier import build_classifier
 from methods.method import Method
 from optim import param_groups
@@ -37,16 +38,14 @@ def many_label_loss(logits: paddle.Tensor, labels: paddle.Tensor, kind: str = "s
         logits = logits.astype("float32")
         labels = labels.unsqueeze(1) if labels.ndim == 1 else labels
         counted = ((labels >= 0) & ~_repeated(labels)).astype("float32")  # [B, L]
-        highest = logits.max(axis=1, keepdim=True).detach()
         at_labels = paddle.take_along_axis(logits, labels.clip(min=0), axis=1)  # [B, L]
         if kind == "bce":
             losses = F.softplus(logits).sum(axis=1) - (at_labels * counted).sum(axis=1)
             has_label = (counted.sum(axis=1) > 0).astype("float32")
             return (losses * has_label).mean() / logits.shape[1]
-        # Differences to the highest logit keep their digits where logits are large.
-        log_total = (logits - highest).exp().sum(axis=1, keepdim=True).log()
+        total, highest = log_total(logits)
         shares = counted / counted.sum(axis=1, keepdim=True).clip(min=1.0)
-        return ((log_total - (at_labels - highest)) * shares).sum(axis=1).mean()
+        return ((total - (at_labels - highest)) * shares).sum(axis=1).mean()
 
 
 def _repeated(labels: paddle.Tensor) -> paddle.Tensor:

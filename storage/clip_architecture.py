@@ -98,6 +98,7 @@ class ClipArchitecture:
     KEY: ClassVar[str] = "clip_architecture"
     content: ClassVar[str] = "CLIP: image and text encoder with a shared space"
     network: ClassVar[str] = "clip"
+    position_bias: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return f"image {self.image}; text {self.text}; both projected to {self.embed_dim}"

@@ -6,37 +6,47 @@ figures the patch projection counts all patches, although only the visible ones 
 """
 
 from storage.architecture import Architecture, Tower
+from storage.clip_architecture import ClipArchitecture, TextArchitecture
 
+TEXT_TOKENS = 102  # of the longest caption that MAWS reads
 # Dense bf16 FLOPs per second that the makers state, without sparsity.
 _PEAK_FLOPS = {"V100": 125e12, "A100": 312e12, "A800": 312e12, "H100": 989e12, "H200": 989e12, "H800": 989e12}
 
 
-def forward_macs(architecture: Architecture, mask_ratio: float = 0.0) -> float:
-    """Return the MACs of one image's forward pass.
+def forward_macs(architecture: Architecture | ClipArchitecture | TextArchitecture, mask_ratio: float = 0.0) -> float:
+    """Return the MACs of one image's forward pass; of a text of `TEXT_TOKENS`; or of both.
 
     Args:
         mask_ratio: share of the patches that the encoder of an autoencoder does not see.
     """
+    if isinstance(architecture, ClipArchitecture):
+        projections = sum(tower.width for tower in architecture.towers) * architecture.embed_dim
+        return forward_macs(architecture.image) + forward_macs(architecture.text) + projections
+    if isinstance(architecture, TextArchitecture):
+        hidden = int(architecture.tower.width * architecture.mlp_ratio)
+        return _tower_macs(architecture.tower, hidden, min(TEXT_TOKENS, architecture.positions - 2))
     num_patches = architecture.grid_hw[0] * architecture.grid_hw[1]
     patch_values = architecture.channels * architecture.patch_px**2
     width, decoder = architecture.encoder.width, architecture.decoder
     visible = num_patches if decoder is None else int(num_patches * (1 - mask_ratio) + 1e-6)
-    macs = num_patches * width * patch_values + _tower_macs(architecture, architecture.encoder, visible + 1)
+    macs = num_patches * width * patch_values + _tower_macs(
+        architecture.encoder, architecture.hidden_width(architecture.encoder), visible + 1
+    )
     if decoder is None:
         return macs + width * architecture.num_classes
     macs += (visible + 1) * width * decoder.width
-    macs += _tower_macs(architecture, decoder, num_patches + 1)
+    macs += _tower_macs(decoder, architecture.hidden_width(decoder), num_patches + 1)
     return macs + (num_patches + 1) * decoder.width * patch_values
 
 
-def _tower_macs(architecture: Architecture, tower: Tower, num_tokens: int) -> float:
-    linear = num_tokens * (4 * tower.width**2 + 2 * tower.width * architecture.hidden_width(tower))
+def _tower_macs(tower: Tower, hidden: int, num_tokens: int) -> float:
+    linear = num_tokens * (4 * tower.width**2 + 2 * tower.width * hidden)
     attention = 2 * num_tokens**2 * tower.width
     return tower.depth * (linear + attention)
 
 
 def train_flops(
-    architecture: Architecture,
+    architecture: Architecture | ClipArchitecture,
     mask_ratio: float = 0.0,
     *,
     views: int = 1,
@@ -48,6 +58,8 @@ def train_flops(
     Args:
         views, trained_blocks, other_macs: see `task.Cost`.
     """
+    if isinstance(architecture, ClipArchitecture):  # its image tower does not train, and is in `other_macs`
+        return 2.0 * (3 * forward_macs(architecture.text) + other_macs)
     share = trained_depth(architecture, trained_blocks) / architecture.encoder.depth
     return 2.0 * (views * (1 + 2 * share) * forward_macs(architecture, mask_ratio) + other_macs)
 

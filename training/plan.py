@@ -107,7 +107,8 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
         widths = [tower.width // tower.heads for tower in architecture.towers]
         kernel = describe_attention(amp_dtype(config), widths, bool(architecture.position_bias))
         lines.append(f"attention: {kernel}")
-        lines += _warn_of_memory(architecture, total, trainable, config, task)
+        if isinstance(architecture, Architecture):
+            lines += _warn_of_memory(architecture, total, trainable, config, task)
     lines += task.notes(plan.num_images)
     wanted = train.TOTAL_BATCH_SIZE
     if wanted is not None and wanted != plan.images_per_update:
