@@ -20,6 +20,7 @@ A directory that `tools.pack_dataset` made takes the place of the first two. A n
 import contextlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,10 @@ def check_source(source: Source, *, num_classes: int | None, channels: int) -> l
     problems, notes = [], _left_out(source)
     if isinstance(source, WebShards):
         return notes + _check_shards(source, num_classes)
+    if isinstance(source, ListedImages):
+        missing = _find_missing(map(source.path, range(len(source))))
+        if missing:
+            problems.append(f"{len(missing)} files are missing: {abridge(missing, 5)}")
     if isinstance(source, FileImages):
         missing = _find_missing(source.paths)
         if missing:
@@ -332,7 +337,7 @@ def _as_plain(label: object) -> int | tuple[int, ...]:
     return tuple(label) if isinstance(label, (list, tuple)) else int(label)
 
 
-def _find_missing(paths: list[Path]) -> list[str]:
+def _find_missing(paths: Iterable[Path]) -> list[str]:
     """List the paths that are no files (absent, or pipes and devices), with one listing per directory."""
     present: dict[Path, set[str]] = {}
     missing = []

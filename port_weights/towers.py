@@ -108,6 +108,8 @@ def port(
         config: transformers' config.json beside the file.
         heads: attention heads of image and text tower; of a text tower alone, the first one.
     """
+    if isinstance(expected, ClipArchitecture):
+        heads = (expected.image.encoder.heads, expected.text.tower.heads)
     family, tensors, dropped, architecture, layout = _read(file, config, heads)
     _check(file, tensors, architecture)
     if expected is not None and architecture != expected:

@@ -28,6 +28,7 @@ from pipeline import prompts
 from pipeline.sources import Source, read_image
 from program import terminal
 from tools import inputs
+from tools.pack_shards import write_tar_member
 from training import cli
 
 _PER_SHARD = 2000
@@ -66,9 +67,7 @@ def write(source: Source, named: str, languages: list[str], out: Path, channels:
         read_image(source, index, channels).save(pixels, "PNG")
         parts = {"png": pixels.getvalue(), "txt": caption.encode(), "cls": ",".join(map(str, labels)).encode()}
         for suffix, data in parts.items():
-            member = tarfile.TarInfo(f"{number:08d}.{suffix}")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+            write_tar_member(tar, f"{number:08d}.{suffix}", data)
     if tar is not None:
         tar.close()
     return total

@@ -16,11 +16,14 @@ import json
 import os
 import sys
 
+import numpy as np
+
 import datasets
 from arguments import Parser
 from config import DATASETS
 from errors import UserError
 from pipeline import sources
+from pipeline.web_shards import WebShards
 from storage import atomic, run_files
 from training import cli
 
@@ -41,13 +44,16 @@ def check_split(name: str, data_path: str, split: str, num_classes: int | None, 
     """
     report: dict = {"problems": [], "warnings": [], "undecodable": []}
     try:
-        source = datasets.open_source(name, data_path, split, num_classes=num_classes or 10)
+        source, has_labels = _open(name, data_path, split, num_classes or 10)
         if num_classes is None:
-            num_classes = len(source.class_names or ()) or int(source.labels.max(initial=-1)) + 1
+            num_classes = datasets.count_classes(source) if has_labels else 0
         report |= {"images": len(source), "classes": num_classes}
-        counts = collections.Counter(source.labels.tolist())
-        report |= {"smallest_class": min(counts.values(), default=0), "largest_class": max(counts.values(), default=0)}
-        report["warnings"] = datasets.check_source(source, num_classes=max(1, num_classes), channels=channels)
+        if isinstance(source.labels, np.ndarray):
+            counts = collections.Counter(source.labels.tolist())
+            least, most = min(counts.values(), default=0), max(counts.values(), default=0)
+            report |= {"smallest_class": least, "largest_class": most}
+        limit = max(1, num_classes) if has_labels else None
+        report["warnings"] = datasets.check_source(source, num_classes=limit, channels=channels)
     except UserError as error:
         report["problems"].append(str(error))
         return report
@@ -56,6 +62,16 @@ def check_split(name: str, data_path: str, split: str, num_classes: int | None, 
             results = pool.map(lambda index: sources.why_unreadable(source, index, channels), range(len(source)))
             report["undecodable"] = [result for result in results if result]
     return report
+
+
+def _open(name: str, data_path: str, split: str, num_classes: int) -> tuple[sources.Source, bool]:
+    """Open a split, and tell whether it has labels; image-text sets need none."""
+    if name not in ("lists", "webdataset"):
+        return datasets.open_source(name, data_path, split, num_classes=num_classes), True
+    source = datasets.open_source(name, data_path, split, num_classes=num_classes, needs="none")
+    if isinstance(source, WebShards):
+        return source, source.index.largest_label >= 0
+    return source, len(source.labels.flat) > 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -119,16 +119,39 @@ def evaluate_source(model, config, source, out: Path, columns: np.ndarray | None
     names = class_names(source, config.MODEL.NUM_CLASSES)
     if columns is not None:
         names, labels = [names[column] for column in columns], np.searchsorted(columns, labels)
-    scores = score(probabilities, labels)
+    extra = {"skipped": len(notes)} if notes else {}
+    return write_results(out, f"Evaluation on {source.origin}", probabilities, labels, names, extra=extra)
+
+
+def write_results(
+    out: Path,
+    title: str,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    names: list[str],
+    *,
+    extra: dict[str, float] | None = None,
+    more: list[tuple[str, str]] | None = None,
+) -> dict[str, float]:
+    """Write scores, tables and a page of predictions; returns the scores.
+
+    Args:
+        probabilities: [N, K].
+        labels: [N], columns of `probabilities`.
+        names: of the K classes.
+        extra: scores from elsewhere.
+        more: (heading, HTML) sections that go behind the scores.
+    """
+    scores = score(probabilities, labels) | (extra or {})
     counts = confusion_matrix(probabilities.argmax(axis=1), labels, len(names))
     classes = per_class(counts, names)
     tables.write_csv(out / "classes.csv", list(classes[0]), [list(row.values()) for row in classes])
     rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
     tables.write_csv(out / "confusion.csv", ["", *names], rows)
-    scores |= {"skipped": len(notes)} if notes else {}
     worst = sorted(classes, key=lambda row: row["acc1"])
     sections = [
         ("Scores", pages.html_table(["score", "value"], [[name, value] for name, value in scores.items()])),
+        *(more or []),
         (
             "Confusion",
             pages.html_figure(plots.draw_matrix(counts, names), "Row: class; column: what it was taken for."),
@@ -138,7 +161,7 @@ def evaluate_source(model, config, source, out: Path, columns: np.ndarray | None
             _table(worst[:_MOST_ROWS]),
         ),
     ]
-    _finish(out, f"Evaluation on {source.origin}", scores, sections)
+    _finish(out, title, scores, sections)
     return scores
 
 

@@ -7,6 +7,7 @@ SRC is a directory as `-data_path` takes it, DST a new one that takes its place 
 resized (bicubic) so that their shorter side has -size pixels, never enlarged, and stored as JPEG; -size 0 keeps every
 file as it is. Files of the val split are kept as they are, so that evaluation gives the same numbers. The same command
 goes on where it was interrupted. An image that cannot be read is an error, or left out and listed with -skip_bad.
+Lists with captions or several labels (-dataset lists) become WebDataset shards, for -dataset webdataset.
 """
 
 import runtime
@@ -30,9 +31,11 @@ import datasets
 from arguments import Parser, user_path
 from errors import UserError, abridge
 from pipeline import packed_images
+from pipeline.image_lists import ListedImages, find_list
 from pipeline.sources import FileImages, Source, describe_unreadable, read_image
 from program import terminal
 from storage import manifest, run_files
+from tools import pack_shards
 from training import cli
 
 _KINDS = {"L": 1, "LA": 1, "I;16": 1}  # modes that stay grey
@@ -232,6 +235,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.size < 0 or not 1 <= args.quality <= 100 or args.per_shard < 1:
         raise UserError("-size must not be negative, -quality from 1 to 100, -per_shard at least 1")
     src, dst = (user_path(path, "SRC or DST") for path in args.paths)
+    if args.dataset == "lists":
+        return _pack_lists(args, src, dst)
     options = {"dataset": args.dataset, "size": args.size, "quality": args.quality, "per_shard": args.per_shard}
     info = pack(src, dst, **options, skip_bad=args.skip_bad, list_outside=args.list_outside)
     for split, about in info["splits"].items():
@@ -241,6 +246,29 @@ def main(argv: list[str] | None = None) -> int:
         if about["bad"]:
             print(f"  left out {len(about['bad'])}: {abridge(about['bad'], 5, '; ')}")
     print(f"use it with -data_path {dst}")
+    return 0
+
+
+def _pack_lists(args, src: Path, dst: Path) -> int:
+    """Pack the lists that there are, and return the exit code."""
+    for split in ("train", "val"):
+        if split == "val" and not any((src / name).is_file() for name in ("val.tsv", "val.jsonl", "val_list.txt")):
+            continue
+        source = ListedImages(find_list(src, split), "none", args.list_outside)
+        datasets.check_source(source, num_classes=None, channels=3)
+        size = args.size if split == "train" else 0
+        done = pack_shards.pack_lists(
+            source,
+            dst / split,
+            lambda index, source=source, size=size: encode(source, index, size, args.quality),
+            ".jpg" if size else "",
+            args.per_shard,
+            args.skip_bad,
+        )
+        print(f"{split}: {done['images']:,} images in {done['shards']} files")
+        if done["bad"]:
+            print(f"  left out {len(done['bad'])}: {abridge(done['bad'], 5, '; ')}")
+    print(f"use it with -dataset webdataset -data_path {dst}")
     return 0
 
 

@@ -11,7 +11,7 @@ import program
 from arguments import Parser
 from errors import UserError
 from zoo import download
-from zoo.entries import find, table
+from zoo.entries import companions, find, table
 from zoo.models import fetch
 
 
@@ -29,19 +29,26 @@ def _list(pattern: str) -> None:
         for name, entry in table().items()
         if pattern in name
     ]
-    if not rows:
+    others = [companion for name, companion in companions().items() if pattern in name]
+    if not rows and not others:
         raise UserError(f"no name contains {pattern!r}")
-    rows.insert(0, ("NAME", "MILLION", "CONTENT", "SOURCE", "LICENCE", "VERIFIED", "PUBLISHED"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if rows:
+        rows.insert(0, ("NAME", "MILLION", "CONTENT", "SOURCE", "LICENCE", "VERIFIED", "PUBLISHED"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
     for name, number, *rest in rows:
         cells = [name.ljust(widths[0]), number.rjust(widths[1])]
         cells += [cell.ljust(width) for cell, width in zip(rest, widths[2:], strict=True)]
         print("  ".join(cells).rstrip())
+    for companion in others:
+        print(f"{companion.name}: {companion.about} ({companion.licence})")
 
 
 def _info(name: str) -> None:
+    if name in companions():
+        found = companions()[name]
+        lines = {"name": name, "about": found.about, "licence": found.licence, "url": found.url}
+        return _print_lines(lines | {"cache": _place(found.url)})
     entry = find(name)
-    folder = download.folder_of(entry.url)
     lines = {
         "name": entry.name,
         "content": entry.architecture.content,
@@ -57,8 +64,16 @@ def _info(name: str) -> None:
         "md5": f"{entry.md5}... as published"
         if entry.md5
         else "none published; the SHA-256 sum is recorded on first use",
-        "cache": f"{folder} ({'there' if download.is_cached(entry.url) else 'not there yet'})",
+        "cache": _place(entry.url),
     }
+    return _print_lines(lines)
+
+
+def _place(url: str) -> str:
+    return f"{download.folder_of(url)} ({'there' if download.is_cached(url) else 'not there yet'})"
+
+
+def _print_lines(lines: dict[str, object]) -> None:
     for title, value in lines.items():
         if value:
             print(f"{title:13} {value}")

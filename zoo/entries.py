@@ -10,6 +10,7 @@ import yaml
 
 from errors import UserError
 from storage.architecture import Architecture, Tower
+from storage.clip_architecture import ClipArchitecture, TextArchitecture
 
 _TABLE = Path(__file__).parent / "zoo.yaml"
 
@@ -19,7 +20,7 @@ class Weights:
     """An entry of `zoo.yaml`, which describes the keys."""
 
     name: str
-    architecture: Architecture
+    architecture: Architecture | ClipArchitecture
     source: str
     page: str
     paper: str
@@ -44,6 +45,24 @@ class Weights:
         return sum(math.prod(shape) for shape in self.architecture.shapes().values())
 
 
+@dataclasses.dataclass(frozen=True)
+class Companion:
+    """A file that some weights need besides, such as a tokenizer."""
+
+    name: str
+    url: str
+    about: str
+    licence: str
+    file: str = ""
+
+
+@functools.cache
+def companions() -> dict[str, Companion]:
+    """Return the files of `zoo.yaml` that are no weights, by name."""
+    content = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
+    return {name: Companion(name, **values) for name, values in content["files"].items()}
+
+
 @functools.cache
 def table() -> dict[str, Weights]:
     """Return all entries by name."""
@@ -54,6 +73,7 @@ def table() -> dict[str, Weights]:
 def find(name: str, family: str | None = None) -> Weights:
     """Return the entry MODEL.FAMILY; raise UserError with similar names otherwise."""
     full_name = name if family is None else f"{name}.{family}"
+    full_name = _our_name(full_name)
     if full_name in table():
         return table()[full_name]
     for entry in table().values():  # the name of its file will do
@@ -66,6 +86,34 @@ def find(name: str, family: str | None = None) -> Weights:
     close = difflib.get_close_matches(full_name, table(), n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(f"no weights are called {full_name}: {hint}{known}")
+
+
+_MAWS_MODELS = {
+    "vit_b16": "vit_base_patch16",
+    "vit_l16": "vit_large_patch16",
+    "vit_h14": "vit_huge_patch14",
+    "vit_2b14": "vit_2b_patch14",
+    "vit_6.5b14": "vit_6.5b_patch14",
+}
+_MAWS_FAMILIES = {  # suffix of the model's name, and type: ours
+    ("", "mae"): "maws_mae",
+    ("", "mae_in1k"): "maws_mae_in1k",
+    ("", "mae_in21k"): "maws_mae_in21k",
+    ("", "maws"): "maws",
+    ("_ft_in1k", "maws"): "maws_finetuned",
+    ("_xlmr_b", "maws_clip"): "maws_clip",
+    ("_xlmr_l", "maws_clip"): "maws_clip",
+}
+
+
+def _our_name(full_name: str) -> str:
+    """Return our name where one is MAWS's, such as vit_b16_ft_in1k.maws."""
+    model, _, family = full_name.rpartition(".")
+    for short, ours in _MAWS_MODELS.items():
+        suffix = model.removeprefix(short)
+        if model.startswith(short) and (suffix, family) in _MAWS_FAMILIES:
+            return f"{ours}.{_MAWS_FAMILIES[suffix, family]}"
+    return full_name
 
 
 def _entry(name: str, values: dict, content: dict) -> Weights:
@@ -88,5 +136,8 @@ def _entry(name: str, values: dict, content: dict) -> Weights:
         position_bias=values.get("position_bias", False),
         layer_scale=None if values.pop("position_bias", False) else False,  # published files differ in it
     )
+    if values["content"] == "clip":
+        text = TextArchitecture(Tower(*content["texts"][values.pop("text")]))
+        architecture = ClipArchitecture(architecture, text, values.pop("embed"))
     values["published"] = str(values.get("published", "-"))
     return Weights(name, architecture, **content["sources"][values["source"]], **values)

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from config import get_config, type_of
 from errors import UserError
+from pipeline import captions
 from port_weights import port
 from storage import weight_files
+from storage.clip_architecture import ClipArchitecture
 from zoo import download
-from zoo.entries import find, table
+from zoo.entries import Companion, Weights, companions, find, table
 
 _FAMILIES = {  # what a port may call the files of a source
     "official MAE": ("official MAE", "MAWS"),
@@ -17,23 +19,26 @@ _FAMILIES = {  # what a port may call the files of a source
     "MAE-CT": ("MAE-CT",),
     "MAE-Lite": ("MAE-Lite",),
 }
-_PORT_VERSION = 1  # of the files that `fetch` makes; a new one makes them anew
+_MOST_COMPANION_BYTES = 256 << 20
+_PORT_VERSION = 2  # of the files that `fetch` makes; a new one makes them anew
 
 
 def fetch(name: str, source: str | None = None, say: Callable[[str], None] = print) -> Path:
     """Download and port weights, or find them in the cache.
 
     Args:
-        name: MODEL.FAMILY.
+        name: MODEL.FAMILY, or that of a file such as xlmr_tokenizer.
         source: a local file, or another address, to take the download from.
         say: gets the lines for the user.
 
     Returns:
-        The `.pdparams` file; a `.yaml` beside it builds the model.
+        The `.pdparams` file, beside which a `.yaml` builds the model; or the file as it is.
 
     Raises:
         UserError: if the file cannot be downloaded, has another sum, or does not hold the weights of the entry.
     """
+    if name in companions():
+        return _fetch_companion(companions()[name], source, say)
     weights = find(name)
     name = weights.name
     if weights.unsupported:
@@ -58,6 +63,15 @@ def fetch(name: str, source: str | None = None, say: Callable[[str], None] = pri
     return ported
 
 
+def _fetch_companion(wanted: Companion, source: str | None, say: Callable[[str], None]) -> Path:
+    def check(file: Path) -> None:
+        if file.suffix == ".model":
+            captions.Tokenizer(file)
+
+    options = {"most_bytes": _MOST_COMPANION_BYTES, "source": source, "check": check, "say": say}
+    return download.fetch(wanted.url, wanted.file, **options)
+
+
 def build_model(
     name: str,
     family: str | None = None,
@@ -76,7 +90,7 @@ def build_model(
         image_size: side, or height and width, in pixels; the position table is interpolated.
 
     Returns:
-        A `VisionTransformer` in evaluation mode, or a `MAEPretrain` where the weights have a decoder.
+        A `VisionTransformer` in evaluation mode, a `MAEPretrain` where the weights have a decoder, or a `CLIP`.
     """
     import checkpoint  # the models need Paddle; the command line does not
     from mae import build_mae_pretrain
@@ -85,6 +99,8 @@ def build_model(
     weights = find(name, family or (None if name in table() else "mae"))
     if weights.unsupported:
         raise UserError(f"{weights.name} cannot be used here: {weights.unsupported}")
+    if isinstance(weights.architecture, ClipArchitecture):
+        return _build_clip(weights, pretrained, num_classes, image_size)
     if num_classes is not None and weights.architecture.decoder is not None:
         raise UserError(f"num_classes={num_classes}: {weights.name} is an autoencoder, which has no classifier")
     path = fetch(weights.name) if pretrained else None
@@ -99,5 +115,19 @@ def build_model(
     if pretrained:
         head = ("classifier.*",) if num_classes not in (None, weights.architecture.num_classes) else ()
         checkpoint.load_weights(model, path, allow_missing=head, allow_unexpected=head, allow_mismatched=head)
+    model.eval()
+    return model
+
+
+def _build_clip(weights: Weights, pretrained: bool, num_classes: int | None, image_size: object):
+    """Build a CLIP model, with its tokenizer if its weights are wanted."""
+    from clip import build_clip, load_clip
+
+    if num_classes is not None or image_size is not None:
+        raise UserError(f"{weights.name} is a CLIP model: it has no classifier, and images of one size")
+    if pretrained:
+        return load_clip(fetch(weights.name), fetch("xlmr_tokenizer"))
+    settings = weights.architecture.settings() | {"MODEL.TYPE": type_of(weights.architecture.network)}
+    model = build_clip(get_config(None, [word for setting in settings.items() for word in setting]))
     model.eval()
     return model

@@ -8,9 +8,12 @@ import yaml
 import zoo
 from errors import UserError
 from mae import MAEPretrain
-from storage import cache
+from port_weights import towers
+from storage import cache, torch_file
 from storage.architecture import Architecture, Tower
+from storage.stored_tensor import StoredTensor
 from tests.helpers.malformed_weights import torch_bytes
+from tests.helpers.sentences import make_tokenizer
 from tests.helpers.weights_by_hand import official_arrays
 from transformer import VisionTransformer
 from zoo import download, entries
@@ -38,11 +41,17 @@ def small_zoo(tmp_path, monkeypatch):
     for folder, arrays in (("a", official_arrays(**SMALL)), ("b", official_arrays(**SMALL, num_classes=7))):
         (mirror / "example.org" / folder).mkdir(parents=True)
         (mirror / "example.org" / folder / "w.pth").write_bytes(torch_bytes(arrays))
+    content["texts"]["text_test"] = [12, 1, 3]
+    content["weights"]["vit_test.clip"] = common | {"url": "https://example.org/e/clip.pt", "content": "clip"}
+    content["weights"]["vit_test.clip"] |= {"source": "MAWS", "text": "text_test", "embed": 6}
+    content["files"] = {"xlmr_tokenizer": {"url": "https://example.org/d/t.model", "about": "a file", "licence": "MIT"}}
     (tmp_path / "zoo.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setattr(entries, "_TABLE", tmp_path / "zoo.yaml")
     zoo.table.cache_clear()
+    entries.companions.cache_clear()
     yield mirror
     zoo.table.cache_clear()
+    entries.companions.cache_clear()
 
 
 def test_the_table_is_whole():
@@ -52,9 +61,11 @@ def test_the_table_is_whole():
     assert len(set(addresses)) == len(addresses)
     for name, entry in table.items():
         assert entry.architecture.shapes(), name
-        assert entry.content in entry.architecture.content
+        assert entry.content in entry.architecture.content.lower()
         assert entry.url.startswith("https://")
         assert entry.file or entry.url.endswith((".pth", ".pt", ".th")), name
+        if entry.content == "clip":
+            continue
         assert (entry.architecture.norm_pix_loss is None) == (entry.content != "autoencoder"), name
     by_source = {entry.source for entry in table.values()}
     assert by_source == {"official MAE", "PaddleViT", "MAWS", "MAE-CT", "MAE-Lite"}
@@ -129,6 +140,57 @@ def test_a_wrong_file_by_hand_does_not_stay(small_zoo, tmp_path, capsys):
     assert "taken for vit_test.mae on trust" not in capsys.readouterr().err  # it was said the first time
 
 
+def write_clip(mirror, tmp_path) -> dict[str, np.ndarray]:
+    """Put a CLIP file and a tokenizer on the mirror, and return the model's arrays."""
+    rng = np.random.default_rng(0)
+    shapes = zoo.find("vit_test.clip").architecture.shapes()
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) * 0.1 for name, shape in shapes.items()}
+    for folder in ("d", "e"):
+        (mirror / "example.org" / folder).mkdir(exist_ok=True)
+    theirs = towers.to_maws({name: StoredTensor.of(np.asarray(array)) for name, array in arrays.items()}, "old")
+    torch_file.write(mirror / "example.org" / "e" / "clip.pt", theirs)
+    make_tokenizer(mirror / "example.org" / "d" / "t.model")
+    return arrays
+
+
+def test_clip_models_come_whole_and_with_their_tokenizer(small_zoo, tmp_path):
+    arrays = write_clip(small_zoo, tmp_path)
+    clip = zoo.build_model("vit_test", "clip")
+    assert all(np.array_equal(value.numpy(), arrays[name]) for name, value in clip.state_dict().items())
+    assert clip.classify(paddle.ones([1, 3, 8, 8]), ["a cat", "un chien"]).shape == [1, 2]
+    random = zoo.build_model("vit_test", "clip", pretrained=False)
+    assert random.encode_images(paddle.ones([1, 3, 8, 8])).shape == [1, 6]
+    assert zoo.fetch("xlmr_tokenizer").name == "t.model"
+    with pytest.raises(UserError, match="is a CLIP model"):
+        zoo.build_model("vit_test", "clip", num_classes=3)
+
+
+def test_a_tokenizer_that_is_none_does_not_stay(small_zoo, tmp_path, capsys):
+    (tmp_path / "wrong.model").write_text("no model")
+    assert main(["fetch", "xlmr_tokenizer", "-from", str(tmp_path / "wrong.model")]) == 1
+    assert "no sentencepiece model" in capsys.readouterr().err
+    right = make_tokenizer(tmp_path / "right.model")
+    assert main(["fetch", "xlmr_tokenizer", "-from", str(right)]) == 0
+    assert main(["info", "xlmr_tokenizer"]) == 0
+    assert "(there)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "family", "ours"),
+    [
+        ("vit_b16", "mae", "vit_base_patch16.maws_mae"),
+        ("vit_2b14", "mae_in1k", "vit_2b_patch14.maws_mae_in1k"),
+        ("vit_l16", "mae_in21k", "vit_large_patch16.maws_mae_in21k"),
+        ("vit_6.5b14", "maws", "vit_6.5b_patch14.maws"),
+        ("vit_h14_ft_in1k", "maws", "vit_huge_patch14.maws_finetuned"),
+        ("vit_b16_xlmr_b", "maws_clip", "vit_base_patch16.maws_clip"),
+        ("vit_2b14_xlmr_l", "maws_clip", "vit_2b_patch14.maws_clip"),
+    ],
+)
+def test_names_of_maws_are_known(model, family, ours):
+    assert zoo.find(model, family).name == ours
+
+
 def test_names_are_found_in_several_ways():
     assert zoo.find("mae_pretrain_vit_base").name == "vit_base_patch16.mae"
     assert zoo.find("mae_tiny_400e.pth.tar").name == "vit_tiny_patch16.mae_lite"
@@ -142,7 +204,7 @@ def test_command_line(small_zoo, capsys, tmp_path):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["NAME", "MILLION", "CONTENT", "SOURCE", "LICENCE", "VERIFIED", "PUBLISHED"]
-    assert len(lines) == 4
+    assert len(lines) == 6
     assert main(["info", "vit_test.ft"]) == 0
     assert "CC-BY-NC 4.0" in capsys.readouterr().out
     assert main(["fetch", "vit_test.ft"]) == 0
@@ -151,7 +213,7 @@ def test_command_line(small_zoo, capsys, tmp_path):
     assert main(["fetch", "vit_test.ft"]) == 0  # from the cache
     assert capsys.readouterr().out.strip() == path
     assert main(["info", "vit_test.nothing"]) == 1
-    assert "vit_test has ft, mae, rpe" in capsys.readouterr().err
+    assert "vit_test has clip, ft, mae, rpe" in capsys.readouterr().err
     assert main(["list", "nothing"]) == 1
     capsys.readouterr()
     (small_zoo / "example.org" / "a" / "w.pth").rename(tmp_path / "by hand.pth")

@@ -1,0 +1,77 @@
+"""Pack images with captions or labels into WebDataset shards, for `tools.pack_dataset -dataset lists`."""
+
+import concurrent.futures
+import io
+import os
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+import runtime
+from errors import UserError
+from pipeline.image_lists import ListedImages
+from pipeline.sources import describe_unreadable
+from program import terminal
+from storage import run_files
+
+
+def write_tar_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a file to a tar."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def pack_lists(
+    source: ListedImages, out: Path, encode: Callable[[int], bytes], suffix: str, per_shard: int, skip_bad: bool
+) -> dict[str, int | list[str]]:
+    """Write the shards of a split below `out`; a whole shard of an interrupted call is kept.
+
+    Args:
+        encode: returns the file of an image.
+        suffix: of these files; empty: that of the image's own file.
+
+    Returns:
+        "images", "shards", and under "bad" what was left out.
+    """
+    run_files.check_target(out, "DST")
+    out.mkdir(parents=True, exist_ok=True)
+    bad: list[str] = []
+    starts = range(0, len(source), per_shard)
+    with concurrent.futures.ThreadPoolExecutor(runtime.num_cores()) as pool:
+        for number, start in enumerate(tqdm(starts, f"{out.name} shards", disable=None, file=terminal(sys.stderr))):
+            shard = out / f"{number:05d}.tar"
+            if shard.exists():
+                continue
+            indices = range(start, min(start + per_shard, len(source)))
+            temporary = shard.with_suffix(".tmp")
+            with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+                results = pool.map(lambda index: _try(encode, source, index), indices)
+                for index, data in zip(indices, results, strict=True):
+                    if isinstance(data, str) and not skip_bad:
+                        raise UserError(f"{data}; -skip_bad leaves it out")
+                    if isinstance(data, str):
+                        bad.append(data)
+                    else:
+                        _write_sample(tar, source, index, data, suffix)
+            os.replace(temporary, shard)
+    return {"images": len(source) - len(bad), "shards": len(starts), "bad": bad}
+
+
+def _try(encode: Callable[[int], bytes], source: ListedImages, index: int) -> bytes | str:
+    try:
+        return encode(index)
+    except Exception as error:  # damaged files raise nearly anything
+        return describe_unreadable(source, index, error)
+
+
+def _write_sample(tar: tarfile.TarFile, source: ListedImages, index: int, data: bytes, suffix: str) -> None:
+    entry = source.entry(index)
+    write_tar_member(tar, f"{index:09d}{suffix or Path(entry.path).suffix.lower()}", data)
+    if entry.caption:
+        write_tar_member(tar, f"{index:09d}.txt", entry.caption.encode())
+    if entry.labels:
+        write_tar_member(tar, f"{index:09d}.cls", ",".join(map(str, entry.labels)).encode())
