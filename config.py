@@ -123,6 +123,7 @@ _key("MODEL.ATTENTION_DROPOUT", 0.0, "at least 0 and below 1")
 _key("MODEL.GLOBAL_POOL", False)  # classifier reads the mean patch token instead of the class token
 _key("MODEL.POOL_AFTER_NORM", False)  # new: it reads the mean of the patches after the last norm, as MAE-CT's ViT-B
 _key("MODEL.DISTILL_HEAD", False)  # new: a second classifier, on the class token, that learns from a teacher (DeiT)
+_key("MODEL.DTYPE", "float32", "one of float32, bfloat16")  # new: of the weights; bfloat16 to evaluate only
 _key("MODEL.PATCH_SIZE", 16, "from 1 to 4096")  # pixels
 _key("MODEL.MLP_RATIO", 4.0, "above 0 and at most 64")
 _key("MODEL.QKV_BIAS", True)

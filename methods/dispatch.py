@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import datasets
-from config import replaced
+from config import network_of, replaced
 from errors import UserError
 from methods import classifier, contrastive_tuning, finetune, image_text, linearprobe, moco, pretrain, weak_labels
 from methods.method import Method
 from pipeline import loading
 from pipeline.transforms import Transform
-from training import cli, loaders
+from storage.clip_architecture import of_any_config
+from training import cli, distributed, loaders, memory
 from training.engine import fit
 from training.run_directory import write_config
 from training.task import Run, Task
@@ -78,6 +79,10 @@ def train_or_evaluate(run: Run) -> dict[str, float]:
 
 def _train_or_evaluate(run: Run) -> dict[str, float]:
     method = method_of(run.config)
+    if run.gpu_gib is not None:
+        architecture = of_any_config(run.config, network_of(run.config))
+        run.log.say(memory.describe(architecture, run.config, run.gpu_gib, distributed.world_size()))
+        return {}
     if run.config.MODEL.NUM_CLASSES is None:
         follow_classes(run)
     if method.target == "label" and run.config.MODEL.NUM_CLASSES == 0:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from errors import UserError
-from storage.architecture import Architecture, Shapes, Tower, infer, layer_shapes, norm_shapes
+from storage.architecture import Architecture, Shapes, Tower, infer, layer_shapes, norm_shapes, of_config
 
 IMAGE_PREFIX, TEXT_PREFIX = "vision_encoder.", "text_encoder."
 IMAGE_PROJECTION, TEXT_PROJECTION, SCALE = "vision_projection", "text_projection", "logit_scale"
@@ -133,6 +133,21 @@ class ClipArchitecture:
         if type(embed_dim) is not int or not 0 < embed_dim < 2**20:
             raise ValueError("the shared width is no whole number above 0")
         return cls(Architecture.from_dict(values["image"]), TextArchitecture.from_dict(values["text"]), embed_dim)
+
+
+def of_any_config(config, network: str) -> Architecture | ClipArchitecture:
+    """Return the architecture that a configuration builds, a CLIP model's, too; see `architecture.of_config`."""
+    if config.MODEL.NUM_CLASSES is None:  # follows the data
+        config = config.clone()
+        config.defrost()
+        config.MODEL.NUM_CLASSES = 0
+    image = of_config(config, network)
+    if network != "clip":
+        return image
+    text = config.TEXT
+    tower = Tower(text.EMBED_DIM, text.DEPTH, text.NUM_HEADS)
+    sizes = TextArchitecture(tower, text.VOCAB_SIZE, text.POSITIONS, text.MLP_RATIO)
+    return ClipArchitecture(image, sizes, config.LIT.EMBED_DIM)
 
 
 def infer_text(shapes: Shapes, heads: int | None) -> TextArchitecture:

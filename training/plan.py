@@ -7,17 +7,16 @@ import os
 import paddle
 
 import runtime
-from config import amp_dtype, image_size_hw
+from config import amp_dtype
 from errors import UserError
 from layers.basic import ONE_IMAGE_ADVICE
 from layers.kernels import describe_attention
-from mae import num_visible
 from optim import lr_at
 from pipeline.loading import Loader
 from pipeline.samplers import TrainSampler
 from storage.architecture import Architecture, of_network
-from training import distributed, flops
-from training.task import ONE_PASS, Cost, Task
+from training import distributed, flops, memory
+from training.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +106,7 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
         widths = [tower.width // tower.heads for tower in architecture.towers]
         kernel = describe_attention(amp_dtype(config), widths, bool(architecture.position_bias))
         lines.append(f"attention: {kernel}")
-        if isinstance(architecture, Architecture):
-            lines += _warn_of_memory(architecture, total, trainable, config, task)
+        lines += _warn_of_memory(architecture, memory.Count(total, trainable), config, task)
     lines += task.notes(plan.num_images)
     wanted = train.TOTAL_BATCH_SIZE
     if wanted is not None and wanted != plan.images_per_update:
@@ -132,32 +130,12 @@ def _describe_compute(task: Task, architecture: Architecture | None, config) -> 
     return [f"compute: {forward / 1e9:.3g} GMAC per image forward, {to_train / 1e9:.3g} GFLOP to train on it"]
 
 
-def estimate_bytes(
-    architecture: Architecture, num_parameters: int, num_trained: int, config, cost: Cost = ONE_PASS
-) -> int:
-    """Estimate the memory of a training process: weights, gradients, moments, activations, images.
-
-    A layer keeps about 16 numbers per token and unit of width for the backward pass: input, norms, queries, keys and
-    values, their mixture, and twice the hidden layer of the MLP. Recomputation keeps one, layers without gradients, 0.
-    """
-    data, num_patches = config.DATA, math.prod(architecture.grid_hw)
-    visible = num_patches if architecture.decoder is None else num_visible(num_patches, config.MODEL.MASK_RATIO)
-    num_bytes = 4 * num_parameters + 12 * num_trained + (4 * num_parameters if config.TRAIN.EMA_DECAY else 0)
-    for tower, tokens in ((architecture.encoder, 1 + visible), (architecture.decoder, 1 + num_patches)):
-        if tower is not None:
-            kept = 1 if config.TRAIN.RECOMPUTE else 16
-            depth = tower.depth
-            if tower is architecture.encoder:
-                depth = max(1, flops.trained_depth(architecture, cost.trained_blocks))
-            num_bytes += cost.views * data.BATCH_SIZE * tokens * tower.width * kept * 4 * depth
-    image_bytes = data.IMAGE_CHANNELS * math.prod(image_size_hw(config))
-    return num_bytes + cost.views * data.BATCH_SIZE * image_bytes * (4 + 1 + 2 * data.NUM_WORKERS)
-
-
-def _warn_of_memory(architecture: Architecture, num_parameters: int, num_trained: int, config, task: Task) -> list[str]:
+def _warn_of_memory(architecture: Architecture, count: memory.Count, config, task: Task) -> list[str]:
     """Return a warning if all processes of this node need more memory than there is; none if that is unknown."""
-    needed, where = estimate_bytes(architecture, num_parameters, num_trained, config, task.cost), "the GPU"
-    if paddle.device.get_device().startswith("gpu"):
+    kind, where = paddle.device.get_device().partition(":")[0], "the GPU"
+    options = {"device": "gpu" if kind == "gpu" else "cpu", "ranks": distributed.world_size()}
+    needed = memory.estimate(architecture, config, count, task.cost, **options).peak
+    if kind == "gpu":
         there = paddle.device.cuda.get_device_properties().total_memory
     else:
         needed, where = needed * int(os.environ.get("PADDLE_LOCAL_SIZE", "1")), "this machine"

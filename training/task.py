@@ -105,6 +105,7 @@ class Run:
         log: silent on all ranks but the first.
         resume_from: checkpoint directory to continue.
         dry_run: print the plan, and stop.
+        gpu_gib: memory of a GPU, of which the plan says whether it is enough; None: this was not asked.
         bad_images: notes on images that could not be read and were skipped by this rank, since the last report.
         num_bad_images: of all ranks, up to the last report.
     """
@@ -114,6 +115,7 @@ class Run:
     log: RunLog
     resume_from: Path | None = None
     dry_run: bool = False
+    gpu_gib: float | None = None
     bad_images: list[str] = dataclasses.field(default_factory=list)
     num_bad_images: int = 0
 

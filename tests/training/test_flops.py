@@ -4,7 +4,7 @@ from config import get_config, network_of
 from methods import dispatch
 from runtime import ROOT
 from storage import architecture
-from training import flops, plan
+from training import flops, memory, plan
 from training.task import ONE_PASS
 
 CONFIGS = ROOT / "configs"
@@ -62,8 +62,8 @@ def test_two_views_take_twice_the_memory_and_no_advice_is_refused(tiny_run):
     run = tiny_run("pretrain", "MODEL.TYPE", "MOCO", "DATA.DROP_LAST", True, "TRAIN.TOTAL_BATCH_SIZE", 32)
     task = dispatch.build_task(run)
     encoder = architecture.of_network(task.network)
-    one, two = (plan.estimate_bytes(encoder, 0, 0, run.config, cost) for cost in (ONE_PASS, task.cost))
-    assert two == 2 * one
+    one, two = (memory.estimate(encoder, run.config, cost=cost) for cost in (ONE_PASS, task.cost))
+    assert (two.activations, two.layer) == (2 * one.activations, 2 * one.layer)
     loader = dispatch.build_train_loader(run)
     text = plan.describe_plan(plan.make_plan(run.config, loader), task, loader.sampler, run.config)
     assert "not 8; -batch_size 32 makes it so" in text

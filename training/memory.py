@@ -1,0 +1,241 @@
+"""Estimates of the memory that a process needs to train or evaluate, without building the model. No Paddle here.
+
+The peak of a training step is at the end of the forward pass (weights, moments, all activations) or at the end of the
+backward pass (weights, moments, gradients, one layer's activations and their gradients), whichever is larger.
+
+The constants were fitted to runs on CPU, which `tests/training/test_memory.py` lists: ViT-Base and -Large, pretraining
+and finetuning, with and without recomputation. On GPUs nothing could be measured.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from config import amp_dtype, image_size_hw
+from storage.architecture import Architecture, Tower
+from storage.clip_architecture import ClipArchitecture, TextArchitecture
+from training.flops import TEXT_TOKENS, trained_depth
+from training.task import ONE_PASS, Cost
+
+GIB = 1 << 30
+# Numbers per token and unit of width that a layer keeps for the backward pass: inputs of the norms and of the linear
+# layers, queries, keys, values, their mixture, and twice the hidden layer of the MLP, which is four times as wide.
+_KEPT, _KEPT_BY_DROP_PATH = 11.0, 2.5
+_KEPT_PER_HIDDEN = 2.0
+_KEPT_IN_FLOAT32 = 2.0  # of these under mixed precision: the residual stream
+_TRANSIENT = 48.0  # gradients of a layer's activations while its backward pass runs
+_MANY_RANKS = 8
+_OVERHEAD = 1.06  # what the allocator cannot use
+_FRAMEWORK_BYTES = {"cpu": 0.45 * GIB, "gpu": 1.0 * GIB}  # Paddle itself; a CUDA context and its libraries
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of a process, by what they hold.
+
+    Attributes:
+        weights: in float32, and their copies in low precision.
+        gradients: in float32.
+        moments: the optimizer's, and averaged weights.
+        activations: of all layers, kept for the backward pass.
+        layer: what one layer needs while it is computed.
+        framework: of Paddle itself.
+    """
+
+    weights: float
+    gradients: float
+    moments: float
+    activations: float
+    layer: float
+    framework: float
+
+    @property
+    def peak(self) -> float:
+        """The largest sum of a step."""
+        forward = self.activations + self.layer / 2
+        backward = self.gradients + self.layer
+        return _OVERHEAD * (self.weights + self.moments + max(forward, backward)) + self.framework
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """Numbers of parameters: all, and those that train."""
+
+    all: int
+    trained: int
+
+
+def count_of(architecture: Architecture | ClipArchitecture | TextArchitecture) -> Count:
+    """Count the parameters of a network, and those that its method trains."""
+    sizes = {name: math.prod(shape) for name, shape in architecture.shapes().items()}
+    total = sum(sizes.values())
+    if isinstance(architecture, ClipArchitecture):
+        return Count(total, total - sum(math.prod(shape) for shape in architecture.image.shapes().values()))
+    if isinstance(architecture, TextArchitecture):
+        return Count(total, total)
+    if architecture.probe:
+        return Count(total, sum(size for name, size in sizes.items() if name.startswith("classifier.1")))
+    fixed = 0
+    if architecture.decoder is not None:
+        fixed = sizes["encoder_position_embedding"] + sizes["decoder_position_embedding"]
+    return Count(total, total - fixed)
+
+
+def estimate(
+    architecture: Architecture | ClipArchitecture,
+    config,
+    count: Count | None = None,
+    cost: Cost = ONE_PASS,
+    *,
+    device: str = "cpu",
+    ranks: int = 1,
+) -> Memory:
+    """Estimate the memory of a training process, or of an evaluating one (EVAL).
+
+    Args:
+        count: parameters; None: those of the architecture.
+        cost: of a step of the method.
+        device: "cpu", which has no low precision, or "gpu".
+        ranks: over which TRAIN.SHARD_OPTIMIZER shares the moments out.
+    """
+    count = count or count_of(architecture)
+    is_low = device == "gpu" and amp_dtype(config) is not None
+    layers = list(_layers(architecture, config, cost))
+    kept = sum(layer.kept(config, is_low) for layer in layers if layer.trains)
+    largest = max(layer.whole(config, is_low) for layer in layers)
+    inputs = _inputs(architecture, config, cost)
+    framework = _FRAMEWORK_BYTES[device]
+    weights = (4 + 2 * is_low) * count.all
+    if config.EVAL:
+        weights = (2 if config.MODEL.DTYPE == "bfloat16" else 4) * count.all
+        return Memory(weights, 0.0, 0.0, 0.0, largest + inputs, framework)
+    shared = ranks if config.TRAIN.SHARD_OPTIMIZER else 1
+    per_moment = {"LARS": 4, "SGD": 4}.get(config.TRAIN.OPTIMIZER.NAME, 8)
+    moments = per_moment * count.trained / shared + (4 * count.all if config.TRAIN.EMA_DECAY else 0)
+    return Memory(weights, 4.0 * count.trained, moments, kept + inputs, largest, framework)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stack:
+    """A stack of layers that a batch goes through.
+
+    Attributes:
+        numbers: tokens of the batch times width.
+        hidden: of the MLPs, as a multiple of the width.
+        depth: layers whose activations are kept.
+        scores: numbers of the attention scores of a layer.
+        trains: gradients go through it.
+    """
+
+    numbers: float
+    hidden: float
+    depth: int
+    scores: float
+    trains: bool
+
+    def _of_layer(self, config, is_low: bool) -> float:
+        """Return the bytes that a layer keeps without recomputation."""
+        units = _KEPT + _KEPT_PER_HIDDEN * self.hidden + (_KEPT_BY_DROP_PATH if config.MODEL.DROPPATH else 0.0)
+        low = units - _KEPT_IN_FLOAT32
+        bytes_per_unit = 4 * _KEPT_IN_FLOAT32 + (2 if is_low else 4) * low
+        return self.numbers * bytes_per_unit + self.scores * (2 if is_low else 4)
+
+    def kept(self, config, is_low: bool) -> float:
+        """Return the bytes that all layers keep for the backward pass."""
+        if config.TRAIN.RECOMPUTE:
+            return self.depth * self.numbers * 4
+        return self.depth * self._of_layer(config, is_low)
+
+    def whole(self, config, is_low: bool) -> float:
+        """Return the bytes of one layer while it is computed, with the gradients of its activations."""
+        if config.EVAL or not self.trains:
+            return self._of_layer(config, is_low) / 2
+        recomputed = self._of_layer(config, is_low) if config.TRAIN.RECOMPUTE else 0.0
+        return recomputed + self.numbers * _TRANSIENT * (2 if is_low else 4)
+
+
+def _layers(architecture: Architecture | ClipArchitecture, config, cost: Cost) -> Iterator[_Stack]:
+    """Yield the stacks of a network."""
+    in_eval = config.DATA.BATCH_SIZE_EVAL if config.EVAL else None
+    batch = cost.views * (in_eval or config.DATA.BATCH_SIZE)
+    if isinstance(architecture, ClipArchitecture):
+        text, image = architecture.text, architecture.image
+        tokens = min(TEXT_TOKENS, text.positions - 2)
+        yield _stack(text.tower, batch * tokens, text.mlp_ratio, text.tower.depth, batch * tokens**2)
+        yield _stack(image.encoder, batch * (1 + math.prod(image.grid_hw)), image.mlp_ratio, 0, 0.0, trains=False)
+        return
+    num_patches, decoder = math.prod(architecture.grid_hw), architecture.decoder
+    hides = decoder is not None
+    visible = int(num_patches * (1 - config.MODEL.MASK_RATIO) + 1e-6) if hides else num_patches
+    depth = trained_depth(architecture, cost.trained_blocks)
+    yield _stack(architecture.encoder, batch * (1 + visible), architecture.mlp_ratio, depth, 0.0, trains=depth > 0)
+    if hides:
+        yield _stack(decoder, batch * (1 + num_patches), architecture.mlp_ratio, decoder.depth, 0.0)
+
+
+def _stack(tower: Tower, tokens: float, hidden: float, depth: int, scores: float, trains: bool = True) -> _Stack:
+    return _Stack(tokens * tower.width, hidden, depth, 2 * scores * tower.heads, trains)
+
+
+def _inputs(architecture: Architecture | ClipArchitecture, config, cost: Cost) -> float:
+    """Return the bytes of images, as the loader and the model have them, and of a decoder's prediction and target."""
+    data = config.DATA
+    numbers = cost.views * data.BATCH_SIZE * data.IMAGE_CHANNELS * math.prod(image_size_hw(config))
+    predicted = 5 * 4 * numbers if getattr(architecture, "decoder", None) is not None else 0
+    logits = 3 * 4 * data.BATCH_SIZE * getattr(architecture, "num_classes", 0)
+    return numbers * (4 + 1 + 2 * data.NUM_WORKERS) + predicted + logits
+
+
+# ---- words --------------------------------------------------------------------------------------
+
+
+def describe(architecture: Architecture | ClipArchitecture, config, gpu_gib: float, ranks: int) -> str:
+    """Return lines that say what a GPU needs for a configuration, and for its variants, and whether it has it.
+
+    Args:
+        gpu_gib: memory of a GPU in GiB.
+        ranks: number of GPUs; of 1, sharding is shown for `_MANY_RANKS`.
+    """
+    count, ranks = count_of(architecture), ranks if ranks > 1 else _MANY_RANKS
+    lines = [
+        f"{architecture.content}: {architecture}",
+        f"{count.all:,} parameters, {count.trained:,} of them train; estimates, not measured on a GPU",
+    ]
+    for words, variant in _variants(config, ranks):
+        memory = estimate(architecture, variant, count, device="gpu", ranks=ranks)
+        parts = {
+            "weights": memory.weights,
+            "gradients": memory.gradients,
+            "optimizer": memory.moments,
+            "activations": max(memory.activations, memory.layer),
+        }
+        shown = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items() if value)
+        verdict = "fits" if memory.peak <= gpu_gib * GIB else "does NOT fit"
+        lines.append(f"{words}: {memory.peak / GIB:.1f} GiB per GPU ({shown}); {verdict} {gpu_gib:g} GiB")
+    return "\n".join(lines)
+
+
+def _variants(config, ranks: int) -> Iterator[tuple[str, object]]:
+    """Yield the configuration, and the same with other precision, recomputation and sharding."""
+    yield "as configured", config
+    if config.EVAL:
+        yield "with bfloat16 weights", _with(config, MODEL={"DTYPE": "bfloat16"})
+        return
+    for precision, amp in (("float32", False), ("bf16", "bf16")):
+        for recompute in (False, True):
+            for shard in (False, True):
+                words = [precision, *["recompute"] * recompute, *[f"optimizer sharded over {ranks} GPUs"] * shard]
+                yield ", ".join(words), _with(config, AMP=amp, TRAIN={"RECOMPUTE": recompute, "SHARD_OPTIMIZER": shard})
+
+
+def _with(config, **sections: object):
+    """Return a copy of a configuration with other values."""
+    copy = config.clone()
+    copy.defrost()
+    for key, value in sections.items():
+        if isinstance(value, dict):
+            copy[key].update(value)
+        else:
+            copy[key] = value
+    copy.freeze()
+    return copy
