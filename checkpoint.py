@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import paddle
 from paddle import nn
 
 from errors import UserError, abridge
@@ -131,7 +132,14 @@ def _copy(path: Path, weights: dict[str, StoredTensor], own: dict) -> None:
             raise UserError(f"{path}: {name} has dtype {tensor.dtype}; weights are {', '.join(FLOAT_DTYPES)}")
         tensor.checked(name, path).load()  # raises where a value is not finite
     for name, tensor in weights.items():
-        own[name].set_value(tensor.read().astype(str(own[name].dtype).split(".")[-1]))
+        own[name].set_value(_as_type(tensor, str(own[name].dtype).split(".")[-1]))
+
+
+def _as_type(tensor: StoredTensor, dtype: str) -> np.ndarray | paddle.Tensor:
+    """Return the values of a tensor in a model's type."""
+    if dtype == "bfloat16":  # which NumPy does not have
+        return paddle.to_tensor(tensor.read_float32()).astype(dtype)
+    return tensor.read().astype(dtype)
 
 
 def _open(path: str | Path) -> weight_files.WeightFile:

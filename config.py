@@ -341,6 +341,8 @@ def _check_model(config: CfgNode, require) -> None:
         require(part.EMBED_DIM % part.NUM_HEADS == 0, f"MODEL.{section}.EMBED_DIM", what)
         require(int(part.EMBED_DIM * model.MLP_RATIO) >= 1, "MODEL.MLP_RATIO", "leaves the MLP without hidden units")
         require(part.EMBED_DIM % 4 == 0, f"MODEL.{section}.EMBED_DIM", "must be divisible by 4 (2-D sine-cosine table)")
+    is_evaluated = model.DTYPE == "float32" or (config.EVAL and amp_dtype(config) == "bfloat16")
+    require(is_evaluated, "MODEL.DTYPE", "is to evaluate only, with -eval and -amp bf16")
     what = "is another mean of the patches than MODEL.GLOBAL_POOL, which is True, too; choose one"
     require(not (model.POOL_AFTER_NORM and model.GLOBAL_POOL), "MODEL.POOL_AFTER_NORM", what)
     what = "reads the class token, so the classifier must read the patches: set MODEL.GLOBAL_POOL True, too"

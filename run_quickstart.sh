@@ -7,6 +7,6 @@
 # accuracies are not what they should be.
 set -eu
 cd "$(dirname "$0")"
-. ./setup_venv.sh
+. ./run_common.sh
 setup_venv .venv 13 requirements.txt
 exec .venv/bin/python -m tools.quickstart "$@"

@@ -7,7 +7,7 @@
 #   sh run_tests.sh tests/test_mae.py -k mask      arguments go to pytest
 set -eu
 cd "$(dirname "$0")"
-. ./setup_venv.sh
+. ./run_common.sh
 
 if [ "${PADDLE:-}" = "2.6" ]; then
     setup_venv .venv-paddle26 12 requirements/paddle26.txt requirements/dev.txt

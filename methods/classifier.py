@@ -11,6 +11,7 @@ from config import network_of
 from errors import UserError
 from layers.cross_entropy import cross_entropy
 from pipeline.loading import Batch
+from training.device import is_on_gpu
 from training.engine import evaluate
 from training.loaders import build_eval_loader
 from training.task import Run, Task
@@ -74,7 +75,7 @@ def evaluate_only(run: Run) -> dict[str, float]:
     source = run.resume_from or config.MODEL.PRETRAINED
     if source is None:
         raise UserError("-eval needs weights: -pretrained FILE, or a run or checkpoint directory")
-    model = build_transformer(config)
+    model = _build_to_evaluate(config)
     val_loader = build_eval_loader(run)
     if run.dry_run:
         return {}
@@ -92,6 +93,23 @@ def evaluate_only(run: Run) -> dict[str, float]:
         f"on {len(val_loader.source):,} images"
     )
     return scores
+
+
+def _build_to_evaluate(config) -> VisionTransformer:
+    """Build the classifier with weights of MODEL.DTYPE, without those of another type in between.
+
+    Raises:
+        UserError: where Paddle cannot compute with them.
+    """
+    dtype = config.MODEL.DTYPE
+    if dtype == "bfloat16" and not is_on_gpu():
+        raise UserError("MODEL.DTYPE=bfloat16: Paddle computes with such weights on GPUs only; set it to float32")
+    default = paddle.get_default_dtype()
+    paddle.set_default_dtype(dtype)
+    try:
+        return build_transformer(config)
+    finally:
+        paddle.set_default_dtype(default)
 
 
 def count_correct(logits: paddle.Tensor, labels: paddle.Tensor, ks: tuple[int, ...] = (1, 5)) -> list[paddle.Tensor]:

@@ -267,7 +267,7 @@ def test_flags_are_frozen():
     paddlevit = (
         "cfg dataset data_path output batch_size batch_size_eval image_size accum_iter pretrained resume last_epoch"
     )
-    names = f"{paddlevit} eval amp opts dry_run device nproc nnodes master node_rank teacher".split()
+    names = f"{paddlevit} eval amp opts dry_run device nproc nnodes master node_rank teacher gpu_memory".split()
     assert flags == {"-h", "-help", "--help"} | {dash + name for name in names for dash in ("-", "--")}
 
 

@@ -1,0 +1,93 @@
+"""Estimates of memory against what runs on CPU took, and what is said of a GPU of a given size."""
+
+import re
+
+import pytest
+
+import main_multi_gpu_finetune
+import main_multi_gpu_pretrain
+from benchmarks.memory import estimated
+from config import get_config, network_of
+from errors import UserError
+from runtime import ROOT
+from storage.clip_architecture import of_any_config
+from training import memory
+
+pytestmark = pytest.mark.quick
+# Peaks in GiB of the training process (VmHWM), Paddle 3.3.1 on Linux: `python -m benchmarks.memory` measures them.
+PEAKS = {
+    ("pretrain", "vit_base_patch16_224", 8, False): 2.62,
+    ("pretrain", "vit_base_patch16_224", 32, False): 5.05,
+    ("pretrain", "vit_base_patch16_224", 32, True): 2.98,
+    ("finetune", "vit_base_patch16_224", 8, False): 2.81,
+    ("finetune", "vit_base_patch16_224", 32, False): 6.75,
+    ("finetune", "vit_base_patch16_224", 32, True): 3.31,
+    ("finetune", "vit_large_patch16_224", 8, False): 7.17,
+    ("finetune", "vit_large_patch16_224", 8, True): 5.89,
+    ("pretrain", "vit_large_patch16_224", 16, False): 6.88,
+    ("pretrain", "vit_large_patch16_224", 16, True): 5.99,
+}
+
+
+@pytest.mark.parametrize("case", PEAKS, ids=str)
+def test_estimates_are_within_15_percent_of_measured_peaks(case):
+    assert estimated(*case) == pytest.approx(PEAKS[case], rel=0.15)
+
+
+def load(name, *opts):
+    config = get_config(ROOT / "configs" / f"{name}.yaml", list(opts))
+    return of_any_config(config, network_of(config)), config
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("vit_2b_patch14_518_maws_finetuned", 1_895_819_240),  # 1,000 classes, 1,370 positions
+        ("vit_2b_patch14_224_lit", 2_456_588_801),
+        ("vit_base_patch16_224_lit", 364_430_593),
+    ],
+)
+def test_parameters_are_counted_without_a_model(name, parameters):
+    assert memory.count_of(load(name)[0]).all == parameters
+
+
+def test_sharding_precision_and_recomputation_change_what_they_should():
+    name = "vit_2b_patch14_224_pretrain"
+    plain, sharded = (
+        memory.estimate(*load(name, "TRAIN.SHARD_OPTIMIZER", shard), device="gpu", ranks=8) for shard in (False, True)
+    )
+    assert sharded.moments * 8 == pytest.approx(plain.moments)
+    assert plain.moments == 2 * plain.gradients
+    all_kept, recomputed = (memory.estimate(*load(name, "TRAIN.RECOMPUTE", again)) for again in (False, True))
+    assert recomputed.activations < 0.1 * all_kept.activations
+    low = memory.estimate(*load(name, "TRAIN.RECOMPUTE", False, "AMP", "bf16"), device="gpu")
+    assert 0.5 < low.activations / all_kept.activations < 0.7
+    evaluated = memory.estimate(*load("vit_6.5b_patch14_518_maws_finetuned", "EVAL", True), device="gpu")
+    assert evaluated.gradients == evaluated.moments == evaluated.activations == 0
+
+
+@pytest.mark.parametrize(
+    ("main", "name", "flags", "words"),
+    [
+        (main_multi_gpu_pretrain.main, "vit_6.5b_patch14_224_pretrain", ["-gpu_memory", "80"], "does NOT fit 80 GiB"),
+        (main_multi_gpu_pretrain.main, "vit_6.5b_patch14_224_wsp", ["-gpu_memory", "141"], "fits 141 GiB"),
+        (main_multi_gpu_pretrain.main, "vit_2b_patch14_224_lit", ["-gpu_memory", "80"], "fits 80 GiB"),
+        (
+            main_multi_gpu_finetune.main,
+            "vit_6.5b_patch14_518_maws_finetuned",
+            ["-gpu_memory", "24", "-eval"],
+            "with bfloat16 weights: .*; fits 24 GiB",
+        ),
+    ],
+)
+def test_a_dry_run_needs_neither_model_nor_data(main, name, flags, words, capsys, tmp_path):
+    cfg = str(ROOT / "configs" / f"{name}.yaml")
+    assert main(["-cfg", cfg, "-dry_run", "-data_path", str(tmp_path / "absent"), "-device", "cpu", *flags]) == {}
+    assert re.search(words, capsys.readouterr().out)
+
+
+def test_bad_questions_are_refused():
+    cfg = str(ROOT / "configs" / "vit_base_patch16_224_pretrain.yaml")
+    for flags in (["-gpu_memory", "80"], ["-dry_run", "-gpu_memory", "-1"]):
+        with pytest.raises(UserError, match="GiB above 0"):
+            main_multi_gpu_pretrain.main(["-cfg", cfg, "-device", "cpu", *flags])
