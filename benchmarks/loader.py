@@ -40,7 +40,7 @@ class Pipeline:
     def __init__(self, name: str, source: Source, fill, shape: tuple[int, ...], dtype):
         self.name = name
         self._pool = WorkerPool(fill, 0, (_BATCH, *shape), dtype)
-        sampler = TrainSampler(len(source), _BATCH)
+        sampler = TrainSampler(len(source), _BATCH, order=getattr(source, "order", None))
         self._batches = itertools.cycle(list(sampler))
 
     def steps(self, count: int) -> list[float]:

@@ -1,0 +1,146 @@
+"""WebDataset shards against a packed set of the same images; a simulated index of billions; the first resumed image.
+
+    python -m benchmarks.shards [-images 20000] [-pairs 5] [-out DIR]
+
+1. Images per second of one process, exact decoding, in turns, on generated JPEGs of 256 x 256 pixels.
+2. Memory of the index of 5 billion images in 500,000 shards, with the order of an epoch, and the time to open it.
+3. Seconds from opening the shards to the first image of a run that goes on in the middle of an epoch, and whether it is
+   the image that an undisturbed run would have had.
+"""
+
+import runtime
+
+runtime.prepare()
+
+import dataclasses
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from arguments import Parser
+from benchmarks import measure
+from benchmarks.loader import our_pipeline
+from config import get_config
+from pipeline import shard_index
+from pipeline.packed_images import PackedImages
+from pipeline.samplers import TrainSampler
+from pipeline.shard_index import SplitIndex
+from pipeline.web_shards import WebShards, WindowOrder
+from tools import pack_dataset
+from training import cli
+
+_PIXELS, _PER_SHARD = 256, 1000
+
+
+def make_images(root: Path, count: int) -> None:
+    """Write generated JPEGs, and the lists of both layouts."""
+    (root / "train").mkdir(parents=True, exist_ok=True)
+    rows, columns = np.mgrid[0:_PIXELS, 0:_PIXELS] / _PIXELS
+    labels, captions = [], []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        waves = rng.uniform(1, 20, (3, 2))
+        pixels = [np.sin(waves[c, 0] * rows + waves[c, 1] * columns + c) * 100 + 128 for c in range(3)]
+        noisy = np.stack(pixels, axis=-1) + rng.normal(0, 12, (_PIXELS, _PIXELS, 1))
+        path = root / "train" / f"{number:06d}.jpg"
+        if not path.exists():
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+        labels.append(f"train/{path.name} {number % 10}")
+        captions.append(f"train/{path.name}\timage number {number}")
+    (root / "train_list.txt").write_text("\n".join(labels))
+    (root / "lists").mkdir(exist_ok=True)
+    (root / "lists" / "train.tsv").write_text("\n".join(f"../{line}" for line in captions))
+
+
+def make_both(out: Path, count: int) -> tuple[PackedImages, WebShards]:
+    """Return the same images as a packed set and as shards."""
+    make_images(out, count)
+    if not (out / "packed").exists():
+        pack_dataset.main([str(out), str(out / "packed"), "-size", "0", "-per_shard", str(_PER_SHARD)])
+    if not (out / "shards").exists():
+        flags = ["-dataset", "lists", "-size", "0", "-per_shard", str(_PER_SHARD), "-list_outside"]
+        pack_dataset.main([str(out / "lists"), str(out / "shards"), *flags])
+    return PackedImages(out / "packed", "train"), WebShards(out / "shards", "train", "caption")
+
+
+def simulate_billions(out: Path) -> dict[str, object]:
+    """Write and open the index of 5 billion images in 500,000 shards, and take images of an epoch's order."""
+    shards, images = 500_000, 10_000
+    names = np.array([f"{number:08d}.tar".encode() for number in range(shards)])
+    counts = {needs: np.full(shards, images, np.int64) for needs in ("none", "caption", "labels")}
+    folder = out / "billions"
+    (folder / shard_index.FOLDER).mkdir(parents=True, exist_ok=True)
+    split = SplitIndex(folder, folder / shard_index.FOLDER, names, np.full(shards, 1 << 30), counts, 27_999, [])
+    file = folder / shard_index.FOLDER / "train.npz"
+    shard_index._write_arrays(file, shard_index._split_arrays(split))
+    del split, counts
+    before, started = _memory_mb(), time.perf_counter()
+    opened = shard_index._read_split(file, folder, file.parent, [name.decode() for name in names.tolist()])
+    opened = dataclasses.replace(opened)
+    order = WindowOrder(opened.counts["caption"], 0, 0)
+    places = np.arange(4_321_000_000, 4_321_000_256)
+    taken = order[places]
+    assert len(set(taken.tolist())) == len(places)
+    return {
+        "benchmark": "shards",
+        "side": f"index of {shards * images:,} images in {shards:,} shards",
+        "seconds to open it and take a batch": round(time.perf_counter() - started, 2),
+        "memory, MiB": round(_memory_mb() - before),
+        "peak of the process, MiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def _memory_mb() -> float:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def resume_in_the_middle(out: Path, count: int) -> dict[str, object]:
+    """Take the first image of a run that goes on in the middle of its third epoch."""
+    wanted = WebShards(out / "shards", "train", "caption").order(7, 2)[np.arange(count)]
+    update = count // 64 // 2
+    started = time.perf_counter()
+    source = WebShards(out / "shards", "train", "caption")
+    sampler = TrainSampler(len(source), 64, seed=7, order=source.order)
+    sampler.set_position(2, update)
+    index = next(iter(sampler))[0][1]
+    source.image(index)
+    secs = time.perf_counter() - started
+    is_exact = index == wanted[update * 64]
+    return {
+        "benchmark": "shards",
+        "side": "resumed",
+        "seconds to the first image": round(secs, 3),
+        "exact": bool(is_exact),
+    }
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, object]]:
+    """Measure, print, and return the rows."""
+    parser = Parser(prog="python -m benchmarks.shards", description=__doc__)
+    parser.add("images", "number of images (default: 20000)", type=int, default=20_000)
+    parser.add("pairs", "turns of each side (default: 5)", type=int, default=5)
+    parser.add("steps", "batches of 32 per turn (default: 40)", type=int, default=40)
+    parser.add("out", "directory for the images", default="/tmp/benchmark-shards", metavar="DIR")
+    parser.add("json", "append the lines to this file", metavar="FILE")
+    args = parser.parse_args(argv)
+    out = Path(args.out)
+    config = get_config("configs/vit_base_patch16_224_pretrain.yaml")
+    packed, shards = make_both(out, args.images)
+    sides = [our_pipeline("packed", packed, config, False), our_pipeline("shards", shards, config, False)]
+    turns = measure.take_turns(sides, args.pairs, args.steps)
+    rows = [
+        {"benchmark": "shards", "side": side.name, **measure.summarise(turns[side.name], 32)}
+        | measure.ratio(turns["packed"], turns[side.name])
+        for side in sides
+    ]
+    rows += [resume_in_the_middle(out, args.images), simulate_billions(out)]
+    measure.report(rows, args.json)
+    return rows
+
+
+if __name__ == "__main__":
+    cli.run(main)
