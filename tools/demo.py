@@ -1,9 +1,10 @@
-"""A page in the browser: a photo's reconstruction, its classes, and the encoder's attention.
+"""A page in the browser: a photo's reconstruction, its classes, the encoder's attention, and zero-shot classes.
 
     pip install -r requirements/demo.txt
-    python -m tools.demo output/quickstart/pretrain [-classifier output/quickstart/finetune] [-port 7860]
+    python -m tools.demo output/quickstart/pretrain [-classifier output/quickstart/finetune] [-clip RUN] [-port 7860]
 
-The first weights are an autoencoder; a classifier adds its five most likely classes. The photo's hidden patches are
+The first weights are an autoencoder; a classifier adds its five most likely classes, a CLIP model a tab where a photo
+is compared with texts in any language. The photo's hidden patches are
 drawn by ratio and seed, or painted by hand. The server listens on this machine only (127.0.0.1), answers to no other
 name, opens no file but those that were uploaded, takes photos up to 10 MB, keeps none of them for much longer than an
 hour, nor after its end, and sends no telemetry.
@@ -20,7 +21,6 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import importlib.util
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +35,10 @@ from pipeline import sources
 from pipeline.sources import open_image
 from pipeline.transforms import eval_transform
 from tools import drawing, evaluate, inputs
+from tools.demo_zeroshot import ZeroShot, add_zero_shot
+from tools.uploads import LARGEST_BYTES, photo_reader, read_upload, with_message
 from training import cli, device
 
-_LARGEST_UPLOAD_BYTES = 10 * 1000**2
 _HOSTS = ["127.0.0.1", "localhost"]  # a page of another name that leads here is somebody else's (DNS rebinding)
 _MOST_LAYERS = 8
 _KEPT_SECS = 3600
@@ -109,27 +110,6 @@ def _read(config, photo: str) -> np.ndarray:
         raise UserError(f"{Path(photo).name} cannot be read as an image ({error})") from error
 
 
-def read_upload(path: str, folder: Path) -> bytes:
-    """Return the content of an upload.
-
-    A request may name any path, so only regular files below the folder of uploads are opened.
-
-    Raises:
-        UserError: for any other path, and for files that are too large.
-    """
-    file = Path(str(path))  # a request may also say that it has none
-    try:
-        is_upload = folder.resolve() in file.resolve().parents and file.resolve().is_file()
-        size = file.stat().st_size if is_upload else 0
-    except (OSError, ValueError, RuntimeError):
-        is_upload = False
-    if not is_upload:
-        raise UserError("this file was not uploaded here")
-    if size > _LARGEST_UPLOAD_BYTES:
-        raise UserError(f"the file has {size:,} bytes; at most {_LARGEST_UPLOAD_BYTES:,} are taken")
-    return file.read_bytes()
-
-
 def painted(layers: list[bytes]) -> np.ndarray | None:
     """Return the painted mask, uint8 [H, W], 255 where the brush was; None if there is no layer."""
     if len(layers) > _MOST_LAYERS:
@@ -150,40 +130,45 @@ def _enlarge(pixels: np.ndarray) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def build_page(demo: Demo, uploads: Path):
-    """Build the Gradio page.
+def build_page(demo: Demo | None, uploads: Path, zero_shot: ZeroShot | None = None):
+    """Build the Gradio page, with a tab for what there is.
 
     Args:
+        demo: for masked autoencoding, or None.
         uploads: directory in which Gradio keeps uploaded files.
+        zero_shot: for classification by texts, or None.
     """
     import gradio
 
-    with gradio.Blocks(
-        title="Masked autoencoder", analytics_enabled=False, delete_cache=(_KEPT_SECS // 6, _KEPT_SECS)
-    ) as page:
-        gradio.Markdown("# Masked autoencoder\nHide patches of a photo, and see what the model makes of the rest.")
-        with gradio.Row():
-            with gradio.Column(scale=1):
-                given = _add_inputs(gradio, demo, uploads)
-            with gradio.Column(scale=2):
-                results = _add_outputs(gradio, demo)
-        photo, ratio, seed, kind, sketch = given
-
-        def respond(photo, mask_ratio, seed, kind, layers):  # Gradio names the endpoint and its values after these
-            return _respond(gradio, demo, photo, mask_ratio, seed, kind, layers)
-
-        gradio.on([photo.upload, ratio.release, seed.submit, kind.change, sketch.apply], respond, given, results)
+    options = {"analytics_enabled": False, "delete_cache": (_KEPT_SECS // 6, _KEPT_SECS)}
+    with gradio.Blocks(title="Masked autoencoder", **options) as page:
+        if demo is not None:
+            with gradio.Tab("Masked autoencoder"):
+                _add_autoencoder(gradio, demo, uploads)
+        if zero_shot is not None:
+            with gradio.Tab("Zero-shot"):
+                add_zero_shot(gradio, zero_shot, uploads)
     return page
+
+
+def _add_autoencoder(gradio, demo: Demo, uploads: Path) -> None:
+    """Add the tab of the autoencoder."""
+    gradio.Markdown("# Masked autoencoder\nHide patches of a photo, and see what the model makes of the rest.")
+    with gradio.Row():
+        with gradio.Column(scale=1):
+            given = _add_inputs(gradio, demo, uploads)
+        with gradio.Column(scale=2):
+            results = _add_outputs(gradio, demo)
+    photo, ratio, seed, kind, sketch = given
+
+    def respond(photo, mask_ratio, seed, kind, layers):  # Gradio names the endpoint and its values after these
+        return _respond(gradio, demo, photo, mask_ratio, seed, kind, layers)
+
+    gradio.on([photo.upload, ratio.release, seed.submit, kind.change, sketch.apply], respond, given, results)
 
 
 def _add_inputs(gradio, demo: Demo, uploads: Path) -> list:
     """Add the inputs: photo, mask ratio, seed, kind of mask, sketch. Uploads are opened by our own readers."""
-
-    def photo_of(payload) -> str | None:
-        """Return the path of the photo after a test that it can be read."""
-        if payload is not None:
-            read_upload(payload.path, uploads)
-        return None if payload is None else payload.path
 
     def layers_of(payload) -> list[bytes]:
         """Return the encoded layers of the sketch, which came before the request, or were uploaded as files."""
@@ -193,7 +178,7 @@ def _add_inputs(gradio, demo: Demo, uploads: Path) -> list:
         return [layer if isinstance(layer, bytes) else read_upload(layer.path, uploads) for layer in layers if layer]
 
     photo = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Photo", elem_id="photo")
-    photo.preprocess = _with_message(gradio, photo_of)
+    photo.preprocess = photo_reader(gradio, uploads)
     ratio = gradio.Slider(0.05, 0.95, demo.model.mask_ratio, step=0.05, label="Hidden", elem_id="ratio")
     seed = gradio.Number(0, label="Seed", precision=0, elem_id="seed")
     kind = gradio.Radio(["random", "block"], value="random", label="Patches")
@@ -203,7 +188,7 @@ def _add_inputs(gradio, demo: Demo, uploads: Path) -> list:
         canvas_size=(_CANVAS_PX, _CANVAS_PX),
         brush=gradio.Brush(default_size=24, colors=["#000000"], color_mode="fixed"),
     )
-    sketch.preprocess = _with_message(gradio, layers_of)
+    sketch.preprocess = with_message(gradio, layers_of)
     return [photo, ratio, seed, kind, sketch]
 
 
@@ -213,18 +198,6 @@ def _add_outputs(gradio, demo: Demo) -> list:
     pictures = gradio.Gallery(label="Reconstruction", elem_id="pictures", **options)
     classes = gradio.Label(label="Taken for", visible=demo.classifier is not None, elem_id="classes")
     return [pictures, classes, gradio.Gallery(label="Attention of the class token", elem_id="heads", **options)]
-
-
-def _with_message(gradio, read: Callable) -> Callable:
-    """Return a reader whose UserError becomes a message on the page."""
-
-    def preprocess(payload):
-        try:
-            return read(payload)
-        except UserError as error:
-            raise gradio.Error(str(error)) from error
-
-    return preprocess
 
 
 def _respond(gradio, demo: Demo, photo, mask_ratio, seed, kind, layers) -> tuple:
@@ -248,22 +221,28 @@ def _respond(gradio, demo: Demo, photo, mask_ratio, seed, kind, layers) -> tuple
 def main(argv: list[str] | None = None) -> None:
     """Serve the page until it is interrupted."""
     parser = Parser(prog="python -m tools.demo", description=__doc__)
-    parser.add_argument("run", help="pretraining run, or weight file with a decoder and its YAML beside it")
+    parser.add_argument("run", nargs="?", help="pretraining run, or weight file with a decoder and its YAML beside it")
     parser.add("classifier", "finetuning or probing run, or weight file", metavar="RUN")
+    parser.add("clip", "run of LiT, or CLIP file, for the zero-shot tab", metavar="RUN")
     parser.add("port", "to listen on (default: 7860)", type=int, default=7860)
     args = parser.parse_args(argv)
     if not 1 <= args.port <= 65535:
         raise UserError(f"-port {args.port}: must be from 1 to 65535")
+    if args.run is None and args.clip is None:
+        raise UserError("a pretraining run, -clip RUN, or both are needed")
+    if args.run is None and args.classifier is not None:
+        raise UserError("-classifier goes with a pretraining run")
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the page needs gradio: pip install -r requirements/demo.txt")
     device.set_device()
-    demo = Demo(args.run, args.classifier)
+    demo = None if args.run is None else Demo(args.run, args.classifier)
+    zero_shot = None if args.clip is None else ZeroShot(args.clip)
     with tempfile.TemporaryDirectory(prefix="mae-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        _serve(demo, Path(uploads), args.port)
+        _serve(build_page(demo, Path(uploads), zero_shot), args.port)
 
 
-def _serve(demo: Demo, uploads: Path, port: int) -> None:
+def _serve(page, port: int) -> None:
     import gradio
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -271,11 +250,11 @@ def _serve(demo: Demo, uploads: Path, port: int) -> None:
     font = ["system-ui", "sans-serif"]  # Gradio's own come from a server
     theme = gradio.themes.Default(font=font, font_mono=["monospace"])
     try:
-        build_page(demo, uploads).launch(
+        page.launch(
             server_name="127.0.0.1",
             server_port=port,
             share=False,
-            max_file_size=_LARGEST_UPLOAD_BYTES,
+            max_file_size=LARGEST_BYTES,
             theme=theme,
             app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS)]},
         )

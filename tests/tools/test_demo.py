@@ -15,10 +15,17 @@ import pytest
 from PIL import Image
 
 import runtime
+from clip import build_clip
+from config import get_config
 from errors import UserError
 from methods import dispatch
 from runtime import ROOT
+from storage import weight_files
+from storage.stored_tensor import StoredTensor
+from tests.conftest import TINY
+from tests.helpers.sentences import make_tokenizer
 from tools.demo import Demo, main
+from tools.demo_zeroshot import ZeroShot
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -91,14 +98,54 @@ def browser(tmp_path):
     driver.quit()
 
 
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Return a run of LiT that has not begun, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("clip")
+    opts = [*TINY, "MODEL.TYPE", "IMAGE_TEXT", "MODEL.NUM_CLASSES", 0, "DATA.CROP_PCT", 1.0, "LIT.EMBED_DIM", 12]
+    opts += ["TEXT.EMBED_DIM", 16, "TEXT.DEPTH", 1, "TEXT.NUM_HEADS", 2, "TEXT.VOCAB_SIZE", 450, "TEXT.POSITIONS", 60]
+    config = get_config(None, opts)
+    weight_files.write_pdparams(
+        folder / "clip.pdparams",
+        {name: StoredTensor.of(value.numpy()) for name, value in build_clip(config).state_dict().items()},
+    )
+    (folder / "clip.yaml").write_text(config.dump())
+    make_tokenizer(folder / "sentencepiece.bpe.model")
+    return str(folder / "clip.pdparams")
+
+
+@pytest.mark.quick
+def test_texts_in_any_language(clip, photo):
+    zero_shot = ZeroShot(clip)
+    bars = zero_shot.classify(photo, "a cat\n\n  un chien \n一只猫\na cat")
+    assert list(bars) == ["a cat", "un chien", "一只猫"]
+    assert sum(bars.values()) == pytest.approx(1.0)
+    for lines, words in (("", "a text in each line"), ("\n".join(map(str, range(51))), "At most 50 texts")):
+        with pytest.raises(UserError, match=words):
+            zero_shot.classify(photo, lines)
+    with pytest.raises(UserError, match="-clip RUN, or both"):
+        main([])
+
+
 @pytest.fixture
-def address(models, tmp_path):
+def address(models, clip, tmp_path):
     """Serve the page, and return its host and port."""
     pytest.importorskip("gradio")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tools.demo", models[0], "-classifier", models[1], "-port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "tools.demo",
+        models[0],
+        "-classifier",
+        models[1],
+        "-clip",
+        clip,
+        "-port",
+        str(port),
+    ]
     with open(tmp_path / "server.log", "w") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=runtime.original_environment(), stdout=log, stderr=log)
     try:
@@ -160,6 +207,18 @@ def test_the_page_in_a_browser(address, browser, photo, tmp_path):
         "return performance.getEntriesByType('resource').map(entry => new URL(entry.name).host)"
     )
     assert set(hosts) <= {f"127.0.0.1:{address}", ""}, "the page asks other servers"
+
+    next(tab for tab in find("button[role=tab]") if tab.text == "Zero-shot").click()
+    (field, *_) = wait_for(lambda: find("#zs-photo input[type=file]"), 60)
+    field.send_keys(photo)
+    wait_for(lambda: "un chien" in "".join(bar.text for bar in find("#zs-bars")), 60)
+    assert find("#zs-bars")[0].text.count("%") == 6
+    texts = find("#zs-texts textarea")[0]
+    texts.clear()
+    texts.send_keys("une grenouille\n马")
+    find("#zs-button")[0].click()
+    wait_for(lambda: "une grenouille" in "".join(bar.text for bar in find("#zs-bars")), 60)
+    assert find("#zs-bars")[0].text.count("%") == 2
 
     broken, large = tmp_path / "broken.jpg", tmp_path / "large.jpg"
     broken.write_bytes(b"this is no photo")
