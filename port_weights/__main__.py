@@ -1,6 +1,6 @@
 """Convert weights between implementations of MAE.
 
-    python -m port_weights SRC DST [-to official|timm|transformers|paddledetection|paddleseg|detectron2]
+    python -m port_weights SRC DST [-to official|timm|transformers|maws|paddledetection|paddleseg|detectron2]
 
 SRC is a weight file of the official MAE, PaddleViT, PASSL, timm, transformers (or its directory), MAE-Lite, MAE-CT or
 MAWS, or a run or checkpoint of this project; whose it is, is found out. DST is a .pdparams or .safetensors file; a
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add(
         "heads",
         "numbers of attention heads, where neither the file nor its size tells them",
-        metavar="ENCODER[,DECODER]",
+        metavar="ENCODER[,DECODER] or IMAGE,TEXT",
     )
     parser.add("grid", "patches of the image, where it is not square", metavar="ROWS,COLUMNS")
     parser.add(
