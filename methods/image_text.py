@@ -19,10 +19,11 @@ from pipeline import augment, captions, prompts
 from pipeline.loading import Batch
 from pipeline.sources import Source
 from pipeline.transforms import Transform, crop_and_flip, train_transform
+from storage import manifest
 from storage.architecture import of_network
 from storage.clip_architecture import TEXT_PREFIX
 from training.flops import forward_macs
-from training.optimizers import optimizer_of
+from training.optimizers import ema_of, optimizer_of
 from training.task import Cost, Run, Task
 
 _CROP_SCALE = [0.9, 1.0]  # a caption describes the whole image
@@ -122,8 +123,10 @@ def build(run: Run) -> Task:
         evaluate=judge.evaluate if judge else None,
         metrics=judge.metrics if judge else (),
         best=(judge.metrics[0], "max") if judge else None,
+        ema=ema_of(config, clip),
         accumulates=False,
         cost=_cost(config, clip),
+        teacher=f"tokenizer {manifest.digests(clip.tokenizer.path, 'sha256')['sha256'][:16]}",
     )
 
 

@@ -195,6 +195,10 @@ def test_towers_are_read_out_of_a_clip_file(tmp_path, peer):
     encoder = build_transformer(get_config(None, [word for pair in settings.items() for word in pair]))
     report = checkpoint.load_weights(encoder, tmp_path / "clip.pdparams")
     assert len(report.loaded) == len(encoder.state_dict())
+    report = port(tmp_path / "clip.pt", tmp_path / "image.pth", target="timm", heads=(4, None))
+    found = torch.load(tmp_path / "image.pth", weights_only=True)["state_dict"]
+    assert report.family == "MAWS CLIP, image tower"
+    assert all(torch.equal(tensor, peer.maws_file()[f"vision_encoder.{name}"]) for name, tensor in found.items())
 
 
 @pytest.mark.parametrize(

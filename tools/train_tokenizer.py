@@ -52,7 +52,9 @@ def train(texts: Iterable[str], path: str | Path, vocab_size: int) -> None:
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        raise UserError(f"no tokenizer can be trained on these texts: {one_line(error)}") from error
+        small = "smaller than required_chars" in str(error)
+        why = "they have more characters than -vocab_size has pieces; raise it" if small else one_line(error)
+        raise UserError(f"no tokenizer can be trained on these texts: {why}") from error
     with atomic.replacing(Path(path)) as temporary:
         temporary.write_bytes(model.getvalue())
 

@@ -58,8 +58,8 @@ class Task:
         accumulates: TRAIN.ACCUM_ITER may be above 1.
         cost: of a training step for one image.
         lr_scales: multipliers of the learning rate of parts of the model, by name, to log beside it.
-        teacher: which network is needed to train, and no part of the checkpoints, and what of it; a run goes on with an
-            equal text only.
+        teacher: what is needed to train besides the data, and is no part of the checkpoints: another network, or a
+            tokenizer; a run goes on with an equal text only.
         notes: returns lines for the log before the first update, given the number of training images.
         can_be_traced: the forward pass takes images alone and runs once per micro-step, so TRAIN.TO_STATIC may apply.
     """

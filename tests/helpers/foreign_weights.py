@@ -201,18 +201,6 @@ def timm_classifier() -> Case:
     return Case(state, outputs, "timm ViT or MAWS, which share their names", encoder_tensors() + 2, (HEADS, None))
 
 
-def maws_clip() -> Case:
-    vit = vit_model()
-    state = {f"vision_encoder.{name}": tensor for name, tensor in official_encoder(vit).items()}
-    state["logit_scale"] = torch.tensor(2.6593)
-    state["vision_projection"] = torch.randn(DIM, 16)
-    state["text_projection"] = torch.randn(24, 16)
-    state["text_encoder.encoder.transformer.token_embedding.weight"] = torch.randn(11, 24)
-    state["text_encoder.encoder.transformer.layers.layers.0.linear1.weight"] = torch.randn(96, 24)
-    outputs = {"features": class_features(vit).numpy()}
-    return Case(state, outputs, "MAWS CLIP, image tower", encoder_tensors(), (HEADS, None))
-
-
 def mae_ct() -> Case:
     vit = vit_model()
     with torch.no_grad():  # a fixed table; the class token has no position, so its row is zero
@@ -265,7 +253,6 @@ CASES = {
         official_finetuned,
         official_linear_probe,
         timm_classifier,
-        maws_clip,
         mae_ct,
         mae_lite,
         moco_v3,

@@ -116,6 +116,22 @@ def test_a_stopped_run_goes_on_bit_identically(undisturbed, tmp_path, captioned)
     script_runs.assert_same(train(tmp_path, "again", settings_of(captioned), *flags), undisturbed)
 
 
+def test_another_tokenizer_does_not_go_on(undisturbed, tmp_path, captioned):
+    make_tokenizer(tmp_path / "other.model", 300)
+    settings = [*settings_of(captioned), "LIT.TOKENIZER", str(tmp_path / "other.model")]
+    script_runs.stop_after_step(undisturbed, tmp_path)
+    with pytest.raises(UserError, match="has teacher tokenizer"):
+        train(tmp_path, "again", settings, "-resume", str(tmp_path / "again"))
+
+
+def test_averaged_weights_are_kept_and_judged(tmp_path, captioned):
+    run = train(tmp_path, "run", settings_of(captioned, "TRAIN.EMA_DECAY", 0.9, "TRAIN.NUM_EPOCHS", 1))
+    own, averaged = (weight_files.read(run / "latest" / name).tensors for name in ("model.pdparams", "ema.pdparams"))
+    assert own.keys() == averaged.keys()
+    assert not np.array_equal(own["text_projection"].read(), averaged["text_projection"].read())
+    assert load_clip(run).encode_texts("a cat").shape == [1, 12]
+
+
 def test_two_ranks_equal_the_joint_batch(undisturbed, captioned):
     script_runs.compare_two_ranks(undisturbed, settings_of(captioned, "DATA.BATCH_SIZE", 8))
 
