@@ -46,6 +46,7 @@ class CLIP(nn.Layer):
         embed_dim: E.
         transform: makes the image tower's input of an image.
         tokenizer: from texts to ids; None: `encode_texts` takes ids only.
+        max_pieces: of a text that are read; fewer where the text tower has no positions for so many.
 
     Attributes:
         logit_scale: logarithm of the factor of the cosines, a scalar parameter.
@@ -58,10 +59,12 @@ class CLIP(nn.Layer):
         embed_dim: int,
         transform: Transform | None = None,
         tokenizer: captions.Tokenizer | None = None,
+        max_pieces: int = _MAX_PIECES,
     ):
         super().__init__()
         self.vision_encoder, self.text_encoder = vision_encoder, text_encoder
         self.transform, self._tokenizer = transform, None
+        self.max_pieces = min(max_pieces, text_encoder.max_tokens - 2)
         self.vision_projection = self._projection(vision_encoder.cls_token.shape[-1], embed_dim)
         self.text_projection = self._projection(text_encoder.token_embedding.weight.shape[-1], embed_dim)
         self.logit_scale = self.create_parameter([], default_initializer=nn.initializer.Constant(FIRST_LOGIT_SCALE))
@@ -130,8 +133,7 @@ class CLIP(nn.Layer):
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise UserError("no text is given")
-        most = min(_MAX_PIECES, self.text_encoder.max_tokens - 2)
-        return paddle.to_tensor(captions.pad(self._tokenizer(texts, most)))
+        return paddle.to_tensor(captions.pad(self._tokenizer(texts, self.max_pieces)))
 
     def prepare_images(self, images: Images) -> paddle.Tensor:
         """Return images as the image tower takes them, [B, C, H, W]: resized, cropped and normalised."""
@@ -198,7 +200,7 @@ def build_clip(config) -> CLIP:
         recompute=config.TRAIN.RECOMPUTE,
     )
     encoder = build_transformer(replaced(config, "MODEL.NUM_CLASSES", 0))
-    return CLIP(encoder, tower, config.LIT.EMBED_DIM, eval_transform(config))
+    return CLIP(encoder, tower, config.LIT.EMBED_DIM, eval_transform(config), max_pieces=config.LIT.MAX_PIECES)
 
 
 def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> CLIP:
@@ -222,7 +224,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> CLIP:
     checkpoint.load_weights(clip, weights)
     clip.eval()
     beside = [folder / TOKENIZER_FILE for folder in (weights.parent, weights.parent.parent)]
-    found = tokenizer or config.LIT.TOKENIZER or next((file for file in beside if file.is_file()), None)
+    found = tokenizer or next((file for file in beside if file.is_file()), config.LIT.TOKENIZER)
     if found is not None:
         clip.tokenizer = captions.Tokenizer(found)
     return clip

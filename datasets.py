@@ -71,10 +71,8 @@ def open_source(
         return packed_images.PackedImages(root, split)
     if not root.exists():
         raise UserError(f"DATA.DATA_PATH={data_path}: no such directory; set it with -data_path")
-    if name == "webdataset":
-        return WebShards(root, split, needs, bad_images)
-    if name == "lists":
-        return ListedImages(find_list(root, split), needs, list_outside)
+    if name in ("webdataset", "lists"):
+        return _open_web(name, root, split, needs, list_outside, bad_images)
     if name in published_datasets.READERS:
         return published_datasets.READERS[name](root, split)
     if name in builtin_sets.CIFAR:
@@ -83,6 +81,23 @@ def open_source(
     if name == "imagenet2012" and list_file.is_file():
         return _read_list(list_file, list_outside)
     return _scan_folders(root, split, needs in ("label", "labels"))
+
+
+def _open_web(
+    name: str, root: Path, split: str, needs: str, list_outside: bool, bad_images: str
+) -> WebShards | ListedImages:
+    """Open shards or a list; where one label per image is needed, all are read, and each image must have one."""
+    if name == "webdataset":
+        source = WebShards(root, split, needs, bad_images)
+    else:
+        source = ListedImages(find_list(root, split), needs, list_outside)
+    if needs == "label":
+        counts, flat = source.label_counts(), source.flat_labels()
+        if (counts != 1).any():
+            first = int((counts != 1).argmax())
+            raise UserError(f"{source.describe(first)}: has {counts[first]} labels, and here each image must have one")
+        source.labels = flat
+    return source
 
 
 def _read_list(list_file: Path, list_outside: bool) -> FileImages:
@@ -238,7 +253,7 @@ def _left_out(source: Source) -> list[str]:
 def _check_shards(source: WebShards, num_classes: int | None) -> list[str]:
     """Check what the index of the shards tells, and return warnings; raise UserError as `check_source`."""
     largest = source.index.largest_label
-    if num_classes is not None and source.holds_labels and largest >= num_classes:
+    if num_classes is not None and largest >= num_classes:
         raise UserError(
             f"{source.origin}: has the label {largest:,}, and labels go from 0 to {num_classes - 1} "
             f"(MODEL.NUM_CLASSES={num_classes})"
@@ -294,12 +309,15 @@ def count_classes(source: Source) -> int:
     """
     if source.class_names is not None:
         return len(source.class_names)
-    if isinstance(source, WebShards) and source.index.largest_label >= 0:
-        return source.index.largest_label + 1
-    labels, _ = _flat_labels(source)
-    if len(labels) == 0 or labels.max() < 0:
+    if isinstance(source, WebShards):
+        largest = source.index.largest_label
+    else:
+        largest = int(_flat_labels(source)[0].max(initial=-1))
+    if largest < 0:
         raise UserError(f"{source.origin}: has no labels; MODEL.NUM_CLASSES cannot follow them")
-    return int(labels.max()) + 1
+    if largest >= _MOST_CLASSES:
+        raise UserError(f"{source.origin}: has the label {largest:,}; at most {_MOST_CLASSES - 1:,}")
+    return largest + 1
 
 
 def describe_source(source: Source) -> str:

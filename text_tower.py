@@ -60,6 +60,8 @@ class TextTower(nn.Layer):
         recompute: bool = False,
     ):
         super().__init__()
+        if embed_dim % num_heads:
+            raise UserError(f"TEXT.NUM_HEADS={num_heads}: must divide TEXT.EMBED_DIM={embed_dim}")
         self.vocab_size, self.recompute = vocab_size, recompute
         self.max_tokens = positions - PAD - 1
         self.token_embedding = nn.Embedding(vocab_size, embed_dim, padding_idx=PAD)

@@ -12,7 +12,6 @@ import runtime
 
 runtime.prepare()
 
-import dataclasses
 import resource
 import time
 from pathlib import Path
@@ -73,13 +72,14 @@ def simulate_billions(out: Path) -> dict[str, object]:
     counts = {needs: np.full(shards, images, np.int64) for needs in ("none", "caption", "labels")}
     folder = out / "billions"
     (folder / shard_index.FOLDER).mkdir(parents=True, exist_ok=True)
-    split = SplitIndex(folder, folder / shard_index.FOLDER, names, np.full(shards, 1 << 30), counts, 27_999, [])
+    sizes, times = np.full(shards, 1 << 30), np.arange(shards)
+    split = SplitIndex(folder, folder / shard_index.FOLDER, names, sizes, times, counts, 27_999, [])
     file = folder / shard_index.FOLDER / "train.npz"
-    shard_index._write_arrays(file, shard_index._split_arrays(split))
+    shard_index.write_arrays(file, shard_index.split_arrays(split))
     del split, counts
     before, started = _memory_mb(), time.perf_counter()
-    opened = shard_index._read_split(file, folder, file.parent, [name.decode() for name in names.tolist()])
-    opened = dataclasses.replace(opened)
+    listed = shard_index.Shards([name.decode() for name in names.tolist()], sizes.tolist(), times.tolist())
+    opened = shard_index.read_split(file, folder, file.parent, listed)
     order = WindowOrder(opened.counts["caption"], 0, 0)
     places = np.arange(4_321_000_000, 4_321_000_256)
     taken = order[places]

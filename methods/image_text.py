@@ -19,9 +19,10 @@ from pipeline import augment, captions, prompts
 from pipeline.loading import Batch
 from pipeline.sources import Source
 from pipeline.transforms import Transform, crop_and_flip, train_transform
-from storage import manifest
+from storage import atomic, manifest
 from storage.architecture import of_network
 from storage.clip_architecture import TEXT_PREFIX
+from storage.run_files import MODEL_FILE
 from training.flops import forward_macs
 from training.optimizers import ema_of, optimizer_of
 from training.task import Cost, Run, Task
@@ -88,6 +89,10 @@ class LockedImageTuning(nn.Layer):
 def build(run: Run) -> Task:
     """Build both towers, their weights, the tokenizer and the loss."""
     config, lit = run.config, run.config.LIT
+    if config.TRAIN.LAYER_DECAY is not None:
+        raise UserError(
+            f"TRAIN.LAYER_DECAY={config.TRAIN.LAYER_DECAY}: is not for MODEL.TYPE IMAGE_TEXT; set it to None"
+        )
     if config.TRAIN.ACCUM_ITER != 1 or not config.DATA.DROP_LAST:
         raise UserError(
             f"MODEL.TYPE IMAGE_TEXT needs TRAIN.ACCUM_ITER=1 (is {config.TRAIN.ACCUM_ITER}) and DATA.DROP_LAST=True "
@@ -96,20 +101,22 @@ def build(run: Run) -> Task:
     paddle.seed(config.SEED)
     clip = build_clip(config)
     clip.tokenizer = _open_tokenizer(lit.TOKENIZER)
-    most_pieces = min(lit.MAX_PIECES, clip.text_encoder.max_tokens - 2)
-    if most_pieces < lit.MAX_PIECES:
-        run.log.say(f"warning: LIT.MAX_PIECES={lit.MAX_PIECES}: TEXT.POSITIONS leave room for {most_pieces}")
+    if clip.max_pieces < lit.MAX_PIECES:
+        run.log.say(f"warning: LIT.MAX_PIECES={lit.MAX_PIECES}: TEXT.POSITIONS leave room for {clip.max_pieces}")
     if run.resume_from is None:
         _load_towers(run, clip)
+    elif lit.CACHE_FEATURES:  # the loop restores all of it, but later
+        file = run.resume_from / MODEL_FILE
+        checkpoint.load_weights(clip.vision_encoder, file, allow_unexpected=checkpoint.NAMES_BESIDE_ENCODER)
+    _keep_tokenizer(run, clip.tokenizer)
     model = LockedImageTuning(clip)
     cached = None
     if lit.CACHE_FEATURES and not run.dry_run:
         cached = image_features.of_train_split(run, clip.vision_encoder)
 
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
-        ids = captions.pad(clip.tokenizer(batch.captions, most_pieces))
         images = batch.images if cached is None else paddle.to_tensor(cached[batch.indices.numpy()])
-        return model(images, paddle.to_tensor(ids)), {"logit_scale": clip.logit_scale.exp()}
+        return model(images, clip.tokenize(batch.captions)), {"logit_scale": clip.logit_scale.exp()}
 
     judge = _Judge(run, clip) if lit.EVAL_DATASET is not None else None
     return Task(
@@ -142,6 +149,13 @@ def _open_tokenizer(path: str | None) -> captions.Tokenizer:
             "and python -m tools.train_tokenizer makes a small one"
         )
     return captions.Tokenizer(path)
+
+
+def _keep_tokenizer(run: Run, tokenizer: captions.Tokenizer) -> None:
+    """Copy the tokenizer into the run's directory, where `load_clip` finds it."""
+    if run.directory is not None and not run.dry_run:
+        with atomic.replacing(run.directory / TOKENIZER_FILE) as path:
+            path.write_bytes(tokenizer.path.read_bytes())
 
 
 def _load_towers(run: Run, clip: CLIP) -> None:

@@ -26,6 +26,7 @@ _MOST_BYTES = 1 << 30  # of a photo
 _LONGEST_PATH = 4095  # bytes, Linux
 _MOST_LABELS = 10_000  # of an image
 _SHOWN = 5
+_BOM = b"\xef\xbb\xbf"  # which some editors write before UTF-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ class ListedImages(EncodedImages):
         return starts, flat, ends, num_captions > 0, left_out
 
     def _check_path(self, path: str) -> None:
-        if not path or "\0" in path or len(os.fsencode(path)) > _LONGEST_PATH:
+        if not path or "\0" in path or len(path.encode("utf-8", "surrogatepass")) > _LONGEST_PATH:
             raise ValueError(f"{printable(path, 60)!r} is no path")
         if not self._list_outside and (os.path.isabs(path) or ".." in Path(path).parts):
             raise ValueError(f"{path[:80]!r} is outside; -opts DATA.LIST_OUTSIDE True allows it")
@@ -126,6 +127,14 @@ class ListedImages(EncodedImages):
         end = self._text.find(b"\n", start)
         line = self._text[start : end if end >= 0 else len(self._text)]
         return self._parse(line.decode("utf-8").removesuffix("\r"))
+
+    def label_counts(self) -> np.ndarray:
+        """Return the number of labels of each image, [N]."""
+        return np.bincount(self.labels.owners, minlength=len(self))
+
+    def flat_labels(self) -> np.ndarray:
+        """Return all labels, of one image after the other."""
+        return self.labels.flat
 
     def path(self, index: int) -> Path:
         """Return the file of an image."""
@@ -193,12 +202,12 @@ def _parse_tsv(line: str) -> Entry:
 
 
 def _parse_labels(line: str) -> Entry:
-    path, _, labels = line.rpartition(" ")  # a path may hold spaces
-    if not path:
-        return Entry(line, "", ())
-    if not re.fullmatch(r"[\d,]+", labels):
+    if len(line.split()) == 1:
+        return Entry(line.strip(), "", ())
+    found = re.fullmatch(r"(.*\S)\s+([\d,]+)", line.strip())  # a path may hold spaces
+    if not found:
         raise ValueError(f"expected 'path label,label', found {printable(line, 60)!r}")
-    return Entry(path.strip(), "", parse_labels(labels))
+    return Entry(found[1], "", parse_labels(found[2]))
 
 
 def _parse_json(line: str) -> Entry:
@@ -212,6 +221,7 @@ def _parse_json(line: str) -> Entry:
     caption = values.get("caption") or ""
     if not isinstance(caption, str):
         raise ValueError(f"its caption is {printable(json.dumps(caption), 40)}, which is no text")
+    caption = caption.encode("utf-8", "replace").decode("utf-8")  # JSON can hold halves of surrogate pairs
     return Entry(path, " ".join(caption.split()), labels_of_json(values.get("labels", values.get("label"))))
 
 
@@ -227,7 +237,7 @@ def _map(file: Path) -> mmap.mmap | bytes:
 
 def _lines(text: mmap.mmap | bytes) -> Iterator[tuple[int, bytes]]:
     """Yield where each line starts that is not empty, and the line."""
-    start = 0
+    start = len(_BOM) if text[: len(_BOM)] == _BOM else 0
     while start < len(text):
         end = text.find(b"\n", start)
         end = len(text) if end < 0 else end

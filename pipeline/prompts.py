@@ -134,7 +134,7 @@ def _parse_yaml(path: Path, text: str) -> object:
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: is not YAML ({one_line(error)})") from error
 
 

@@ -1,13 +1,10 @@
-"""Where the images, captions and labels are in WebDataset shards: built once, kept beside them, read a shard at a time.
-
-A shard is an uncompressed tar file, whose members with a common name before the first dot are a sample: an image
-(`.jpg .jpeg .png .webp`) with a caption (`.txt`), labels (`.cls`: whole numbers with commas) or both (`.json` with
-`caption` and `labels`; `.txt` and `.cls` go first). img2dataset writes such shards. No member is unpacked to disk.
+"""The index of WebDataset shards: built once, kept beside them, and read a shard at a time.
 
     INDEX/SHARD.npz     per sample: image, text and JSON as offset and size, labels
-    INDEX/SPLIT.npz     per shard: name, size, numbers of samples, of captions, of labelled ones; written last
+    INDEX/SPLIT.npz     per shard: name, size, time, numbers of samples, of captions, of labelled ones; written last
 
-INDEX is `.shard-index/` beside the shards, or in the cache directory where that cannot be written.
+INDEX is `.shard-index/` beside the shards, or in the cache directory where that cannot be written. It holds for shards
+of the same names, sizes and times; others are indexed anew.
 """
 
 import contextlib
@@ -15,71 +12,30 @@ import dataclasses
 import fcntl
 import hashlib
 import io
-import json
 import os
 import sys
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 import runtime
 from errors import UserError, abridge, one_line, printable
-from pipeline.image_lists import labels_of_json, parse_labels
+from pipeline.shard_scan import PLACES, ShardIndex, scan_shard
 from program import terminal
 from storage import atomic
 from storage.cache import cache_dir
 from storage.regular_files import read_regular_file
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FOLDER = ".shard-index"
-_VERSION = 1
-_MOST_TEXT_BYTES = 1 << 20  # of a caption or its JSON
+_VERSION = 2
 _MOST_INDEX_BYTES = 4 << 30
-_PLACES = ("image", "text", "json")  # of a sample's members
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardIndex:
-    """The samples of one shard.
-
-    Attributes:
-        places: {"image" | "text" | "json": [n, 2] int64}, offset and size in the shard; -1 where there is none.
-        labels: [m] int64, of all samples one after the other.
-        label_ends: [n] int64, where those of each sample end.
-        has_caption: [n] bool.
-        damage: what is wrong with the shard, or empty; samples before the damage are good.
-    """
-
-    places: dict[str, np.ndarray]
-    labels: np.ndarray
-    label_ends: np.ndarray
-    has_caption: np.ndarray
-    damage: str = ""
-
-    def __len__(self) -> int:
-        return len(self.label_ends)
-
-    @property
-    def num_labels(self) -> np.ndarray:
-        """Number of labels of each sample, [n]."""
-        return np.diff(self.label_ends, prepend=0)
-
-    def num_labels_of(self, row: int) -> int:
-        """Return the number of labels of one sample."""
-        return int(self.label_ends[row]) - (int(self.label_ends[row - 1]) if row else 0)
-
-    def chosen(self, needs: str) -> np.ndarray:
-        """Return the samples that have what is needed: "none", "label", "labels" or "caption"."""
-        if needs == "none":
-            return np.arange(len(self))
-        return np.flatnonzero(self.has_caption if needs == "caption" else self.num_labels > 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +47,7 @@ class SplitIndex:
         index_folder: of their indexes.
         names: [S] bytes, names of the shards, in order.
         sizes: [S] int64, bytes.
+        times: [S] int64, when they were last changed, in nanoseconds.
         counts: {"none" | "caption" | "labels": [S] int64}, samples, and those with a caption or labels.
         largest_label: of all samples; -1 without any.
         damaged: messages on damaged shards.
@@ -100,6 +57,7 @@ class SplitIndex:
     index_folder: Path
     names: np.ndarray
     sizes: np.ndarray
+    times: np.ndarray
     counts: dict[str, np.ndarray]
     largest_label: int
     damaged: list[str]
@@ -111,7 +69,7 @@ class SplitIndex:
     def read(self, number: int) -> ShardIndex:
         """Read the index of a shard; raise UserError if it is damaged."""
         shard = self.shard(number)
-        return read_shard_index(_index_of(self.index_folder, shard), int(self.sizes[number]))
+        return read_shard_index(_index_of(self.index_folder, shard), int(self.sizes[number]), int(self.times[number]))
 
 
 def open_split(folder: Path, split: str) -> SplitIndex:
@@ -120,26 +78,38 @@ def open_split(folder: Path, split: str) -> SplitIndex:
     Raises:
         UserError: if there are no shards, or one cannot be read.
     """
-    names = _list_shards(folder)
-    if not names:
+    shards = _list_shards(folder)
+    if not shards.names:
         raise UserError(f"{folder}: holds no .tar files")
     index_folder = _index_folder(folder)
     with _locked(index_folder / f"{split}.lock"):  # ranks of one machine wait for the first
         file = index_folder / f"{split}.npz"
-        found = _read_split(file, folder, index_folder, names)
+        found = read_split(file, folder, index_folder, shards)
         if found is None:
-            _make_all(folder, index_folder, names)
-            found = _summarise(folder, index_folder, names)
-            _write_arrays(file, _split_arrays(found))
+            _make_all(folder, index_folder, shards)
+            found = _summarise(folder, index_folder, shards)
+            write_arrays(file, split_arrays(found))
     return found
 
 
-def _list_shards(folder: Path) -> list[str]:
+class Shards(NamedTuple):
+    """The shards of a folder in order: names, bytes, and times of the last change in nanoseconds."""
+
+    names: list[str]
+    sizes: list[int]
+    times: list[int]
+
+
+def _list_shards(folder: Path) -> Shards:
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.name.endswith(".tar"))
+            found = [(e.name, e.stat()) for e in entries if e.name.endswith(".tar") and e.is_file()]
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed: {error.strerror}") from error
+    found.sort(key=lambda pair: pair[0])
+    return Shards(
+        [name for name, _ in found], [about.st_size for _, about in found], [about.st_mtime_ns for _, about in found]
+    )
 
 
 def _index_folder(folder: Path) -> Path:
@@ -173,121 +143,50 @@ def _index_of(index_folder: Path, shard: Path) -> Path:
 # ---- one shard ----------------------------------------------------------------------------------
 
 
-def _make_all(folder: Path, index_folder: Path, names: list[str]) -> None:
-    """Index the shards that have no index, or an older one, in several processes."""
-    waiting = [name for name in names if not _is_fresh(folder / name, _index_of(index_folder, folder / name))]
-    if not waiting:
+def _make_all(folder: Path, index_folder: Path, shards: Shards) -> None:
+    """Index the shards that have no index, or one of an older state, in several processes."""
+    jobs = []
+    for name, size, time_ns in zip(*shards, strict=True):
+        index = _index_of(index_folder, folder / name)
+        with contextlib.suppress(UserError):
+            read_shard_index(index, size, time_ns)
+            continue
+        jobs.append((str(folder / name), str(index), size, time_ns))
+    if not jobs:
         return
-    jobs = [(str(folder / name), str(_index_of(index_folder, folder / name))) for name in waiting]
     bar = tqdm(total=len(jobs), desc="indexing shards", disable=None, file=terminal(sys.stderr))
     with bar, ProcessPoolExecutor(runtime.num_cores(), get_context("fork")) as pool:
         for _ in pool.map(_make_index, jobs, chunksize=max(1, min(64, len(jobs) // 64))):
             bar.update()
 
 
-def _is_fresh(shard: Path, index: Path) -> bool:
-    try:
-        return index.stat().st_mtime_ns >= shard.stat().st_mtime_ns
-    except OSError:
-        return False
-
-
-def _make_index(job: tuple[str, str]) -> None:
-    shard, index = map(Path, job)
-    found = scan_shard(shard)
-    _write_arrays(
-        index,
+def _make_index(job: tuple[str, str, int, int]) -> None:
+    shard, index, size, time_ns = job
+    found = scan_shard(Path(shard))
+    write_arrays(
+        Path(index),
         {
             **found.places,
             "labels": found.labels,
             "label_ends": found.label_ends,
             "has_caption": found.has_caption,
             "damage": np.array(found.damage),
-            "shard_size": np.array(shard.stat().st_size),
-            "version": np.array(_VERSION),
+            "shard": np.array([_VERSION, size, time_ns]),
         },
     )
 
 
-def scan_shard(shard: Path) -> ShardIndex:
-    """Read the headers, captions and labels of a shard; damage ends it, and is told."""
-    samples, damage = {}, ""
-    try:
-        with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            size = os.fstat(file.fileno()).st_size
-            for member in tar:
-                if not member.isreg() or member.issparse():
-                    continue
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError(f"ends within {printable(member.name, 60)}")
-                _add_member(samples, member, file)
-    except (OSError, tarfile.TarError, ValueError, EOFError) as error:
-        damage = f"{shard}: damaged ({one_line(error)})"
-    kept = [sample for sample in samples.values() if "image" in sample]
-    labels = [_labels(sample) for sample in kept]
-    places = {
-        kind: np.array([sample.get(kind, (-1, -1)) for sample in kept], np.int64).reshape(-1, 2) for kind in _PLACES
-    }
-    return ShardIndex(
-        places,
-        np.array([label for own in labels for label in own], np.int64),
-        np.cumsum([len(own) for own in labels], dtype=np.int64),
-        np.array([bool(sample.get("caption") or sample.get("json_caption")) for sample in kept], bool),
-        damage,
-    )
-
-
-def _labels(sample: dict) -> tuple[int, ...]:
-    return sample.get("labels") or sample.get("json_labels") or ()
-
-
-def _add_member(samples: dict, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
-    """Add a member to the sample that it belongs to; a text that cannot be understood counts as none."""
-    folder, _, name = member.name.rpartition("/")
-    key, dot, rest = name.partition(".")
-    suffix, place = f"{dot}{rest}".lower(), (member.offset_data, member.size)
-    sample = samples.setdefault(f"{folder}/{key}", {})
-    if suffix in IMAGE_SUFFIXES:
-        sample.setdefault("image", place)
-    elif suffix in (".txt", ".cls", ".json") and member.size <= _MOST_TEXT_BYTES:
-        text = os.pread(file.fileno(), member.size, member.offset_data).decode("utf-8", "replace")
-        if suffix == ".txt":
-            sample |= {"text": place, "caption": text.strip()}
-        elif suffix == ".cls":
-            with contextlib.suppress(ValueError):
-                sample["labels"] = parse_labels(text)
-        else:
-            caption, labels = parse_json(text)
-            sample |= {"json": place, "json_caption": caption, "json_labels": labels}
-
-
-def parse_json(text: str) -> tuple[str, tuple[int, ...]]:
-    """Return caption and labels of a sample's JSON; what it does not have, or not as it should be, is empty."""
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return "", ()
-    if not isinstance(values, dict):
-        return "", ()
-    caption = values.get("caption")
-    try:
-        labels = labels_of_json(values.get("labels", values.get("label", values.get("cls"))))
-    except ValueError:
-        labels = ()
-    return (" ".join(caption.split()) if isinstance(caption, str) else ""), labels
-
-
-def read_shard_index(file: Path, shard_size: int) -> ShardIndex:
+def read_shard_index(file: Path, shard_size: int, shard_time: int) -> ShardIndex:
     """Read the index of a shard, and check that its places are inside.
 
     Raises:
-        UserError: if it is missing, damaged, or of another shard.
+        UserError: if it is missing, damaged, or of another state of the shard.
     """
     arrays = _read_arrays(file)
     try:
-        places = {kind: arrays[kind] for kind in _PLACES}
+        places = {kind: arrays[kind] for kind in PLACES}
         labels, ends = arrays["labels"], arrays["label_ends"]
-        is_good = int(arrays["version"]) == _VERSION and int(arrays["shard_size"]) == shard_size
+        is_good = arrays["shard"].tolist() == [_VERSION, shard_size, shard_time]
         count = len(ends)
         is_good &= all(place.shape == (count, 2) and place.dtype == np.int64 for place in places.values())
         is_good &= arrays["has_caption"].shape == (count,) and (count == 0 or ends[-1] == len(labels))
@@ -304,62 +203,51 @@ def read_shard_index(file: Path, shard_size: int) -> ShardIndex:
 # ---- all shards of a split ----------------------------------------------------------------------
 
 
-def _summarise(folder: Path, index_folder: Path, names: list[str]) -> SplitIndex:
-    sizes, counts, largest, damaged = [], {"none": [], "caption": [], "labels": []}, -1, []
-    for name in names:
-        size = (folder / name).stat().st_size
-        index = read_shard_index(_index_of(index_folder, folder / name), size)
-        sizes.append(size)
+def _summarise(folder: Path, index_folder: Path, shards: Shards) -> SplitIndex:
+    counts, largest, damaged = {"none": [], "caption": [], "labels": []}, -1, []
+    for name, size, time_ns in zip(*shards, strict=True):
+        index = read_shard_index(_index_of(index_folder, folder / name), size, time_ns)
         for needs, of_shards in counts.items():
             of_shards.append(len(index.chosen(needs)))
         largest = max(largest, int(index.labels.max(initial=-1)))
         damaged += [index.damage] if index.damage else []
     arrays = {needs: np.array(of_shards, np.int64) for needs, of_shards in counts.items()}
-    return SplitIndex(folder, index_folder, _as_bytes(names), np.array(sizes, np.int64), arrays, largest, damaged)
+    sizes, times = np.array(shards.sizes, np.int64), np.array(shards.times, np.int64)
+    return SplitIndex(folder, index_folder, _as_bytes(shards.names), sizes, times, arrays, largest, damaged)
 
 
 def _as_bytes(names: list[str]) -> np.ndarray:
     return np.array([os.fsencode(name) for name in names])
 
 
-def _split_arrays(split: SplitIndex) -> dict[str, np.ndarray]:
+def split_arrays(split: SplitIndex) -> dict[str, np.ndarray]:
+    """Return what SPLIT.npz holds."""
     counts = {f"count_{needs}": array for needs, array in split.counts.items()}
     about = {"largest_label": np.array(split.largest_label), "damaged": np.array(split.damaged, str)}
-    return {"names": split.names, "sizes": split.sizes, "version": np.array(_VERSION), **counts, **about}
+    about |= {"sizes": split.sizes, "times": split.times, "version": np.array(_VERSION)}
+    return {"names": split.names, **counts, **about}
 
 
-def _read_split(file: Path, folder: Path, index_folder: Path, names: list[str]) -> SplitIndex | None:
-    """Return the index of these shards; None if there is none, or it is of others."""
+def read_split(file: Path, folder: Path, index_folder: Path, shards: Shards) -> SplitIndex | None:
+    """Return the index of these shards; None if there is none, or it is of others, or of an older state of them."""
     if not file.is_file():
         return None
     try:
         arrays = _read_arrays(file)
         counts = {needs: arrays[f"count_{needs}"] for needs in ("none", "caption", "labels")}
+        largest, damaged = int(arrays["largest_label"]), arrays["damaged"].tolist()
         found = SplitIndex(
-            folder,
-            index_folder,
-            arrays["names"],
-            arrays["sizes"],
-            counts,
-            int(arrays["largest_label"]),
-            arrays["damaged"].tolist(),
+            folder, index_folder, arrays["names"], arrays["sizes"], arrays["times"], counts, largest, damaged
         )
-        is_same = int(arrays["version"]) == _VERSION and np.array_equal(found.names, _as_bytes(names))
+        is_same = int(arrays["version"]) == _VERSION and np.array_equal(found.names, _as_bytes(shards.names))
+        is_same &= np.array_equal(found.sizes, shards.sizes) and np.array_equal(found.times, shards.times)
     except (UserError, KeyError, ValueError, TypeError):
         return None
-    if not is_same or any(len(array) != len(names) for array in (found.sizes, *counts.values())):
-        return None
-    newest = file.stat().st_mtime_ns  # a folder's time is that of the last shard that came, went or was replaced
-    is_newer = folder.stat().st_mtime_ns > newest and _has_changed(found)
-    return None if is_newer else found
+    return found if is_same and all(len(array) == len(shards.names) for array in counts.values()) else None
 
 
-def _has_changed(split: SplitIndex) -> bool:
-    """Return True if a shard has another size than when it was indexed."""
-    return any(split.shard(number).stat().st_size != size for number, size in enumerate(split.sizes.tolist()))
-
-
-def _write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a `.npz` file, whole or not at all."""
     try:
         with atomic.replacing(file) as temporary, open(temporary, "wb") as opened:
             np.savez(opened, **arrays)

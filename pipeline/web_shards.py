@@ -63,10 +63,14 @@ class WebShards(EncodedImages):
     def __len__(self) -> int:
         return self.num_images
 
-    @property
-    def holds_labels(self) -> bool:
-        """Return True if the samples are taken for their labels."""
-        return self._needs in ("label", "labels")
+    def label_counts(self) -> np.ndarray:
+        """Return the number of labels of each image, [N]; reads the index of every shard."""
+        found = [self.index.read(number) for number in range(len(self.counts))]
+        return np.concatenate([index.num_labels[index.chosen(self._needs)] for index in found])
+
+    def flat_labels(self) -> np.ndarray:
+        """Return all labels, of one image after the other; reads the index of every shard."""
+        return np.concatenate([self.index.read(number).labels for number in range(len(self.counts))])
 
     def alternative(self, index: int, attempt: int) -> int:
         """Return the image to take in the place of one that cannot be read: a near one, then those of other shards."""
@@ -128,7 +132,7 @@ class WebShards(EncodedImages):
 
     def _caption_at(self, index: int) -> str:
         text = " ".join(self._member(index, "text").decode("utf-8", "replace").split())
-        return text or shard_index.parse_json(self._member(index, "json").decode("utf-8", "replace"))[0]
+        return text or parse_json(self._member(index, "json").decode("utf-8", "replace"))[0]
 
 
 class _PerImage:

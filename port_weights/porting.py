@@ -9,7 +9,7 @@ from config import get_config, network_of
 from errors import UserError, abridge
 from port_weights import towers
 from port_weights.families import recognise
-from port_weights.recognised import Recognised, drop_lower_decoder, encoder_heads, is_sincos
+from port_weights.recognised import Recognised, drop_lower_decoder, encoder_heads, is_sincos, preprocessing_beside
 from port_weights.report import Report
 from port_weights.writing import check_destination, is_directory, write
 from storage import manifest, weight_files
@@ -68,6 +68,8 @@ def port(
     if expected is not None and architecture != expected:
         found_words, expected_words = (f"{model.content}, {model}" for model in (architecture, expected))
         raise UserError(f"{path}: is {found_words}; expected {expected_words}")
+    if found.family == "this project" and not found.preprocessing:
+        found.preprocessing = preprocessing_beside(path)
     notes = _notes(file, found, architecture) + _notes_on_request(target, architecture, heads[1], norm_pix_loss)
     tensors = {name: _in_float32(tensor.checked(name, path)) for name, tensor in tensors.items()}
     digest = manifest.digests(path, "sha256")["sha256"]

@@ -3,15 +3,17 @@
 import dataclasses
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
+from config import get_config
 from errors import UserError, abridge
 from layers.pos_embed import sincos_table
 from port_weights import names
 from storage.architecture import Architecture, count_layers
 from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
-from storage.weight_files import WeightFile
+from storage.weight_files import WeightFile, config_beside
 
 Tensors = dict[str, StoredTensor]
 Grid = tuple[int, int] | None
@@ -101,6 +103,15 @@ def encoder_heads(shapes: Mapping, given: int | None, of_file: int | None = None
             " say it with -heads ENCODER[,DECODER]"
         )
     return (known if given is None else given), known
+
+
+def preprocessing_beside(path: Path) -> dict[str, object]:
+    """Return how the images of a run were normalised, by the YAML beside its weights; empty if there is none."""
+    try:
+        data = get_config(config_beside(path)).DATA
+    except UserError:
+        return {}
+    return {"DATA.IMAGENET_MEAN": list(data.IMAGENET_MEAN), "DATA.IMAGENET_STD": list(data.IMAGENET_STD)}
 
 
 def split(file: WeightFile, prefix: str) -> tuple[Tensors, dict[str, str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from errors import UserError, abridge
 from port_weights import export, writing
 from port_weights.families import recognise
-from port_weights.recognised import encoder_heads
+from port_weights.recognised import encoder_heads, preprocessing_beside
 from port_weights.report import Report
 from storage import manifest
 from storage.clip_architecture import (
@@ -119,6 +119,8 @@ def port(
     digest = manifest.digests(file.path, "sha256")["sha256"]
     origin = {"file": file.path.name, "sha256": digest, "family": family}
     description = {architecture.KEY: architecture.to_dict(), "ported_from": origin, "text_layout": layout}
+    preprocessing = preprocessing_beside(file.path) if family == "this project" else {}
+    description |= {"preprocessing": preprocessing} if preprocessing else {}
     dtypes = sorted({tensor.dtype for tensor in tensors.values()})
     tensors = {name: tensors[name].checked(name, file.path) for name in architecture.shapes()}
     tensors = {name: StoredTensor(t.shape, "float32", t.read_float32) for name, t in tensors.items()}

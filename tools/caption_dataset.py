@@ -12,6 +12,7 @@ import runtime
 runtime.prepare()
 
 import io
+import itertools
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -25,8 +26,9 @@ from arguments import Parser
 from config import DATASETS
 from errors import UserError
 from pipeline import prompts
-from pipeline.sources import Source, read_image
+from pipeline.sources import Source, describe_unreadable, read_image
 from program import terminal
+from storage import atomic
 from tools import inputs
 from tools.pack_shards import write_tar_member
 from training import cli
@@ -55,21 +57,24 @@ def samples(source: Source, named: str, languages: list[str], seed: int) -> Iter
 def write(source: Source, named: str, languages: list[str], out: Path, channels: int, seed: int = 0) -> int:
     """Write the shards below `out`/train; returns the number of samples."""
     (out / "train").mkdir(exist_ok=True)
-    total, tar = len(source) * len(languages), None
+    total = len(source) * len(languages)
     bar = tqdm(samples(source, named, languages, seed), total=total, disable=None, file=terminal(sys.stderr))
-    for number, (index, caption, labels) in enumerate(bar):
-        if number % _PER_SHARD == 0:
-            if tar is not None:
-                tar.close()
-            path = out / "train" / f"{number // _PER_SHARD:05d}.tar"
-            tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed above and below)
-        pixels = io.BytesIO()
-        read_image(source, index, channels).save(pixels, "PNG")
-        parts = {"png": pixels.getvalue(), "txt": caption.encode(), "cls": ",".join(map(str, labels)).encode()}
-        for suffix, data in parts.items():
-            write_tar_member(tar, f"{number:08d}.{suffix}", data)
-    if tar is not None:
-        tar.close()
+    waiting, number = iter(bar), 0
+    while batch := list(itertools.islice(waiting, _PER_SHARD)):
+        shard = out / "train" / f"{number:05d}.tar"
+        with atomic.replacing(shard) as path, tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for place, (index, caption, labels) in enumerate(batch):
+                try:
+                    image = read_image(source, index, channels)
+                except Exception as error:  # damaged files raise nearly anything
+                    raise UserError(describe_unreadable(source, index, error)) from error
+                pixels = io.BytesIO()
+                image.save(pixels, "PNG")
+                name = f"{number * _PER_SHARD + place:08d}"
+                write_tar_member(tar, f"{name}.png", pixels.getvalue())
+                write_tar_member(tar, f"{name}.txt", caption.encode())
+                write_tar_member(tar, f"{name}.cls", ",".join(map(str, labels)).encode())
+        number += 1
     return total
 
 
@@ -84,6 +89,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     named = args.names or args.dataset
     source = datasets.open_source(args.dataset, args.data_path, "train", num_classes=10)
+    own = None if args.names else source.class_names
+    for language in args.languages:
+        num_names = len(prompts.class_names_of(language, named, own))
+        if num_names != datasets.count_classes(source) or source.labels.min() < 0:
+            count = datasets.count_classes(source)
+            raise UserError(f"{source.origin}: has {count} classes, all images must have one, and {named} {num_names}")
     out = inputs.new_directory(args.out)
     if any(out.iterdir()):
         raise UserError(f"-out {out}: is not empty; choose another directory")

@@ -15,6 +15,7 @@ import concurrent.futures
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -64,6 +65,13 @@ def check_split(name: str, data_path: str, split: str, num_classes: int | None, 
     return report
 
 
+def _is_wanted(name: str, root: Path, split: str) -> bool:
+    """Return True if a split must be there: image-text sets need none to evaluate on."""
+    if name == "webdataset":
+        return (root / split).is_dir()
+    return name != "lists" or any((root / f"{split}{end}").is_file() for end in (".tsv", ".jsonl", "_list.txt"))
+
+
 def _open(name: str, data_path: str, split: str, num_classes: int) -> tuple[sources.Source, bool]:
     """Open a split, and tell whether it has labels; image-text sets need none."""
     if name not in ("lists", "webdataset"):
@@ -87,9 +95,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"-dataset {args.dataset}: must be one of {', '.join(DATASETS)}")
     if args.json:
         run_files.check_target(args.json, "-json")
-    reports = {
-        split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full) for split in _SPLITS
-    }
+    splits = [split for split in _SPLITS if split == "train" or _is_wanted(args.dataset, Path(args.data_path), split)]
+    reports = {split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full) for split in splits}
     for split, report in reports.items():
         keys = ("images", "classes", "smallest_class", "largest_class")
         counts = ", ".join(f"{key} {report[key]:,}" for key in keys if key in report)

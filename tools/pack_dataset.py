@@ -251,6 +251,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _pack_lists(args, src: Path, dst: Path) -> int:
     """Pack the lists that there are, and return the exit code."""
+    sums = {file.name: manifest.digests(file, "sha256")["sha256"] for file in sorted(src.iterdir()) if file.is_file()}
+    plan = {"lists": sums, "size": args.size, "quality": args.quality, "images_per_shard": args.per_shard}
+    _begin(dst, plan | {"skip_bad": args.skip_bad})
     for split in ("train", "val"):
         if split == "val" and not any((src / name).is_file() for name in ("val.tsv", "val.jsonl", "val_list.txt")):
             continue
@@ -268,6 +271,7 @@ def _pack_lists(args, src: Path, dst: Path) -> int:
         print(f"{split}: {done['images']:,} images in {done['shards']} files")
         if done["bad"]:
             print(f"  left out {len(done['bad'])}: {abridge(done['bad'], 5, '; ')}")
+    (dst / "plan.json").unlink()
     print(f"use it with -dataset webdataset -data_path {dst}")
     return 0
 

@@ -13,9 +13,9 @@ from tqdm import tqdm
 import runtime
 from errors import UserError
 from pipeline.image_lists import ListedImages
+from pipeline.shard_scan import IMAGE_SUFFIXES
 from pipeline.sources import describe_unreadable
 from program import terminal
-from storage import run_files
 
 
 def write_tar_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -28,7 +28,7 @@ def write_tar_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def pack_lists(
     source: ListedImages, out: Path, encode: Callable[[int], bytes], suffix: str, per_shard: int, skip_bad: bool
 ) -> dict[str, int | list[str]]:
-    """Write the shards of a split below `out`; a whole shard of an interrupted call is kept.
+    """Write the shards of a split below `out`; whole shards of an interrupted call with the same plan are kept.
 
     Args:
         encode: returns the file of an image.
@@ -37,7 +37,6 @@ def pack_lists(
     Returns:
         "images", "shards", and under "bad" what was left out.
     """
-    run_files.check_target(out, "DST")
     out.mkdir(parents=True, exist_ok=True)
     bad: list[str] = []
     starts = range(0, len(source), per_shard)
@@ -70,7 +69,12 @@ def _try(encode: Callable[[int], bytes], source: ListedImages, index: int) -> by
 
 def _write_sample(tar: tarfile.TarFile, source: ListedImages, index: int, data: bytes, suffix: str) -> None:
     entry = source.entry(index)
-    write_tar_member(tar, f"{index:09d}{suffix or Path(entry.path).suffix.lower()}", data)
+    suffix = suffix or Path(entry.path).suffix.lower()
+    if suffix not in IMAGE_SUFFIXES:  # of a format that shards do not have
+        buffer = io.BytesIO()
+        source.image(index).convert("RGB").save(buffer, "PNG")
+        suffix, data = ".png", buffer.getvalue()
+    write_tar_member(tar, f"{index:09d}{suffix}", data)
     if entry.caption:
         write_tar_member(tar, f"{index:09d}.txt", entry.caption.encode())
     if entry.labels:

@@ -31,6 +31,7 @@ def to_image(figure) -> Image.Image:
 
     buffer = io.BytesIO()
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Matplotlib currently does not support")  # a script, and draws what it can
         warnings.filterwarnings("ignore", "Glyph")  # names of classes in a script that the font lacks become boxes
         figure.tight_layout()
         figure.savefig(buffer, format="png", dpi=130)

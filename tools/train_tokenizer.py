@@ -79,7 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = run_files.check_target(args.out, "-out", args.texts)
     if out.suffix != ".model" or not out.parent.is_dir() or out.is_dir():
         raise UserError(f"-out {out}: must be a .model file in a directory that exists")
+    if out.exists():
+        raise UserError(f"-out {out}: exists, and runs may need it; choose another name, or delete it")
     texts = [text for path in args.texts for text in read_texts(path)]
+    if not texts:
+        raise UserError("no tokenizer can be trained on these texts: there are none")
     train(texts, out, args.vocab_size)
     print(f"wrote {out}, trained on {len(texts):,} texts")
 

@@ -66,7 +66,8 @@ def texts_of(args, config, source: Source, language: str) -> tuple[list[list[str
     if args.classnames:
         names = prompts.read_class_names(args.classnames)
     else:
-        names = prompts.class_names_of(language, args.names or config.DATA.DATASET, source.class_names)
+        own = None if args.names else source.class_names
+        names = prompts.class_names_of(language, args.names or config.DATA.DATASET, own)
     largest = datasets.count_classes(source)
     if len(names) < largest:
         raise UserError(f"{len(names)} classes have names, and {source.origin} has labels up to {largest - 1}")
@@ -138,6 +139,11 @@ def main(argv: list[str] | None = None):
     args = parser.parse_args(argv)
     args.run = args.clip
     photos = [*args.photos, *(text for text in args.texts or [] if _is_photo(text))]
+    absent = [t for t in args.texts or [] if Path(t).suffix.lower() in FORMAT_OF_SUFFIX and not Path(t).is_file()]
+    if absent:
+        raise UserError(f"{absent[0]}: no such photo")
+    if args.image_size is not None:
+        raise UserError(f"-image_size {args.image_size}: a CLIP model takes images of its own size only")
     if args.texts and not photos:
         raise UserError("-texts needs photos behind the texts, or in -photos")
     out = inputs.new_directory(args.out, [args.clip]) if args.out else None

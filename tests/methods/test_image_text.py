@@ -147,8 +147,14 @@ def test_cached_features_change_nothing_but_the_time(tmp_path, captioned):
     assert first.keys() == second.keys()
     for name in first:
         assert np.abs(first[name].read() - second[name].read()).max() < 2e-3, name
-    again = train(tmp_path, "cached-again", [*plain, "LIT.CACHE_FEATURES", True])
-    script_runs.assert_same(again, runs[1])
+
+
+def test_a_stopped_run_with_cached_features_goes_on_bit_identically(tmp_path, captioned, undisturbed):
+    """The image tower is loaded, so a resumed run must take it from the checkpoint."""
+    settings = settings_of(captioned, "LIT.CACHE_FEATURES", True)
+    run = train(tmp_path, "run", settings, "-pretrained", str(undisturbed))
+    script_runs.stop_after_step(run, tmp_path)
+    script_runs.assert_same(train(tmp_path, "again", settings, "-resume", str(tmp_path / "again")), run)
 
 
 def test_cached_features_on_two_ranks(tmp_path, captioned):
@@ -164,6 +170,8 @@ def test_cached_features_on_two_ranks(tmp_path, captioned):
         (["TRAIN.ACCUM_ITER", 2], "ACCUM_ITER=1"),
         (["DATA.DROP_LAST", False], "DROP_LAST=True"),
         (["TEXT.VOCAB_SIZE", 50], "another model"),
+        (["TEXT.NUM_HEADS", 3], "must divide TEXT.EMBED_DIM=16"),
+        (["TRAIN.LAYER_DECAY", 0.5], "is not for MODEL.TYPE IMAGE_TEXT"),
         (["DATA.DATASET", "synthetic"], "has no captions"),
         (["LIT.EVAL_NAMES", "places365"], "no class names|has none"),
         (["LIT.LANGUAGES", ["tlh"]], "there are de, en"),

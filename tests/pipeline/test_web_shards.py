@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -90,6 +91,53 @@ def test_the_index_follows_the_shards(shards, change):
     assert len(WebShards(shards, "train", "none")) == expected
 
 
+@pytest.mark.parametrize("how", ["in place", "by rename", "older"])
+def test_a_shard_of_the_same_size_with_other_content_is_indexed_anew(tmp_path, how):
+    def write(path, labels):
+        members = {}
+        for label in labels:
+            members |= {f"{label}.png": photo(label), f"{label}.cls": str(label).encode(), f"{label}.txt": b"x"}
+        write_tar(path, members)
+
+    shard = tmp_path / "0.tar"
+    write(shard, [1, 2])
+    assert WebShards(tmp_path, "train", "none").labels[0] == [1]
+    size = shard.stat().st_size
+    write(shard if how == "in place" else tmp_path / "new", [8, 7])
+    if how != "in place":
+        if how == "older":
+            os.utime(tmp_path / "new", (1, 1))
+        (tmp_path / "new").replace(shard)
+    assert shard.stat().st_size == size
+    source = WebShards(tmp_path, "train", "none")
+    assert [source.labels[index] for index in range(2)] == [[8], [7]]
+    assert source.read(1) == photo(7)
+
+
+def test_a_name_that_comes_twice_begins_a_new_sample(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in (("a.png", photo(1)), ("a.txt", b"old"), ("a.png", photo(2)), ("a.txt", b"new")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    source = WebShards(tmp_path, "train", "none")
+    assert [(source.read(i), source.captions[i]) for i in range(2)] == [(photo(1), "old"), (photo(2), "new")]
+
+
+@pytest.mark.parametrize("labels", [["3", "1"], ["3", "1,2"]])
+def test_one_label_per_image_is_an_array(tmp_path, labels):
+    members = {}
+    for number, label in enumerate(labels):
+        members |= {f"{number}.png": photo(number), f"{number}.cls": label.encode()}
+    write_tar(tmp_path / "0.tar", members)
+    if labels[1] == "1,2":
+        with pytest.raises(UserError, match="image 1: has 2 labels, and here each image must have one"):
+            datasets.open_source("webdataset", str(tmp_path), "train", num_classes=5)
+    else:
+        source = datasets.open_source("webdataset", str(tmp_path), "train", num_classes=5)
+        assert source.labels.tolist() == [3, 1]
+
+
 def test_a_disk_that_cannot_be_written_has_its_index_in_the_cache(shards, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(shard_index.os, "access", lambda path, mode: False)
@@ -149,11 +197,20 @@ def test_nothing_in_a_tar_can_reach_outside(tmp_path):
     assert not list(tmp_path.parent.glob("outside*"))
 
 
-@pytest.mark.parametrize("kind", ["cut", "not a tar", "empty", "compressed"])
+DAMAGE = {
+    "cut": lambda data: data[:6000],
+    "cut in a header": lambda data: data[:5800],
+    "cut between members": lambda data: data[: data.index(b"00006.png")],
+    "overwritten header": lambda data: data.replace(b"00006.png", b"\xff" * 9, 1),
+    "a hole": lambda data: data.replace(data[data.index(b"00006.png") :][:512], bytes(512), 1),
+}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGE, "not a tar", "empty", "compressed"])
 def test_damaged_shards(shards, kind):
     shard = shards / "train" / "00001.tar"
-    if kind == "cut":
-        shard.write_bytes(shard.read_bytes()[:6000])
+    if kind in DAMAGE:
+        shard.write_bytes(DAMAGE[kind](shard.read_bytes()))
     elif kind == "compressed":
         with tarfile.open(shard, "w:gz") as tar:
             info = tarfile.TarInfo("1.png")
