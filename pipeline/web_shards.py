@@ -11,7 +11,7 @@ import numpy as np
 
 from errors import UserError
 from pipeline import shard_index
-from pipeline.shard_index import ShardIndex
+from pipeline.shard_scan import ShardIndex, parse_json
 from pipeline.sources import SKIP_ADVICE, EncodedImages
 
 WINDOW_SHARDS = 16  # whose images are mixed; of 10,000 images each, as img2dataset writes them: 160,000
