@@ -8,18 +8,15 @@ Thousands of images a file instead of one are read several times faster from net
 read at a known place; no tar library is needed for it.
 """
 
-import io
 import os
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from errors import UserError, printable
 from pipeline.sources import EncodedImages
+from storage.array_files import read_arrays
 from storage.json_files import is_a, read_json
-from storage.regular_files import read_regular_file
 
 INFO_FILE = "packed.json"
 VERSION = 1
@@ -64,15 +61,10 @@ def _is_shard(entry: object) -> bool:
 
 def _read_index(file: Path, shard_sizes: np.ndarray) -> dict[str, np.ndarray]:
     """Read shard, offset, size and label of every image; each must lie inside its shard."""
-    try:
-        content = io.BytesIO(read_regular_file(file, _MOST_INDEX_BYTES))
-        with zipfile.ZipFile(content) as archive:  # np.load would take what a header claims
-            if sum(member.file_size for member in archive.infolist()) > content.getbuffer().nbytes:
-                raise ValueError("compressed, or its sizes are wrong")
-        with np.load(content, allow_pickle=False) as arrays:
-            index = {key: arrays[key] for key in _INDEX_FIELDS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{file}: damaged ({printable(error)}); {_ADVICE}") from error
+    arrays = read_arrays(file, _MOST_INDEX_BYTES, _ADVICE)
+    if not set(_INDEX_FIELDS) <= set(arrays):
+        raise UserError(f"{file}: damaged, it lacks some of {', '.join(_INDEX_FIELDS)}; {_ADVICE}")
+    index = {key: arrays[key] for key in _INDEX_FIELDS}
     if any(array.dtype != np.int64 or array.shape != index["label"].shape for array in index.values()):
         raise UserError(f"{file}: damaged, its arrays are not as they were written; {_ADVICE}")
     shard, offset, size = index["shard"], index["offset"], index["size"]

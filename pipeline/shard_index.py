@@ -11,11 +11,8 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import io
 import os
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -26,12 +23,12 @@ import numpy as np
 from tqdm import tqdm
 
 import runtime
-from errors import UserError, abridge, one_line, printable
+from errors import UserError, abridge, one_line
 from pipeline.shard_scan import PLACES, ShardIndex, scan_shard
 from program import terminal
 from storage import atomic
+from storage.array_files import read_arrays
 from storage.cache import cache_dir
-from storage.regular_files import read_regular_file
 
 FOLDER = ".shard-index"
 _VERSION = 2
@@ -182,7 +179,7 @@ def read_shard_index(file: Path, shard_size: int, shard_time: int) -> ShardIndex
     Raises:
         UserError: if it is missing, damaged, or of another state of the shard.
     """
-    arrays = _read_arrays(file)
+    arrays = read_arrays(file, _MOST_INDEX_BYTES, "delete it, and it is made anew")
     try:
         places = {kind: arrays[kind] for kind in PLACES}
         labels, ends = arrays["labels"], arrays["label_ends"]
@@ -233,7 +230,7 @@ def read_split(file: Path, folder: Path, index_folder: Path, shards: Shards) -> 
     if not file.is_file():
         return None
     try:
-        arrays = _read_arrays(file)
+        arrays = read_arrays(file, _MOST_INDEX_BYTES, "delete it, and it is made anew")
         counts = {needs: arrays[f"count_{needs}"] for needs in ("none", "caption", "labels")}
         largest, damaged = int(arrays["largest_label"]), arrays["damaged"].tolist()
         found = SplitIndex(
@@ -253,19 +250,6 @@ def write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
             np.savez(opened, **arrays)
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror})") from error
-
-
-def _read_arrays(file: Path) -> dict[str, np.ndarray]:
-    """Read a `.npz` file of plain arrays."""
-    try:
-        content = io.BytesIO(read_regular_file(file, _MOST_INDEX_BYTES))
-        with zipfile.ZipFile(content) as archive:  # np.load would take what a header claims
-            if sum(member.file_size for member in archive.infolist()) > content.getbuffer().nbytes:
-                raise ValueError("compressed, or its sizes are wrong")
-        with np.load(content, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{file}: damaged ({printable(one_line(error))}); delete it, and it is made anew") from error
 
 
 def describe_damage(split: SplitIndex) -> str:

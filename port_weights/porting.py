@@ -6,19 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from config import get_config, network_of
-from errors import UserError, abridge
+from errors import UserError
 from port_weights import towers
 from port_weights.families import recognise
-from port_weights.recognised import Recognised, drop_lower_decoder, encoder_heads, is_sincos, preprocessing_beside
+from port_weights.recognised import (
+    Recognised,
+    check_tensors,
+    drop_lower_decoder,
+    encoder_heads,
+    is_sincos,
+    preprocessing_beside,
+)
 from port_weights.report import Report
 from port_weights.writing import check_destination, is_directory, write
 from storage import manifest, weight_files
 from storage.architecture import Architecture, infer, of_config
 from storage.json_files import read_json
-from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
+from storage.stored_tensor import StoredTensor
 
 _KNOWN_DECODERS = {512: 16}  # width: heads
-_LARGEST_EXPANSION = 4  # bytes of all tensors over bytes of the file; above it, tensors share theirs
 
 
 def port(
@@ -175,20 +181,7 @@ def check(
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from error
     expected = architecture.shapes()
-    problems = [f"{name} is missing" for name in expected if name not in shapes]
-    problems += [f"{name} has no place" for name in shapes if name not in expected]
-    problems += [
-        f"{name} is {list(shapes[name])} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in shapes and shapes[name] != shape
-    ]
-    problems += [
-        f"{name} is {tensor.dtype}, and weights are {', '.join(FLOAT_DTYPES)}"
-        for name, tensor in found.tensors.items()
-        if tensor.dtype not in FLOAT_DTYPES
-    ]
-    if problems:
-        raise UserError(f"{file.path}: not a whole {found.family} ViT: {abridge(problems, 5, '; ')}")
+    check_tensors(file, f"{found.family} ViT", found.tensors, expected)
     for part, tower in (("encoder", architecture.encoder), ("decoder", architecture.decoder)):
         if tower is not None and (tower.heads < 1 or tower.width % tower.heads):
             raise UserError(f"{file.path}: {tower.heads} heads do not divide the {part}'s width of {tower.width}")
@@ -197,9 +190,6 @@ def check(
         recorded = recorded.without_decoder()
     if recorded is not None and recorded.shapes() != {name: shapes[name] for name in expected}:
         raise UserError(f"{file.path}: the architecture recorded in the file does not match its tensors")
-    size = sum(tensor.nbytes for tensor in found.tensors.values())
-    if size > _LARGEST_EXPANSION * file.path.stat().st_size:
-        raise UserError(f"{file.path}: refused, its tensors claim {size:,} bytes, far more than the file has")
     source = encoder_from + (f"; decoder {decoder_from}" if architecture.decoder else "")
     return {name: found.tensors[name] for name in expected}, architecture, source
 

@@ -19,6 +19,7 @@ Tensors = dict[str, StoredTensor]
 Grid = tuple[int, int] | None
 
 _LARGEST_TABLE = 1 << 26
+_LARGEST_EXPANSION = 4  # bytes of all tensors over bytes of the file; above it, tensors share theirs
 _TABLE_TOLERANCE = 1e-2  # bfloat16 keeps 3 digits
 OTHER_NETWORKS = ("tch_model", "teacher", "momentum_encoder", "target_encoder", "ema_model")  # beside the one trained
 _DROPPED = (
@@ -103,6 +104,32 @@ def encoder_heads(shapes: Mapping, given: int | None, of_file: int | None = None
             " say it with -heads ENCODER[,DECODER]"
         )
     return (known if given is None else given), known
+
+
+def check_tensors(file: WeightFile, what: str, tensors: Tensors, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise UserError unless tensors are exactly those of an architecture, and not larger than their file can hold.
+
+    Args:
+        what: the tensors are in words.
+        expected: names and shapes.
+    """
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} has no place" for name in tensors if name not in expected]
+    problems += [
+        f"{name} is {list(tensors[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    problems += [
+        f"{name} is {tensor.dtype}, and weights are {', '.join(FLOAT_DTYPES)}"
+        for name, tensor in tensors.items()
+        if tensor.dtype not in FLOAT_DTYPES
+    ]
+    if problems:
+        raise UserError(f"{file.path}: not a whole {what}: {abridge(problems, 5, '; ')}")
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if size > _LARGEST_EXPANSION * file.path.stat().st_size:
+        raise UserError(f"{file.path}: refused, its tensors claim {size:,} bytes, far more than the file has")
 
 
 def preprocessing_beside(path: Path) -> dict[str, object]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from errors import UserError, abridge
 from port_weights import export, writing
 from port_weights.families import recognise
-from port_weights.recognised import encoder_heads, preprocessing_beside
+from port_weights.recognised import check_tensors, encoder_heads, preprocessing_beside
 from port_weights.report import Report
 from storage import manifest
 from storage.clip_architecture import (
@@ -25,7 +25,7 @@ from storage.clip_architecture import (
     infer_clip,
     infer_text,
 )
-from storage.stored_tensor import FLOAT_DTYPES, StoredTensor, concatenated
+from storage.stored_tensor import StoredTensor, concatenated
 from storage.weight_files import WeightFile
 
 Tensors = dict[str, StoredTensor]
@@ -111,7 +111,7 @@ def port(
     if isinstance(expected, ClipArchitecture):
         heads = (expected.image.encoder.heads, expected.text.tower.heads)
     family, tensors, dropped, architecture, layout = _read(file, config, heads)
-    _check(file, tensors, architecture)
+    check_tensors(file, architecture.content, tensors, architecture.shapes())
     if expected is not None and architecture != expected:
         raise UserError(
             f"{file.path}: is {architecture.content}, {architecture}; expected {expected.content}, {expected}"
@@ -170,21 +170,6 @@ def _inferred(file: WeightFile, infer):
 def _image_heads(tensors: Tensors, given: int | None) -> int:
     shapes = {n.removeprefix(IMAGE_PREFIX): s for n, s in _shapes(tensors).items() if n.startswith(IMAGE_PREFIX)}
     return encoder_heads(shapes, given)[0]
-
-
-def _check(file: WeightFile, tensors: Tensors, architecture: ClipArchitecture | TextArchitecture) -> None:
-    """Raise UserError unless the tensors are exactly those of the architecture."""
-    expected = architecture.shapes()
-    problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} has no place" for name in tensors if name not in expected]
-    problems += [
-        f"{name} is {list(tensors[name].shape)} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    problems += [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOAT_DTYPES]
-    if problems:
-        raise UserError(f"{file.path}: not a whole {architecture.content}: {abridge(problems, 5, '; ')}")
 
 
 # ---- MAWS ---------------------------------------------------------------------------------------
