@@ -28,9 +28,7 @@ def read_language(language: str) -> dict[str, object]:
         UserError: if there is no such language.
     """
     if language not in LANGUAGES:
-        raise UserError(
-            f"language {language!r}: there are {', '.join(LANGUAGES)}; -templates FILE takes other sentences"
-        )
+        raise UserError(f"language {language!r}: there are {', '.join(LANGUAGES)}, in configs/prompts")
     return read_yaml(FOLDER / f"{language}.yaml")
 
 
@@ -53,7 +51,7 @@ def class_names_of(language: str, dataset: str, own: Sequence[str] | None) -> li
     if known is None and own is None:
         raise UserError(
             f"{dataset} has no class names of its own, and configs/prompts/{language}.yaml has none for it; "
-            "-classnames FILE takes others"
+            "add them there, or give tools.zeroshot a file: -classnames FILE"
         )
     return _checked_names(known or [name.replace("_", " ") for name in own], FOLDER / f"{language}.yaml")
 

@@ -60,6 +60,8 @@ def open_any_images(config, split: str) -> sources.Source:
 def open_images(config, split: str, needs_labels: bool = True, num_classes: int | None = None) -> sources.Source:
     """Open a split; labels may have any values unless `num_classes` limits them."""
     source = loaders.open_source(config, split, "label" if needs_labels else "none")
+    if not isinstance(source.labels, np.ndarray):  # several labels per image, which no tool reads
+        source.labels = np.full(len(source), -1, np.int64)
     for warning in datasets.check_source(source, num_classes=num_classes, channels=config.DATA.IMAGE_CHANNELS):
         print(f"warning: {warning}")
     return source

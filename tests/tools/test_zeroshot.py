@@ -8,17 +8,18 @@ import paddle
 import pytest
 from PIL import Image
 
-from clip import build_clip
+from clip import build_clip, load_clip
 from config import get_config
 from errors import UserError
-from methods import zero_shot
+from methods import dispatch, zero_shot
 from pipeline.captions import Tokenizer
+from pipeline.web_shards import WebShards
 from storage import weight_files
 from storage.cache import CACHE_VARIABLE
 from storage.stored_tensor import StoredTensor
 from tests.conftest import TINY, assert_close
 from tests.helpers.sentences import make_tokenizer
-from tools import caption_dataset, check_dataset, pack_dataset, train_tokenizer, zeroshot
+from tools import caption_dataset, check_dataset, knn, neighbours, pack_dataset, train_tokenizer, zeroshot
 
 pytestmark = pytest.mark.quick
 OPTS = [*TINY, "MODEL.TYPE", "IMAGE_TEXT", "MODEL.NUM_CLASSES", 0, "DATA.CROP_PCT", 1.0, "LIT.EMBED_DIM", 12]
@@ -54,8 +55,6 @@ def photos(tmp_path, monkeypatch):
 
 
 def test_class_vectors_follow_the_published_rule(weights):
-    from clip import load_clip
-
     clip = load_clip(weights)
     texts = [["a cat", "my cat", "a photo of a cat that is long"], ["a dog"]]
     vectors = zero_shot.class_vectors(clip, texts).numpy()
@@ -102,8 +101,6 @@ def test_a_quick_look(weights, photos, capsys):
 
 
 def test_weights_of_other_models_are_refused(photos, tmp_path, tiny_run):
-    from methods import dispatch
-
     run = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
     dispatch.train_or_evaluate(run)
     with pytest.raises(UserError, match="no CLIP model"):
@@ -130,8 +127,6 @@ def test_image_lists_are_packed_as_shards(photos, tmp_path):
     lines = [f"val/cat/{number}.png\ta cat, number {number}" for number in range(6)]
     (photos / "train.tsv").write_text("\n".join(lines))
     pack_dataset.main([str(photos), str(tmp_path / "packed"), "-dataset", "lists", "-size", "0", "-per_shard", "4"])
-    from pipeline.web_shards import WebShards
-
     source = WebShards(tmp_path / "packed", "train", "caption")
     assert [source.captions[index] for index in range(6)] == [f"a cat, number {number}" for number in range(6)]
     assert source.read(3) == (photos / "val" / "cat" / "3.png").read_bytes()
@@ -144,3 +139,15 @@ def test_texts_that_cannot_train_a_tokenizer(tmp_path):
         train_tokenizer.main([str(tmp_path / "empty.txt"), "-out", str(tmp_path / "t.model")])
     with pytest.raises(UserError, match=r"must be a .model file"):
         train_tokenizer.main([str(tmp_path / "empty.txt"), "-out", str(tmp_path / "t.txt")])
+
+
+def test_tools_that_take_one_label_do_without_several(tmp_path, tiny_run):
+    caption_dataset.main(["-dataset", "digits", "-out", str(tmp_path / "pairs")])
+    shutil.copytree(tmp_path / "pairs" / "train", tmp_path / "pairs" / "val")
+    grey = ["DATA.IMAGE_CHANNELS", 1, "DATA.IMAGENET_MEAN", [0.3], "DATA.IMAGENET_STD", [0.4]]
+    run = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0, "DATA.DATASET", "digits", *grey)
+    dispatch.train_or_evaluate(run)
+    data = ["-dataset", "webdataset", "-data_path", str(tmp_path / "pairs"), "-bank", "40"]
+    assert neighbours.main([str(run.directory), *data, "-out", str(tmp_path / "n.png")]).is_file()
+    with pytest.raises(UserError, match="has 2 labels, and here each image must have one"):
+        knn.main([str(run.directory), *data[:4]])
