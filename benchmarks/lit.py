@@ -31,12 +31,12 @@ _UPDATES, _WARM_UP = 5, 2
 def make_pairs(root: Path, count: int) -> None:
     """Write generated images with captions, and a tokenizer."""
     root.mkdir(parents=True, exist_ok=True)
-    captions = [f"a generated picture number {number} of {count}" for number in range(count)]
+    captions = [f"a generated picture, number {number}" for number in range(count)]
     for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
         Image.fromarray(pixels).resize((256, 256)).save(root / f"{number}.jpg", quality=90)
     (root / "train.tsv").write_text("\n".join(f"{number}.jpg\t{text}" for number, text in enumerate(captions)))
-    train(captions, root / "tokenizer.model", 100)
+    train(captions, root / "tokenizer.model", 1000)
 
 
 def seconds(root: Path, batch_size: int, cached: bool, name: str) -> float:
