@@ -51,7 +51,7 @@ def test_loss_and_gradients_against_torch(factor, relative):
     assert np.isfinite(loss.item())
     assert_close(loss.numpy(), wanted.detach().numpy(), relative)
     for own, other in zip(ours, theirs, strict=True):
-        assert_close(own.grad.numpy(), other.grad.numpy(), max(relative, 3e-6))
+        assert_close(own.grad.numpy(), other.grad.numpy(), relative)
 
 
 @pytest.fixture(scope="module")
