@@ -20,6 +20,7 @@ from PIL import Image
 import checkpoint
 from config import get_config, network_of, replaced
 from errors import UserError, printable
+from layers.basic import unit_vectors
 from pipeline import captions
 from pipeline.sources import as_mode, open_file
 from pipeline.transforms import Transform, eval_transform
@@ -107,7 +108,7 @@ class CLIP(nn.Layer):
             [B, E] float32.
         """
         features = paddle.matmul(self.vision_encoder(self.prepare_images(images)), self.vision_projection)
-        return _unit(features) if normalize else features
+        return unit_vectors(features) if normalize else features
 
     def encode_texts(self, texts: Texts, normalize: bool = True) -> paddle.Tensor:
         """Encode texts in the shared space.
@@ -121,7 +122,7 @@ class CLIP(nn.Layer):
         """
         ids = texts if isinstance(texts, paddle.Tensor) else self.tokenize(texts)
         features = paddle.matmul(self.text_encoder(ids), self.text_projection)
-        return _unit(features) if normalize else features
+        return unit_vectors(features) if normalize else features
 
     def tokenize(self, texts: str | Sequence[str]) -> paddle.Tensor:
         """Return the ids [B, T] of texts, filled up to the longest of them."""
@@ -165,9 +166,9 @@ class CLIP(nn.Layer):
             images, texts: see `encode_images` and `encode_texts`; or features of both, [B, E].
             return_logits: return the scaled cosines, before the softmax.
         """
-        image_features = _unit(images) if _are_features(images) else self.encode_images(images)
+        image_features = unit_vectors(images) if _are_features(images) else self.encode_images(images)
         is_text_features = isinstance(texts, paddle.Tensor) and texts.is_floating_point()
-        text_features = _unit(texts) if is_text_features else self.encode_texts(texts)
+        text_features = unit_vectors(texts) if is_text_features else self.encode_texts(texts)
         logits = self.logit_scale.exp() * paddle.matmul(image_features, text_features, transpose_y=True)
         return logits if return_logits else F.softmax(logits, axis=-1)
 
@@ -178,12 +179,6 @@ class CLIP(nn.Layer):
 
 def _are_features(images: Images) -> bool:
     return isinstance(images, paddle.Tensor) and images.ndim == 2
-
-
-def _unit(vectors: paddle.Tensor) -> paddle.Tensor:
-    """Scale vectors [B, E] to length 1, in float32."""
-    with paddle.amp.auto_cast(enable=False):
-        return F.normalize(vectors.astype("float32"))
 
 
 def build_clip(config) -> CLIP:

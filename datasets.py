@@ -92,11 +92,12 @@ def _open_web(
     else:
         source = ListedImages(find_list(root, split), needs, list_outside)
     if needs == "label":
-        counts, flat = source.label_counts(), source.flat_labels()
-        if (counts != 1).any():
-            first = int((counts != 1).argmax())
-            raise UserError(f"{source.describe(first)}: has {counts[first]} labels, and here each image must have one")
-        source.labels = flat
+        labels = source.read_labels() if isinstance(source, WebShards) else source.labels
+        odd = np.flatnonzero(labels.lengths != 1)
+        if len(odd):
+            name, count = source.describe(odd[0]), labels.lengths[odd[0]]
+            raise UserError(f"{name}: has {count} labels, and here each image must have one")
+        source.labels = labels.flat
     return source
 
 

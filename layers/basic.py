@@ -80,6 +80,12 @@ class ReLU(nn.Layer):
         return features * (features > 0).astype(features.dtype)
 
 
+def unit_vectors(vectors: paddle.Tensor) -> paddle.Tensor:
+    """Scale vectors [B, D] to length 1, in float32."""
+    with paddle.amp.auto_cast(enable=False):
+        return F.normalize(vectors.astype("float32"))
+
+
 @paddle.no_grad()
 def keep_finite(values: Sequence[paddle.Tensor], before: Sequence[paddle.Tensor]) -> list[paddle.Tensor]:
     """Return new values of buffers that a forward pass changes, or the old ones if the new ones are not all finite.

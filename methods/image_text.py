@@ -10,6 +10,7 @@ import checkpoint
 from clip import CLIP, TOKENIZER_FILE, build_clip
 from config import replaced
 from errors import UserError
+from layers.basic import unit_vectors
 from methods import image_features, zero_shot
 from methods.classifier import count_correct
 from methods.info_nce import info_nce
@@ -41,9 +42,7 @@ def image_text_loss(
         logit_scale: logarithm of the factor of the cosines.
     """
     with paddle.amp.auto_cast(enable=False):
-        images, texts = (
-            nn.functional.normalize(features.astype("float32")) for features in (image_features, text_features)
-        )
+        images, texts = unit_vectors(image_features), unit_vectors(text_features)
         temperature = (-logit_scale.astype("float32")).exp()
         return (info_nce(images, texts, temperature) + info_nce(texts, images, temperature)) / 2
 

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 import checkpoint
 from config import replaced
 from errors import UserError
+from layers.basic import unit_vectors
 from layers.heads import mlp_head, spread_of
 from layers.momentum import copy_weights, follow
 from layers.pos_embed import sincos_table
@@ -77,9 +77,9 @@ class MoCoV3(nn.Layer):
 
     def forward(self, view0: paddle.Tensor, view1: paddle.Tensor) -> tuple[paddle.Tensor, dict[str, paddle.Tensor]]:
         """Return the loss of two views [B, C, H, W] of the same images, and the numbers to log."""
-        queries = [_unit(self.predictor(projections)) for projections in self.base_encoder(view0, view1)]
+        queries = [unit_vectors(self.predictor(projections)) for projections in self.base_encoder(view0, view1)]
         with paddle.no_grad():
-            keys = [_unit(projections) for projections in self.momentum_encoder(view0, view1)]
+            keys = [unit_vectors(projections) for projections in self.momentum_encoder(view0, view1)]
         # The factor 2 T keeps the size of the gradient about independent of the temperature (official code).
         parts = [
             2 * self.temperature * info_nce(query, key, self.temperature)
@@ -91,12 +91,6 @@ class MoCoV3(nn.Layer):
     def update_momentum(self, momentum: float) -> None:
         """Move the momentum encoder's parameters towards the encoder's; statistics of batch norms are its own."""
         follow(self.momentum_encoder, self.base_encoder, momentum)
-
-
-def _unit(vectors: paddle.Tensor) -> paddle.Tensor:
-    """Scale vectors [B, d] to length 1, in float32."""
-    with paddle.amp.auto_cast(enable=False):
-        return F.normalize(vectors.astype("float32"))
 
 
 def momentum_at(step: int, total_steps: int, start: float) -> float:

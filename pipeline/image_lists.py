@@ -45,9 +45,14 @@ class RaggedLists:
         self.flat, self._ends = flat, ends
 
     @property
+    def lengths(self) -> np.ndarray:
+        """Length of each list."""
+        return np.diff(self._ends, prepend=0)
+
+    @property
     def owners(self) -> np.ndarray:
         """Which list each number of `flat` is of."""
-        return np.repeat(np.arange(len(self)), np.diff(self._ends, prepend=0))
+        return np.repeat(np.arange(len(self)), self.lengths)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -127,14 +132,6 @@ class ListedImages(EncodedImages):
         end = self._text.find(b"\n", start)
         line = self._text[start : end if end >= 0 else len(self._text)]
         return self._parse(line.decode("utf-8").removesuffix("\r"))
-
-    def label_counts(self) -> np.ndarray:
-        """Return the number of labels of each image, [N]."""
-        return np.bincount(self.labels.owners, minlength=len(self))
-
-    def flat_labels(self) -> np.ndarray:
-        """Return all labels, of one image after the other."""
-        return self.labels.flat
 
     def path(self, index: int) -> Path:
         """Return the file of an image."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from errors import UserError
 from pipeline import shard_index
+from pipeline.image_lists import RaggedLists
 from pipeline.shard_scan import ShardIndex, parse_json
 from pipeline.sources import SKIP_ADVICE, EncodedImages
 
@@ -63,14 +64,11 @@ class WebShards(EncodedImages):
     def __len__(self) -> int:
         return self.num_images
 
-    def label_counts(self) -> np.ndarray:
-        """Return the number of labels of each image, [N]; reads the index of every shard."""
+    def read_labels(self) -> RaggedLists:
+        """Return the labels of all images, as lists; reads the index of every shard."""
         found = [self.index.read(number) for number in range(len(self.counts))]
-        return np.concatenate([index.num_labels[index.chosen(self._needs)] for index in found])
-
-    def flat_labels(self) -> np.ndarray:
-        """Return all labels, of one image after the other; reads the index of every shard."""
-        return np.concatenate([self.index.read(number).labels for number in range(len(self.counts))])
+        lengths = np.concatenate([index.num_labels[index.chosen(self._needs)] for index in found])
+        return RaggedLists(np.concatenate([index.labels for index in found]), np.cumsum(lengths))
 
     def alternative(self, index: int, attempt: int) -> int:
         """Return the image to take in the place of one that cannot be read: a near one, then those of other shards."""
