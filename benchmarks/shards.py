@@ -40,12 +40,12 @@ def make_images(root: Path, count: int) -> None:
     rows, columns = np.mgrid[0:_PIXELS, 0:_PIXELS] / _PIXELS
     labels, captions = [], []
     for number in range(count):
-        rng = np.random.default_rng(number)
-        waves = rng.uniform(1, 20, (3, 2))
-        pixels = [np.sin(waves[c, 0] * rows + waves[c, 1] * columns + c) * 100 + 128 for c in range(3)]
-        noisy = np.stack(pixels, axis=-1) + rng.normal(0, 12, (_PIXELS, _PIXELS, 1))
         path = root / "train" / f"{number:06d}.jpg"
         if not path.exists():
+            rng = np.random.default_rng(number)
+            waves = rng.uniform(1, 20, (3, 2))
+            pixels = [np.sin(waves[c, 0] * rows + waves[c, 1] * columns + c) * 100 + 128 for c in range(3)]
+            noisy = np.stack(pixels, axis=-1) + rng.normal(0, 12, (_PIXELS, _PIXELS, 1))
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
         labels.append(f"train/{path.name} {number % 10}")
         captions.append(f"train/{path.name}\timage number {number}")
