@@ -167,6 +167,19 @@ def _tower_for(model: nn.Layer, file: weight_files.WeightFile) -> weight_files.W
     return dataclasses.replace(file, tensors=inside, metadata={architecture.KEY: architecture.to_dict()})
 
 
+def class_names_of(path: str | Path) -> list[str] | None:
+    """Return the names of the classes that weights were trained on (DATA.CLASS_NAMES in the YAML beside them).
+
+    None where there is no YAML, or it has no names.
+    """
+    try:
+        data = read_yaml(weight_files.config_beside(weight_files.resolve(path))).get("DATA")
+    except UserError:
+        return None
+    names = data.get("CLASS_NAMES") if isinstance(data, dict) else None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     """Read a flat {name: array} from a weight file, as `load_weights` finds it."""
     return {name: tensor.read() for name, tensor in weight_files.read(weight_files.resolve(path)).tensors.items()}

@@ -22,7 +22,7 @@ from config import get_config, network_of, replaced
 from errors import UserError, printable
 from layers.basic import unit_vectors
 from pipeline import captions
-from pipeline.sources import as_mode, open_file
+from pipeline.decoding import as_mode, open_file
 from pipeline.transforms import Transform, eval_transform
 from storage import weight_files
 from storage.architecture import of_network

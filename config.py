@@ -108,6 +108,10 @@ _key("DATA.LIST_OUTSIDE", False)  # new: list files may name files outside DATA_
 # New: what happens at an image that cannot be read; skip lists it in the run directory.
 _key("DATA.BAD_IMAGES", "error", "one of error, skip")
 _key("DATA.FAST_DECODE", False)  # new: decode training JPEGs by simplejpeg and OpenCV, with slightly other pixels
+# New: pixels of the largest image that is read; None: 178,956,970, above which Pillow refuses one.
+_key("DATA.MAX_PIXELS", None, "int or None, from 1 to 1_000_000_000_000")
+# New: names of the classes in label order. A run records those of its folders; labels are found by them afterwards.
+_key("DATA.CLASS_NAMES", None, "list or None")
 _key("DATA.DROP_LAST", False)  # new: True drops the images that do not fill an epoch's last update; False: a small step
 _key("DATA.EXIF_TRANSPOSE", True)  # new: turn photos as their EXIF note says; the official code does not
 
@@ -195,8 +199,8 @@ _key("SAVE", "./output")  # runs go to SAVE/<mode>-<time>
 _key("RUN", "")  # new: name of the run's directory below SAVE instead of <mode>-<time>
 _key("SAVE_FREQ", 10, "from 1 to 1_000_000_000")  # epochs
 _key("SAVE_FREQ_STEPS", None, "int or None, from 1 to 1_000_000_000")  # new: save every this many updates, too
-# New: save when so much time has passed since the last checkpoint, too.
-_key("SAVE_EVERY_MINUTES", None, "float or None, from 0 to 1_000_000")
+# New: save when so much time has passed since the last checkpoint, too; None: by epochs and updates only.
+_key("SAVE_EVERY_MINUTES", 30.0, "float or None, from 0 to 1_000_000")
 _key("KEEP_LAST", 3, "from 1 to 1_000_000")  # new: checkpoints kept, besides the best
 _key("REPORT_FREQ", 20, "from 1 to 1_000_000_000")  # updates
 _key("VALIDATE_FREQ", 1, "from 1 to 1_000_000_000")  # epochs
@@ -325,6 +329,9 @@ def _check_data(data: CfgNode, require) -> None:
         what = f"needs one number per channel, and DATA.IMAGE_CHANNELS is {data.IMAGE_CHANNELS}"
         require(len(values) == data.IMAGE_CHANNELS, f"DATA.{key}", what)
     require(all(value > 0 for value in data.IMAGENET_STD), "DATA.IMAGENET_STD", "must be above 0")
+    names = data.CLASS_NAMES
+    are_names = names is None or (all(isinstance(name, str) for name in names) and len(set(names)) == len(names) > 0)
+    require(are_names, "DATA.CLASS_NAMES", "must be a list of different names, or None")
 
 
 def _check_model(config: CfgNode, require) -> None:

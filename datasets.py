@@ -17,25 +17,23 @@ A directory that `tools.pack_dataset` made takes the place of the first two. A n
 `pipeline/published_datasets.py` and its name in `config.DATASETS`.
 """
 
-import contextlib
-import os
-import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from arguments import user_path
-from errors import UserError, abridge, printable
+from errors import UserError, abridge
 from pipeline import builtin_sets, packed_images, published_datasets
+from pipeline.decoding import PIL_MODES
+from pipeline.folders import LeftOut, class_folders, find_images
 from pipeline.image_lists import ListedImages, RaggedLists, find_list
-from pipeline.sources import PIL_MODES, FileImages, Source, find_images
+from pipeline.sources import FileImages, Source
 from pipeline.web_shards import WebShards
-from storage.regular_files import read_regular_file
+from storage.text_files import read_lines
 
 NAMES = ("imagenet2012", "folder", *builtin_sets.CIFAR, "digits", "synthetic", "lists", "webdataset")
 NAMES += tuple(published_datasets.READERS)
-_LONGEST_PATH = 4095  # bytes, Linux
 _MOST_CLASSES = 1_000_000  # a larger label is a mistake, and would take the memory of so large a classifier
 
 
@@ -49,6 +47,7 @@ def open_source(
     synthetic_hw: tuple[int, int] = (32, 32),
     list_outside: bool = False,
     bad_images: str = "error",
+    class_names: Sequence[str] | None = None,
 ) -> Source:
     """Open one split of a data set; see the module's docstring for layouts.
 
@@ -61,7 +60,28 @@ def open_source(
         synthetic_hw: size of the synthetic images.
         list_outside: list files may name files outside their directory.
         bad_images: "error", or "skip": of damaged shards, the images before the damage are used.
+        class_names: in label order, of what was trained; the labels of a set that has names are found by them.
+
+    Raises:
+        UserError: if there is no such set, or it has classes of other names.
     """
+    source = _open(name, data_path, split, num_classes, needs, synthetic_hw, list_outside, bad_images, class_names)
+    if class_names is not None and source.class_names is not None:
+        use_class_names(source, list(class_names))
+    return source
+
+
+def _open(
+    name: str,
+    data_path: str,
+    split: str,
+    num_classes: int,
+    needs: str,
+    synthetic_hw: tuple[int, int],
+    list_outside: bool,
+    bad_images: str,
+    class_names: Sequence[str] | None,
+) -> Source:
     root = user_path(data_path, "-data_path")
     if name == "digits":
         return builtin_sets.open_digits(split)
@@ -79,8 +99,27 @@ def open_source(
         return builtin_sets.open_cifar(name, root, split)
     list_file = root / f"{split}_list.txt"
     if name == "imagenet2012" and list_file.is_file():
-        return _read_list(list_file, list_outside)
-    return _scan_folders(root, split, needs in ("label", "labels"))
+        return ListedImages(list_file, needs, list_outside, must_have=True)
+    return _scan_folders(root, split, needs in ("label", "labels"), class_names is not None)
+
+
+def use_class_names(source: Source, class_names: list[str]) -> None:
+    """Give the images of a source the labels that their classes have in another order of names.
+
+    Raises:
+        UserError: if there are images of a class that has none of these names.
+    """
+    label_of = {name: label for label, name in enumerate(class_names)}
+    table = np.array([label_of.get(name, -1) for name in source.class_names] or [-1], np.int64)
+    found = np.unique(source.labels[source.labels >= 0])
+    unknown = [source.class_names[label] for label in found.tolist() if table[label] < 0]
+    if unknown:
+        raise UserError(
+            f"{source.origin}: has images of classes that were not trained: {abridge(unknown, 8)}; the classes are "
+            f"{abridge(class_names, 20)} (DATA.CLASS_NAMES)"
+        )
+    source.labels = np.where(source.labels >= 0, table[source.labels], source.labels)
+    source.class_names = class_names
 
 
 def _open_web(
@@ -93,39 +132,14 @@ def _open_web(
         source = ListedImages(find_list(root, split), needs, list_outside)
     if needs == "label":
         labels = source.read_labels() if isinstance(source, WebShards) else source.labels
+        if isinstance(labels, np.ndarray):
+            return source
         odd = np.flatnonzero(labels.lengths != 1)
         if len(odd):
             name, count = source.describe(odd[0]), labels.lengths[odd[0]]
             raise UserError(f"{name}: has {count} labels, and here each image must have one")
         source.labels = labels.flat
     return source
-
-
-def _read_list(list_file: Path, list_outside: bool) -> FileImages:
-    paths, labels, problems = [], [], []
-    try:
-        lines = read_regular_file(list_file, 4 << 30).decode("utf-8").splitlines()
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not a file
-        raise UserError(f"{list_file}: cannot be read as a UTF-8 text file ({error})") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        path, _, label = line.strip().rpartition(" ")  # a path may hold spaces
-        path, label = path.strip(), label.strip()
-        if "\0" in path or len(os.fsencode(path)) > _LONGEST_PATH:
-            problems.append(f"line {number}: {printable(path, 60)!r} is no path")
-            continue
-        if not path or not re.fullmatch(r"-?\d{1,9}", label):
-            problems.append(f"line {number}: expected 'path label', found {line.strip()[:80]!r}")
-            continue
-        if not list_outside and (os.path.isabs(path) or ".." in Path(path).parts):
-            problems.append(f"line {number}: {path[:80]!r} is outside; -opts DATA.LIST_OUTSIDE True allows it")
-            continue
-        paths.append(list_file.parent / path)
-        labels.append(int(label))
-    if problems:
-        raise UserError(f"{list_file}: " + abridge(problems, 5))
-    return FileImages(paths, np.array(labels, np.int64), list_file)
 
 
 def find_listed(source: Source, list_file: str | Path, flag: str) -> np.ndarray:
@@ -140,19 +154,16 @@ def find_listed(source: Source, list_file: str | Path, flag: str) -> np.ndarray:
     Raises:
         UserError: if the file cannot be read, or a line is not the name of exactly one image.
     """
-    try:
-        lines = read_regular_file(list_file, 1 << 30).decode("utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {list_file}: cannot be read ({error})") from error
-    found: dict[str, list[int]] = {}
+    names = [Path(line) for line in read_lines(list_file, 1 << 30, f"{flag} ")]
+    found: dict[str, list[int]] = {key: [] for name in names for key in (name.name, f"{name.parent.name}/{name.name}")}
     for number in range(len(source)):
-        name = Path(source.describe(number))
-        for key in (name.name, f"{name.parent.name}/{name.name}"):
-            found.setdefault(key, []).append(number)
-    names = [Path(line.strip()) for line in lines if line.strip()]
-    matches = [found.get(name.name, []) for name in names]
+        own = Path(source.describe(number))
+        for key in (own.name, f"{own.parent.name}/{own.name}"):
+            if key in found:
+                found[key].append(number)
+    matches = [found[name.name] for name in names]
     pairs = zip(names, matches, strict=True)
-    matches = [found.get(f"{n.parent.name}/{n.name}", []) if len(match) > 1 else match for n, match in pairs]
+    matches = [found[f"{n.parent.name}/{n.name}"] if len(match) > 1 else match for n, match in pairs]
     problems = [str(name) for name, match in zip(names, matches, strict=True) if len(match) != 1]
     if problems or not names:
         what = f"not one image of the train split each: {abridge(problems, 5)}" if names else "empty"
@@ -160,58 +171,59 @@ def find_listed(source: Source, list_file: str | Path, flag: str) -> np.ndarray:
     return np.array(sorted({number for (number,) in matches}))
 
 
-def _scan_folders(root: Path, split: str, needs_labels: bool) -> FileImages:
+def _scan_folders(root: Path, split: str, needs_labels: bool, has_names: bool) -> FileImages:
+    """Open folders of images.
+
+    Args:
+        has_names: the names of the classes are known, so those of the train split need not be looked at.
+    """
     folder = root / split
-    if not needs_labels:
-        folder = folder if folder.is_dir() else root
-        paths = find_images(folder)
-        class_names = _class_names(root, folder) if folder != root else []
-        labels = _labels_by_folder(paths, folder, class_names)
-        if labels is None:
-            return FileImages(paths, np.full(len(paths), -1, np.int64), folder)
-        return FileImages(paths, labels, folder, class_names)
-    if not folder.is_dir():
+    if not folder.is_dir() and needs_labels:
         raise UserError(
             f"{folder}: no such directory; expected {split}/<class>/*.jpg below DATA.DATA_PATH={root}, "
             f"or for imagenet2012 a {split}_list.txt there"
         )
-    class_names = _class_names(root, folder)
-    extra = sorted({entry.name for entry in folder.iterdir() if entry.is_dir()} - set(class_names))
+    folder, left_out = folder if folder.is_dir() else root, LeftOut()
+    names_from = root / "train" if (root / "train").is_dir() and not has_names else folder
+    class_names = class_folders(names_from) if folder != root else []
+    paths = list(find_images(folder, left_out))
+    notes, labels = left_out.notes(folder), _labels_by_folder(paths, folder, class_names)
+    if not needs_labels:
+        if not len(labels) or labels.min() < 0:
+            return FileImages(paths, np.full(len(paths), -1, np.int64), folder, notes=notes)
+        return FileImages(paths, labels, folder, class_names, notes)
+    extra = sorted(set(class_folders(folder)) - set(class_names))
     if extra:
         raise UserError(f"{folder}: classes that {root / 'train'} does not have: {abridge(extra, 5)}")
-    paths, labels = [], []
-    for label, class_name in enumerate(class_names):
-        found = find_images(folder / class_name)
-        paths += found
-        labels += [label] * len(found)
-    return FileImages(paths, np.array(labels, np.int64), folder, class_names)
+    if not class_names and paths:
+        raise UserError(f"{folder}: {len(paths):,} images, and no folders of classes; expected {split}/<class>/*.jpg")
+    outside = np.flatnonzero(labels < 0)
+    if len(outside):
+        named = abridge([paths[index] for index in outside[:3].tolist()], 3, total=len(outside))
+        notes.append(f"{folder}: {len(outside):,} images are in no folder of a class, and are left out: {named}")
+        paths, labels = [path for path, label in zip(paths, labels, strict=True) if label >= 0], labels[labels >= 0]
+    return FileImages(paths, labels, folder, class_names, notes)
 
 
-def _class_names(root: Path, folder: Path) -> list[str]:
-    """Return the class folders of the train split where it exists, so that a label means the same in both splits."""
-    names_from = root / "train" if (root / "train").is_dir() else folder
-    return sorted(entry.name for entry in names_from.iterdir() if entry.is_dir())
-
-
-def _labels_by_folder(paths: list[Path], folder: Path, class_names: list[str]) -> np.ndarray | None:
-    """Return the label of each image below a folder; None if one is in no class folder."""
-    label_of, first = {name: label for label, name in enumerate(class_names)}, len(folder.parts)
-    labels = [label_of.get(path.parts[first], -1) for path in paths]
-    return None if -1 in labels or not labels else np.array(labels, np.int64)
+def _labels_by_folder(paths: list[str], folder: Path, class_names: list[str]) -> np.ndarray:
+    """Return the label of each image below a folder, [N]; -1 for one that is in no folder of a class."""
+    label_of, first = {name: label for label, name in enumerate(class_names)}, len(str(folder).rstrip("/")) + 1
+    return np.array([label_of.get(path[first:].partition("/")[0], -1) for path in paths], np.int64)
 
 
 # ---- checks ------------------------------------------------------------------------------------
 
 
-def check_source(source: Source, *, num_classes: int | None, channels: int) -> list[str]:
+def check_source(source: Source, *, num_classes: int | None, channels: int, is_val: bool = False) -> list[str]:
     """Check a source before anything is trained on it.
 
     Args:
         num_classes: labels must be below this; None: labels are not used.
         channels: of the images that the model wants.
+        is_val: a class without images is a warning, not an error.
 
     Returns:
-        Warnings: things that may be meant.
+        Warnings: what is not used, and things that may be meant.
 
     Raises:
         UserError: naming missing files, labels out of range, and empty classes.
@@ -220,48 +232,34 @@ def check_source(source: Source, *, num_classes: int | None, channels: int) -> l
         raise UserError(f"DATA.IMAGE_CHANNELS={channels}: image files are read with 1, 3 or 4 channels")
     if len(source) == 0:
         raise UserError(f"{source.origin}: no images found")
-    problems, notes = [], _left_out(source)
+    problems, notes = [], list(source.notes)
     if isinstance(source, WebShards):
-        return notes + _check_shards(source, num_classes)
-    if isinstance(source, ListedImages):
-        missing = _find_missing(map(source.path, range(len(source))))
-        if missing:
-            problems.append(f"{len(missing)} files are missing: {abridge(missing, 5)}")
-    if isinstance(source, FileImages):
-        missing = _find_missing(source.paths)
-        if missing:
-            problems.append(f"{len(missing)} files are missing: {abridge(missing, 5)}")
-        notes += _odd_paths(source)
+        _check_shards(source, num_classes)
+        return notes
+    missing = source.missing()
+    if missing:
+        problems.append(f"{len(missing)} files are missing: {abridge(missing, 5)}")
     labels, owners = _flat_labels(source)
     if len(labels) and labels.max() >= _MOST_CLASSES:
         place = int(labels.argmax())
         name = source.describe(owners[place])
         problems.append(f"{name} has the label {labels[place]:,}; at most {_MOST_CLASSES - 1:,}")
     if num_classes is not None and not problems:
-        own_problems, own_notes = _check_labels(source, labels, owners, num_classes)
+        own_problems, own_notes = _check_labels(source, labels, owners, num_classes, is_val)
         problems, notes = problems + own_problems, notes + own_notes
     if problems:
         raise UserError(f"{source.origin}: " + "; ".join(problems))
     return notes
 
 
-def _left_out(source: Source) -> list[str]:
-    """Return a note if images without what is needed were left out."""
-    count = getattr(source, "left_out", 0)
-    return [f"{source.origin}: {count:,} images without what is needed are left out"] if count else []
-
-
-def _check_shards(source: WebShards, num_classes: int | None) -> list[str]:
-    """Check what the index of the shards tells, and return warnings; raise UserError as `check_source`."""
+def _check_shards(source: WebShards, num_classes: int | None) -> None:
+    """Check what the index of the shards tells; raise UserError as `check_source`."""
     largest = source.index.largest_label
     if num_classes is not None and largest >= num_classes:
         raise UserError(
             f"{source.origin}: has the label {largest:,}, and labels go from 0 to {num_classes - 1} "
             f"(MODEL.NUM_CLASSES={num_classes})"
         )
-    return [f"damaged shards, used up to the damage: {abridge(source.index.damaged, 3, '; ')}"] * bool(
-        source.index.damaged
-    )
 
 
 def _flat_labels(source: Source) -> tuple[np.ndarray, np.ndarray]:
@@ -276,7 +274,7 @@ def _flat_labels(source: Source) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_labels(
-    source: Source, labels: np.ndarray, owners: np.ndarray, num_classes: int
+    source: Source, labels: np.ndarray, owners: np.ndarray, num_classes: int, is_val: bool
 ) -> tuple[list[str], list[str]]:
     """Return problems and warnings of labels that must be from 0 to num_classes - 1."""
     problems, notes = [], []
@@ -291,7 +289,8 @@ def _check_labels(
     if source.class_names is not None:
         folders = [source.class_names[i] for i in empty if i < len(source.class_names)]
         if folders:
-            problems.append(f"{len(folders)} classes have no images: {abridge(folders, 5)}")
+            what = f"{len(folders)} classes have no images: {abridge(folders, 5)}"
+            (notes if is_val else problems).append(f"{source.origin}: {what}" if is_val else what)
         empty = empty[empty >= len(source.class_names)]
     if len(empty) and not len(outside):
         named = abridge([str(label) for label in empty], 5)
@@ -323,50 +322,10 @@ def count_classes(source: Source) -> int:
 
 def describe_source(source: Source) -> str:
     """Return a line with the numbers of images and classes."""
-    with_captions = "" if getattr(source, "captions", None) is None else " with captions"
+    with_captions = "" if source.captions is None else " with captions"
     if isinstance(source, WebShards):
         return f"{len(source):,} images{with_captions} in {len(source.counts):,} shards"
     labels, counts = np.unique(_flat_labels(source)[0], return_counts=True)
     if not len(labels) or labels[0] < 0:
         return f"{len(source):,} images{with_captions or ' without labels'}"
     return f"{len(source):,} images of {len(labels):,} classes, {counts.min():,} to {counts.max():,} each"
-
-
-def _odd_paths(source: FileImages) -> list[str]:
-    """Warn of files that are listed twice, and of names that are not UTF-8."""
-    notes, label_of, num_twice, differing, odd = [], {}, 0, [], []
-    for path, label in zip(source.paths, map(_as_plain, source.labels), strict=True):
-        name = str(path)
-        if name in label_of:
-            num_twice += 1
-            if label_of[name] != label:
-                differing.append(f"{printable(name)} as {label_of[name]} and {label}")
-        label_of[name] = label
-        if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
-            odd.append(printable(name))
-    if num_twice:
-        with_labels = f", {len(differing)} of them with two labels: {abridge(differing, 3)}" if differing else ""
-        notes.append(f"{source.origin}: {num_twice} images are listed more than once{with_labels}")
-    if odd:
-        notes.append(f"{source.origin}: {len(odd)} names are not UTF-8, and are shown with escapes: {abridge(odd, 3)}")
-    return notes
-
-
-def _as_plain(label: object) -> int | tuple[int, ...]:
-    return tuple(label) if isinstance(label, (list, tuple)) else int(label)
-
-
-def _find_missing(paths: Iterable[Path]) -> list[str]:
-    """List the paths that are no files (absent, or pipes and devices), with one listing per directory."""
-    present: dict[Path, set[str]] = {}
-    missing = []
-    for path in paths:
-        folder = path.parent
-        if folder not in present:
-            present[folder] = set()
-            # No directory, or not even a possible name of one.
-            with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
-                present[folder] = {entry.name for entry in entries if entry.is_file()}
-        if path.name not in present[folder]:
-            missing.append(printable(path))
-    return missing

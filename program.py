@@ -5,7 +5,7 @@ Each of them ends with one line on standard error and an exit code; a traceback 
     0          done
     1 or 2     the user can mend it (1 for the commands for weights), or a file cannot be read or written
     75         a training was asked to stop, and has saved its state
-    130, 143   ended by Ctrl-C or SIGTERM (128 + the signal's number)
+    130, 143   ended by Ctrl-C or SIGTERM (128 + the signal's number); likewise SIGHUP and SIGUSR1
     141        nobody reads standard output any more, as with `| head -1`
 """
 
@@ -20,10 +20,10 @@ from collections.abc import Callable
 from typing import TextIO
 
 from errors import UserError, escape_controls, one_line, printable
+from runtime import ENDING_SIGNALS
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 EXIT_PIPE = 128 + signal.SIGPIPE
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 
 

@@ -31,8 +31,8 @@ run_main() {
             PYTHON=.venv/bin/python
         fi
     fi
-    AMP=${AMP:-fp16}
-    [ "$AMP" != "none" ] || AMP=
+    amp=${AMP:-fp16}
+    [ "$amp" != "none" ] || amp=
     set -- "$PYTHON" "main_multi_gpu_$mode.py" -cfg "$CFG" \
         ${DATASET:+-dataset "$DATASET"} \
         ${DATA_PATH:+-data_path "$DATA_PATH"} \
@@ -41,44 +41,67 @@ run_main() {
         ${RESUME:+-resume "$RESUME"} \
         ${BATCH_SIZE:+-batch_size "$BATCH_SIZE"} \
         ${ACCUM_ITER:+-accum_iter "$ACCUM_ITER"} \
-        ${AMP:+-amp "$AMP"} \
+        ${amp:+-amp "$amp"} \
         ${NPROC:+-nproc "$NPROC"} \
         ${NNODES:+-nnodes "$NNODES"} \
         ${MASTER:+-master "$MASTER"} \
         ${NODE_RANK:+-node_rank "$NODE_RANK"} \
         ${DEVICE:+-device "$DEVICE"} \
         "$@"
-    [ -n "${RETRIES:-}" ] || exec "$@"
-    # Without a name, "auto" could go on with an older run if this one crashed before its first checkpoint.
-    case " $* " in
-    *" -resume "* | *" --resume "*) ;;
-    *" RUN "*) set -- "$@" -resume auto ;;
-    *) set -- "$@" -resume auto -opts RUN "$mode-$(date +%Y%m%d-%H%M%S)" ;;
-    esac
+    if [ -n "${RETRIES:-}" ]; then
+        # Without a name, "auto" could go on with an older run if this one crashed before its first checkpoint.
+        case " $* " in
+        *" -resume "* | *" --resume "*) ;;
+        *" RUN "*) set -- "$@" -resume auto ;;
+        *) set -- "$@" -resume auto -opts RUN "$mode-$(date +%Y%m%d-%H%M%S)" ;;
+        esac
+    fi
     retry "$@"
 }
 
-# Run a command until it succeeds, was asked to stop (75, or a signal), has nothing to retry (2), or was tried often enough.
+# Run a command until it succeeds, was asked to stop (75, or a signal), has nothing to retry (2), or was tried often
+# enough; returns its exit code.
 retry() {
     attempt=0
     while :; do
-        "$@" &
-        child=$!
-        trap 'kill -TERM "$child" 2>/dev/null' TERM INT HUP
         code=0
-        wait "$child" || code=$?
-        while kill -0 "$child" 2>/dev/null; do # a signal ended the waiting, not the command
-            code=0
-            wait "$child" || code=$?
-        done
-        trap - TERM INT HUP
+        forward "$@" || code=$?
         attempt=$((attempt + 1))
         case $code in
-        0 | 2 | 75 | 129 | 130 | 143) exit "$code" ;;
+        0 | 2 | 75 | 129 | 130 | 138 | 143) return "$code" ;;
         esac
-        [ "$attempt" -le "$RETRIES" ] || exit "$code"
+        [ "$attempt" -le "${RETRIES:-0}" ] || return "$code"
         echo "exit code $code: going on from the last checkpoint, retry $attempt of $RETRIES" >&2
     done
+}
+
+# Run a command, hand SIGTERM, SIGINT, SIGHUP and SIGUSR1 on to it as SIGTERM, and return its exit code. Not by exec: as
+# process 1 of a container, a program that has not set its handlers yet gets no signal.
+asked=0 child=
+trap 'asked=$((asked + 1)); [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' TERM INT HUP USR1
+forward() {
+    [ "$asked" = 0 ] || return 143
+    "$@" &
+    child=$!
+    [ "$asked" = 0 ] || kill -TERM "$child" 2>/dev/null || :
+    code=143
+    while :; do
+        before=$asked
+        last=0
+        wait "$child" || last=$?
+        [ "$last" = 127 ] || code=$last # 127: it was gone when a signal ended the waiting
+        [ "$asked" != "$before" ] || break
+    done
+    child=
+    return "$code"
+}
+
+# Print a text as a word of a shell's command line.
+quote() {
+    case $1 in
+    *[!A-Za-z0-9_./:=@%+-]* | '') printf "'%s'\n" "$(printf %s "$1" | sed "s/'/'\\\\''/g")" ;;
+    *) printf '%s\n' "$1" ;;
+    esac
 }
 
 # Print the interpreter to use. $1: highest minor version of Python 3 that will do.
@@ -107,7 +130,7 @@ setup_venv() {
     if [ "$(cat "$venv/installed.txt" 2>/dev/null)" != "$wanted" ]; then
         echo "installing $* into $venv"
         for file in "$@"; do
-            "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$file"
+            forward "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$file"
         done
         echo "$wanted" >"$venv/installed.txt"
     fi

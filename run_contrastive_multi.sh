@@ -41,17 +41,17 @@ if [ "$STAGE" != tuning ]; then
         exit 2
     fi
     CFG=configs/${MODEL}_contrastive_head$suffix.yaml
-    (run_main pretrain "$@" -opts RUN "$NAME-head") || exit $?
+    run_main pretrain "$@" -opts RUN "$NAME-head" || exit $?
 fi
 if [ "$STAGE" = both ] && [ -n "$dry_run" ] && [ ! -d "$OUTPUT/$NAME-head" ]; then
     echo "the tuning stage starts from the head stage's run, $OUTPUT/$NAME-head, so there is no plan of it yet"
 elif [ "$STAGE" != head ]; then
     [ ! -d "$OUTPUT/$NAME-head" ] || PRETRAINED=$OUTPUT/$NAME-head
     CFG=configs/${MODEL}_contrastive_tuning$suffix.yaml
-    (run_main pretrain "$@" -opts RUN "$NAME-tuning") || exit $?
+    run_main pretrain "$@" -opts RUN "$NAME-tuning" || exit $?
     [ -z "$dry_run" ] || exit 0
     probe=configs/${MODEL}_contrastive_linearprobe.yaml # reads what the head has read, where that is not the class token
     [ -f "$probe" ] || probe=configs/${MODEL}_linearprobe_sweep.yaml
     echo "the tuned encoder: $OUTPUT/$NAME-tuning (its averaged weights are read); to probe it:"
-    echo "    DATA_PATH=${DATA_PATH:-DIR} PRETRAINED=$OUTPUT/$NAME-tuning CFG=$probe sh run_linear_probe_multi.sh"
+    echo "    DATA_PATH=$(quote "${DATA_PATH:-DIR}") PRETRAINED=$(quote "$OUTPUT/$NAME-tuning") CFG=$probe sh run_linear_probe_multi.sh"
 fi

@@ -9,4 +9,4 @@ set -eu
 cd "$(dirname "$0")"
 . ./run_common.sh
 setup_venv .venv 13 requirements.txt
-exec .venv/bin/python -m tools.quickstart "$@"
+forward .venv/bin/python -m tools.quickstart "$@"

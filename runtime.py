@@ -17,6 +17,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 _KEEP_BYTES = 1 << 30
 
+# Signals by which users and schedulers end a program; SIGUSR1 is Slurm's usual warning.
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 NOTES_VARIABLE = "MAE_LAUNCH_NOTES"  # directory in which the ranks of a job leave word of how they ended
 ROOT = Path(__file__).resolve().parent
 _NO_CCACHE = "No ccache found"  # Paddle warns of it at import
@@ -108,8 +110,7 @@ def _import_paddle() -> None:
 
 def _ending_signals() -> list[int]:
     """Return the signals that end a program, without those that the caller wants ignored (nohup, jobs of a shell)."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    return [number for number in ENDING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _end_on(numbers: list[int]) -> None:

@@ -26,8 +26,9 @@ from config import get_config
 from errors import UserError
 from methods import dispatch
 from pipeline import augment, fast_jpeg, loading
+from pipeline.decoding import FORMATS
 from pipeline.samplers import TrainSampler
-from pipeline.sources import FORMATS, FileImages, Source, read_image
+from pipeline.sources import FileImages, Source, read_image
 from pipeline.workers import WorkerPool
 from training import cli
 
@@ -40,7 +41,7 @@ class Pipeline:
     def __init__(self, name: str, source: Source, fill, shape: tuple[int, ...], dtype):
         self.name = name
         self._pool = WorkerPool(fill, 0, (_BATCH, *shape), dtype)
-        sampler = TrainSampler(len(source), _BATCH, order=getattr(source, "order", None))
+        sampler = TrainSampler(len(source), _BATCH, order=source.order)
         self._batches = itertools.cycle(list(sampler))
 
     def steps(self, count: int) -> list[float]:

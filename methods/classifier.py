@@ -21,7 +21,9 @@ METRICS, BEST = ("acc1", "acc5", "loss"), ("acc1", "max")
 
 
 def build_classifier(run: Run, head_std: float) -> VisionTransformer:
-    """Build the classifier and load -pretrained; a head is kept where it fits, and drawn anew elsewhere.
+    """Build the classifier and load -pretrained; a head is kept where it fits, and drawn at random elsewhere.
+
+    A head fits if it has as many classes, and their names are those of the data, where both are known.
 
     Args:
         head_std: standard deviation of a new head over loaded weights; MODEL.HEAD_INIT_STD goes first.
@@ -48,6 +50,10 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
     run.log.say(str(report))
     std = head_std if config.MODEL.HEAD_INIT_STD is None else config.MODEL.HEAD_INIT_STD
     new = [*report.missing, *report.mismatched]
+    trained = checkpoint.class_names_of(config.MODEL.PRETRAINED)
+    if None not in (trained, config.DATA.CLASS_NAMES) and trained != config.DATA.CLASS_NAMES:
+        run.log.say("the classifier of these weights is for other classes, and is drawn at random")
+        new += head
     for prefix, classifier in (("classifier.", model.head), ("distill_classifier.", model.distill_classifier)):
         if any(name.startswith(prefix) for name in new):
             nn.initializer.Normal(std=std)(classifier.weight)

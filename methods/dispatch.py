@@ -1,13 +1,16 @@
 """The table of methods, by which a main script trains or evaluates what MODEL.TYPE names."""
 
+import contextlib
 from collections.abc import Sequence
 
+import checkpoint
 import datasets
 from config import network_of, replaced
 from errors import UserError
 from methods import classifier, contrastive_tuning, finetune, image_text, linearprobe, moco, pretrain, weak_labels
 from methods.method import Method
 from pipeline import loading
+from pipeline.sources import Source
 from pipeline.transforms import Transform
 from storage.clip_architecture import of_any_config
 from training import cli, distributed, loaders, memory
@@ -80,9 +83,13 @@ def train_or_evaluate(run: Run) -> dict[str, float]:
 def _train_or_evaluate(run: Run) -> dict[str, float]:
     method = method_of(run.config)
     if run.gpu_gib is not None:
+        if run.config.MODEL.NUM_CLASSES is None:
+            with contextlib.suppress(UserError):  # no data is needed for this
+                follow_classes(run)
         architecture = of_any_config(run.config, network_of(run.config))
         run.log.say(memory.describe(architecture, run.config, run.gpu_gib, distributed.world_size()))
         return {}
+    recall_class_names(run)
     if run.config.MODEL.NUM_CLASSES is None:
         follow_classes(run)
     if method.target == "label" and run.config.MODEL.NUM_CLASSES == 0:
@@ -90,6 +97,7 @@ def _train_or_evaluate(run: Run) -> dict[str, float]:
     if run.config.EVAL:
         return classifier.evaluate_only(run)
     train_loader = build_train_loader(run)
+    record_class_names(run, train_loader.source)
     judged_on = run.config if method.evaluates else method.judged_on(run.config)
     eval_loader = None if judged_on is None else loaders.build_eval_loader(run, judged_on)
     return fit(build_task(run), train_loader, eval_loader, run)
@@ -118,6 +126,33 @@ def follow_classes(run: Run) -> None:
         source = loaders.open_source(config, "val" if config.EVAL else "train", needs="labels")
         num_classes = datasets.count_classes(source)
         run.log.say(f"MODEL.NUM_CLASSES: {num_classes}, as the data has")
-    run.config = replaced(config, "MODEL.NUM_CLASSES", num_classes)
-    if run.directory is not None and (run.resume_from is None or config.EVAL):
+    _set(run, "MODEL.NUM_CLASSES", num_classes)
+
+
+def recall_class_names(run: Run) -> None:
+    """Take DATA.CLASS_NAMES from the weights that are evaluated, or from the run that goes on."""
+    config = run.config
+    weights = run.resume_from or (config.MODEL.PRETRAINED if config.EVAL else None)
+    if weights is not None and config.DATA.CLASS_NAMES is None and method_of(config).target in ("label", "labels"):
+        _set(run, "DATA.CLASS_NAMES", checkpoint.class_names_of(weights))
+
+
+def record_class_names(run: Run, source: Source) -> None:
+    """Set DATA.CLASS_NAMES to the names of the data set's classes, so that they travel with the weights.
+
+    Where the run starts from a classifier of the same classes in another order, that order is taken.
+    """
+    config = run.config
+    own, kept = source.class_names, config.MODEL.PRETRAINED and checkpoint.class_names_of(config.MODEL.PRETRAINED)
+    if own is None or config.DATA.CLASS_NAMES is not None or method_of(config).target not in ("label", "labels"):
+        return
+    if kept and set(kept) == set(own):
+        datasets.use_class_names(source, kept)
+    _set(run, "DATA.CLASS_NAMES", list(source.class_names))
+
+
+def _set(run: Run, key: str, value: object) -> None:
+    """Change a value of a run's configuration, and the file of it in a directory that is the run's own by now."""
+    run.config = replaced(run.config, key, value)
+    if run.directory is not None and (run.resume_from is None or run.config.EVAL):
         write_config(run.directory, run.config)

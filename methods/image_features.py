@@ -6,8 +6,9 @@ from PIL import Image
 
 import runtime
 from errors import UserError
+from pipeline.decoding import PIL_MODES
 from pipeline.samplers import EvalSampler
-from pipeline.sources import PIL_MODES, Source
+from pipeline.sources import Source, Wrapper
 from pipeline.transforms import eval_transform
 from training import distributed, loaders
 from training.device import autocast
@@ -17,24 +18,12 @@ from transformer import VisionTransformer
 _MOST_OF_MEMORY = 0.5
 
 
-class WithoutImages:
-    """A source whose images are not read: of each only label, caption and index are wanted.
-
-    Attributes:
-        labels, captions, origin, class_names: those of the source.
-    """
+class WithoutImages(Wrapper):
+    """A source whose images are not read: of each only label, caption and index are wanted."""
 
     def __init__(self, source: Source):
-        self._source = source
-        self.origin, self.class_names = source.origin, source.class_names
-        self.labels, self.captions = source.labels, getattr(source, "captions", None)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def describe(self, index: int) -> str:
-        """Name an image in a message."""
-        return self._source.describe(index)
+        super().__init__(source)
+        self.is_encoded = False
 
     def image(self, index: int) -> Image.Image:
         """Return one pixel in the place of an image."""

@@ -86,7 +86,7 @@ def balanced(config, source: Source) -> Source:
     if power == 0:
         return source
     labels = source.labels
-    if hasattr(source, "order"):  # a set too large for this
+    if source.order is not None:  # a set too large for this
         raise UserError(f"WSP.BALANCE={power}: needs all labels at once, which shards do not have; set it to 0")
     lists = labels[:, None].tolist() if isinstance(labels, np.ndarray) else [list(own) for own in labels]
     flat = np.array([label for own in lists for label in set(own) if label >= 0], np.int64)

@@ -8,13 +8,11 @@ import functools
 import math
 
 import numpy as np
-from PIL import Image
 
 from errors import UserError
-from pipeline.sources import open_image
+from pipeline.decoding import most_pixels, open_image
 
 _ORIENTATION = 0x0112  # EXIF
-_MOST_BYTES_BEFORE_EXIF = 1 << 16
 _AREA_FROM = 1.5  # below it, few pixels have no part in linear interpolation
 _COLORSPACES = {1: "GRAY", 3: "RGB"}
 
@@ -90,7 +88,7 @@ def open_jpeg(data: bytes, channels: int, upright: bool = True) -> LazyJpeg | No
         height, width, colorspace, _ = _modules()[0].decode_jpeg_header(data)
     except ValueError:
         return None
-    if colorspace not in ("Gray", "YCbCr", "RGB") or width * height > Image.MAX_IMAGE_PIXELS:
+    if colorspace not in ("Gray", "YCbCr", "RGB") or width * height > most_pixels():
         return None
     if upright and not _is_upright(data):
         return None
@@ -98,7 +96,7 @@ def open_jpeg(data: bytes, channels: int, upright: bool = True) -> LazyJpeg | No
 
 
 def _is_upright(data: bytes) -> bool:
-    if b"Exif\0\0" not in data[:_MOST_BYTES_BEFORE_EXIF]:
+    if b"Exif" not in data and b"rientation" not in data:  # of EXIF, wherever it is, or of XMP, which Pillow reads, too
         return True
     with open_image(data, ["JPEG"]) as image:  # reads the header only
         return image.getexif().get(_ORIENTATION, 1) == 1

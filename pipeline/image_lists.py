@@ -5,28 +5,32 @@
     SPLIT_list.txt   path label,label,...
 
 Paths are relative to the file. It stays on disk: in memory are the place of each line and the labels, so a list may
-have more lines than fit. An image without a caption, or without labels, is left out where these are needed.
+have more lines than fit.
 """
 
 import dataclasses
 import json
-import mmap
 import os
 import re
-from collections.abc import Callable, Iterator
+import weakref
+from array import array
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from errors import UserError, abridge, one_line, printable
-from pipeline.sources import EncodedImages
+from pipeline.sources import EncodedImages, describe_repeats, find_missing
 from storage.regular_files import read_regular_file
+from storage.text_files import decode_text, iterate_lines, open_to_read
 
 _MOST_BYTES = 1 << 30  # of a photo
+_LONGEST_LINE = 1 << 20  # bytes
 _LONGEST_PATH = 4095  # bytes, Linux
 _MOST_LABELS = 10_000  # of an image
-_SHOWN = 5
-_BOM = b"\xef\xbb\xbf"  # which some editors write before UTF-8
+_MOST_PROBLEMS, _SHOWN = 1000, 5
+_LINE_END = re.compile(rb"[\r\n]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,52 +74,87 @@ class ListedImages(EncodedImages):
 
     Args:
         file: the list.
-        needs: "label", "labels" or "caption": images without are left out; "none": all are taken.
+        needs: "label", "labels" or "caption"; "none": all images are taken.
         list_outside: it may name files outside its directory.
+        must_have: every line has one label, and another line is an error. False: an image without what is needed is
+            left out, and counted in `notes`.
 
     Attributes:
+        labels: [N] int64 where each image must have one; else N lists.
         captions: texts, read when they are needed; None for a list without any.
         left_out: number of images without what is needed.
     """
 
-    class_names = None
+    def __init__(self, file: Path, needs: str, list_outside: bool = False, must_have: bool = False):
+        self.origin, self._needs, self._must_have = file, needs, must_have
+        self._parse, self._list_outside = _parse_one_label if must_have else _parser_of(file), list_outside
+        self.left_out, self._num_captions, self._problems = 0, 0, []
+        self._folders: dict[str, int] = {}
+        # Of each image that is taken: place of its line, number of its folder, hash of its path.
+        self._starts, self._folder_ids, self._keys = array("q"), array("q"), array("q")
+        self._flat, self._ends = array("q"), array("q")
+        try:
+            opened = open_to_read(file)
+            self._descriptor = os.dup(opened.fileno())
+            weakref.finalize(self, os.close, self._descriptor)
+            with opened:
+                self._state = self._state_now()
+                self._scan(opened)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        if self._problems:
+            raise UserError(f"{file}: {abridge(self._problems, _SHOWN, '; ')}")
+        if self.left_out and not self._starts:
+            what = "captions" if needs == "caption" else "labels"
+            raise UserError(f"{file}: none of its {self.left_out:,} images has {what}")
+        self.labels = self._collect_labels()
+        self.captions = _Captions(self) if self._num_captions else None
+        left_out = (
+            f"{file}: {self.left_out:,} images without {'a caption' if needs == 'caption' else 'labels'} are left out"
+        )
+        repeats = describe_repeats(np.frombuffer(self._keys, np.int64), self.labels, lambda i: str(self.path(i)), file)
+        self.notes = [left_out] * bool(self.left_out) + repeats
+        self._starts = np.array(self._starts, np.int64)
+        del self._keys, self._flat, self._ends
 
-    def __init__(self, file: Path, needs: str, list_outside: bool = False):
-        self.origin = file
-        self._parse = _parser_of(file)
-        self._list_outside = list_outside
-        self._text = _map(file)
-        starts, flat, ends, has_captions, self.left_out = self._scan(needs)
-        self._starts = np.array(starts, np.int64)
-        self.labels = RaggedLists(np.array(flat, np.int64), np.array(ends, np.int64))
-        self.captions = _Captions(self) if has_captions else None
+    def _state_now(self) -> tuple[int, int]:
+        about = os.fstat(self._descriptor)
+        return about.st_size, about.st_mtime_ns
 
-    def _scan(self, needs: str) -> tuple[list[int], list[int], list[int], bool, int]:
-        """Check every line, and return where those start that are taken, with their labels."""
-        starts, flat, ends, problems, left_out, num_captions = [], [], [], [], 0, 0
-        for number, (start, line) in enumerate(_lines(self._text), start=1):
+    def _scan(self, file: BinaryIO) -> None:
+        """Check every line, and note where those are that are taken, with their labels."""
+        is_plain = self.origin.suffix == ".txt"
+        for number, start, line in iterate_lines(file, _LONGEST_LINE):
+            # Nearly all lines of a list with labels; the checks below say the same more slowly.
+            name, _, label = line.rpartition(b" ")
+            is_good = is_plain and label.isdigit() and len(label) < 10 and name[:1] not in (b"/", b"", b" ", b"\t")
+            if is_good and len(line) < _LONGEST_PATH and line.isascii() and b".." not in name and b"\0" not in name:
+                self._take(start, name.rstrip().decode("ascii"), (int(label),), "")
+                continue
             try:
-                entry = self._parse(line.decode("utf-8"))
-                self._check_path(entry.path)
+                if len(line) > _LONGEST_LINE:
+                    raise ValueError(f"has more than {_LONGEST_LINE:,} bytes")
+                text = decode_text(line)
+                if text.strip():
+                    entry = self._parse(text)
+                    self._check_path(entry.path)
+                    self._take(start, entry.path, entry.labels, entry.caption)
             except ValueError as error:  # UnicodeDecodeError is one
                 what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-                problems.append(f"line {number}: {what}")
-                if len(problems) > 1000:
-                    break
-                continue
-            if (needs == "caption" and not entry.caption) or (needs in ("label", "labels") and not entry.labels):
-                left_out += 1
-                continue
-            starts.append(start)
-            flat += entry.labels
-            ends.append(len(flat))
-            num_captions += bool(entry.caption)
-        if problems:
-            raise UserError(f"{self.origin}: {abridge(problems, _SHOWN, '; ')}")
-        if not starts and left_out:
-            what = "captions" if needs == "caption" else "labels"
-            raise UserError(f"{self.origin}: none of its {left_out:,} images has {what}")
-        return starts, flat, ends, num_captions > 0, left_out
+                self._problems.append(f"line {number}: {what}")
+                if len(self._problems) > _MOST_PROBLEMS:
+                    return
+
+    def _take(self, start: int, path: str, labels: tuple[int, ...], caption: str) -> None:
+        if (self._needs == "caption" and not caption) or (self._needs in ("label", "labels") and not labels):
+            self.left_out += 1
+            return
+        self._starts.append(start)
+        self._folder_ids.append(self._folders.setdefault(os.path.dirname(path), len(self._folders)))
+        self._keys.append(hash(path))
+        self._flat.extend(labels)
+        self._ends.append(len(self._flat))
+        self._num_captions += bool(caption)
 
     def _check_path(self, path: str) -> None:
         if not path or "\0" in path or len(path.encode("utf-8", "surrogatepass")) > _LONGEST_PATH:
@@ -123,19 +162,44 @@ class ListedImages(EncodedImages):
         if not self._list_outside and (os.path.isabs(path) or ".." in Path(path).parts):
             raise ValueError(f"{path[:80]!r} is outside; -opts DATA.LIST_OUTSIDE True allows it")
 
+    def _collect_labels(self) -> np.ndarray | RaggedLists:
+        flat, ends = np.array(self._flat, np.int64), np.array(self._ends, np.int64)
+        lengths = np.diff(ends, prepend=0)
+        if (self._needs != "label" and not self._must_have) or (len(lengths) and lengths.max() > 1):
+            return RaggedLists(flat, ends)
+        labels = np.full(len(ends), -1, np.int64)
+        labels[lengths == 1] = flat
+        return labels
+
     def __len__(self) -> int:
         return len(self._starts)
 
     def entry(self, index: int) -> Entry:
-        """Parse the line of an image."""
-        start = int(self._starts[index])
-        end = self._text.find(b"\n", start)
-        line = self._text[start : end if end >= 0 else len(self._text)]
-        return self._parse(line.decode("utf-8").removesuffix("\r"))
+        """Parse the line of an image.
+
+        Raises:
+            OSError: if the file was changed since it was opened.
+        """
+        if self._state_now() != self._state:
+            raise OSError(f"{self.origin} was changed while it is in use; start again")
+        line, start, size = b"", int(self._starts[index]), 512
+        while True:
+            part = os.pread(self._descriptor, size, start + len(line))
+            end = _LINE_END.search(part)
+            line += part[: end.start()] if end else part
+            if end or not part:
+                return self._parse(decode_text(line))
+            size *= 8
 
     def path(self, index: int) -> Path:
         """Return the file of an image."""
         return self.origin.parent / self.entry(index).path
+
+    def missing(self) -> list[str]:
+        """Return the paths that are no files."""
+        folders = [str(self.origin.parent / folder) for folder in self._folders]
+        found = find_missing(np.frombuffer(self._folder_ids, np.int64), folders, lambda index: self.entry(index).path)
+        return [printable(self.path(index)) for index in found]
 
     def read(self, index: int) -> bytes:
         """Read an image file."""
@@ -143,7 +207,10 @@ class ListedImages(EncodedImages):
 
     def describe(self, index: int) -> str:
         """Name an image in a message."""
-        return str(self.path(index))
+        try:
+            return str(self.path(index))
+        except OSError:  # it is what a message is about
+            return super().describe(index)
 
 
 class _Captions:
@@ -159,9 +226,14 @@ class _Captions:
         return self._images.entry(index).caption
 
 
+def list_names(split: str) -> list[str]:
+    """Return the names that the list file of a split may have."""
+    return [f"{split}.tsv", f"{split}.jsonl", f"{split}_list.txt"]
+
+
 def find_list(root: Path, split: str) -> Path:
     """Return the list file of a split; raise UserError if there is none, or more than one."""
-    names = [f"{split}.tsv", f"{split}.jsonl", f"{split}_list.txt"]
+    names = list_names(split)
     found = [root / name for name in names if (root / name).is_file()]
     if len(found) != 1:
         what = f"has {' and '.join(file.name for file in found)}" if found else "has no list"
@@ -174,7 +246,7 @@ def parse_labels(text: str) -> tuple[int, ...]:
     if not text.strip():
         return ()
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) > _MOST_LABELS or not all(re.fullmatch(r"\d{1,9}", part) for part in parts):
+    if len(parts) > _MOST_LABELS or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
         raise ValueError(f"{printable(text, 60)!r} are no labels, which are whole numbers separated by commas")
     return tuple(map(int, parts))
 
@@ -201,10 +273,17 @@ def _parse_tsv(line: str) -> Entry:
 def _parse_labels(line: str) -> Entry:
     if len(line.split()) == 1:
         return Entry(line.strip(), "", ())
-    found = re.fullmatch(r"(.*\S)\s+([\d,]+)", line.strip())  # a path may hold spaces
+    found = re.fullmatch(r"(.*\S)\s+([0-9,]+)", line.strip())  # a path may hold spaces
     if not found:
-        raise ValueError(f"expected 'path label,label', found {printable(line, 60)!r}")
+        raise ValueError(f"expected 'path label,label', found {printable(line.strip(), 80)!r}")
     return Entry(found[1], "", parse_labels(found[2]))
+
+
+def _parse_one_label(line: str) -> Entry:
+    found = re.fullmatch(r"(.*\S)\s+(-?[0-9]{1,9})", line.strip())
+    if not found:
+        raise ValueError(f"expected 'path label', found {printable(line.strip(), 80)!r}")
+    return Entry(found[1], "", (int(found[2]),))
 
 
 def _parse_json(line: str) -> Entry:
@@ -220,25 +299,3 @@ def _parse_json(line: str) -> Entry:
         raise ValueError(f"its caption is {printable(json.dumps(caption), 40)}, which is no text")
     caption = caption.encode("utf-8", "replace").decode("utf-8")  # JSON can hold halves of surrogate pairs
     return Entry(path, " ".join(caption.split()), labels_of_json(values.get("labels", values.get("label"))))
-
-
-def _map(file: Path) -> mmap.mmap | bytes:
-    """Map a text file into memory; pages that are not read do not count."""
-    try:
-        with open(file, "rb") as opened:
-            size = os.fstat(opened.fileno()).st_size
-            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({one_line(error)})") from error
-
-
-def _lines(text: mmap.mmap | bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield where each line starts that is not empty, and the line."""
-    start = len(_BOM) if text[: len(_BOM)] == _BOM else 0
-    while start < len(text):
-        end = text.find(b"\n", start)
-        end = len(text) if end < 0 else end
-        line = text[start:end].removesuffix(b"\r")
-        if line.strip():
-            yield start, line
-        start = end + 1

@@ -15,7 +15,7 @@ from PIL import Image
 from errors import UserError
 from pipeline import fast_jpeg
 from pipeline.samplers import EvalSampler, TrainSampler
-from pipeline.sources import SKIP_ADVICE, EncodedImages, Source, describe_unreadable, read_image
+from pipeline.sources import SKIP_ADVICE, Source, describe_unreadable, read_image
 from pipeline.transforms import Transform
 from pipeline.workers import WorkerPool
 
@@ -47,6 +47,15 @@ class Batch:
         return self.views[0].shape[0]
 
 
+class Sample(NamedTuple):
+    """An image of a batch: its views, its index in the source, its label or labels, and its caption."""
+
+    views: list[np.ndarray]
+    index: int
+    label: int | Sequence[int]
+    caption: str | None
+
+
 class Filled(NamedTuple):
     """What belongs to the images of a batch: their indices, labels [B] or [B, L], captions, and notes on bad images."""
 
@@ -65,6 +74,7 @@ class Reader:
         views: functions (image, generator) -> array, see `transforms.Transform`.
         replaces: an image that cannot be read is replaced by the next one; else it is left out.
         fast: read JPEGs by `fast_jpeg`.
+        with_captions: read captions, where the source has them.
     """
 
     def __init__(
@@ -77,26 +87,29 @@ class Reader:
         replaces: bool,
         fast: bool,
         upright: bool,
+        with_captions: bool = False,
     ):
+        self._captions = source.captions if with_captions else None
         self._source, self._views, self._channels, self._seed = source, views, channels, seed
         self._bad_images, self._replaces, self._fast, self._upright = bad_images, replaces, fast, upright
-        self._alternative = getattr(source, "alternative", lambda index, attempt: (index + attempt) % len(source))
         self._last: tuple[int, object] = (-1, None)  # repeats of an image follow each other
 
-    def sample(self, key: tuple[int, ...]) -> tuple[list[np.ndarray] | None, int, list[str]]:
-        """Return the views of an image (None: it is left out), its index, and notes on images that cannot be read."""
+    def sample(self, key: tuple[int, ...]) -> tuple[Sample | None, list[str]]:
+        """Return an image (None: it is left out), and notes on images that cannot be read."""
         index, notes = key[1], []
         for attempt in range(_MOST_BAD_IN_A_ROW):
-            other = self._alternative(index, attempt) if attempt else index
+            other = self._source.alternative(index, attempt) if attempt else index
             try:
                 image = self._open(other)
-                return [view(image, self._generator(key, n)) for n, view in enumerate(self._views)], other, notes
+                views = [view(image, self._generator(key, n)) for n, view in enumerate(self._views)]
+                caption = None if self._captions is None else self._captions[other]
+                return Sample(views, other, self._source.labels[other], caption), notes
             except Exception as error:
                 notes.append(describe_unreadable(self._source, other, error))
             if self._bad_images == "error":
                 raise UserError(notes[0] + SKIP_ADVICE)
             if not self._replaces:
-                return None, -1, notes
+                return None, notes
         raise UserError(f"{notes[0]}, and neither can the {_MOST_BAD_IN_A_ROW - 1} after it")
 
     def _generator(self, key: tuple[int, ...], view: int) -> np.random.Generator:
@@ -117,24 +130,24 @@ class Reader:
 
     def fill(self, keys: list[tuple[int, ...]], out: np.ndarray) -> "Filled":
         """Write a batch to `out` [B], whose fields are the views; return what belongs to its images."""
-        indices, notes = [], []
+        samples, notes = [], []
         for key in keys:
-            arrays, index, some = self.sample(key)
+            sample, some = self.sample(key)
             notes += some
-            if arrays is not None:
-                for name, array in zip(out.dtype.names, arrays, strict=True):
-                    out[name][len(indices)] = array
-                indices.append(index)
-        captions = getattr(self._source, "captions", None)
-        texts = None if captions is None else [captions[index] for index in indices]
-        return Filled(indices, stack_labels(self._source.labels, indices) if indices else None, texts, notes)
+            if sample is not None:
+                for name, array in zip(out.dtype.names, sample.views, strict=True):
+                    out[name][len(samples)] = array
+                samples.append(sample)
+        texts = None if self._captions is None else [sample.caption for sample in samples]
+        labels = stack_labels([sample.label for sample in samples]) if samples else None
+        return Filled([sample.index for sample in samples], labels, texts, notes)
 
 
 class Loader:
     """Batches of a source.
 
     Args:
-        source: its `labels` are [N] int64, or N lists of labels; it may have `captions`, N texts.
+        source: of the images.
         transform: a `Transform`; or (image, generator) -> array, whose batches are passed on as they are.
         sampler: a `TrainSampler`, or an `EvalSampler`.
         num_workers: processes that load; 0: load here.
@@ -143,6 +156,7 @@ class Loader:
         bad_images: "error", or "skip": training takes the next image that can be read in the place of one that
             cannot, so that batches keep their size; evaluation leaves it out.
         note_bad: gets a line for each image that was skipped, once.
+        with_captions: batches have the captions of the images.
     """
 
     def __init__(
@@ -158,17 +172,18 @@ class Loader:
         fast_decode: bool = False,
         bad_images: str = "error",
         note_bad: Callable[[str], None] = lambda note: None,
+        with_captions: bool = False,
     ):
         self.source, self.sampler = source, sampler
         self._note_bad, self._noted = note_bad, set()
         is_split = isinstance(transform, Transform)
         views = transform.views if is_split else (transform,)
-        fast = fast_decode and is_split and transform.takes_jpegs and isinstance(source, EncodedImages)
+        fast = fast_decode and is_split and transform.takes_jpegs and source.is_encoded
         if fast:
             fast_jpeg.check_installed()
         self._normalise = transform.normalise if is_split else lambda images: images
         is_training = isinstance(sampler, TrainSampler)
-        self._reader = Reader(source, views, channels, seed, bad_images, is_training, fast, upright)
+        self._reader = Reader(source, views, channels, seed, bad_images, is_training, fast, upright, with_captions)
         self._num_workers = num_workers
         self._pool: WorkerPool | None = None
 
@@ -199,7 +214,7 @@ class Loader:
     def _start(self) -> WorkerPool | None:
         """Start the workers, with room for batches of what the transform makes of the first image."""
         samples = (self._reader.sample(key)[0] for keys in self.sampler for key in keys)
-        first = next((sample for sample in samples if sample is not None), None)
+        first = next((sample.views for sample in samples if sample is not None), None)
         if first is None:  # this rank has no share of a small val split, or none of it can be read
             return None
         fields = [(f"view{number}", array.dtype, array.shape) for number, array in enumerate(first)]
@@ -212,12 +227,11 @@ class Loader:
         return iter(self)
 
 
-def stack_labels(labels: np.ndarray | Sequence[Sequence[int]], indices: Sequence[int]) -> np.ndarray:
-    """Return the labels of some images: [B], or [B, L] padded with -1 where an image may have several."""
-    if isinstance(labels, np.ndarray):
-        return labels[indices]
-    chosen = [labels[index] for index in indices]
-    stacked = np.full((len(chosen), max(1, *map(len, chosen))), -1, np.int64)
-    for row, own in zip(stacked, chosen, strict=True):
+def stack_labels(labels: Sequence[int] | Sequence[Sequence[int]]) -> np.ndarray:
+    """Return the labels of B images as an array: [B], or [B, L] padded with -1 where an image may have several."""
+    if not isinstance(labels[0], (list, tuple)):
+        return np.array(labels, np.int64)
+    stacked = np.full((len(labels), max(1, *map(len, labels))), -1, np.int64)
+    for row, own in zip(stacked, labels, strict=True):
         row[: len(own)] = own
     return stacked

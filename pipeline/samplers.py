@@ -46,7 +46,7 @@ class TrainSampler:
             raise UserError(
                 f"{num_images} images are too few: an update takes {self.images_per_update} "
                 f"(batch size {batch_size} x accumulation {accum_iter} x {world_size} processes)"
-                + ("; DATA.DROP_LAST False uses smaller ones" if drop_last else "")
+                f"; lower -batch_size or -accum_iter, or use fewer processes"
             )
         self._epoch, self._first_update, self._shift = 0, 0, 0
 
@@ -82,8 +82,7 @@ class TrainSampler:
 
     def micro_sizes(self, update: int, rank: int | None = None) -> list[int]:
         """Return the sizes of a rank's micro-steps in an update; None: of this one's."""
-        rank = self.rank if rank is None else rank
-        share = len(np.array_split(np.arange(self.update_size(update)), self.world_size)[rank])
+        share = len(self._share(update, self.rank if rank is None else rank))
         return [min(self.batch_size, share - start) for start in range(0, share, self.batch_size)]
 
     def indices(self, update: int, rank: int) -> list[int]:
@@ -93,8 +92,14 @@ class TrainSampler:
 
     def _places(self, update: int, rank: int) -> np.ndarray:
         """Return where in the epoch's order the images of one rank in an update are."""
-        start = self.images_before(update)
-        return np.array_split(np.arange(start, start + self.update_size(update)), self.world_size)[rank]
+        share = self._share(update, rank)
+        return self.images_before(update) + np.arange(share.start, share.stop)
+
+    def _share(self, update: int, rank: int) -> range:
+        """Return the places of a rank's images in an update; the first ranks may have one more."""
+        each, more = divmod(self.update_size(update), self.world_size)
+        first = rank * each + min(rank, more)
+        return range(first, first + each + (rank < more))
 
     def _key(self, index: int, place: int) -> tuple[int, ...]:
         return (self._epoch, index) if self.repeats == 1 else (self._epoch, index, place % self.repeats)

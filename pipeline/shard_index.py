@@ -4,14 +4,17 @@
     INDEX/SPLIT.npz     per shard: name, size, time, numbers of samples, of captions, of labelled ones; written last
 
 INDEX is `.shard-index/` beside the shards, or in the cache directory where that cannot be written. It holds for shards
-of the same names, sizes and times; others are indexed anew.
+of the same names, sizes, times and first and last headers; others are indexed again. An index may be a stranger's, so
+its numbers are checked when it is read.
 """
 
 import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,16 +26,22 @@ import numpy as np
 from tqdm import tqdm
 
 import runtime
-from errors import UserError, abridge, one_line
-from pipeline.shard_scan import PLACES, ShardIndex, scan_shard
+from errors import UserError, abridge, one_line, printable
+from pipeline.folders import is_hidden
+from pipeline.shard_scan import PLACES, LeftOut, ShardIndex, checksum, scan_shard
 from program import terminal
 from storage import atomic
 from storage.array_files import read_arrays
 from storage.cache import cache_dir
+from storage.lock_files import open_lock_file
 
 FOLDER = ".shard-index"
-_VERSION = 2
+_VERSION = 3
 _MOST_INDEX_BYTES = 4 << 30
+_LARGEST_LABEL = 10**9
+_NEW_ADVICE = "delete it, and it is made again"
+# Words by which the name of a shard says to which split it belongs; a shard without one is of the train split.
+_OTHER_SPLITS = {"val": ("val", "valid", "validation"), "test": ("test", "testing", "eval", "dev")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +57,7 @@ class SplitIndex:
         counts: {"none" | "caption" | "labels": [S] int64}, samples, and those with a caption or labels.
         largest_label: of all samples; -1 without any.
         damaged: messages on damaged shards.
+        left_out: what is in the shards and is not used.
     """
 
     folder: Path
@@ -58,26 +68,34 @@ class SplitIndex:
     counts: dict[str, np.ndarray]
     largest_label: int
     damaged: list[str]
+    left_out: LeftOut
 
     def shard(self, number: int) -> Path:
         """Return the file of a shard."""
         return self.folder / os.fsdecode(bytes(self.names[number]))
 
     def read(self, number: int) -> ShardIndex:
-        """Read the index of a shard; raise UserError if it is damaged."""
-        shard = self.shard(number)
-        return read_shard_index(_index_of(self.index_folder, shard), int(self.sizes[number]), int(self.times[number]))
+        """Read the index of a shard; raise UserError if it is damaged, or the shard is another one by now."""
+        shard, file = self.shard(number), _index_of(self.index_folder, self.shard(number))
+        found = read_shard_index(file, shard, int(self.sizes[number]), int(self.times[number]))
+        for needs, counts in self.counts.items():
+            if len(found.chosen(needs)) != counts[number]:
+                raise UserError(f"{file}: damaged, or of another shard; delete {file.parent}, and it is made again")
+        return found
 
 
 def open_split(folder: Path, split: str) -> SplitIndex:
-    """Return the index of all `.tar` files of a folder; what is not there yet is made, with a progress bar.
+    """Return the index of the `.tar` files of a split; what is not there yet is made, with a progress bar.
+
+    Args:
+        folder: that of the split, or one in which the names of the shards say to which split they belong.
 
     Raises:
         UserError: if there are no shards, or one cannot be read.
     """
-    shards = _list_shards(folder)
+    shards = _list_shards(folder, None if folder.name == split else split)
     if not shards.names:
-        raise UserError(f"{folder}: holds no .tar files")
+        raise UserError(f"{folder}: holds no .tar files of the {split} split")
     index_folder = _index_folder(folder)
     with _locked(index_folder / f"{split}.lock"):  # ranks of one machine wait for the first
         file = index_folder / f"{split}.npz"
@@ -97,10 +115,31 @@ class Shards(NamedTuple):
     times: list[int]
 
 
-def _list_shards(folder: Path) -> Shards:
+def split_of(name: str) -> str:
+    """Return the split that the name of a shard tells: "train", "val" or "test"."""
+    words = re.split(r"[^a-z]+", name.removesuffix(".tar").lower())
+    return next((split for split, own in _OTHER_SPLITS.items() if set(words) & set(own)), "train")
+
+
+def other_files(folder: Path, split: str | None) -> LeftOut:
+    """Return what is beside the shards of a split in their folder; `split` as in `open_split`."""
+    left_out = LeftOut()
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_file())
+    for name in names:
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix == ".tar" and split not in (None, split_of(name)):
+            left_out.add(f"(whole shards) are of the {split_of(name)} split", name)
+        elif suffix not in (".tar", ".json", ".parquet"):  # img2dataset writes these two beside its shards
+            left_out.add(f"(whole files) have the suffix {printable(suffix, 20) or '(none)'}", name)
+    return left_out
+
+
+def _list_shards(folder: Path, split: str | None) -> Shards:
     try:
         with os.scandir(folder) as entries:
-            found = [(e.name, e.stat()) for e in entries if e.name.endswith(".tar") and e.is_file()]
+            tars = [e for e in entries if e.name.endswith(".tar") and not is_hidden(e.name) and e.is_file()]
+            found = [(e.name, e.stat()) for e in tars if split in (None, split_of(e.name))]
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed: {error.strerror}") from error
     found.sort(key=lambda pair: pair[0])
@@ -111,10 +150,16 @@ def _list_shards(folder: Path) -> Shards:
 
 def _index_folder(folder: Path) -> Path:
     beside = folder / FOLDER
+    if beside.is_symlink():  # into what somebody else has
+        return _in_cache(folder)
     with contextlib.suppress(OSError):
         beside.mkdir(exist_ok=True)
     if os.access(beside, os.W_OK) or (beside.is_dir() and not os.access(folder, os.W_OK) and any(beside.glob("*.npz"))):
         return beside
+    return _in_cache(folder)
+
+
+def _in_cache(folder: Path) -> Path:
     elsewhere = cache_dir() / "shards" / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     elsewhere.mkdir(parents=True, exist_ok=True)
     return elsewhere
@@ -123,14 +168,16 @@ def _index_folder(folder: Path) -> Path:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     try:
-        lock = open(path, "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        lock = open_lock_file(path)
     except OSError:  # a disk that cannot be written has a whole index, or an error follows
         yield
         return
-    with lock:
+    try:
         with contextlib.suppress(OSError):  # not every network disk can lock; files are written whole anyway
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _index_of(index_folder: Path, shard: Path) -> Path:
@@ -146,7 +193,7 @@ def _make_all(folder: Path, index_folder: Path, shards: Shards) -> None:
     for name, size, time_ns in zip(*shards, strict=True):
         index = _index_of(index_folder, folder / name)
         with contextlib.suppress(UserError):
-            read_shard_index(index, size, time_ns)
+            read_shard_index(index, folder / name, size, time_ns)
             continue
         jobs.append((str(folder / name), str(index), size, time_ns))
     if not jobs:
@@ -168,33 +215,67 @@ def _make_index(job: tuple[str, str, int, int]) -> None:
             "label_ends": found.label_ends,
             "has_caption": found.has_caption,
             "damage": np.array(found.damage),
-            "shard": np.array([_VERSION, size, time_ns]),
+            "left_out": np.array(json.dumps(found.left_out)),
+            "last_header": np.array(found.last_header),
+            "shard": np.array([_VERSION, size, time_ns, checksum(Path(shard), found.last_header)]),
         },
     )
 
 
-def read_shard_index(file: Path, shard_size: int, shard_time: int) -> ShardIndex:
-    """Read the index of a shard, and check that its places are inside.
+def read_shard_index(file: Path, shard: Path, shard_size: int, shard_time: int) -> ShardIndex:
+    """Read the index of a shard, and check its numbers, and that it is of this shard.
 
     Raises:
         UserError: if it is missing, damaged, or of another state of the shard.
     """
-    arrays = read_arrays(file, _MOST_INDEX_BYTES, "delete it, and it is made anew")
+    arrays = read_arrays(file, _MOST_INDEX_BYTES, _NEW_ADVICE)
     try:
         places = {kind: arrays[kind] for kind in PLACES}
-        labels, ends = arrays["labels"], arrays["label_ends"]
-        is_good = arrays["shard"].tolist() == [_VERSION, shard_size, shard_time]
-        count = len(ends)
-        is_good &= all(place.shape == (count, 2) and place.dtype == np.int64 for place in places.values())
-        is_good &= arrays["has_caption"].shape == (count,) and (count == 0 or ends[-1] == len(labels))
-        is_good &= all(((p[:, 0] < 0) | (p[:, 0] + p[:, 1] <= shard_size)).all() for p in places.values())
-        is_good &= bool((places["image"] >= 0).all())
-        found = ShardIndex(places, labels, ends, arrays["has_caption"].astype(bool), str(arrays["damage"]))
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise UserError(f"{file}: damaged ({one_line(error)}); delete it, and it is made anew") from error
+        labels, ends, last_header = arrays["labels"], arrays["label_ends"], int(arrays["last_header"])
+        found = ShardIndex(
+            places,
+            labels,
+            ends,
+            arrays["has_caption"].astype(bool),
+            str(arrays["damage"]),
+            _left_out_of(str(arrays["left_out"])),
+            last_header,
+        )
+        is_good = _are_sane(found, shard_size) and 0 <= last_header < max(1, shard_size)
+        is_good = is_good and arrays["shard"].tolist()[:3] == [_VERSION, shard_size, shard_time]
+        is_good = is_good and arrays["shard"].tolist()[3:] == [checksum(shard, last_header)]
+    except (KeyError, ValueError, TypeError, IndexError, OSError) as error:
+        raise UserError(f"{file}: damaged ({printable(one_line(error))}); {_NEW_ADVICE}") from error
     if not is_good:
-        raise UserError(f"{file}: damaged, or of another shard; delete {file.parent}, and it is made anew")
+        raise UserError(f"{file}: damaged, or {shard} was replaced; delete {file.parent}, and it is made again")
     return found
+
+
+def _are_sane(index: ShardIndex, shard_size: int) -> bool:
+    """Return True if places are inside of the shard, and labels and their numbers as they are written."""
+    count, labels, ends = len(index.label_ends), index.labels, index.label_ends
+    if any(place.shape != (count, 2) or place.dtype != np.int64 for place in index.places.values()):
+        return False
+    if labels.ndim != 1 or ends.ndim != 1 or labels.dtype != np.int64 or ends.dtype != np.int64:
+        return False
+    is_good = index.has_caption.shape == (count,) and (ends[-1] if count else 0) == len(labels)
+    is_good &= bool((np.diff(ends, prepend=0) >= 0).all() and ((labels >= 0) & (labels < _LARGEST_LABEL)).all())
+    is_good &= bool((index.places["image"] >= 0).all())
+    for place in index.places.values():
+        absent = (place == -1).all(axis=1)
+        inside = (place >= 0).all(axis=1) & (place[:, 0] <= shard_size) & (place[:, 1] <= shard_size - place[:, 0])
+        is_good &= bool((absent | inside).all())
+    return is_good
+
+
+def _left_out_of(text: str) -> LeftOut:
+    """Read what `json.dumps` wrote of a `LeftOut`; raise ValueError for anything else."""
+    left_out, values = LeftOut(), json.loads(text)
+    for reason, (count, name) in dict(values).items():
+        if type(count) is not int or count < 1 or not isinstance(name, str):
+            raise ValueError("what was left out is not as it was written")
+        left_out.add(printable(reason, 120), name, count)
+    return left_out
 
 
 # ---- all shards of a split ----------------------------------------------------------------------
@@ -202,15 +283,17 @@ def read_shard_index(file: Path, shard_size: int, shard_time: int) -> ShardIndex
 
 def _summarise(folder: Path, index_folder: Path, shards: Shards) -> SplitIndex:
     counts, largest, damaged = {"none": [], "caption": [], "labels": []}, -1, []
+    left_out = LeftOut()
     for name, size, time_ns in zip(*shards, strict=True):
-        index = read_shard_index(_index_of(index_folder, folder / name), size, time_ns)
+        index = read_shard_index(_index_of(index_folder, folder / name), folder / name, size, time_ns)
         for needs, of_shards in counts.items():
             of_shards.append(len(index.chosen(needs)))
         largest = max(largest, int(index.labels.max(initial=-1)))
         damaged += [index.damage] if index.damage else []
+        left_out.merge(index.left_out)
     arrays = {needs: np.array(of_shards, np.int64) for needs, of_shards in counts.items()}
     sizes, times = np.array(shards.sizes, np.int64), np.array(shards.times, np.int64)
-    return SplitIndex(folder, index_folder, _as_bytes(shards.names), sizes, times, arrays, largest, damaged)
+    return SplitIndex(folder, index_folder, _as_bytes(shards.names), sizes, times, arrays, largest, damaged, left_out)
 
 
 def _as_bytes(names: list[str]) -> np.ndarray:
@@ -221,6 +304,7 @@ def split_arrays(split: SplitIndex) -> dict[str, np.ndarray]:
     """Return what SPLIT.npz holds."""
     counts = {f"count_{needs}": array for needs, array in split.counts.items()}
     about = {"largest_label": np.array(split.largest_label), "damaged": np.array(split.damaged, str)}
+    about["left_out"] = np.array(json.dumps(split.left_out))
     about |= {"sizes": split.sizes, "times": split.times, "version": np.array(_VERSION)}
     return {"names": split.names, **counts, **about}
 
@@ -230,17 +314,20 @@ def read_split(file: Path, folder: Path, index_folder: Path, shards: Shards) -> 
     if not file.is_file():
         return None
     try:
-        arrays = read_arrays(file, _MOST_INDEX_BYTES, "delete it, and it is made anew")
+        arrays = read_arrays(file, _MOST_INDEX_BYTES, _NEW_ADVICE)
         counts = {needs: arrays[f"count_{needs}"] for needs in ("none", "caption", "labels")}
         largest, damaged = int(arrays["largest_label"]), arrays["damaged"].tolist()
+        left_out = _left_out_of(str(arrays["left_out"]))
         found = SplitIndex(
-            folder, index_folder, arrays["names"], arrays["sizes"], arrays["times"], counts, largest, damaged
+            folder, index_folder, arrays["names"], arrays["sizes"], arrays["times"], counts, largest, damaged, left_out
         )
         is_same = int(arrays["version"]) == _VERSION and np.array_equal(found.names, _as_bytes(shards.names))
         is_same &= np.array_equal(found.sizes, shards.sizes) and np.array_equal(found.times, shards.times)
     except (UserError, KeyError, ValueError, TypeError):
         return None
-    return found if is_same and all(len(array) == len(shards.names) for array in counts.values()) else None
+    is_same &= all(array.dtype == np.int64 and array.shape == (len(shards.names),) for array in counts.values())
+    is_same = is_same and all((array >= 0).all() and (array <= counts["none"]).all() for array in counts.values())
+    return found if is_same and -1 <= largest < _LARGEST_LABEL else None
 
 
 def write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -1,8 +1,9 @@
 """What is in a WebDataset shard: its samples, and where their images, captions and labels are.
 
-A shard is an uncompressed tar file, whose members with a common name before the first dot are a sample: an image
-(`.jpg .jpeg .png .webp`) with a caption (`.txt`), labels (`.cls`: whole numbers with commas) or both (`.json` with
-`caption` and `labels`; `.txt` and `.cls` go first). img2dataset writes such shards. No member is unpacked to disk.
+A shard is an uncompressed tar file. Members of the same name before the last dot are a sample: an image with a caption
+(`.txt`), labels (`.cls`: whole numbers with commas) or both (`.json` with `caption` and `labels`; `.txt` and `.cls` go
+first). img2dataset writes such shards. Where a sample `a` has an image, `a.x.png` is a further field of it, and is left
+out. No member is unpacked to disk. Everything that is left out is counted by its reason.
 """
 
 import dataclasses
@@ -10,17 +11,45 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from errors import one_line, printable
+from pipeline.decoding import FORMAT_OF_SUFFIX
+from pipeline.folders import is_hidden
 from pipeline.image_lists import labels_of_json, parse_labels
+from storage.text_files import decode_text
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = tuple(FORMAT_OF_SUFFIX)
 PLACES = ("image", "text", "json")  # of a sample's members
 _KINDS = {".txt": "text", ".cls": "cls", ".json": "json"}
 _MOST_TEXT_BYTES = 1 << 20  # of a caption or its JSON
+_MOST_IMAGE_BYTES = 1 << 30
+_MOST_HEADER_BYTES = 1 << 16  # of a long name, or of attributes
+_MOST_TAIL_BYTES = 16 << 20  # behind the last member
+_MOST_MEMBERS = 4_000_000
+_MOST_REASONS = 40
+
+
+class LeftOut(dict):
+    """{reason: [number of members, one of them]}: what is in shards and is not used."""
+
+    def add(self, reason: str, name: str, count: int = 1) -> None:
+        """Count a member; behind a number of reasons, all others are one."""
+        if reason not in self and len(self) >= _MOST_REASONS:
+            reason = "are left out for other reasons"
+        self.setdefault(reason, [0, printable(name, 80)])[0] += count
+
+    def merge(self, other: "LeftOut") -> None:
+        """Add the counts of another shard."""
+        for reason, (count, name) in other.items():
+            self.add(reason, name, count)
+
+    def notes(self, origin: str | Path) -> list[str]:
+        """Return lines for the user."""
+        return [f"{origin}: {count:,} members {reason}: {name}" for reason, (count, name) in self.items()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +62,8 @@ class ShardIndex:
         label_ends: [n] int64, where those of each sample end.
         has_caption: [n] bool.
         damage: what is wrong with the shard, or empty; samples before the damage are good.
+        left_out: what is not used.
+        last_header: offset of the header of the last member.
     """
 
     places: dict[str, np.ndarray]
@@ -40,6 +71,8 @@ class ShardIndex:
     label_ends: np.ndarray
     has_caption: np.ndarray
     damage: str = ""
+    left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
+    last_header: int = 0
 
     def __len__(self) -> int:
         return len(self.label_ends)
@@ -60,23 +93,44 @@ class ShardIndex:
         return np.flatnonzero(self.has_caption if needs == "caption" else self.num_labels > 0)
 
 
+class _Headers(io.RawIOBase):
+    """A file of which only headers are read: a header that claims more is an error, and takes no memory."""
+
+    def __init__(self, file: io.BufferedReader):
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {size:,} bytes")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
 def scan_shard(shard: Path) -> ShardIndex:
-    """Read the headers, captions and labels of a shard; damage ends it, and is told."""
-    samples, damage = _Samples(), ""
+    """Read the headers, captions and labels of a shard; damage ends it, and is named."""
+    samples, damage, last_header, number = _Samples(), "", 0, 0
     try:
-        with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            size = os.fstat(file.fileno()).st_size
+        with open(shard, "rb") as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+            size, position = os.fstat(file.fileno()).st_size, -1
             for member in tar:
-                if not member.isreg() or member.issparse():
-                    continue
+                tar.members.clear()  # it would remember millions
+                number += 1
+                if tar.offset <= position or number > _MOST_MEMBERS:
+                    raise tarfile.ReadError(f"its headers are damaged near {printable(member.name, 60)}")
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"ends within {printable(member.name, 60)}")
+                position, last_header = tar.offset, member.offset
                 samples.add(member, file)
             _check_end(file, tar.offset, size)
-    except (OSError, tarfile.TarError, ValueError, EOFError) as error:
-        damage = f"{shard}: damaged ({one_line(error)})"
-    kept = [sample for sample in samples.all if "image" in sample]
-    labels = [_labels(sample) for sample in kept]
+    except (OSError, tarfile.TarError, ValueError, EOFError, RecursionError) as error:
+        damage = f"{shard}: damaged ({printable(one_line(error))})"
+    kept = samples.with_images()
+    labels = [sample.get("labels") or sample.get("json_labels") or () for sample in kept]
     places = {
         kind: np.array([sample.get(kind, (-1, -1)) for sample in kept], np.int64).reshape(-1, 2) for kind in PLACES
     }
@@ -86,7 +140,16 @@ def scan_shard(shard: Path) -> ShardIndex:
         np.cumsum([len(own) for own in labels], dtype=np.int64),
         np.array([bool(sample.get("caption") or sample.get("json_caption")) for sample in kept], bool),
         damage,
+        samples.left_out,
+        last_header,
     )
+
+
+def checksum(shard: Path, last_header: int) -> int:
+    """Return a sum of the first and the last header of a shard, which another shard of the same size does not have."""
+    with open(shard, "rb") as file:
+        first = os.pread(file.fileno(), tarfile.BLOCKSIZE, 0)
+        return zlib.crc32(os.pread(file.fileno(), tarfile.BLOCKSIZE, last_header), zlib.crc32(first))
 
 
 def _check_end(file: io.BufferedReader, offset: int, size: int) -> None:
@@ -94,71 +157,100 @@ def _check_end(file: io.BufferedReader, offset: int, size: int) -> None:
     if size - offset < tarfile.BLOCKSIZE:
         raise tarfile.ReadError("its end is missing")
     file.seek(offset)
-    while chunk := file.read(1 << 20):
-        if chunk.strip(b"\0"):
-            raise tarfile.ReadError(f"no file follows at byte {offset:,}, but other data")
-
-
-def _labels(sample: dict) -> tuple[int, ...]:
-    return sample.get("labels") or sample.get("json_labels") or ()
+    if file.read(_MOST_TAIL_BYTES).strip(b"\0"):
+        raise tarfile.ReadError(f"no file follows at byte {offset:,}, but other data")
 
 
 class _Samples:
     """The samples of a shard, as its members are read.
 
     Attributes:
-        all: what is known of each, in order.
+        left_out: members that are not used.
     """
 
     def __init__(self):
-        self.all: list[dict] = []
+        self.left_out = LeftOut()
+        self._all: list[tuple[str, dict]] = []
         self._current: dict[str, dict] = {}
 
     def add(self, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
-        """Add a member to the sample that it belongs to; one that the sample has already begins a new one.
-
-        A text that cannot be understood counts as none.
-        """
-        folder, _, name = member.name.rpartition("/")
-        key, dot, rest = name.partition(".")
-        suffix, place = f"{dot}{rest}".lower(), (member.offset_data, member.size)
-        kind = "image" if suffix in IMAGE_SUFFIXES else _KINDS.get(suffix)
-        if kind is None:
+        """Add a member to the sample that it belongs to; one that the sample has already begins a new one."""
+        parts = member.name.split("/")
+        stem, suffix = os.path.splitext(parts[-1])
+        kind = "image" if suffix.lower() in IMAGE_SUFFIXES else _KINDS.get(suffix.lower())
+        if member.isdir():
             return
-        sample = self._current.get(f"{folder}/{key}")
+        if any(is_hidden(part) for part in parts if part.strip(".")):
+            self.left_out.add("are hidden, or of an operating system", member.name)
+        elif not member.isreg() or member.issparse():
+            self.left_out.add("are links or other special files", member.name)
+        elif kind is None:
+            self.left_out.add(f"have the suffix {printable(suffix.lower(), 20) or '(none)'}", member.name)
+        elif member.size > (_MOST_IMAGE_BYTES if kind == "image" else _MOST_TEXT_BYTES):
+            self.left_out.add(f"are larger than {suffix.lower()} files are", member.name)
+        else:
+            self._put("/".join([*parts[:-1], stem]), kind, member, file)
+
+    def _put(self, key: str, kind: str, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
+        sample = self._current.get(key)
         if sample is None or kind in sample:
-            sample = self._current[f"{folder}/{key}"] = {}
-            self.all.append(sample)
-        sample[kind] = place
-        if kind != "image" and member.size <= _MOST_TEXT_BYTES:
-            text = os.pread(file.fileno(), member.size, member.offset_data).decode("utf-8", "replace")
-            sample |= _understood(kind, text)
+            sample = self._current[key] = {}
+            self._all.append((key, sample))
+        sample[kind] = (member.offset_data, member.size)
+        if kind != "image":
+            try:
+                sample |= _understood(kind, os.pread(file.fileno(), member.size, member.offset_data))
+            except ValueError as error:
+                self.left_out.add(f"({'.' + kind}) are not understood ({printable(error, 60)})", member.name)
+
+    def with_images(self) -> list[dict]:
+        """Return what is known of each sample with an image, in order."""
+        images = {key for key, sample in self._all if "image" in sample}
+        kept = []
+        for key, sample in self._all:
+            folder, slash, stem = key.rpartition("/")
+            first = f"{folder}{slash}{stem.partition('.')[0]}"
+            if "image" not in sample:
+                self.left_out.add("have no image", key, sum(kind in sample for kind in (*PLACES, "cls")))
+            elif first != key and first in images:
+                self.left_out.add("are further fields of a sample that has an image", key)
+            else:
+                kept.append(sample)
+        return kept
 
 
-def _understood(kind: str, text: str) -> dict[str, object]:
-    """Return what a text member says."""
+def _understood(kind: str, content: bytes) -> dict[str, object]:
+    """Return what a text member says; raise ValueError where it is not as it should be."""
+    text = decode_text(content) if kind != "text" else caption_of(content)
     if kind == "text":
-        return {"caption": text.strip()}
-    if kind == "json":
-        caption, labels = parse_json(text)
-        return {"json_caption": caption, "json_labels": labels}
-    try:
-        return {"labels": parse_labels(text)}
-    except ValueError:
-        return {}
+        return {"caption": text}
+    if kind == "cls":
+        return {"labels": parse_labels(text.strip())}
+    caption, labels = parse_json(text)
+    return {"json_caption": caption, "json_labels": labels}
+
+
+def caption_of(content: bytes) -> str:
+    """Return the caption in a text member."""
+    return " ".join(content.decode("utf-8-sig", "replace").split())
 
 
 def parse_json(text: str) -> tuple[str, tuple[int, ...]]:
-    """Return caption and labels of a sample's JSON; what it does not have, or not as it should be, is empty."""
+    """Return caption and labels of a sample's JSON; what it does not have is empty.
+
+    Raises:
+        ValueError: if it is no JSON, or one of them is not as it should be.
+    """
+    if not text:
+        return "", ()
     try:
         values = json.loads(text)
-    except (ValueError, RecursionError):
-        return "", ()
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
     if not isinstance(values, dict):
-        return "", ()
+        raise ValueError("no object")
     caption = values.get("caption")
-    try:
-        labels = labels_of_json(values.get("labels", values.get("label", values.get("cls"))))
-    except ValueError:
-        labels = ()
-    return (" ".join(caption.split()) if isinstance(caption, str) else ""), labels
+    if not isinstance(caption, (str, type(None))):
+        raise ValueError("its caption is no text")
+    labels = labels_of_json(values.get("labels", values.get("label", values.get("cls"))))
+    return " ".join((caption or "").split()), labels

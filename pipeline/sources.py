@@ -1,113 +1,74 @@
-"""Sources of images, in files and in memory, and their decoding."""
+"""Sources of images: one split of a data set, in files, in memory, or some images of another source."""
 
 import contextlib
-import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from errors import UserError, one_line, printable
+from errors import abridge, one_line, printable
+from pipeline.decoding import as_mode, decode
 from storage.regular_files import read_regular_file
 
-# Image files of a data set have one of these suffixes. Pillow is told the formats, because it would go by content, and
-# start Ghostscript for an EPS file of any name.
-FORMAT_OF_SUFFIX = {
-    **dict.fromkeys((".jpg", ".jpeg"), "JPEG"),
-    ".png": "PNG",
-    ".bmp": "BMP",
-    ".webp": "WEBP",
-    ".gif": "GIF",
-    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
-    **dict.fromkeys((".ppm", ".pgm"), "PPM"),
-}
 _MOST_BYTES = 1 << 30  # of a photo
-PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SKIP_ADVICE = "; -opts DATA.BAD_IMAGES skip goes on without it"
-FORMATS = tuple(dict.fromkeys(FORMAT_OF_SUFFIX.values()))
 
 
-def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
-    """Read the header of an encoded image; the pixels are decoded later, by its `load`.
-
-    Raises:
-        ValueError: if it is of another format, or claims more pixels than a photo has.
-    """
-    try:
-        image = Image.open(io.BytesIO(data), formats=formats)
-    except UnidentifiedImageError as error:  # Pillow's message contains a memory address
-        raise ValueError(f"its content is of none of the formats {', '.join(formats)}") from error
-    if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow itself refuses twice as many
-        raise ValueError(f"claims {image.width}x{image.height} pixels, which looks like a decompression bomb")
-    return image
-
-
-def find_images(folder: Path) -> list[Path]:
-    """List the image files below a folder, in order; linked folders count, too.
-
-    A folder that is reached in several ways, by links, is listed once.
-
-    Raises:
-        UserError: if a folder cannot be read.
-    """
-    found, waiting, seen = [], [Path(folder)], set()
-    while waiting:
-        current = waiting.pop()
-        try:
-            about = current.stat()
-            if (about.st_dev, about.st_ino) in seen:
-                continue
-            seen.add((about.st_dev, about.st_ino))
-            with os.scandir(current) as entries:
-                listed = sorted(entries, key=lambda entry: entry.name, reverse=True)
-        except FileNotFoundError:  # a class without images
-            continue
-        except OSError as error:
-            raise UserError(f"{printable(current)}: cannot be listed: {error.strerror}") from error
-        waiting += [current / entry.name for entry in listed if entry.is_dir()]
-        found += [current / entry.name for entry in listed if _is_image(entry.name) and not entry.is_dir()]
-    return sorted(found)
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in FORMAT_OF_SUFFIX
-
-
-class EncodedImages:
-    """Images that are encoded until they are needed.
+class Source:
+    """The images of one split, with what is known of each.
 
     Attributes:
-        labels: [N] int64; -1 where there is none.
-        origin: what lists them, for messages.
-        class_names: in label order, if the data set has names.
+        labels: [N] int64, -1 where there is none; or N lists of labels.
+        origin: what lists the images, for messages.
+        class_names: in label order; None for a set without.
+        captions: N texts; None for a set without.
+        notes: lines on what is there and is not used, and why.
+        is_encoded: `read` returns the file of an image.
+        order: (seed, epoch) -> order of an epoch's images, see `samplers.TrainSampler`; None: all at random.
     """
 
-    labels: np.ndarray
-    origin: Path
-    class_names: list[str] | None
+    labels: np.ndarray | Sequence[Sequence[int]]
+    origin: str | Path
+    class_names: list[str] | None = None
+    captions: Sequence[str] | None = None
+    notes: Sequence[str] = ()
+    is_encoded = False
+    order: Callable | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int) -> bytes:
-        """Return an encoded image."""
-        raise NotImplementedError
-
     def describe(self, index: int) -> str:
         """Name an image in a message."""
+        return f"{self.origin} image {index}"
+
+    def image(self, index: int) -> Image.Image:
+        """Return a decoded image, of any mode."""
         raise NotImplementedError
+
+    def read(self, index: int) -> bytes:
+        """Return the file of an image, where `is_encoded`."""
+        raise NotImplementedError
+
+    def missing(self) -> list[str]:
+        """Return the paths of images that are not there, where that can be seen without reading them."""
+        return []
 
     def alternative(self, index: int, attempt: int) -> int:
         """Return the image to take in the place of one that cannot be read, at an attempt from 1 on."""
         return (index + attempt) % len(self)
 
+
+class EncodedImages(Source):
+    """Images that are encoded until they are needed."""
+
+    is_encoded = True
+
     def image(self, index: int) -> Image.Image:
-        """Decode an image, see `open_image`."""
-        with open_image(self.read(index)) as image:
-            image.load()
-            return image
+        """Decode an image."""
+        return decode(self.read(index))
 
 
 class FileImages(EncodedImages):
@@ -118,10 +79,20 @@ class FileImages(EncodedImages):
         labels: [N] int64; -1 where there is none.
         origin: what lists them, for messages.
         class_names: of the folders, in label order, if the labels come from folders.
+        notes: on what was left out.
     """
 
-    def __init__(self, paths: list[Path], labels: np.ndarray, origin: Path, class_names: list[str] | None = None):
-        self.paths, self.labels, self.origin, self.class_names = paths, labels, origin, class_names
+    def __init__(
+        self,
+        paths: Iterable[str | Path],
+        labels: np.ndarray,
+        origin: Path,
+        class_names: list[str] | None = None,
+        notes: Sequence[str] = (),
+    ):
+        self.paths = paths if isinstance(paths, PathList) else PathList(map(str, paths))
+        self.labels, self.origin, self.class_names = labels, origin, class_names
+        self.notes = [*notes, *self.paths.oddities(labels, origin)]
 
     def read(self, index: int) -> bytes:
         """Read an image file."""
@@ -131,51 +102,190 @@ class FileImages(EncodedImages):
         """Name an image in a message."""
         return str(self.paths[index])
 
+    def missing(self) -> list[str]:
+        """Return the paths that are no files."""
+        return self.paths.missing()
 
-class ArrayImages:
+
+class ArrayImages(Source):
     """Images in memory: uint8 [N, H, W] or [N, H, W, C], with labels [N] int64."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, origin: str, class_names: list[str] | None = None):
         self.images, self.labels, self.origin, self.class_names = images, labels, origin, class_names
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def describe(self, index: int) -> str:
-        """Name an image in a message."""
-        return f"{self.origin} image {index}"
 
     def image(self, index: int) -> Image.Image:
         """Return an image."""
         return Image.fromarray(self.images[index])
 
 
-class Subset(EncodedImages):
-    """Some images of a source."""
+class Wrapper(Source):
+    """Another source, all of it; subclasses change a part.
 
-    def __init__(self, source: "Source", indices: np.ndarray):
-        self._source, self.indices = source, np.asarray(indices)
-        labels = source.labels
-        is_array = isinstance(labels, np.ndarray)
-        self.labels = labels[self.indices] if is_array else [labels[index] for index in self.indices]
-        self.origin, self.class_names = source.origin, source.class_names
-        captions = getattr(source, "captions", None)
-        self.captions = None if captions is None else [captions[index] for index in self.indices]
+    Args:
+        source: everything that a subclass does not change is taken from it.
+    """
 
-    def read(self, index: int) -> bytes:
-        """Return an encoded image."""
-        return self._source.read(self.indices[index])
+    def __init__(self, source: Source):
+        self._source = source
+        self.labels, self.captions, self.order = source.labels, source.captions, source.order
+        self.origin, self.class_names, self.notes = source.origin, source.class_names, source.notes
+        self.is_encoded = source.is_encoded
+
+    def __len__(self) -> int:
+        return len(self._source)
 
     def describe(self, index: int) -> str:
         """Name an image in a message."""
-        return self._source.describe(self.indices[index])
+        return self._source.describe(index)
 
     def image(self, index: int) -> Image.Image:
-        """Return an image."""
-        return self._source.image(self.indices[index])
+        """Return a decoded image."""
+        return self._source.image(index)
+
+    def read(self, index: int) -> bytes:
+        """Return the file of an image."""
+        return self._source.read(index)
+
+    def missing(self) -> list[str]:
+        """Return the paths of images that are not there."""
+        return self._source.missing()
+
+    def alternative(self, index: int, attempt: int) -> int:
+        """Return the image to take in the place of one that cannot be read."""
+        return self._source.alternative(index, attempt)
 
 
-Source = EncodedImages | ArrayImages
+class Subset(Wrapper):
+    """Some images of a source, in any order; one may be there several times.
+
+    Args:
+        indices: of the images in the source, [N].
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        super().__init__(source)
+        self.indices, self.order = np.asarray(indices), None
+        labels, captions = source.labels, source.captions
+        is_array = isinstance(labels, np.ndarray)
+        self.labels = labels[self.indices] if is_array else [labels[index] for index in self.indices]
+        self.captions = None if captions is None else _Chosen(captions, self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def describe(self, index: int) -> str:
+        """Name an image in a message."""
+        return super().describe(self.indices[index])
+
+    def image(self, index: int) -> Image.Image:
+        """Return a decoded image."""
+        return super().image(self.indices[index])
+
+    def read(self, index: int) -> bytes:
+        """Return the file of an image."""
+        return super().read(self.indices[index])
+
+    def alternative(self, index: int, attempt: int) -> int:
+        """Return the image to take in the place of one that cannot be read."""
+        return (index + attempt) % len(self)
+
+
+class _Chosen:
+    """Some items of a sequence, read when they are needed."""
+
+    def __init__(self, items: Sequence, indices: np.ndarray):
+        self._items, self._indices = items, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int):
+        return self._items[int(self._indices[index])]
+
+
+class PathList(Sequence):
+    """Paths in one block of bytes: a list of a million `Path` objects takes 400 MiB, and this some 60."""
+
+    def __init__(self, paths: Iterable[str]):
+        block, ends = bytearray(), []
+        for path in paths:
+            block += os.fsencode(path)
+            ends.append(len(block))
+        self._block, self._ends = bytes(block), np.array(ends, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Path:
+        return Path(self.text(range(len(self))[index]))
+
+    def text(self, index: int) -> str:
+        """Return a path as a text."""
+        return os.fsdecode(self._block[int(self._ends[index - 1]) if index else 0 : int(self._ends[index])])
+
+    def missing(self) -> list[str]:
+        """Return the paths that are no files: absent, or pipes and devices."""
+        folders: dict[str, int] = {}
+        ids = np.fromiter(
+            (folders.setdefault(os.path.dirname(self.text(index)), len(folders)) for index in range(len(self))),
+            np.int64,
+        )
+        return [printable(self.text(index)) for index in find_missing(ids, list(folders), self.text)]
+
+    def oddities(self, labels: np.ndarray, origin: Path) -> list[str]:
+        """Return notes on paths that are there twice, and on names that are not UTF-8."""
+        notes, keys = [], np.array([hash(self.text(index)) for index in range(len(self))], np.int64)
+        notes += describe_repeats(keys, labels, self.text, origin)
+        if not self._block.isascii():
+            names = (self.text(index) for index in range(len(self)))
+            odd = [printable(name) for name in names if any("\ud800" <= char <= "\udfff" for char in name)]
+            if odd:
+                what = f"{len(odd)} names are not UTF-8, and are shown with escapes: {abridge(odd, 3)}"
+                notes.append(f"{origin}: {what}")
+        return notes
+
+
+def describe_repeats(
+    keys: np.ndarray, labels: np.ndarray, name_of: Callable[[int], str], origin: str | Path
+) -> list[str]:
+    """Return a note on images that are listed more than once, and those that have two labels.
+
+    Args:
+        keys: [N], equal for equal paths.
+        labels: [N], or N lists.
+    """
+    if not (np.diff(np.sort(keys)) == 0).any():
+        return []
+    _, firsts, places = np.unique(keys, return_index=True, return_inverse=True)
+    again = np.flatnonzero(firsts[places] != np.arange(len(keys)))
+    pairs = [(int(firsts[places[index]]), int(index)) for index in again]
+    differing = [(one, two) for one, two in pairs if _plain(labels[one]) != _plain(labels[two])]
+    named = [f"{printable(name_of(one))} as {_plain(labels[one])} and {_plain(labels[two])}" for one, two in differing]
+    with_labels = f", {len(differing)} of them with two labels: {abridge(named, 3)}" if differing else ""
+    return [f"{origin}: {len(again)} images are listed more than once{with_labels}"]
+
+
+def _plain(label: object) -> int | tuple[int, ...]:
+    return tuple(label) if isinstance(label, (list, tuple)) else int(label)
+
+
+def find_missing(folder_ids: np.ndarray, folders: Sequence[str], path_of: Callable[[int], str]) -> list[int]:
+    """Return the indices of paths that are no files, with one listing of each folder.
+
+    Args:
+        folder_ids: [N], places in `folders`.
+        path_of: returns a path by its index.
+    """
+    missing, current, present = [], -1, set()
+    for index in np.argsort(folder_ids, kind="stable").tolist():
+        if folder_ids[index] != current:
+            current, present = int(folder_ids[index]), set()
+            # No directory, or not even a possible name of one.
+            with contextlib.suppress(OSError, ValueError), os.scandir(folders[current] or ".") as entries:
+                present = {entry.name for entry in entries if entry.is_file()}
+        if os.path.basename(path_of(index)) not in present:
+            missing.append(index)
+    return sorted(missing)
 
 
 # ---- decoding -----------------------------------------------------------------------------------
@@ -188,31 +298,6 @@ def read_image(source: Source, index: int, channels: int, upright: bool = True) 
         upright: turn it upright by its EXIF orientation (DATA.EXIF_TRANSPOSE).
     """
     return as_mode(source.image(index), channels, upright)
-
-
-def open_file(path: str | Path) -> Image.Image:
-    """Decode an image file; raise UserError if it cannot be."""
-    try:
-        image = open_image(read_regular_file(Path(path), _MOST_BYTES))
-        image.load()
-        return image
-    except Exception as error:  # damaged files raise nearly anything
-        raise UserError(f"{printable(path)}: cannot be read as an image ({one_line(error)})") from error
-
-
-def as_mode(image: Image.Image, channels: int, upright: bool = True) -> Image.Image:
-    """Return a decoded image of any mode as 8-bit grey (1 channel), RGB (3) or RGBA (4); see `read_image`."""
-    mode = PIL_MODES[channels]
-    if upright:
-        with contextlib.suppress(Exception):  # a damaged EXIF block must not cost us an intact image
-            ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image).astype(np.float32) / 257.0).round().astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"its pixels have mode {image.mode}, whose range is unknown; save it with 8 or 16 bits")
-    elif "transparency" in image.info and mode == "RGB":
-        image = image.convert("RGBA")  # else Pillow warns of palettes
-    return image if image.mode == mode else image.convert(mode)
 
 
 def why_unreadable(source: Source, index: int, channels: int) -> str | None:

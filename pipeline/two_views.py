@@ -96,16 +96,16 @@ def jitter(
         if number < 3:
             enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[number]
             image = enhancer(image).enhance(factors[number])
-        else:
+        elif hue > 0:  # the way through HSV rounds colours
             image = shift_hue(image, shift)
     return image
 
 
 def shift_hue(image: Image.Image, shift: float) -> Image.Image:
-    """Turn the hue by a part of the circle, from -0.5 to 0.5."""
-    turn = round(shift * 255) % 256
-    if turn == 0 or image.mode != "RGB":  # the way through HSV would round colours
+    """Turn the hue by a part of the circle, from -0.5 to 0.5; as the original does, by whole steps towards zero."""
+    if image.mode != "RGB":
         return image
+    turn = int(shift * 255) % 256
     hue, saturation, value = image.convert("HSV").split()
     turned = np.asarray(hue) + np.uint8(turn)  # wraps around
     return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")

@@ -4,6 +4,7 @@ Order of an epoch, a function of (seed, epoch): shards at random, and the images
 """
 
 import collections
+import contextlib
 import os
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import numpy as np
 from errors import UserError
 from pipeline import shard_index
 from pipeline.image_lists import RaggedLists
-from pipeline.shard_scan import ShardIndex, parse_json
+from pipeline.shard_scan import ShardIndex, caption_of, parse_json
 from pipeline.sources import SKIP_ADVICE, EncodedImages
+from storage.text_files import decode_text
 
 WINDOW_SHARDS = 16  # whose images are mixed; of 10,000 images each, as img2dataset writes them: 160,000
 _INDEXES_KEPT = 4 * WINDOW_SHARDS
@@ -25,7 +27,8 @@ class WebShards(EncodedImages):
     """One split of a data set of shards.
 
     Args:
-        root: directory with `SPLIT/*.tar`; for the train split also with `*.tar` itself.
+        root: directory with `SPLIT/*.tar`; or with `*.tar` itself, of which those with val, test or alike in their
+            names are of these splits.
         split: "train" or "val".
         needs: what a sample must have to be taken: "none", "label", "labels" or "caption".
         bad: "error", or "skip": samples before the damage of a shard are used.
@@ -37,12 +40,8 @@ class WebShards(EncodedImages):
         index: of all shards.
     """
 
-    class_names = None
-
     def __init__(self, root: Path, split: str, needs: str, bad: str = "error"):
         folder = root / split if (root / split).is_dir() else root
-        if split == "val" and folder == root:
-            raise UserError(f"{root / split}: no such directory; the val split needs {split}/*.tar")
         self.origin, self._needs = folder, needs
         self.index = shard_index.open_split(folder, split)
         damage = shard_index.describe_damage(self.index)
@@ -55,11 +54,18 @@ class WebShards(EncodedImages):
         if self.num_images == 0:
             what = "images" if needs == "none" else f"images with {'captions' if needs == 'caption' else 'labels'}"
             raise UserError(f"{folder}: its {len(self.counts):,} shards hold no {what}")
+        self.notes = self._describe_left_out(damage, folder, None if folder.name == split else split)
         self.labels = _PerImage(self, self._labels_at)
         has_captions = bool(self.index.counts["caption"].any())
         self.captions = _PerImage(self, self._caption_at) if has_captions else None
         self._indexes: collections.OrderedDict[int, tuple[ShardIndex, np.ndarray]] = collections.OrderedDict()
         self._files: dict[int, int] = {}
+
+    def _describe_left_out(self, damage: str, folder: Path, split: str | None) -> list[str]:
+        notes = [f"damaged shards, used up to the damage: {damage}"] * bool(damage)
+        notes += shard_index.other_files(folder, split).notes(folder) + self.index.left_out.notes(folder)
+        what = "a caption" if self._needs == "caption" else "labels"
+        return notes + [f"{folder}: {self.left_out:,} images without {what} are left out"] * bool(self.left_out)
 
     def __len__(self) -> int:
         return self.num_images
@@ -129,8 +135,9 @@ class WebShards(EncodedImages):
         return found.labels[end - int(found.num_labels_of(row)) : end].tolist()
 
     def _caption_at(self, index: int) -> str:
-        text = " ".join(self._member(index, "text").decode("utf-8", "replace").split())
-        return text or parse_json(self._member(index, "json").decode("utf-8", "replace"))[0]
+        with contextlib.suppress(ValueError):  # of JSON that the index counts as not understood
+            return caption_of(self._member(index, "text")) or parse_json(decode_text(self._member(index, "json")))[0]
+        return ""
 
 
 class _PerImage:

@@ -104,7 +104,7 @@ def _begin(fill: Callable, slots: list[np.ndarray], parent: int) -> None:
     global _fill, _slots
     _fill, _slots = fill, slots
     gc.freeze()  # never collect objects inherited from the parent: freeing its tensors would take Paddle's locks
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides; terminals and schedulers signal all
+    for number in runtime.ENDING_SIGNALS:  # the parent decides; terminals and schedulers signal all
         signal.signal(number, signal.SIG_IGN)
     runtime.end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:

@@ -133,12 +133,16 @@ def check_tensors(file: WeightFile, what: str, tensors: Tensors, expected: Mappi
 
 
 def preprocessing_beside(path: Path) -> dict[str, object]:
-    """Return how the images of a run were normalised, by the YAML beside its weights; empty if there is none."""
+    """Return how the images of a run were normalised, and the names of its classes, by the YAML beside its weights.
+
+    Empty if there is none.
+    """
     try:
         data = get_config(config_beside(path)).DATA
     except UserError:
         return {}
-    return {"DATA.IMAGENET_MEAN": list(data.IMAGENET_MEAN), "DATA.IMAGENET_STD": list(data.IMAGENET_STD)}
+    found = {"DATA.IMAGENET_MEAN": list(data.IMAGENET_MEAN), "DATA.IMAGENET_STD": list(data.IMAGENET_STD)}
+    return found if data.CLASS_NAMES is None else found | {"DATA.CLASS_NAMES": list(data.CLASS_NAMES)}
 
 
 def split(file: WeightFile, prefix: str) -> tuple[Tensors, dict[str, str]]:

@@ -27,7 +27,7 @@ def open_folder(root, name="imagenet2012", split="train", **options):
 def test_list_files_with_spaces(image_folder):
     source = open_folder(image_folder)
     assert len(source) == 24
-    assert source.paths[-1].name == "7 2.jpg"
+    assert source.path(23).name == "7 2.jpg"
     assert np.bincount(source.labels).tolist() == [8, 8, 8]
     assert datasets.check_source(source, num_classes=3, channels=3) == []
 

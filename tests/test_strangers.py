@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 import datasets
 from errors import UserError, escape_controls, printable
 from pipeline import builtin_sets, loading, packed_images, sources
+from pipeline.folders import find_images
 from pipeline.samplers import EvalSampler
 from storage.json_files import read_json
 from tests.helpers.saved_runs import save, trained
@@ -80,10 +82,10 @@ def test_folders_that_links_lead_to_again_are_listed_once(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / "b" / "x.png")
     (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "b" / "here").symlink_to(".")
-    assert [str(path.relative_to(tmp_path)) for path in sources.find_images(tmp_path)] == ["a/b/x.png"]
+    assert [str(path.relative_to(tmp_path)) for path in map(Path, find_images(tmp_path))] == ["a/b/x.png"]
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "c").symlink_to(tmp_path / "a")
-    found = sources.find_images(tmp_path / "linked")
+    found = map(Path, find_images(tmp_path / "linked"))
     assert [str(path.relative_to(tmp_path)) for path in found] == ["linked/c/b/x.png"], "a linked folder counts"
 
 
@@ -92,7 +94,7 @@ def test_many_ways_and_deep_folders_are_no_trouble(tmp_path):
         (tmp_path / f"level{level}").mkdir()
         for name in ("one", "two"):
             (tmp_path / f"level{level}" / name).symlink_to(tmp_path / f"level{level + 1}")
-    assert sources.find_images(tmp_path) == []
+    assert list(find_images(tmp_path)) == []
     deep = tmp_path / "deep"
     deep.mkdir()
     descriptor = os.open(deep, os.O_RDONLY)
@@ -103,7 +105,7 @@ def test_many_ways_and_deep_folders_are_no_trouble(tmp_path):
         descriptor = below
     os.close(descriptor)
     try:
-        assert sources.find_images(deep) == []
+        assert list(find_images(deep)) == []
     finally:  # pytest and Python cannot delete what is so deep
         subprocess.run(["rm", "-rf", str(deep)], check=True)
 
@@ -117,9 +119,9 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(sources.os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match="a: cannot be listed: Permission denied"):
-        sources.find_images(tmp_path)
+        list(find_images(tmp_path))
 
 
 def test_doubles_and_odd_names_are_told(tmp_path):
@@ -131,7 +133,7 @@ def test_doubles_and_odd_names_are_told(tmp_path):
     source = datasets.open_source("imagenet2012", str(tmp_path), "val", num_classes=2)
     (note,) = datasets.check_source(source, num_classes=2, channels=3)
     assert "2 images are listed more than once, 1 of them with two labels: " in note
-    source = sources.FileImages(sources.find_images(tmp_path), np.zeros(2, np.int64), tmp_path)
+    source = sources.FileImages(find_images(tmp_path), np.zeros(2, np.int64), tmp_path)
     (note,) = datasets.check_source(source, num_classes=None, channels=3)
     assert "1 names are not UTF-8, and are shown with escapes: " in note
     assert "caf" in note

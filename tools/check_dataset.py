@@ -54,7 +54,7 @@ def check_split(name: str, data_path: str, split: str, num_classes: int | None, 
             least, most = min(counts.values(), default=0), max(counts.values(), default=0)
             report |= {"smallest_class": least, "largest_class": most}
         limit = max(1, num_classes) if has_labels else None
-        report["warnings"] = datasets.check_source(source, num_classes=limit, channels=channels)
+        report["warnings"] = datasets.check_source(source, num_classes=limit, channels=channels, is_val=split == "val")
     except UserError as error:
         report["problems"].append(str(error))
         return report
@@ -107,7 +107,10 @@ def main(argv: list[str] | None = None) -> int:
             if len(report[title]) > 20:
                 print(f"  {title}: and {len(report[title]) - 20} more")
     is_good = not any(report["problems"] or report["undecodable"] for report in reports.values())
-    print("all is well" if is_good else "not as it should be")
+    is_used = not any(report["warnings"] for report in reports.values())
+    print(
+        "all is well" if is_good and is_used else "usable, but see the warnings" if is_good else "not as it should be"
+    )
     if args.json:
         atomic.write_text(args.json, json.dumps({"ok": is_good, **reports}, indent=1))
     return 0 if is_good else 1

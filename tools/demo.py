@@ -32,7 +32,7 @@ from arguments import Parser
 from errors import UserError
 from methods import networks
 from pipeline import sources
-from pipeline.sources import open_image
+from pipeline.decoding import as_mode, decode
 from pipeline.transforms import eval_transform
 from tools import drawing, evaluate, inputs
 from tools.demo_zeroshot import ZeroShot, add_zero_shot
@@ -94,10 +94,13 @@ class Demo:
 
 
 def _names(config) -> list[str]:
+    if config.DATA.CLASS_NAMES is not None:
+        return evaluate.class_names(config.DATA.CLASS_NAMES, config.MODEL.NUM_CLASSES)
     try:
-        return evaluate.class_names(inputs.open_images(config, "val"), config.MODEL.NUM_CLASSES)
+        own = inputs.open_images(config, "val").class_names
     except UserError:  # the data set need not be here
-        return evaluate.class_names(sources.FileImages([], np.zeros(0), Path()), config.MODEL.NUM_CLASSES)
+        own = None
+    return evaluate.class_names(own, config.MODEL.NUM_CLASSES)
 
 
 def _read(config, photo: str) -> np.ndarray:
@@ -117,8 +120,8 @@ def painted(layers: list[bytes]) -> np.ndarray | None:
     alphas = []
     for layer in layers:
         try:
-            with open_image(layer, ["PNG", "WEBP"]) as image:
-                alphas.append(np.asarray(image.convert("RGBA").resize((_CANVAS_PX, _CANVAS_PX)))[..., 3])
+            image = as_mode(decode(layer, ["PNG", "WEBP"]), channels=4)
+            alphas.append(np.asarray(image.resize((_CANVAS_PX, _CANVAS_PX)))[..., 3])
         except Exception as error:  # whatever was sent
             raise UserError(f"the painted mask cannot be read ({error})") from error
     return np.max(alphas, axis=0) if alphas else None

@@ -13,6 +13,7 @@ import runtime
 runtime.prepare()
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +104,10 @@ def per_class(counts: np.ndarray, names: list[str]) -> list[dict[str, object]]:
     return rows
 
 
-def class_names(source, num_classes: int) -> list[str]:
-    """Return names by label: the data set's own, ImageNet's for 1,000 classes, or numbers."""
-    if source.class_names is not None:
-        return [*source.class_names, *map(str, range(len(source.class_names), num_classes))]
+def class_names(own: Sequence[str] | None, num_classes: int) -> list[str]:
+    """Return names by label: the run's or the data set's own, ImageNet's for 1,000 classes, or numbers."""
+    if own is not None:
+        return [*own, *map(str, range(len(own), num_classes))]
     if num_classes == 1000:
         return [f"{wnid} {name}" for wnid, name in robustness.imagenet_classes()]
     return [str(label) for label in range(num_classes)]
@@ -116,7 +117,7 @@ def evaluate_source(model, config, source, out: Path, columns: np.ndarray | None
     """Evaluate a model on a source, and write tables and a page; returns the scores."""
     notes: list[str] = []
     probabilities, labels = predict(model, inputs.open_loader(config, source, notes), columns)
-    names = class_names(source, config.MODEL.NUM_CLASSES)
+    names = class_names(source.class_names or config.DATA.CLASS_NAMES, config.MODEL.NUM_CLASSES)
     if columns is not None:
         names, labels = [names[column] for column in columns], np.searchsorted(columns, labels)
     extra = {"skipped": len(notes)} if notes else {}
@@ -227,6 +228,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     if args.benchmark == "c":
         return evaluate_corruptions(model, config, config.DATA.DATA_PATH, out)
     source = robustness.open_variant(config.DATA.DATA_PATH)
+    print("".join(f"warning: {note}\n" for note in source.notes), end="")
     columns = np.unique(source.labels) if args.benchmark in ("a", "r") else None
     if columns is not None and len(columns) != 200:
         print(f"warning: {source.origin}: {len(columns)} classes, not the benchmark's 200; scores do not compare")

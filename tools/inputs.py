@@ -8,7 +8,7 @@ import numpy as np
 
 import datasets
 from arguments import Parser
-from config import get_config, image_size_hw
+from config import get_config, image_size_hw, replaced
 from errors import UserError
 from pipeline import loading, sources
 from pipeline.samplers import EvalSampler
@@ -58,11 +58,18 @@ def open_any_images(config, split: str) -> sources.Source:
 
 
 def open_images(config, split: str, needs_labels: bool = True, num_classes: int | None = None) -> sources.Source:
-    """Open a split; labels may have any values unless `num_classes` limits them."""
+    """Open a split.
+
+    Args:
+        num_classes: of a classifier that judges the images: labels must be below it, and are found by the names of
+            its classes. None: labels are the data set's own.
+    """
+    config = config if num_classes is not None else replaced(config, "DATA.CLASS_NAMES", None)
     source = loaders.open_source(config, split, "label" if needs_labels else "none")
     if not isinstance(source.labels, np.ndarray):  # several labels per image, which no tool reads
         source.labels = np.full(len(source), -1, np.int64)
-    for warning in datasets.check_source(source, num_classes=num_classes, channels=config.DATA.IMAGE_CHANNELS):
+    options = {"channels": config.DATA.IMAGE_CHANNELS, "is_val": split == "val"}
+    for warning in datasets.check_source(source, num_classes=num_classes, **options):
         print(f"warning: {warning}")
     return source
 

@@ -3,9 +3,10 @@
     python -m tools.pack_dataset SRC DST [-dataset imagenet2012] [-size 256] [-quality 95]
     python -m tools.pack_dataset -verify DST
 
-SRC is a directory as `-data_path` takes it, DST a new one that takes its place in every recipe. Training photos are
-resized (bicubic) so that their shorter side has -size pixels, never enlarged, and stored as JPEG; -size 0 keeps every
-file as it is. Files of the val split are kept as they are, so that evaluation gives the same numbers. The same command
+SRC is a directory as `-data_path` takes it, DST a new one that takes its place in every recipe. Training photos whose
+shorter side has more than -size pixels are resized to that (bicubic), and stored as JPEG, or as PNG if they have an
+alpha channel; all other files are kept as they are, with -size 0 every one. Those of the val split are kept, too, so
+that evaluation gives the same numbers. The same command
 goes on where it was interrupted. An image that cannot be read is an error, or left out and listed with -skip_bad.
 Lists with captions or several labels (-dataset lists) become WebDataset shards, for -dataset webdataset.
 """
@@ -24,37 +25,52 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 import datasets
 from arguments import Parser, user_path
+from config import DATASETS
 from errors import UserError, abridge
 from pipeline import packed_images
-from pipeline.image_lists import ListedImages, find_list
-from pipeline.sources import FileImages, Source, describe_unreadable, read_image
+from pipeline.decoding import as_mode, decode, suffix_of
+from pipeline.folders import class_folders
+from pipeline.image_lists import ListedImages, find_list, list_names
+from pipeline.sources import Source, describe_unreadable
+from pipeline.web_shards import WebShards
 from program import terminal
 from storage import manifest, run_files
 from tools import pack_shards
 from training import cli
 
-_KINDS = {"L": 1, "LA": 1, "I;16": 1}  # modes that stay grey
 _FIELDS = ("offset", "size", "label")
 
 
-def encode(source: Source, index: int, size: int, quality: int) -> bytes:
-    """Return an image of a source as a file: as it is, or resized to a shorter side of `size` pixels as JPEG."""
-    if size == 0:
-        data = source.read(index)
-        read_image(source, index, 3)  # raises if it cannot be decoded
-        return data
-    image = read_image(source, index, _KINDS.get(source.image(index).mode, 3))
-    scale = size / min(image.size)
-    if scale < 1:
-        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+def encode(source: Source, index: int, size: int, quality: int) -> tuple[str, bytes]:
+    """Return an image of a source as a suffix and the content of a file.
+
+    A file is kept as it is, unless its shorter side has more than `size` pixels. Then it is resized to that, and stored
+    as JPEG, or as PNG if it has an alpha channel. Its EXIF orientation stays a note.
+
+    Args:
+        size: pixels; 0: all files are kept.
+        quality: of a JPEG.
+    """
+    data = source.read(index)
+    image = decode(data)
+    has_alpha = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+    is_grey = image.mode in ("1", "L", "I") or image.mode.startswith("I;16")
+    scale, orientation = size / min(image.size), image.getexif().get(ExifTags.Base.Orientation, 1)
+    pixels = as_mode(image, 4 if has_alpha else 1 if is_grey else 3, upright=False)  # raises if none can be made of it
+    if size == 0 or scale >= 1:
+        return suffix_of(image), data
+    pixels = pixels.resize([max(1, round(side * scale)) for side in pixels.size], Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    if orientation != 1:
+        exif[ExifTags.Base.Orientation] = orientation
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+    pixels.save(buffer, "PNG" if has_alpha else "JPEG", quality=quality, exif=exif)
+    return ".png" if has_alpha else ".jpg", buffer.getvalue()
 
 
 def pack_split(
@@ -87,7 +103,7 @@ def pack_split(
 def _write_shard(pool, source, indices: range, shard: Path, size: int, quality: int, skip_bad: bool) -> None:
     def encode_one(index: int) -> bytes | str:
         try:
-            return encode(source, index, size, quality)
+            return encode(source, index, size, quality)[1]
         except Exception as error:  # damaged files raise nearly anything
             return describe_unreadable(source, index, error)
 
@@ -141,9 +157,9 @@ def pack(
         if split == "val" and not ((src / "val").is_dir() or (src / "val_list.txt").is_file()):
             continue
         source = _open(dataset, src, split, list_outside)
-        if not isinstance(source, FileImages):
+        if not source.is_encoded or isinstance(source, WebShards):
             raise UserError(f"-dataset {dataset}, {src}: image files are packed, and this is something else")
-        datasets.check_source(source, num_classes=None, channels=3)
+        _check(source)
         sources[split] = source
     plan = {"version": packed_images.VERSION, "size": size, "quality": quality, "images_per_shard": per_shard}
     plan |= {"source": {split: _sum_of(source) for split, source in sources.items()}}
@@ -163,13 +179,19 @@ def pack(
     return info
 
 
+def _check(source: Source) -> None:
+    """Check what is packed, and print what is left out; raise UserError as `datasets.check_source`."""
+    for note in datasets.check_source(source, num_classes=None, channels=3):
+        print(f"warning: {note}")
+
+
 def _open(dataset: str, src: Path, split: str, list_outside: bool) -> Source:
     """Open a split with its labels; a folder to pretrain on may have none."""
     options = {"num_classes": 1, "list_outside": list_outside}
     if split == "val" or (src / "train_list.txt").is_file():
         return datasets.open_source(dataset, str(src), split, **options)
     everything = datasets.open_source(dataset, str(src), split, needs="none", **options)
-    if not (src / split).is_dir():
+    if not (src / split).is_dir() or not class_folders(src / split):
         return everything
     labelled = datasets.open_source(dataset, str(src), split, **options)
     if 0 < len(labelled) < len(everything):
@@ -230,6 +252,8 @@ def main(argv: list[str] | None = None) -> int:
         problems = [problem for path in args.paths for problem in verify(Path(path))]
         print("\n".join(problems) or "all is well")
         return 1 if problems else 0
+    if args.dataset not in DATASETS:
+        raise UserError(f"-dataset {args.dataset}: must be one of {', '.join(DATASETS)}")
     if len(args.paths) != 2:
         raise UserError("SRC and DST are needed: where the data set is, and where it goes")
     if args.size < 0 or not 1 <= args.quality <= 100 or args.per_shard < 1:
@@ -255,16 +279,15 @@ def _pack_lists(args, src: Path, dst: Path) -> int:
     plan = {"lists": sums, "size": args.size, "quality": args.quality, "images_per_shard": args.per_shard}
     _begin(dst, plan | {"skip_bad": args.skip_bad})
     for split in ("train", "val"):
-        if split == "val" and not any((src / name).is_file() for name in ("val.tsv", "val.jsonl", "val_list.txt")):
+        if split == "val" and not any((src / name).is_file() for name in list_names(split)):
             continue
         source = ListedImages(find_list(src, split), "none", args.list_outside)
-        datasets.check_source(source, num_classes=None, channels=3)
+        _check(source)
         size = args.size if split == "train" else 0
         done = pack_shards.pack_lists(
             source,
             dst / split,
             lambda index, source=source, size=size: encode(source, index, size, args.quality),
-            ".jpg" if size else "",
             args.per_shard,
             args.skip_bad,
         )

@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 import runtime
 from errors import UserError
-from pipeline.image_lists import ListedImages
-from pipeline.shard_scan import IMAGE_SUFFIXES
+from pipeline.image_lists import Entry, ListedImages
 from pipeline.sources import describe_unreadable
 from program import terminal
 
@@ -26,13 +25,12 @@ def write_tar_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def pack_lists(
-    source: ListedImages, out: Path, encode: Callable[[int], bytes], suffix: str, per_shard: int, skip_bad: bool
+    source: ListedImages, out: Path, encode: Callable[[int], tuple[str, bytes]], per_shard: int, skip_bad: bool
 ) -> dict[str, int | list[str]]:
     """Write the shards of a split below `out`; whole shards of an interrupted call with the same plan are kept.
 
     Args:
-        encode: returns the file of an image.
-        suffix: of these files; empty: that of the image's own file.
+        encode: returns suffix and content of the file of an image.
 
     Returns:
         "images", "shards", and under "bad" what was left out.
@@ -49,31 +47,25 @@ def pack_lists(
             temporary = shard.with_suffix(".tmp")
             with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
                 results = pool.map(lambda index: _try(encode, source, index), indices)
-                for index, data in zip(indices, results, strict=True):
-                    if isinstance(data, str) and not skip_bad:
-                        raise UserError(f"{data}; -skip_bad leaves it out")
-                    if isinstance(data, str):
-                        bad.append(data)
+                for index, result in zip(indices, results, strict=True):
+                    if isinstance(result, str) and not skip_bad:
+                        raise UserError(f"{result}; -skip_bad leaves it out")
+                    if isinstance(result, str):
+                        bad.append(result)
                     else:
-                        _write_sample(tar, source, index, data, suffix)
+                        _write_sample(tar, source.entry(index), index, *result)
             os.replace(temporary, shard)
     return {"images": len(source) - len(bad), "shards": len(starts), "bad": bad}
 
 
-def _try(encode: Callable[[int], bytes], source: ListedImages, index: int) -> bytes | str:
+def _try(encode: Callable, source: ListedImages, index: int) -> tuple[str, bytes] | str:
     try:
         return encode(index)
     except Exception as error:  # damaged files raise nearly anything
         return describe_unreadable(source, index, error)
 
 
-def _write_sample(tar: tarfile.TarFile, source: ListedImages, index: int, data: bytes, suffix: str) -> None:
-    entry = source.entry(index)
-    suffix = suffix or Path(entry.path).suffix.lower()
-    if suffix not in IMAGE_SUFFIXES:  # of a format that shards do not have
-        buffer = io.BytesIO()
-        source.image(index).convert("RGB").save(buffer, "PNG")
-        suffix, data = ".png", buffer.getvalue()
+def _write_sample(tar: tarfile.TarFile, entry: Entry, index: int, suffix: str, data: bytes) -> None:
     write_tar_member(tar, f"{index:09d}{suffix}", data)
     if entry.caption:
         write_tar_member(tar, f"{index:09d}.txt", entry.caption.encode())

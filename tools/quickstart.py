@@ -4,12 +4,12 @@ import runtime
 
 runtime.prepare()
 
+import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import program
 from errors import UserError
 from methods import networks
 from tools import drawing, pages, plots, report
@@ -33,24 +33,15 @@ _STAGES = (
 def run_stage(name: str, mode: str, flags: list[str]) -> float:
     """Run a main script as a user would, and return its seconds."""
     flags = [str(OUTPUT / flag) if flags[index - 1] == "-pretrained" else flag for index, flag in enumerate(flags)]
-    command = [
-        f"main_multi_gpu_{mode}.py",
-        "-cfg",
-        f"configs/digits_{mode}.yaml",
-        "-output",
-        str(OUTPUT),
-        *flags,
-        "-opts",
-        "RUN",
-        name,
-        "REPORT",  # there is one page for all
-        "False",
-    ]
-    print(f"\n==> python {' '.join(command)}", flush=True)
+    settings = ["-opts", "RUN", name, "REPORT", "False"]  # there is one page for all
+    arguments = ["-cfg", f"configs/digits_{mode}.yaml", "-output", str(OUTPUT), *flags, *settings]
+    print(f"\n==> python main_multi_gpu_{mode}.py {' '.join(arguments)}", flush=True)
     started = time.monotonic()
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=runtime.original_environment(), check=False)
-    if done.returncode:
-        raise UserError(f"{command[0]} ended with code {done.returncode}; its message is above")
+    code = cli.run_script(mode, arguments)
+    if code == program.EXIT_STOPPED or code > 128:
+        raise SystemExit(code)
+    if code:
+        raise UserError(f"main_multi_gpu_{mode}.py ended with code {code}; its message is above")
     return time.monotonic() - started
 
 
@@ -92,6 +83,7 @@ def write_report(rows: list[list[object]], path: Path) -> None:
 
 def main() -> None:
     """Run the stages, print the table, write the page; raise if a target is missed."""
+    os.chdir(ROOT)
     for name, _, _ in _STAGES:
         shutil.rmtree(OUTPUT / name, ignore_errors=True)
     secs = {name: run_stage(name, mode, flags) for name, mode, flags in _STAGES}

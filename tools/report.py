@@ -112,9 +112,9 @@ def draw_samples(run_dir: Path) -> str:
 def _draw_predictions(run_dir: Path, config) -> str:
     evaluated = config.MODEL.RESUME or config.MODEL.PRETRAINED
     model, _ = networks.load_classifier(evaluated if config.EVAL else run_dir, config)
-    source = inputs.open_images(config, "val")
+    source = inputs.open_images(config, "val", num_classes=config.MODEL.NUM_CLASSES)
     chosen = sources.Subset(source, np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES])
-    names = evaluate.class_names(source, config.MODEL.NUM_CLASSES)
+    names = evaluate.class_names(source.class_names or config.DATA.CLASS_NAMES, config.MODEL.NUM_CLASSES)
     figure, axes = plots.new_axes(len(chosen), (1.6, 2.1))
     for batch in inputs.open_loader(config, chosen):
         with paddle.no_grad():

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from arguments import user_path
-from datasets import FileImages, find_images
 from errors import UserError, abridge
+from pipeline.folders import LeftOut, class_folders, find_images
+from pipeline.sources import FileImages
 
 BENCHMARKS = ("a", "r", "sketch", "v2", "c")
 # AlexNet's error for each corruption of ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261).
@@ -56,27 +57,28 @@ def open_variant(root: str | Path) -> FileImages:
     folder = _class_folder(user_path(root, "-data_path"))
     labels_of = {wnid: label for label, (wnid, _) in enumerate(imagenet_classes())}
     labels_of |= {str(label): label for label in range(1000)}
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    left_out = LeftOut()
+    names = class_folders(folder, left_out)
     unknown = [name for name in names if name not in labels_of]
     if unknown:
         raise UserError(f"{folder}: neither wnids nor labels of ImageNet: {abridge(unknown, 5)}")
     paths, labels = [], []
     for name in names:
-        found = find_images(folder / name)
+        found = list(find_images(folder / name, left_out))
         paths += found
         labels += [labels_of[name]] * len(found)
     if not paths:
         raise UserError(f"{folder}: no images found")
-    return FileImages(paths, np.array(labels, np.int64), folder)
+    return FileImages(paths, np.array(labels, np.int64), folder, notes=left_out.notes(folder))
 
 
 def _class_folder(root: Path) -> Path:
     """Return the folder that holds the class folders: the root, or the only folder in it."""
     if not root.is_dir():
         raise UserError(f"{root}: no such directory; set it with -data_path")
-    folders = [entry for entry in root.iterdir() if entry.is_dir()]
-    if len(folders) == 1 and not re.fullmatch(r"n\d{8}|\d{1,3}", folders[0].name):
-        return folders[0]
+    folders = class_folders(root)
+    if len(folders) == 1 and not re.fullmatch(r"n\d{8}|\d{1,3}", folders[0]):
+        return root / folders[0]
     return root
 
 

@@ -14,8 +14,6 @@ runtime.prepare()
 
 import itertools
 import json
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +23,6 @@ from arguments import Parser, user_path
 from config import get_config
 from errors import UserError, printable
 from methods import dispatch
-from runtime import ROOT
 from storage import atomic
 from storage.json_files import read_json
 from tools import pages
@@ -95,18 +92,6 @@ def arguments_of(point: dict[str, str], cfg: str, flags: Sequence[str], out: Pat
     return ["-cfg", cfg, *flags, "-output", str(out), "-resume", "auto", "-opts", *settings, "RUN", name_of(point)]
 
 
-def run_point(script: str, arguments: Sequence[str]) -> int:
-    """Run one combination in a process of its own, and return its exit code; a signal is handed on to it."""
-    command = [sys.executable, str(ROOT / f"main_multi_gpu_{script}.py"), *arguments]
-    process = subprocess.Popen(command, env=runtime.original_environment(), start_new_session=True)
-    try:
-        return process.wait()
-    except BaseException:  # of this process: the run saves, and ends
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        raise
-
-
 def read_result(run: Path) -> dict[str, float]:
     """Return the numbers of a run's last evaluation; without one, of its last training record."""
     records = read_log(run)
@@ -135,8 +120,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
         name = name_of(point)
         if name not in done or not (out / name).is_dir():
             print(f"{number} of {len(points)}: {name}", flush=True)
-            code = run_point(script, arguments_of(point, args.cfg, flags, out))
-            if code in (program.EXIT_STOPPED, 130, 143):
+            code = cli.run_script(script, arguments_of(point, args.cfg, flags, out))
+            if code == program.EXIT_STOPPED or code > 128:
                 raise SystemExit(code)
             if code:
                 failed.append(f"{name} (exit code {code})")

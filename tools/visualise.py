@@ -29,9 +29,9 @@ from config import network_of
 from errors import UserError
 from methods import networks
 from pipeline import sources
-from pipeline.sources import open_image
+from pipeline.decoding import as_mode, open_file
+from pipeline.folders import find_images
 from storage import atomic
-from storage.regular_files import read_regular_file
 from tools import inputs, pages
 from tools.drawing import (
     caption_of,
@@ -54,10 +54,10 @@ def read_mask(path: str, grid_hw: tuple[int, int]) -> tuple[np.ndarray, float]:
         noise: [1, N], and the mask ratio that hides what was drawn.
     """
     try:
-        with open_image(read_regular_file(path, 1 << 30)) as picture:
-            drawn = np.asarray(picture.convert("L").resize(grid_hw[::-1], Image.Resampling.BOX))
-    except (OSError, ValueError) as error:
+        picture = as_mode(open_file(path), channels=1)
+    except (UserError, ValueError) as error:
         raise UserError(f"-mask {path}: neither random nor block, nor a picture ({error})") from error
+    drawn = np.asarray(picture.resize(grid_hw[::-1], Image.Resampling.BOX))
     return mask_to_noise(drawn > 127, f"-mask {path}")
 
 
@@ -67,7 +67,7 @@ def named_images(config, paths: list[str], most: int) -> np.ndarray:
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file or directory")
-        files += sources.find_images(path) if path.is_dir() else [path]
+        files += find_images(path) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{', '.join(paths)}: no images found")
     source = sources.FileImages(files, np.full(len(files), -1), Path(paths[0]))
@@ -100,7 +100,7 @@ def _check(args) -> Path:
         raise UserError("-mask_ratio: a drawn mask has its own; leave it out")
     given = [*args.images, args.run, args.mask]
     for folder in filter(Path.is_dir, map(Path, args.images)):
-        given += sources.find_images(folder)
+        given += find_images(folder)
     return inputs.new_file(args.out, ".png", ".html", inputs=given)
 
 

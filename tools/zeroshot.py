@@ -27,7 +27,8 @@ from clip import CLIP, load_clip
 from errors import UserError
 from methods import zero_shot
 from pipeline import prompts
-from pipeline.sources import FORMAT_OF_SUFFIX, Source
+from pipeline.decoding import FORMAT_OF_SUFFIX
+from pipeline.sources import Source
 from storage import atomic, manifest, weight_files
 from storage.cache import cache_dir
 from storage.regular_files import read_regular_file

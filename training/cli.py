@@ -2,14 +2,16 @@
 
 import argparse
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import paddle
 
 import program
 import runtime
-from arguments import Parser
+from arguments import Parser, finite
 from config import DATASETS, get_config
 from errors import UserError
 from pipeline import workers
@@ -79,7 +81,7 @@ def make_parser(script: str, description: str) -> Parser:
         metavar="KEY VALUE",
     )
     add("dry_run", "print the plan (configuration, model, data, batch, schedule), and stop", action="store_true")
-    add("gpu_memory", "with -dry_run: say whether a GPU of so many GiB is enough, without a model or data", type=float)
+    add("gpu_memory", "with -dry_run: say whether a GPU of so many GiB is enough, without a model or data", type=finite)
     add("device", "cpu or gpu (default: gpu if there is one)", choices=("cpu", "gpu"))
     add("nproc", "processes on this node (default: one per visible GPU, or 1 on CPU)", type=int, metavar="N")
     add("nnodes", "number of nodes (default: 1)", type=int, default=1, metavar="N")
@@ -138,6 +140,28 @@ def run(main: Callable[[], object]) -> None:
     program.run(
         main, note_end=launch.note_end, clean_up=workers.kill_all, is_reported_elsewhere=launch.is_reported_elsewhere
     )
+
+
+def run_script(script: str, arguments: Sequence[str]) -> int:
+    """Run a main script in a process of its own, and return its exit code.
+
+    Where a signal asks this process to end, the script gets it, saves, and this process exits with the script's code.
+
+    Args:
+        script: "pretrain", "finetune" or "linearprobe".
+        arguments: its command line.
+    """
+    command = [sys.executable, str(runtime.ROOT / f"main_multi_gpu_{script}.py"), *arguments]
+    process = subprocess.Popen(command, env=runtime.original_environment(), start_new_session=True)
+    try:
+        return process.wait()
+    except program.Interrupted:
+        process.send_signal(signal.SIGTERM)
+        raise SystemExit(process.wait()) from None
+    except BaseException:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise
 
 
 def write_report(run: Run) -> None:

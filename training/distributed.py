@@ -1,7 +1,9 @@
 """Ranks, and what they exchange. Everything works in a single process, too."""
 
 import contextlib
+import logging
 import os
+import tempfile
 
 import numpy as np
 import paddle
@@ -29,7 +31,23 @@ def is_main() -> bool:
 def init() -> None:
     """Join the other processes, if there are any."""
     if world_size() > 1 and not dist.is_initialized():
+        _import_http_server()
         dist.init_parallel_env()
+
+
+def _import_http_server() -> None:
+    """Import Paddle's store for addresses, which makes a file http.log in the working directory; here it makes none."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            from paddle.distributed.fleet.utils import http_server
+        finally:
+            os.chdir(before)
+    for handler in list(http_server._http_server_logger.handlers):
+        http_server._http_server_logger.removeHandler(handler)
+        handler.close()
+    http_server._http_server_logger.addHandler(logging.NullHandler())
 
 
 def wrap(model: nn.Layer) -> nn.Layer:

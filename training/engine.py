@@ -82,7 +82,9 @@ class Training:
         self.images_done: int | None = None
         self.owes_evaluation = False
         self.writer: checkpoints.Writer | None = None
+        self.run_number = 0
         if run.directory is not None:
+            self.run_number = resume.next_run_number(run.directory.parent)
             self.writer = checkpoints.Writer(
                 run.directory, lambda path, is_best: run.log.say(f"saved {path}" + (" (best)" if is_best else ""))
             )
@@ -257,6 +259,7 @@ class Training:
             images_done=self.train_loader.sampler.images_before(update) if update else 0,
             images_per_update=plan.images_per_update,
             ranks=distributed.world_size(),
+            run_number=self.run_number,
             owes_evaluation=self.owes_evaluation,
             best=self.best,
             scaler={key: np.asarray(value).tolist() for key, value in self.scaler.state_dict().items()},
@@ -269,14 +272,17 @@ class Training:
 
     def restore(self) -> None:
         """Load the checkpoint from which the run continues, if any."""
+        logged_step = self.step  # of a new run: records after it are of one that ended before its first checkpoint
         if self.run.resume_from is not None:
-            self._load(self.run.resume_from)
+            logged_step = self._load(self.run.resume_from)
+        self.run.log.rewind(logged_step)
         if not distributed.is_same_on_all_ranks(self.step):
             raise UserError(
                 "-resume: not all nodes see the same checkpoint; -output must be a directory that they share"
             )
 
-    def _load(self, directory: Path) -> None:
+    def _load(self, directory: Path) -> int:
+        """Load a checkpoint, and return its step in the count of the run that saved it."""
         plan, run, log = self.plan, self.run, self.run.log
         state, sampler = resume.read_state(directory), self.train_loader.sampler
         resume.check_identity(state, resume.identity(self.task, plan, run.config), directory)
@@ -285,8 +291,7 @@ class Training:
             write_config(run.directory, run.config)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
-        log.rewind(state.step)
-        self.best = state.best
+        self.best, self.run_number = state.best, state.run_number
         self.step, self.images_done = resume.position(state, plan, sampler)
         is_over = bool(state.images_done) and self.images_done is None  # too few images are left for an update
         self.owes_evaluation = self.eval_loader is not None and (is_over or state.owes_evaluation)
@@ -296,6 +301,7 @@ class Training:
             log.say(change)
         if self.step >= plan.total_steps:
             log.say("nothing is left to do; a larger TRAIN.NUM_EPOCHS goes on")
+        return state.step
 
     def _finish(self) -> None:
         """Wait until every checkpoint is written, on all ranks."""

@@ -26,7 +26,8 @@ import paddle
 
 import runtime
 from errors import UserError
-from program import ENDING_SIGNALS, EXIT_STOPPED, Interrupted, Stopped
+from program import EXIT_STOPPED, Interrupted, Stopped
+from runtime import ENDING_SIGNALS
 from training.heartbeat import Heartbeat
 from training.ranks import Ranks
 
@@ -180,6 +181,8 @@ def _run(command: list[str], job: _Job | None) -> int:
             ranks.look()
             if lost:
                 _end_ranks(launcher, ranks)
+            elif asked and not ranks.are_there and _end_before_ranks(launcher, ranks):
+                break
             elif asked:  # whoever is there by now; a second signal goes to all once more
                 ranks.signal(signal.SIGTERM, again=len(asked) > told)
                 told = len(asked)
@@ -236,6 +239,19 @@ def _end_ranks(launcher: subprocess.Popen, ranks: Ranks) -> None:
     ranks.signal(signal.SIGKILL, again=True)
     launcher.kill()
     launcher.wait()
+
+
+def _end_before_ranks(launcher: subprocess.Popen, ranks: Ranks) -> bool:
+    """End the launcher while it waits for other nodes, where it takes no signal; False if ranks have started."""
+    launcher.send_signal(signal.SIGSTOP)  # it starts none while they are looked for
+    time.sleep(_LOOK_SECS)  # until one that has just been forked has its own environment
+    ranks.look()
+    if ranks.are_there:
+        launcher.send_signal(signal.SIGCONT)
+        return False
+    os.killpg(launcher.pid, signal.SIGKILL)  # with the store that it may have started
+    launcher.wait()
+    return True
 
 
 def _shell_code(code: int) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import datasets
 from config import image_size_hw
 from errors import UserError
-from pipeline import loading, sources
+from pipeline import decoding, loading, sources
 from pipeline.samplers import EvalSampler, TrainSampler
 from pipeline.sources import Subset
 from pipeline.transforms import Transform, eval_transform
@@ -34,7 +34,7 @@ def build_train_loader(
     """
     config = run.config
     source = open_split(config, "train", target, run.log.say)
-    if target == "caption" and getattr(source, "captions", None) is None:
+    if target == "caption" and source.captions is None:
         raise UserError(f"{source.origin}: has no captions, which MODEL.TYPE {config.MODEL.TYPE} needs")
     source = select(config, source)
     accum_iter = config.TRAIN.ACCUM_ITER
@@ -50,9 +50,10 @@ def build_train_loader(
         seed=config.SEED,
         drop_last=config.DATA.DROP_LAST,
         repeats=config.TRAIN.AUG_REPEATS,
-        order=getattr(source, "order", None),
+        order=source.order,
     )
-    return build_loader(config, source, transform, sampler, config.DATA.FAST_DECODE, run.bad_images.append)
+    options = {"fast_decode": config.DATA.FAST_DECODE, "with_captions": target == "caption"}
+    return build_loader(config, source, transform, sampler, note_bad=run.bad_images.append, **options)
 
 
 def build_eval_loader(run: Run, config=None) -> loading.Loader:
@@ -75,6 +76,7 @@ def build_loader(
     sampler: TrainSampler | EvalSampler,
     fast_decode: bool = False,
     note_bad: Callable[[str], None] = print,
+    with_captions: bool = False,
 ) -> loading.Loader:
     """Build a loader with the settings of DATA and SEED; see `loading.Loader` for the arguments."""
     data = config.DATA
@@ -89,6 +91,7 @@ def build_loader(
         fast_decode=fast_decode,
         bad_images=data.BAD_IMAGES,
         note_bad=note_bad,
+        with_captions=with_captions,
     )
 
 
@@ -98,6 +101,7 @@ def open_source(config, split: str, needs: str) -> sources.Source:
     Args:
         needs: what each image must have, see `datasets.open_source`.
     """
+    decoding.allow_pixels(config.DATA.MAX_PIXELS)
     source = datasets.open_source(
         config.DATA.DATASET,
         config.DATA.DATA_PATH,
@@ -107,6 +111,7 @@ def open_source(config, split: str, needs: str) -> sources.Source:
         synthetic_hw=image_size_hw(config),
         list_outside=config.DATA.LIST_OUTSIDE,
         bad_images=config.DATA.BAD_IMAGES,
+        class_names=config.DATA.CLASS_NAMES,
     )
     if split == "train" and config.DATA.TRAIN_LIST is not None:
         return Subset(source, datasets.find_listed(source, config.DATA.TRAIN_LIST, "DATA.TRAIN_LIST"))
@@ -117,7 +122,7 @@ def open_split(config, split: str, needs: str, say: Callable[[str], None]) -> so
     """Open and check one split, and decode a few of its images; `say` gets the lines for the user."""
     source, channels = open_source(config, split, needs), config.DATA.IMAGE_CHANNELS
     num_classes = config.MODEL.NUM_CLASSES if needs in ("label", "labels") else None
-    for warning in datasets.check_source(source, num_classes=num_classes, channels=channels):
+    for warning in datasets.check_source(source, num_classes=num_classes, channels=channels, is_val=split == "val"):
         say(f"warning: {warning}")
     problems = [sources.why_unreadable(source, index, channels) for index in _spread(len(source))]
     problems = [problem for problem in problems if problem]

@@ -162,7 +162,8 @@ def _layers(architecture: Architecture | ClipArchitecture, config, cost: Cost) -
         text, image = architecture.text, architecture.image
         tokens = min(TEXT_TOKENS, text.positions - 2)
         yield _stack(text.tower, batch * tokens, text.mlp_ratio, text.tower.depth, batch * tokens**2)
-        yield _stack(image.encoder, batch * (1 + math.prod(image.grid_hw)), image.mlp_ratio, 0, 0.0, trains=False)
+        if not config.LIT.CACHE_FEATURES or config.EVAL:
+            yield _stack(image.encoder, batch * (1 + math.prod(image.grid_hw)), image.mlp_ratio, 0, 0.0, trains=False)
         return
     num_patches, decoder = math.prod(architecture.grid_hw), architecture.decoder
     hides = decoder is not None
@@ -180,6 +181,8 @@ def _stack(tower: Tower, tokens: float, hidden: float, depth: int, scores: float
 def _inputs(architecture: Architecture | ClipArchitecture, config, cost: Cost) -> float:
     """Return the bytes of images, as the loader and the model have them, and of a decoder's prediction and target."""
     data = config.DATA
+    if isinstance(architecture, ClipArchitecture) and config.LIT.CACHE_FEATURES and not config.EVAL:
+        return 4 * data.BATCH_SIZE * architecture.image.encoder.width
     numbers = cost.views * data.BATCH_SIZE * data.IMAGE_CHANNELS * math.prod(image_size_hw(config))
     predicted = 5 * 4 * numbers if getattr(architecture, "decoder", None) is not None else 0
     logits = 3 * 4 * data.BATCH_SIZE * getattr(architecture, "num_classes", 0)
@@ -195,12 +198,21 @@ def describe(architecture: Architecture | ClipArchitecture, config, gpu_gib: flo
     Args:
         gpu_gib: memory of a GPU in GiB.
         ranks: number of GPUs; of 1, sharding is shown for `_MANY_RANKS`.
+
+    With MODEL.NUM_CLASSES None, the head is not counted, and the lines say so.
     """
     count, ranks = count_of(architecture), ranks if ranks > 1 else _MANY_RANKS
     lines = [
         f"{architecture.content}: {architecture}",
         f"{count.all:,} parameters, {count.trained:,} of them train; estimates, not measured on a GPU",
     ]
+    has_head = config.MODEL.NUM_CLASSES is not None
+    if not has_head:
+        each = 16 * architecture.encoder.width + 12 * config.DATA.BATCH_SIZE
+        lines.append(
+            f"without the head, as MODEL.NUM_CLASSES follows the data, which is not there: {1e5 * each / GIB:.1f} "
+            "GiB more for each 100,000 classes; -opts MODEL.NUM_CLASSES N counts it"
+        )
     for words, variant in _variants(config, ranks):
         memory = estimate(architecture, variant, count, device="gpu", ranks=ranks)
         parts = {
@@ -210,7 +222,7 @@ def describe(architecture: Architecture | ClipArchitecture, config, gpu_gib: flo
             "activations": max(memory.activations, memory.layer),
         }
         shown = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items() if value)
-        verdict = "fits" if memory.peak <= gpu_gib * GIB else "does NOT fit"
+        verdict = "does NOT fit" if memory.peak > gpu_gib * GIB else "fits" if has_head else "without its head fits"
         lines.append(f"{words}: {memory.peak / GIB:.1f} GiB per GPU ({shown}); {verdict} {gpu_gib:g} GiB")
     return "\n".join(lines)
 

@@ -67,7 +67,7 @@ def make_plan(config, loader: Loader) -> Plan:
 def check_micro_steps(sampler: TrainSampler, smallest: int) -> None:
     """Raise UserError if a rank would get a micro-step of fewer images than a batch norm can normalise."""
     updates = {0, sampler.updates_per_epoch - 1}  # all but the last have the same sizes
-    for rank in range(sampler.world_size):
+    for rank in {0, sampler.world_size - 1}:  # shares differ by one image at most, and the first ranks have it
         sizes = [size for update in updates for size in sampler.micro_sizes(update, rank)]
         if min(sizes) < smallest:
             raise UserError(
@@ -107,6 +107,7 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
         kernel = describe_attention(amp_dtype(config), widths, bool(architecture.position_bias))
         lines.append(f"attention: {kernel}")
         lines += _warn_of_memory(architecture, memory.Count(total, trainable), config, task)
+    lines.append(describe_saving(config, plan.updates_per_epoch, plan.total_steps))
     lines += task.notes(plan.num_images)
     wanted = train.TOTAL_BATCH_SIZE
     if wanted is not None and wanted != plan.images_per_update:
@@ -120,6 +121,15 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
             f"warning: the recipe was tuned for {wanted} images per update, not {plan.images_per_update}{hint}"
         )
     return "\n".join(lines)
+
+
+def describe_saving(config, updates_per_epoch: int, total_steps: int) -> str:
+    """Return a line that says when checkpoints are saved, and how much work a crash can cost."""
+    every = [config.SAVE_FREQ * updates_per_epoch, config.SAVE_FREQ_STEPS or total_steps, total_steps]
+    cost = f"{min(every):,} updates"
+    if config.SAVE_EVERY_MINUTES is not None:
+        cost = f"{config.SAVE_EVERY_MINUTES:g} minutes of training, or {cost} if that is less"
+    return f"checkpoints: a crash costs at most {cost} (SAVE_EVERY_MINUTES, SAVE_FREQ, SAVE_FREQ_STEPS)"
 
 
 def _describe_compute(task: Task, architecture: Architecture | None, config) -> list[str]:

@@ -27,6 +27,11 @@ class Ranks:
         self.first_killed: tuple[str, int] | None = None
         self._has_ended_badly = False
 
+    @property
+    def are_there(self) -> bool:
+        """True if a rank has been seen."""
+        return any(self._rank_of.values())
+
     def look(self) -> None:
         """Note new processes, and how others ended since the last look."""
         killed, exited = [], False

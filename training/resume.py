@@ -1,5 +1,6 @@
 """state.json of a checkpoint: what a resumed run needs besides tensors. Written and read here only."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -9,7 +10,7 @@ from errors import UserError, printable
 from pipeline.samplers import TrainSampler
 from storage import manifest
 from storage.json_files import NUMBER, is_a, read_json
-from storage.run_files import STATE_FILE
+from storage.run_files import STATE_FILE, list_checkpoints
 from training import distributed
 from training.plan import Plan
 from training.task import Task
@@ -31,6 +32,7 @@ class RunState:
         best: best value of the task's best metric.
         scaler: state of the loss scaler of fp16.
         save_number: counts the checkpoints of a run directory in the order of writing; 0 in old ones.
+        run_number: counts the runs in a directory in the order of their beginning; 0 in old ones.
     """
 
     step: int
@@ -46,6 +48,7 @@ class RunState:
     best: float | None = None
     scaler: dict = dataclasses.field(default_factory=dict)
     save_number: int = 0
+    run_number: int = 0
     teacher: str | None = None
 
     def write(self, checkpoint_dir: Path) -> None:
@@ -54,7 +57,17 @@ class RunState:
         (checkpoint_dir / STATE_FILE).write_text(text, encoding="utf-8")
 
 
-_COUNTS = ("step", "num_images", "seed", "epoch", "images_done", "images_per_update", "ranks", "save_number")
+_COUNTS = (
+    "step",
+    "num_images",
+    "seed",
+    "epoch",
+    "images_done",
+    "images_per_update",
+    "ranks",
+    "save_number",
+    "run_number",
+)
 
 
 def read_state(checkpoint_dir: Path) -> RunState:
@@ -89,6 +102,22 @@ def next_save_number(checkpoints: list[Path]) -> int:
     """Return a number above that of every checkpoint: a run that went back to an earlier step has newer ones there."""
     numbers = [save_number(path) for path in checkpoints]
     return 1 + max((number for number in numbers if number != _DAMAGED), default=0)
+
+
+def run_number(run_dir: Path) -> int:
+    """Return a run's number in the order of beginning, from any checkpoint that can be read; 0 for an old run."""
+    for checkpoint in reversed(list_checkpoints(run_dir)):
+        with contextlib.suppress(UserError):
+            return read_state(checkpoint).run_number
+    return 0
+
+
+def next_run_number(save_dir: Path) -> int:
+    """Return a number above that of every run in a directory; clocks, and the times in names, may go back."""
+    try:
+        return 1 + max(map(run_number, save_dir.iterdir()), default=0)
+    except OSError:
+        return 1
 
 
 # ---- going on ----------------------------------------------------------------------------------

@@ -76,8 +76,9 @@ def find_resume(config, prefix: str) -> Path | None:
     if wanted != "auto":
         return find_on_main(Path(wanted))
     save = user_path(config.SAVE, "-output")
-    runs = [save / config.RUN] if config.RUN else sorted(save.glob(f"{prefix}-*"), key=lambda path: path.name)
+    runs = [save / config.RUN] if config.RUN else list(save.glob(f"{prefix}-*"))
     runs = [path for path in runs if list_checkpoints(path)]
+    runs.sort(key=lambda path: (resume.run_number(path), path.name))
     return find_on_main(runs[-1]) if runs else None
 
 

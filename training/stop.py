@@ -4,13 +4,13 @@ import signal
 import time
 from collections.abc import Callable
 
-from program import ENDING_SIGNALS
+from runtime import ENDING_SIGNALS
 
 _SAME_SIGNAL_SECS = 2.0  # signals that follow each other so closely are one
 
 
 class StopRequest:
-    """Notes SIGTERM, SIGINT and SIGHUP while it is entered; the second one ends the process at once."""
+    """Notes SIGTERM, SIGINT, SIGHUP and SIGUSR1 while it is entered; the second one ends the process at once."""
 
     def __init__(self, say: Callable[[str], None]):
         self.requested, self._say, self._before, self._noted_at = False, say, {}, 0.0

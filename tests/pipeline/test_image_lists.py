@@ -33,7 +33,7 @@ def test_captions(tmp_path):
     needed = open_lists(tmp_path, "caption")
     assert (len(needed), needed.left_out) == (3, 1)
     assert needed.describe(2) == str(tmp_path / "3.png")
-    assert "1 images without what is needed" in datasets.check_source(needed, num_classes=None, channels=3)[0]
+    assert "1 images without a caption are left out" in datasets.check_source(needed, num_classes=None, channels=3)[0]
     assert datasets.describe_source(needed) == "3 images with captions"
 
 

@@ -22,9 +22,9 @@ def act(number, frame):
 def watch():
     while not glob.glob(os.environ["TEST_RUNS"] + "/*/step-*"):
         time.sleep(0.05)
-    os.kill(os.getpid(), signal.SIGKILL if os.environ["TEST_HOW"] == "kill" else signal.SIGUSR1)
+    os.kill(os.getpid(), signal.SIGKILL if os.environ["TEST_HOW"] == "kill" else signal.SIGUSR2)
 if os.environ.get("PADDLE_TRAINER_ID") == "1":
-    signal.signal(signal.SIGUSR1, act)
+    signal.signal(signal.SIGUSR2, act)
     threading.Thread(target=watch, daemon=True).start()
 """
 

@@ -1,0 +1,117 @@
+"""Pictures from files, of every kind that a user may give: one reader, and one rule for each kind."""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from errors import UserError, one_line, printable
+from storage.regular_files import read_regular_file
+
+# Image files of a data set have one of these suffixes. Pillow is told the formats, because it would go by content, and
+# start Ghostscript for an EPS file of any name.
+FORMAT_OF_SUFFIX = {
+    **dict.fromkeys((".jpg", ".jpeg"), "JPEG"),
+    ".png": "PNG",
+    ".bmp": "BMP",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".ppm", ".pgm"), "PPM"),
+}
+FORMATS = tuple(dict.fromkeys(FORMAT_OF_SUFFIX.values()))
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_MOST_BYTES = 1 << 30  # of a photo
+
+# Pillow warns of more than MAX_IMAGE_PIXELS, and refuses twice as many, 179 million: phones make 108 million.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def most_pixels() -> int:
+    """Return the number of pixels from which on Pillow refuses an image."""
+    return 2 * Image.MAX_IMAGE_PIXELS
+
+
+def allow_pixels(count: int | None) -> None:
+    """Have Pillow read images of up to so many pixels (DATA.MAX_PIXELS); None: as it does by itself."""
+    if count is not None:
+        Image.MAX_IMAGE_PIXELS = -(-count // 2)
+
+
+def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Read the header of an encoded image; the pixels are decoded later, by its `load`.
+
+    Raises:
+        ValueError: if it is of another format, or claims more pixels than are allowed.
+    """
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError as error:  # Pillow's message contains a memory address
+        raise ValueError(f"its content is of none of the formats {', '.join(formats)}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"claims more than {most_pixels():,} pixels; a decompression bomb? -opts DATA.MAX_PIXELS N allows more"
+        ) from error
+
+
+def decode(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Decode an image; see `open_image`."""
+    with open_image(data, formats) as image:
+        image.load()
+        return image
+
+
+def open_file(path: str | Path) -> Image.Image:
+    """Decode an image file; raise UserError if it cannot be."""
+    try:
+        return decode(read_regular_file(Path(path), _MOST_BYTES))
+    except Exception as error:  # damaged files raise nearly anything
+        raise UserError(f"{printable(path)}: cannot be read as an image ({one_line(error)})") from error
+
+
+def suffix_of(image: Image.Image) -> str:
+    """Return the suffix that the file of a decoded image has by its content."""
+    name = "JPEG" if image.format == "MPO" else image.format  # a JPEG with further pictures
+    return next(suffix for suffix, known in FORMAT_OF_SUFFIX.items() if known == name)
+
+
+def as_mode(image: Image.Image, channels: int, upright: bool = True) -> Image.Image:
+    """Return a decoded image of any mode as 8-bit grey (1 channel), RGB (3) or RGBA (4).
+
+    16-bit grey is divided by 257. What has an alpha channel or a transparent colour loses it in grey and RGB.
+
+    Args:
+        upright: turn it upright by its EXIF orientation.
+
+    Raises:
+        ValueError: for 32-bit pixels, whose range is unknown.
+    """
+    mode = PIL_MODES[channels]
+    if upright:
+        with contextlib.suppress(Exception):  # a damaged EXIF block must not cost us an intact image
+            ImageOps.exif_transpose(image, in_place=True)
+    image = _in_8_bits(image)
+    if image.mode == mode:
+        return image
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # else Pillow warns of palettes, and puts the transparent colour into grey
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Return an image whose mode Pillow converts into every other one."""
+    is_16_bit_pgm = image.mode == "I" and image.format == "PPM"  # Pillow scales it to 65,535
+    if image.mode.startswith("I;16") or is_16_bit_pgm:  # Pillow would clip at 255 instead of scaling
+        return Image.fromarray((np.asarray(image).astype(np.float32) / 257.0).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels have mode {image.mode}, whose range is unknown; save it with 8 or 16 bits")
+    if image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    if image.mode in ("La", "RGBa"):  # alpha is multiplied in
+        return image.convert(image.mode.upper())
+    return image

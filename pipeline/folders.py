@@ -1,0 +1,107 @@
+"""Image files below a folder, and what is left out there: files of other kinds, and those of operating systems."""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from errors import UserError, abridge, printable
+from pipeline.decoding import FORMAT_OF_SUFFIX
+
+# Of macOS's archives and Windows's folders; what begins with a dot is hidden, too (.DS_Store, .ipynb_checkpoints).
+_SYSTEM_NAMES = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+
+
+def is_hidden(name: str) -> bool:
+    """Return True if a name is that of a hidden file or folder, or of one that an operating system makes."""
+    return name.startswith(".") or name in _SYSTEM_NAMES
+
+
+@dataclasses.dataclass
+class LeftOut:
+    """What was found in a folder and is no image.
+
+    Attributes:
+        suffixes: number of files by suffix.
+        hidden: paths of hidden files and folders, relative to the folder.
+    """
+
+    suffixes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    hidden: list[str] = dataclasses.field(default_factory=list)
+
+    def notes(self, folder: str | Path) -> list[str]:
+        """Return lines for the user; none if everything is an image."""
+        notes = []
+        if self.suffixes:
+            counts = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(self.suffixes.items())[:8])
+            what = "files are no images that are read here, by their suffixes"
+            notes.append(f"{folder}: {sum(self.suffixes.values()):,} {what}: {counts}")
+        if self.hidden:
+            names = abridge([printable(name, 60) for name in self.hidden], 5)
+            notes.append(f"{folder}: {len(self.hidden):,} hidden or system files and folders are left out: {names}")
+        return notes
+
+
+def find_images(folder: str | Path, left_out: LeftOut | None = None) -> Iterator[str]:
+    """Yield the paths of the image files below a folder in order; linked folders count, too.
+
+    A folder that is reached in several ways, by links, is listed once. The order is that of the parts of the paths.
+
+    Args:
+        left_out: gets what is no image.
+
+    Raises:
+        UserError: if a folder cannot be read.
+    """
+    left_out = LeftOut() if left_out is None else left_out
+    root = str(Path(folder))
+    seen: set[tuple[int, int]] = set()
+    waiting: list[Iterator[tuple[str, bool]]] = [iter([(root, True)])]
+    while waiting:  # no recursion: folders may be deeper than Python's stack
+        path, is_folder = next(waiting[-1], ("", False))
+        if not path:
+            waiting.pop()
+        elif is_folder:
+            waiting.append(iter(_entries(path, root, seen, left_out)))
+        else:
+            yield path
+
+
+def _entries(path: str, root: str, seen: set[tuple[int, int]], left_out: LeftOut) -> list[tuple[str, bool]]:
+    """Return (path, is a folder) of the folders and images in a folder, by name."""
+    try:
+        about = os.stat(path)
+        if (about.st_dev, about.st_ino) in seen:
+            return []
+        seen.add((about.st_dev, about.st_ino))
+        with os.scandir(path) as listed:
+            entries = sorted((entry.name, entry.is_dir()) for entry in listed)
+    except FileNotFoundError:  # a class without images
+        return []
+    except OSError as error:
+        raise UserError(f"{printable(path)}: cannot be listed: {error.strerror}") from error
+    found = []
+    for name, is_folder in entries:
+        inner = f"{path.rstrip('/')}/{name}"
+        if is_hidden(name):
+            left_out.hidden.append(inner[len(root) :].lstrip("/"))
+        elif is_folder or is_image(name):
+            found.append((inner, is_folder))
+        else:
+            left_out.suffixes[os.path.splitext(name)[1].lower() or "without a suffix"] += 1
+    return found
+
+
+def is_image(name: str) -> bool:
+    """Return True if a file's name has the suffix of an image."""
+    return os.path.splitext(name)[1].lower() in FORMAT_OF_SUFFIX
+
+
+def class_folders(folder: Path, left_out: LeftOut | None = None) -> list[str]:
+    """Return the names of the folders in a folder, in order; hidden ones and those of operating systems are none."""
+    with os.scandir(folder) as listed:
+        names = sorted(entry.name for entry in listed if entry.is_dir())
+    if left_out is not None:
+        left_out.hidden += [name for name in names if is_hidden(name)]
+    return [name for name in names if not is_hidden(name)]
