@@ -12,6 +12,7 @@ import math
 import operator
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 from yacs.config import CfgNode
@@ -183,6 +184,20 @@ class _Loader(yaml.SafeLoader):
         if twice:
             raise yaml.MarkedYAMLError(problem=f"the key {twice[0]} twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+class _TextLoader(_Loader):
+    """Reads every value as the text that is written: `no`, `1` and `2001-01-01` may be names."""
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+
+def parse_yaml_texts(content: str) -> object:
+    """Return lists and texts of a YAML file; raise ValueError where it is not YAML, or has references."""
+    try:
+        return yaml.load(content, _TextLoader)
+    except Exception as error:  # damaged files raise nearly anything
+        raise ValueError(f"is not YAML: {one_line(error)}") from error
 
 
 def read_yaml(path: Path) -> dict:

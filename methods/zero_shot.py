@@ -13,12 +13,13 @@ _TEXTS_AT_ONCE = 256
 
 
 @paddle.no_grad()
-def class_vectors(clip: CLIP, texts_of_classes: Sequence[Sequence[str]]) -> paddle.Tensor:
+def class_vectors(clip: CLIP, texts_of_classes: Sequence[str | Sequence[str]]) -> paddle.Tensor:
     """Return the vector of each class, [K, E]: the unit mean of the unit vectors of its texts (MAWS's rule).
 
     Args:
-        texts_of_classes: K lists of texts, for example all templates with all names of a class.
+        texts_of_classes: K lists of texts, for example all templates with all names of a class; or a text each.
     """
+    texts_of_classes = [[texts] if isinstance(texts, str) else texts for texts in texts_of_classes]
     empty = [number for number, texts in enumerate(texts_of_classes) if not texts]
     if empty or not texts_of_classes:
         raise UserError(f"class {empty[0]} has no texts" if empty else "there are no classes")

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from pipeline.decoding import most_pixels
 from pipeline.fast_jpeg import LazyJpeg, mirror
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -81,7 +80,7 @@ def resize_and_center_crop(image: Image.Image, size_hw: tuple[int, int], crop_pc
         resized_w, resized_h = target_w, max(target_h, int(target_w * height / width))
     else:
         resized_w, resized_h = max(target_w, int(target_h * width / height)), target_h
-    if resized_w * resized_h > most_pixels():
+    if resized_w * resized_h > Image.MAX_IMAGE_PIXELS:
         raise ValueError(f"{width}x{height} pixels are too narrow: they become {resized_w}x{resized_h} before the crop")
     if (resized_w, resized_h) != image.size:
         image = image.resize((resized_w, resized_h), BICUBIC)

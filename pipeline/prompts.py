@@ -1,10 +1,12 @@
-"""Sentences and class names of zero-shot classification, in text, YAML and MAWS's `.npy` files. No Paddle here.
+"""Sentences and class names of zero-shot classification, in text, YAML, JSON and MAWS's `.npy` files. No Paddle here.
 
 configs/prompts/LANGUAGE.yaml has `templates`, sentences with `{}` in the place of a class name, and `classnames`: by
 data set, a name or a list of names per class.
 """
 
 import io
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +16,13 @@ from errors import UserError, one_line, printable
 from runtime import ROOT
 from storage import safe_pickle
 from storage.regular_files import read_regular_file
-from strict_config import read_yaml
+from storage.text_files import decode_text, read_lines
+from strict_config import parse_yaml_texts, read_yaml
 
 FOLDER = ROOT / "configs" / "prompts"
 LANGUAGES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 _MOST_BYTES = 64 << 20
+_MOST_NAMES = 2_000_000
 
 
 def read_language(language: str) -> dict[str, object]:
@@ -62,7 +66,7 @@ def groups_of(dataset: str) -> dict[str, list[int]]:
 
 
 def read_templates(path: str | Path) -> list[str]:
-    """Read sentences from a text file (one per line), a YAML list, or a `.npy` file.
+    """Read sentences from a text file (one per line), a YAML or JSON list, or a `.npy` file.
 
     Raises:
         UserError: if the file cannot be read, or a sentence has no `{}`.
@@ -71,7 +75,7 @@ def read_templates(path: str | Path) -> list[str]:
 
 
 def read_class_names(path: str | Path) -> list[list[str]]:
-    """Read the names of each class: per line, separated by commas; or a YAML list or `.npy` file of names or lists.
+    """Read the names of each class: per line, separated by commas; or a YAML, JSON or `.npy` list of names or lists.
 
     Raises:
         UserError: if the file cannot be read, or a class has no name.
@@ -83,9 +87,10 @@ def read_class_names(path: str | Path) -> list[list[str]]:
     return _checked_names(content, path)
 
 
-def sentences(templates: Sequence[str], names: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return the texts of each class: all templates with all of its names."""
-    return [[template.replace("{}", name) for template in templates for name in own] for own in names]
+def sentences(templates: Sequence[str], names: Sequence[str | Sequence[str]]) -> list[list[str]]:
+    """Return the texts of each class: all templates with all of its names, or with the one that it has."""
+    lists = [[own] if isinstance(own, str) else own for own in names]
+    return [[template.replace("{}", name) for template in templates for name in own] for own in lists]
 
 
 def _checked_templates(content: object, path: str | Path) -> list[str]:
@@ -100,61 +105,50 @@ def _checked_templates(content: object, path: str | Path) -> list[str]:
 def _checked_names(content: object, path: str | Path) -> list[list[str]]:
     if isinstance(content, str):
         raise UserError(f"{path}: class names are a list, and {printable(content, 60)!r} is one text")
-    names = [[own] if isinstance(own, str) else own for own in content] if isinstance(content, list) else []
-    for number, own in enumerate(names):
+    names, left = [], _MOST_NAMES
+    for number, own in enumerate(content if isinstance(content, list) else []):
+        own = [own] if isinstance(own, str) else own
         if not isinstance(own, list) or not own or not all(isinstance(name, str) and name.strip() for name in own):
             raise UserError(f"{path}: class {number} needs a name, or a list of names")
+        left -= len(own)  # a file may have one long list a million times
+        if left < 0:
+            raise UserError(f"{path}: more than {_MOST_NAMES:,} names")
+        names.append(own)
     if not names:
         raise UserError(f"{path}: holds no class names")
     return names
 
 
 def _read(path: Path) -> object:
-    """Return the content of a text, YAML or `.npy` file as lists and texts."""
+    """Return the content of a text, YAML, JSON or `.npy` file as lists and texts."""
+    if path.suffix == ".txt":
+        return read_lines(path, _MOST_BYTES)
+    if path.suffix not in (".yaml", ".yml", ".json", ".npy"):
+        raise UserError(f"{path}: must be a .txt, .yaml, .json or .npy file")
     try:
         content = read_regular_file(path, _MOST_BYTES)
         if path.suffix == ".npy":
             return _read_npy(content, path)
-        text = content.decode("utf-8")
+        return json.loads(decode_text(content)) if path.suffix == ".json" else parse_yaml_texts(decode_text(content))
     except UserError:
         raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
-    if path.suffix in (".yaml", ".yml"):
-        return _parse_yaml(path, text)
-    if path.suffix == ".txt":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    raise UserError(f"{path}: must be a .txt, .yaml or .npy file")
-
-
-def _parse_yaml(path: Path, text: str) -> object:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: is not YAML ({one_line(error)})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({printable(one_line(error))})") from error
 
 
 def _read_npy(content: bytes, path: Path) -> list:
-    """Read a one-dimensional `.npy` file; one of objects is a pickle, of which only texts and lists are made."""
+    """Read a `.npy` file of one or two axes; one of objects is a pickle, of which only texts and lists are made."""
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)
         names = {(1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0"}
-        shape, _, dtype = getattr(np.lib.format, names[version])(file)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: no file of NumPy ({one_line(error)})") from error
-    if len(shape) != 1:
-        raise UserError(f"{path}: must have one axis, and has {len(shape)}")
+        shape, is_fortran, dtype = getattr(np.lib.format, names[version])(file)
+    except Exception as error:  # NumPy evaluates the header as Python
+        raise UserError(f"{path}: no file of NumPy ({printable(one_line(error))})") from error
+    if len(shape) not in (1, 2):
+        raise UserError(f"{path}: must have one or two axes, and has {len(shape)}")
     if dtype.hasobject:
-        values = safe_pickle.load(file, str(path), extra_names=safe_pickle.OBJECT_ARRAYS)
-    else:
-        values = np.load(io.BytesIO(content), allow_pickle=False)
-    return _as_lists(values)
-
-
-def _as_lists(value: object) -> object:
-    if isinstance(value, (np.ndarray, list, tuple)):
-        return [_as_lists(item) for item in value]
-    return value.item() if isinstance(value, np.generic) else value
+        return safe_pickle.load(file, str(path), extra_names=safe_pickle.OBJECT_ARRAYS)
+    if dtype.kind != "U" or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise UserError(f"{path}: holds {dtype} of shape {shape}, and texts are needed")
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C").tolist()

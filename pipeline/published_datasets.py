@@ -26,6 +26,7 @@ from errors import UserError, abridge, one_line, printable
 from pipeline.sources import FileImages
 from storage.json_files import read_json
 from storage.regular_files import read_regular_file
+from storage.text_files import read_lines
 
 _ADVICE = "see published_datasets.py for the layout"
 _MOST_JSON_BYTES = _MOST_TEXT_BYTES = 2 << 30
@@ -35,13 +36,9 @@ _MAT_COMPRESSED = 15  # type of an element, miCOMPRESSED
 
 
 def _read_lines(file: Path) -> list[str]:
-    try:
-        lines = read_regular_file(file, _MOST_TEXT_BYTES).decode("utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; {_ADVICE}") from error
-    except ValueError as error:
-        raise UserError(f"{file}: not a UTF-8 text file ({error})") from error
-    return [line.strip() for line in lines if line.strip()]
+    if not file.exists():
+        raise UserError(f"{file}: no such file; {_ADVICE}")
+    return read_lines(file, _MOST_TEXT_BYTES)
 
 
 def _read_pairs(file: Path, separator: str = " ") -> list[tuple[str, int]]:

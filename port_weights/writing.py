@@ -108,6 +108,9 @@ def write(
 def _write_files(weights: Path, tensors: Tensors, description: Mapping, companion: Path, text: str) -> list[Path]:
     """Write weights and the text file that goes with them; both appear, or neither."""
     write_weights = _writer_of(weights)
+    if weights.parent == companion.parent and weights.stem != companion.stem:  # fixed names in a directory
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        run_files.claim(weights.parent, (weights.name, companion.name), "DST")
     with contextlib.ExitStack() as stack:
         weights_path = stack.enter_context(atomic.replacing(weights))  # appears last
         text_path = stack.enter_context(atomic.replacing(companion))

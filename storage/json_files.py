@@ -6,6 +6,7 @@ from pathlib import Path
 
 from errors import UserError, one_line, printable
 from storage.regular_files import read_regular_file
+from storage.text_files import decode_text
 
 _MOST_BYTES = 64 << 20
 NUMBER = (int, float)
@@ -41,7 +42,7 @@ def parse_json(
 ) -> dict:
     """Read JSON text that holds an object; see `read_json`."""
     try:
-        values = json.loads(content)
+        values = json.loads(decode_text(content) if isinstance(content, bytes) else content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: damaged, or no JSON ({printable(one_line(error))}){advice}") from error
     if not isinstance(values, dict):

@@ -25,7 +25,7 @@ from arguments import Parser
 from errors import UserError
 from methods import networks
 from pipeline import sources
-from storage import atomic
+from storage import atomic, run_files
 from tools import inputs, pages, plots
 from tools.attention import attention_logits
 from tools.layer_measures import (
@@ -38,6 +38,7 @@ from tools.layer_measures import (
 )
 from training import cli, device
 
+_FILES = ("analysis.json", "report.html")
 _SMALLEST_BATCH = 4  # of the unbiased estimate
 
 
@@ -133,6 +134,7 @@ def write_report(
     curve = plots.draw_curves([("Spectrum", "deviation / largest", curves)], "direction", logarithmic=True)
     sections.append(("Spectrum of the features", pages.html_figure(curve, "Of what a classifier reads.")))
     pairs = [{"runs": list(pair), "cka": cka.tolist()} for pair, cka in similarity.items() if pair[0] != pair[1]]
+    run_files.claim(out, _FILES)
     atomic.write_text(out / "analysis.json", json.dumps({"runs": entries, "pairs": pairs}, indent=1))
     title = f"Analysis of {', '.join(names)}, {results[0]['images']:,} images"
     pages.write_page(out / "report.html", title, sections)
@@ -166,7 +168,7 @@ def main(argv: list[str] | None = None) -> tuple[list[dict[str, np.ndarray]], di
     if args.num < _SMALLEST_BATCH or args.batch_size < _SMALLEST_BATCH:
         raise UserError(f"-num and -batch_size must be at least {_SMALLEST_BATCH}")
     runs = [*args.run, *([args.other] if args.other else [])]
-    out = inputs.new_directory(args.out, runs)
+    out = inputs.new_directory(args.out, runs, writes=_FILES)
     device.set_device()
     loaded = []
     for run in runs:

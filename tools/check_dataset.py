@@ -25,7 +25,8 @@ from config import DATASETS
 from errors import UserError
 from pipeline import sources
 from pipeline.web_shards import WebShards
-from storage import atomic, run_files
+from storage import atomic
+from tools import inputs
 from training import cli
 
 _SPLITS = ("train", "val")
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dataset not in DATASETS:
         raise UserError(f"-dataset {args.dataset}: must be one of {', '.join(DATASETS)}")
     if args.json:
-        run_files.check_target(args.json, "-json")
+        inputs.new_file(args.json, ".json", flag="-json")
     splits = [split for split in _SPLITS if split == "train" or _is_wanted(args.dataset, Path(args.data_path), split)]
     reports = {split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full) for split in splits}
     for split, report in reports.items():

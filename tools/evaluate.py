@@ -22,10 +22,11 @@ import paddle
 from arguments import Parser
 from errors import UserError
 from methods import networks
-from storage import atomic
+from storage import atomic, run_files
 from tools import inputs, pages, plots, robustness, tables
 from training import cli, device
 
+RESULTS = ("scores.json", "classes.csv", "confusion.csv", "corruptions.csv", "report.html")
 _BINS = 15  # of the calibration error
 _MOST_ROWS = 20  # of a table on the page
 
@@ -144,6 +145,7 @@ def write_results(
         more: (heading, HTML) sections that go behind the scores.
     """
     scores = score(probabilities, labels) | (extra or {})
+    run_files.claim(out, RESULTS)
     counts = confusion_matrix(probabilities.argmax(axis=1), labels, len(names))
     classes = per_class(counts, names)
     tables.write_csv(out / "classes.csv", list(classes[0]), [list(row.values()) for row in classes])
@@ -185,6 +187,7 @@ def evaluate_corruptions(model, config, root: str, out: Path) -> dict[str, objec
         }
         for name, values in errors.items()
     ]
+    run_files.claim(out, RESULTS)
     tables.write_csv(out / "corruptions.csv", list(rows[0]), [list(row.values()) for row in rows])
     table = pages.html_table(["score", "value"], [[name, value] for name, value in scores.items()])
     _finish(out, "ImageNet-C", scores, [("Scores", table), ("Errors in percent", _table(rows))])
@@ -213,7 +216,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     parser.add("benchmark", "a variant of ImageNet", choices=robustness.BENCHMARKS)
     parser.add("out", "directory for the results", required=True, metavar="DIR")
     args = parser.parse_args(argv)
-    out = inputs.new_directory(args.out, [args.run])
+    out = inputs.new_directory(args.out, [args.run], writes=RESULTS)
     device.set_device()
     more = ["DATA.CROP_PCT", 1.0] if args.benchmark == "c" else []
     model, config = networks.load_classifier(args.run, inputs.read_config(args, *more))

@@ -29,6 +29,7 @@ from arguments import Parser
 from config import image_size_hw, network_of
 from errors import UserError, one_line
 from methods import networks
+from storage import run_files
 from tools import inputs
 from training import cli
 from transformer import VisionTransformer
@@ -37,6 +38,7 @@ TOLERANCE = 1e-5  # of the largest output: float32 in another order
 _BATCHES = (1, 7)
 _OPSET = 17  # of ONNX; the first with layer normalisation
 _NAME = "model"
+_FILES = (*(f"{_NAME}.{suffix}" for suffix in ("json", "pdmodel", "pdiparams", "onnx")), "config.yaml")
 _NUM_COPIES, _PROGRAM_BYTES = 2, 4 << 20  # of the weights, for Paddle and ONNX; of programs, at most
 
 
@@ -184,7 +186,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     formats = args.format or ["paddle", "onnx"]
     if "onnx" in formats:
         check_onnx()
-    out = inputs.new_directory(args.out, [args.run])
+    out = inputs.new_directory(args.out, [args.run], writes=_FILES)
     paddle.set_device("cpu")
     config = inputs.read_config(args)
     is_encoder = args.encoder or network_of(config) not in ("classifier", "probe")
@@ -194,6 +196,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as folder:  # what is wrong does not stay
         differences = _export(model, shape, Path(folder), formats)
         (Path(folder) / "config.yaml").write_text(config.dump(), encoding="utf-8")
+        run_files.claim(out, _FILES)
         for file in Path(folder).iterdir():
             os.replace(file, out / file.name)
     names = ", ".join(f"{name} (differs by {value:.1e})" for name, value in differences.items())

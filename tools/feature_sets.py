@@ -52,7 +52,7 @@ def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
 def check_outputs(args) -> None:
     """Check where results are to go before anything is computed."""
     if args.json is not None:
-        inputs.new_file(args.json, ".json", flag="-json", inputs=[args.run])
+        inputs.new_file(args.json, ".json", flag="-json", inputs=inputs.inputs_of(args))
 
 
 def report(args, title: str, figures: dict[str, object]) -> dict[str, object]:

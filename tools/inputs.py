@@ -14,6 +14,7 @@ from pipeline import loading, sources
 from pipeline.samplers import EvalSampler
 from pipeline.transforms import eval_transform
 from storage import run_files, weight_files
+from storage.json_files import read_json
 from training import loaders
 
 _OVERRIDES = {
@@ -97,14 +98,18 @@ def open_loader(config, source: sources.Source, notes: list[str] | None = None) 
     return loaders.build_loader(config, source, eval_transform(config), sampler, note_bad=note_bad)
 
 
-def new_directory(path: str | Path, inputs: Sequence[str | Path] = (), flag: str = "-out") -> Path:
+def new_directory(
+    path: str | Path, inputs: Sequence[str | Path] = (), flag: str = "-out", writes: Sequence[str] = ()
+) -> Path:
     """Make a directory for a tool's results, if it is not there.
 
     Args:
         inputs: runs and weight files that the results are made of; the directory may hold no such file.
+        writes: names of the files that the tool may write there, after `run_files.claim`.
 
     Raises:
-        UserError: if it cannot be made, is a run or a checkpoint, or holds an input.
+        UserError: if it cannot be made, is a run or a checkpoint, or holds an input, or a file of these names that is
+            not from here.
     """
     path = run_files.check_target(path, flag)
     for given in inputs:
@@ -114,6 +119,7 @@ def new_directory(path: str | Path, inputs: Sequence[str | Path] = (), flag: str
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be made a directory ({error.strerror})") from error
+    run_files.claim(path, writes, flag, only_check=True)
     return path
 
 
@@ -136,7 +142,27 @@ def new_file(
     path = run_files.check_target(path, flag, inputs) if check else Path(path)
     if path.suffix.lower() not in suffixes or not path.parent.is_dir() or path.is_dir():
         raise UserError(f"{flag} {path}: must be a {' or '.join(suffixes)} file in a directory that exists")
+    if path.suffix.lower() == ".json" and path.exists() and not _is_report(path):
+        raise UserError(f"{flag} {path}: exists, and is no report from here; choose another name")
     return path
+
+
+def _is_report(path: Path) -> bool:
+    """Return True if a file is a report of a tool: figures by name, or what `tools.check_dataset` writes."""
+    try:
+        values = read_json(path, most_bytes=1 << 24)
+    except UserError:
+        return False
+    return "ok" in values or not any(isinstance(value, (dict, list)) for value in values.values())
+
+
+def inputs_of(args: argparse.Namespace, run: str | None = None) -> list[str]:
+    """Return the paths that a tool reads: the weights (those of `args`, or others), and the data set's directory."""
+    run = run or args.run
+    try:
+        return [run, read_config(argparse.Namespace(**{**vars(args), "run": run})).DATA.DATA_PATH]
+    except UserError:  # said when they are read
+        return [run]
 
 
 def input_of(config) -> tuple:

@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> Path:
     args = parser.parse_intermixed_args(argv)
     if args.num < 1 or args.bank < 2:
         raise UserError("-num must be at least 1, and -bank at least 2")
-    out = inputs.new_file(args.out, ".png", ".html", inputs=args.runs)
+    given = [path for run in args.runs for path in inputs.inputs_of(args, run)]
+    out = inputs.new_file(args.out, ".png", ".html", inputs=given)
     device.set_device()
     columns, lines = draw_neighbours(args)
     picture = drawing.make_grid(columns, side_px=1)

@@ -23,7 +23,7 @@ from arguments import Parser, user_path
 from config import get_config
 from errors import UserError, printable
 from methods import dispatch
-from storage import atomic
+from storage import atomic, run_files
 from storage.json_files import read_json
 from tools import pages
 from training import cli
@@ -112,7 +112,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     args = parser.parse_args(own)
     points, out = read_grid(args.grid), user_path(args.out, "-out")
     script = _check(args.cfg, points, flags, out)
+    run_files.check_target(out)
     out.mkdir(parents=True, exist_ok=True)
+    if not (out / _RESULTS).is_file():
+        run_files.claim(out, (_RESULTS, _PAGE))
     about = {"recipe": get_config(args.cfg).dump(), "flags": flags}
     done = _read_done(out, about)
     rows, failed = [], []

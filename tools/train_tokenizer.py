@@ -2,8 +2,8 @@
 
     python -m tools.train_tokenizer TEXT_FILE [TEXT_FILE ...] -out tokenizer.model [-vocab_size 4000]
 
-A text file has a text per line; of a `.tsv` file (`path<TAB>caption`) the captions are read. For a text tower from
-scratch; XLM-R's own model is `python -m zoo fetch xlmr_tokenizer`.
+A text file has a text per line; of a `.tsv` file (`path<TAB>caption`) or a `.jsonl` file the captions are read. For a
+text tower from scratch; XLM-R's own model is `python -m zoo fetch xlmr_tokenizer`.
 """
 
 import runtime
@@ -17,9 +17,10 @@ from pathlib import Path
 
 import program
 from arguments import Parser
-from errors import UserError, one_line
+from errors import UserError, one_line, printable
+from pipeline.shard_scan import parse_json
 from storage import atomic, run_files
-from storage.regular_files import read_regular_file
+from storage.text_files import read_lines
 
 _MOST_BYTES = 4 << 30
 
@@ -60,13 +61,20 @@ def train(texts: Iterable[str], path: str | Path, vocab_size: int) -> None:
 
 
 def read_texts(path: Path) -> list[str]:
-    """Return the texts of a file, or the captions of a `.tsv` file."""
-    try:
-        lines = read_regular_file(path, _MOST_BYTES).decode("utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a UTF-8 text file ({one_line(error)})") from error
+    """Return the texts of a file, or the captions of a `.tsv` or `.jsonl` file."""
+    lines = read_lines(path, _MOST_BYTES)
+    if path.suffix == ".jsonl":
+        return [caption for caption in map(_caption_of, lines) if caption]
     texts = [line.partition("\t")[2] if path.suffix == ".tsv" else line for line in lines]
     return [text.strip() for text in texts if text.strip()]
+
+
+def _caption_of(line: str) -> str:
+    """Return the caption of a line of JSON; empty where there is none."""
+    try:
+        return parse_json(line)[0]
+    except ValueError as error:
+        raise UserError(f"{printable(line, 60)!r} is no line of a .jsonl list ({one_line(error)})") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -98,7 +98,7 @@ def _check(args) -> Path:
         raise UserError(f"-num {args.num}: must be at least 1")
     if args.mask not in ("random", "block") and args.mask_ratio:
         raise UserError("-mask_ratio: a drawn mask has its own; leave it out")
-    given = [*args.images, args.run, args.mask]
+    given = [*args.images, *inputs.inputs_of(args), args.mask]
     for folder in filter(Path.is_dir, map(Path, args.images)):
         given += find_images(folder)
     return inputs.new_file(args.out, ".png", ".html", inputs=given)

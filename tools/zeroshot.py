@@ -29,7 +29,7 @@ from methods import zero_shot
 from pipeline import prompts
 from pipeline.decoding import FORMAT_OF_SUFFIX
 from pipeline.sources import Source
-from storage import atomic, manifest, weight_files
+from storage import atomic, manifest, run_files, weight_files
 from storage.cache import cache_dir
 from storage.regular_files import read_regular_file
 from tools import drawing, evaluate, inputs, pages
@@ -91,8 +91,7 @@ def evaluate_language(args, clip: CLIP, config, source: Source, language: str) -
     scores = evaluate.score(probabilities, labels) | extra
     print(f"{language}: Acc@1 {scores['acc1']:.3f}, Acc@5 {scores['acc5']:.3f} on {scores['images']:,} images")
     if args.out:
-        out = Path(args.out) / language
-        out.mkdir(exist_ok=True)
+        out = inputs.new_directory(Path(args.out) / language, writes=evaluate.RESULTS)
         first = [own[0] for own in names]
         sections = [("Some photos", _examples(config, source, probabilities, first))] if not notes else []
         title = f"Zero-shot classification of {source.origin}, {language}"
@@ -147,7 +146,7 @@ def main(argv: list[str] | None = None):
         raise UserError(f"-image_size {args.image_size}: a CLIP model takes images of its own size only")
     if args.texts and not photos:
         raise UserError("-texts needs photos behind the texts, or in -photos")
-    out = inputs.new_directory(args.out, [args.clip]) if args.out else None
+    out = inputs.new_directory(args.out, [args.clip], writes=("scores.json",)) if args.out else None
     device.set_device()
     clip = load_clip(args.clip, args.tokenizer)
     if args.texts:
@@ -156,6 +155,7 @@ def main(argv: list[str] | None = None):
     source = inputs.open_images(config, args.split)
     scores = {language: evaluate_language(args, clip, config, source, language) for language in args.language}
     if out is not None:
+        run_files.claim(out, ("scores.json",))
         atomic.write_text(out / "scores.json", json.dumps(scores, indent=1))
     return scores
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from errors import UserError, printable
+from storage.lock_files import open_lock_file
 
 LOCK_FILE = ".lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -36,7 +37,10 @@ class RunLock:
 
     def _open(self, directory: Path, say: Callable[[str], None]) -> int:
         while True:
-            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                descriptor = open_lock_file(self._file)
+            except OSError as error:
+                raise UserError(f"{self._file}: cannot be opened as a lock ({error.strerror or error})") from error
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_at_its_place(descriptor):

@@ -32,6 +32,7 @@ from program import terminal
 from storage import manifest
 from storage.cache import cache_dir
 from storage.json_files import read_json
+from storage.lock_files import open_lock_file
 
 MIRROR_VARIABLE = "MAE_MIRROR"
 _CHUNK_BYTES = 1 << 20
@@ -178,9 +179,12 @@ def _write_record(folder: Path, record: dict) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Let one process at a time work in a folder."""
-    with open(folder / "lock", "w", encoding="utf-8") as lock:
+    lock = open_lock_file(folder / "lock")
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 # ---- transfer ----------------------------------------------------------------------------------
