@@ -8,11 +8,21 @@ from typing import NoReturn
 from errors import UserError, printable
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the description as it is written, and of each flag one of its spellings."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        values = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{action.option_strings[0]} {values}".rstrip()
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that takes no abbreviations, and shows its description as it is written."""
 
     def __init__(self, **options):
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", _Formatter)
         super().__init__(**options, allow_abbrev=False, add_help=False)
         self.add_argument("-h", "-help", "--help", action="help", help="show this help, and stop")
 
@@ -22,6 +32,8 @@ class Parser(argparse.ArgumentParser):
 
     def add(self, name: str, text: str, **options: object) -> None:
         """Add the flag -name, which may be written --name, too."""
+        if name == "opts":
+            options.setdefault("metavar", "KEY VALUE")
         self.add_argument(f"-{name}", f"--{name}", help=text, **options)
 
 

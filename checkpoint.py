@@ -39,6 +39,7 @@ _SETTINGS = (
     ("encoder.norm.*", "MODEL.GLOBAL_POOL"),
     ("encoder_norm.*", "MODEL.GLOBAL_POOL"),
 )
+_PATCHES = "patch_embedding.patch_embedding.weight"
 _POSITION_TABLES = ("encoder_position_embedding", "decoder_position_embedding")
 
 
@@ -257,6 +258,9 @@ def _advice(refused: list[str], weights: dict[str, StoredTensor], own: dict) -> 
         return "are the sections TEXT and MODEL, and LIT.EMBED_DIM, those of the file?"
     if "encoder_position_embedding" not in weights:
         return "its names are of another code; convert it: python -m port_weights FILE NEW.pdparams"
+    patches = [tuple(tensors[_PATCHES].shape) for tensors in (weights, own) if _PATCHES in tensors]
+    if len(patches) == 2 and all(map(len, patches)) and patches[0][1:] != patches[1][1:]:
+        return _patch_advice(*patches)
     sizes = [_encoder_size(tensors) for tensors in (weights, own)]
     if sizes[0] != sizes[1]:
         return "the file's encoder is {} wide and {} deep, the model's {} and {}: is -cfg another model's?".format(
@@ -274,6 +278,11 @@ def _advice(refused: list[str], weights: dict[str, StoredTensor], own: dict) -> 
             "the file holds no decoder (it is encoder only, or a classifier), and a trained one is needed here; "
             "of the published weights, those named mae_full and mae_visualize have one"
         )
+    return _head_advice(weights, own)
+
+
+def _head_advice(weights: dict[str, StoredTensor], own: dict) -> str:
+    """Return advice on why the classifiers of a file and a model differ."""
     heads = ("classifier.weight", "classifier.1.weight")
     if not any(name in weights for name in heads) and any(name in own for name in heads):
         return "the file holds no classifier: finetune or probe it first"
@@ -285,6 +294,16 @@ def _advice(refused: list[str], weights: dict[str, StoredTensor], own: dict) -> 
     if any(weights[name].shape[1:] != tuple(own[name].shape[1:]) for name in head):
         return f"set MODEL.NUM_CLASSES to the file's {weights[head[0]].shape[-1]}"
     return "is -cfg, or a setting in -opts, that of another model?"
+
+
+def _patch_advice(file: tuple[int, ...], model: tuple[int, ...]) -> str:
+    """Return advice for patch projections [D, C, P, P] of other channels or patches."""
+    (_, channels, patch_px, *_), advice = (*file, 0, 0, 0), []
+    if (channels,) != model[1:2]:
+        advice.append(f"DATA.IMAGE_CHANNELS {channels}, with as many numbers in DATA.IMAGENET_MEAN and IMAGENET_STD")
+    if (patch_px,) != model[2:3]:
+        advice.append(f"MODEL.PATCH_SIZE {patch_px}")
+    return f"the file is for images of {channels} channels in patches of {patch_px} pixels: set {' and '.join(advice)}"
 
 
 def _encoder_size(tensors: dict) -> tuple[int, int]:

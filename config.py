@@ -8,6 +8,7 @@ configs/methods/NAME.yaml; a configuration has those of the method that its MODE
 """
 
 import dataclasses
+import fnmatch
 import math
 import resource
 from collections.abc import Mapping, Sequence
@@ -32,12 +33,14 @@ class MethodKeys:
         defaults: {full key: value} of the keys that belong to this method alone.
         rules: {full key: rule} of the same keys.
         is_default: MODEL.TYPE names this method where a configuration names none.
+        unused: patterns of the names of shared keys that have no effect on this method.
     """
 
     network: str
     defaults: Mapping[str, object] = dataclasses.field(default_factory=dict)
     rules: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
     is_default: bool = False
+    unused: tuple[str, ...] = ()
 
 
 def read_method_keys(path: Path) -> MethodKeys:
@@ -49,8 +52,9 @@ def read_method_keys(path: Path) -> MethodKeys:
     values = read_yaml(path)
     keys = values.pop("KEYS", None) or {}
     network, is_default = values.pop("NETWORK", None), values.pop("DEFAULT", False)
+    unused = tuple(values.pop("UNUSED", None) or ())
     if network not in NETWORKS or values:
-        raise ValueError(f"{path}: needs NETWORK, one of {', '.join(NETWORKS)}, and may have DEFAULT and KEYS")
+        raise ValueError(f"{path}: needs NETWORK, one of {', '.join(NETWORKS)}, and may have DEFAULT, UNUSED and KEYS")
     defaults, rules = {}, {}
     for key, entry in keys.items():
         if not isinstance(entry, dict) or not {"default", "about"} <= set(entry) <= {"default", "rule", "about"}:
@@ -59,7 +63,7 @@ def read_method_keys(path: Path) -> MethodKeys:
         defaults[key], rules[key] = default, Rule(default, entry.get("rule", ""))
         if rules[key].problem(default):
             raise ValueError(f"{path}: the default of {key} {rules[key].problem(default)}")
-    return MethodKeys(network, defaults, rules, bool(is_default))
+    return MethodKeys(network, defaults, rules, bool(is_default), unused)
 
 
 # The methods by MODEL.TYPE; the other half of this table, with what each method does, is methods.dispatch.METHODS.
@@ -71,6 +75,7 @@ DATASETS = (
     *("flowers102", "pets", "cars", "aircraft", "inat2017", "inat2018", "inat2019", "places205", "places365"),
 )
 
+DEFAULT_DATA_PATH = "/dataset/imagenet/"  # PaddleViT's
 _C = CfgNode()
 _RULES: dict[str, Rule] = {}
 
@@ -91,8 +96,9 @@ def _add(config: CfgNode, name: str, value: object) -> None:
 _key("BASE", [""])  # YAML files to load first, relative to the file that names them
 
 _key("DATA.BATCH_SIZE", 256, "from 1 to 1_000_000")  # images per process and micro-step
+_key("DATA.BATCH_FIT", "few", "one of few, auto, none")  # new: a smaller batch: where images are few, always, never
 _key("DATA.BATCH_SIZE_EVAL", None, "int or None, from 1 to 1_000_000")  # None: BATCH_SIZE
-_key("DATA.DATA_PATH", "/dataset/imagenet/")
+_key("DATA.DATA_PATH", DEFAULT_DATA_PATH)
 _key("DATA.DATASET", "imagenet2012", f"one of {', '.join(DATASETS)}")
 _key("DATA.IMAGE_SIZE", 224, "int or list")  # pixels: side, or [height, width]
 _key("DATA.IMAGE_CHANNELS", 3, "at least 1")  # 1: grey, 3: RGB, 4: RGBA
@@ -108,10 +114,8 @@ _key("DATA.LIST_OUTSIDE", False)  # new: list files may name files outside DATA_
 # New: what happens at an image that cannot be read; skip lists it in the run directory.
 _key("DATA.BAD_IMAGES", "error", "one of error, skip")
 _key("DATA.FAST_DECODE", False)  # new: decode training JPEGs by simplejpeg and OpenCV, with slightly other pixels
-# New: pixels of the largest image that is read; None: 178,956,970, above which Pillow refuses one.
-_key("DATA.MAX_PIXELS", None, "int or None, from 1 to 1_000_000_000_000")
-# New: names of the classes in label order. A run records those of its folders; labels are found by them afterwards.
-_key("DATA.CLASS_NAMES", None, "list or None")
+_key("DATA.MAX_PIXELS", None, "int or None, from 1 to 1_000_000_000_000")  # new: of an image; None: 178,956,970
+_key("DATA.CLASS_NAMES", None, "list or None")  # new: in label order; a run records those of its folders
 _key("DATA.DROP_LAST", False)  # new: True drops the images that do not fill an epoch's last update; False: a small step
 _key("DATA.EXIF_TRANSPOSE", True)  # new: turn photos as their EXIF note says; the official code does not
 
@@ -246,8 +250,25 @@ def get_config(cfg_file: str | Path | None = None, opts: Sequence[object] | None
         if source in top or key not in others:  # a BASE of another method may set its own keys
             merger.set(config, key, value, source)
     _validate(config, rules)
+    for key in unused_settings(config):
+        if any(source == "-opts" and name == key for name, _, source in assignments):
+            raise UserError(f"{key}={value_of(config, key)!r}: MODEL.TYPE {method} does not use it; leave it out")
     config.freeze()
     return config
+
+
+def value_of(config: CfgNode, key: str) -> object:
+    """Return the value of a full key."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def unused_settings(config: CfgNode) -> list[str]:
+    """Return the keys that a configuration sets to another value than the default, and its method does not use."""
+    patterns = METHODS[config.MODEL.TYPE].unused
+    keys = [key for key in _RULES if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)]
+    return [key for key in keys if value_of(config, key) != value_of(_C, key)]
 
 
 def replaced(config: CfgNode, key: str, value: object) -> CfgNode:
@@ -288,18 +309,12 @@ _MOST_PATCHES = 1 << 16
 
 
 def _validate(config: CfgNode, rules: Mapping[str, Rule]) -> None:
-    def value_of(key: str) -> object:
-        value = config
-        for part in key.split("."):
-            value = value[part]
-        return value
-
     def require(holds: bool, key: str, what: str) -> None:
         if not holds:
-            raise UserError(f"{key}={value_of(key)!r}: {what}")
+            raise UserError(f"{key}={value_of(config, key)!r}: {what}")
 
     for key, rule in rules.items():
-        problem = rule.problem(value_of(key))
+        problem = rule.problem(value_of(config, key))
         require(problem is None, key, problem)
     _check_top(config, require)
     _check_data(config.DATA, require)

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from arguments import user_path
+from config import DEFAULT_DATA_PATH
 from errors import UserError, abridge
 from pipeline import builtin_sets, packed_images, published_datasets
 from pipeline.decoding import PIL_MODES
@@ -90,6 +91,8 @@ def _open(
     if packed_images.is_packed(root):
         return packed_images.PackedImages(root, split)
     if not root.exists():
+        if data_path == DEFAULT_DATA_PATH:
+            raise UserError(f"-data_path is missing: the directory of the data set {name} (DATA.DATA_PATH)")
         raise UserError(f"DATA.DATA_PATH={data_path}: no such directory; set it with -data_path")
     if name in ("webdataset", "lists"):
         return _open_web(name, root, split, needs, list_outside, bad_images)

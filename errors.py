@@ -32,6 +32,11 @@ def escape_controls(text: str) -> str:
     return "".join(char if char in "\n\t" or not _is_control(char) else ascii(char)[1:-1] for char in text)
 
 
+def one_name(text: object) -> str:
+    """Return the name of a file as a message has it: with escapes for line breaks and what else steers a terminal."""
+    return escape_controls(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def _is_control(char: str) -> bool:
     """Return True for control characters, and for those that turn the direction of what follows."""
     code = ord(char)

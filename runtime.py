@@ -59,8 +59,7 @@ def prepare(num_threads: int | None = None) -> dict[str, str]:
 
 def _set_environment(num_threads: int | None) -> dict[str, str]:
     if num_threads is None:
-        local_ranks = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
-        num_threads = max(1, num_cores() // max(1, local_ranks))
+        num_threads = max(1, num_cores() // local_ranks())
     wanted = {"MKL_NUM_THREADS": str(num_threads), "MKL_DYNAMIC": "FALSE"}
     if _is_amd():
         wanted["MKL_DEBUG_CPU_TYPE"] = "5"
@@ -149,6 +148,12 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
     """Have this process get a signal when the one that started it dies (Linux only)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
+
+
+def local_ranks() -> int:
+    """Return the number of processes of the job on this machine, as Paddle's launcher says it."""
+    text = os.environ.get("PADDLE_LOCAL_SIZE", "1")
+    return max(1, int(text)) if text.isdecimal() and len(text) < 9 else 1
 
 
 def num_cores() -> int:

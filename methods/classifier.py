@@ -8,7 +8,7 @@ from paddle import nn
 
 import checkpoint
 from config import network_of
-from errors import UserError
+from errors import UserError, one_name
 from layers.cross_entropy import cross_entropy
 from pipeline.loading import Batch
 from training.device import is_on_gpu
@@ -61,9 +61,47 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
     return model
 
 
-def evaluate_batch(model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
-    """Return the sums over a batch of `METRICS`."""
-    return score(model(batch.images).astype("float32"), batch.labels)
+class Judge:
+    """The evaluation of a classifier; says so if every image is taken for the same class.
+
+    Args:
+        run: gets the warning.
+    """
+
+    def __init__(self, run: Run):
+        self._run, self._first, self._is_one = run, None, None
+
+    def of_task(self) -> dict[str, object]:
+        """Return the fields of a `Task` that concern its evaluation."""
+        return {
+            "before_evaluation": self._begin,
+            "evaluate": self._evaluate,
+            "metrics": METRICS,
+            "after_evaluation": self._end,
+            "best": BEST,
+        }
+
+    def _begin(self) -> None:
+        self._first = self._is_one = None
+
+    def _evaluate(self, model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
+        """Return the sums over a batch of the metrics."""
+        logits = model(batch.images).astype("float32")
+        best = logits.argmax(axis=-1)
+        self._first = best[:1] if self._first is None else self._first
+        is_one = (best == self._first).all()  # stays on the device
+        self._is_one = is_one if self._is_one is None else self._is_one & is_one
+        return score(logits, batch.labels)
+
+    def _end(self, scores: dict[str, float]) -> dict[str, float]:
+        if self._is_one is not None and bool(self._is_one) and scores["acc1"] < 100.0:
+            label, names = int(self._first), self._run.config.DATA.CLASS_NAMES or []
+            name = one_name(names[label]) if label < len(names) else str(label)
+            self._run.log.say(
+                f"warning: every image is taken for the class {name}: the classifier does not tell them apart yet; train "
+                "for more updates, or start from pretrained weights"
+            )
+        return scores
 
 
 def score(logits: paddle.Tensor, labels: paddle.Tensor) -> list[paddle.Tensor]:
@@ -87,7 +125,8 @@ def evaluate_only(run: Run) -> dict[str, float]:
         return {}
     report = checkpoint.load_weights(model, source, allow_unexpected=checkpoint.UNUSED_PROBE_NORM)
     run.log.say(str(report))
-    scores = evaluate(Task("eval", model, None, None, evaluate=evaluate_batch, metrics=METRICS), val_loader, run)
+    task = Task("eval", model, None, None, **Judge(run).of_task())
+    scores = task.after_evaluation(evaluate(task, val_loader, run))
     run.log.record("eval", 0, scores)
     if not math.isfinite(scores["loss"]):
         raise UserError(

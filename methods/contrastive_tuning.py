@@ -181,11 +181,12 @@ def load_head(head: NNCLRHead, source: str) -> str:
     }
     own = {name: value for name, value in head.state_dict().items() if not name.startswith("target_projector.")}
     odd = [name for name in {*stored, *own} if name not in stored or name not in own]
-    odd += [name for name in {*stored} & {*own} if stored[name].shape != tuple(own[name].shape)]
+    kinds = {name: (tuple(value.shape), str(value.dtype).split(".")[-1]) for name, value in own.items()}
+    odd += [name for name in {*stored} & {*own} if (stored[name].shape, stored[name].dtype) != kinds[name]]
     if odd:
         sizes = [
-            f"{name} {list(stored[name].shape) if name in stored else 'missing'} in the file, "
-            f"{list(own[name].shape) if name in own else 'not'} here"
+            f"{name} {_kind_of(stored[name]) if name in stored else 'missing'} in the file, "
+            f"{_kind_of(own[name]) if name in own else 'not'} here"
             for name in sorted(odd)
         ]
         raise UserError(f"{file}: the head differs: {abridge(sizes, 3)}; set CONTRAST.* as in that run")
@@ -194,6 +195,11 @@ def load_head(head: NNCLRHead, source: str) -> str:
         own[name].set_value(array)
     head.copy_target()
     return f"loaded the head of {file}: {len(arrays)} tensors, {int((arrays['queue_id'] >= 0).sum()):,} in the queue"
+
+
+def _kind_of(tensor) -> str:
+    dtype = str(tensor.dtype).split(".")[-1]
+    return f"{list(tensor.shape)}" + ("" if dtype == "float32" else f" of {dtype}")
 
 
 def _parameter_groups(config, model: ContrastiveTuning) -> tuple[float, list[dict]]:

@@ -13,9 +13,8 @@ from pipeline import loading
 from pipeline.sources import Source
 from pipeline.transforms import Transform
 from storage.clip_architecture import of_any_config
-from training import cli, distributed, loaders, memory
+from training import cli, distributed, loaders, memory, run_directory
 from training.engine import fit
-from training.run_directory import write_config
 from training.task import Run, Task
 
 # By MODEL.TYPE. config.METHODS is the other half of this table: the keys of each method, without its code.
@@ -76,6 +75,10 @@ def train_or_evaluate(run: Run) -> dict[str, float]:
     """Do what the run asks for, and return its last metrics."""
     try:
         return _train_or_evaluate(run)
+    except UserError:
+        if run.directory is not None and run.resume_from is None:
+            run_directory.discard(run.directory)
+        raise
     finally:
         run.log.close()
 
@@ -155,4 +158,4 @@ def _set(run: Run, key: str, value: object) -> None:
     """Change a value of a run's configuration, and the file of it in a directory that is the run's own by now."""
     run.config = replaced(run.config, key, value)
     if run.directory is not None and (run.resume_from is None or run.config.EVAL):
-        write_config(run.directory, run.config)
+        run_directory.write_config(run.directory, run.config)

@@ -9,7 +9,7 @@ from PIL import Image
 from config import image_size_hw
 from errors import UserError
 from methods import teachers
-from methods.classifier import BEST, METRICS, build_classifier, evaluate_batch, soft_cross_entropy
+from methods.classifier import Judge, build_classifier, soft_cross_entropy
 from methods.method import Method
 from optim import param_groups
 from pipeline import augment
@@ -56,9 +56,7 @@ def build(run: Run) -> Task:
         model,
         optimizer_of(config, param_groups(model, train.WEIGHT_DECAY, train.LAYER_DECAY)),
         loss,
-        evaluate=evaluate_batch,
-        metrics=METRICS,
-        best=BEST,
+        **Judge(run).of_task(),
         ema=ema_of(config, model),
         can_be_traced=teacher is None,
         teacher=None if teacher is None else teacher.sha256,

@@ -4,7 +4,7 @@ import numpy as np
 import paddle.nn.functional as F
 from paddle import nn
 
-from methods.classifier import BEST, METRICS, build_classifier, evaluate_batch
+from methods.classifier import Judge, build_classifier
 from methods.method import Method
 from methods.probe_sweep import build_sweep
 from optim import param_groups
@@ -35,9 +35,7 @@ def build(run: Run) -> Task:
         model,
         optimizer_of(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY)),
         loss,
-        evaluate=evaluate_batch,
-        metrics=METRICS,
-        best=BEST,
+        **Judge(run).of_task(),
         smallest_batch=2,
         can_be_traced=True,
     )

@@ -7,7 +7,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from errors import UserError
+from errors import UserError, printable
 from layers.basic import Linear
 from methods import classifier
 from optim import param_groups
@@ -15,6 +15,13 @@ from pipeline.loading import Batch
 from training.optimizers import optimizer_of
 from training.task import Run, Task
 from transformer import VisionTransformer
+
+_MOST_HEADS = 200
+_LARGEST_RATE = 1e6
+
+
+def _is_rate(rate: object) -> bool:
+    return isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate <= _LARGEST_RATE
 
 
 class ProbeSweep(nn.Layer):
@@ -56,8 +63,10 @@ def build_sweep(run: Run, task: Task, std: float) -> Task:
     checkpoint's model.pdparams holds.
     """
     config, rates = run.config, run.config.TRAIN.LR_SWEEP
-    if not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates) or len(set(rates)) < len(rates):
-        raise UserError(f"TRAIN.LR_SWEEP={rates!r}: must be a list of different numbers above 0")
+    names = [f"lr{rate:g}" for rate in rates if _is_rate(rate)]
+    if len(names) < len(rates) or len(set(names)) < len(names) or len(names) > _MOST_HEADS:
+        what = f"must be a list of different numbers above 0, at most {_MOST_HEADS}, with six digits that count"
+        raise UserError(f"TRAIN.LR_SWEEP={printable(str(rates[:8]), 100)}: {what}")
     if config.TRAIN.BASE_LR <= 0:
         raise UserError(f"TRAIN.BASE_LR={config.TRAIN.BASE_LR}: must be above 0; the sweep's rates are multiples of it")
     model = ProbeSweep(task.model, len(rates), std)
@@ -66,7 +75,6 @@ def build_sweep(run: Run, task: Task, std: float) -> Task:
     groups = []
     for head, rate in zip(model.heads, rates, strict=True):
         groups += param_groups(head, config.TRAIN.WEIGHT_DECAY, lr_scale=rate / config.TRAIN.BASE_LR)
-    names = [f"lr{rate:g}" for rate in rates]
 
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
         losses = [F.cross_entropy(logits, batch.labels) for logits in model(batch.images)]

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from errors import UserError, abridge, one_line, printable
+from errors import UserError, abridge, one_line, one_name, printable
 from pipeline.sources import EncodedImages, describe_repeats, find_missing
 from storage.regular_files import read_regular_file
 from storage.text_files import decode_text, iterate_lines, open_to_read
@@ -208,7 +208,7 @@ class ListedImages(EncodedImages):
     def describe(self, index: int) -> str:
         """Name an image in a message."""
         try:
-            return str(self.path(index))
+            return one_name(self.path(index))
         except OSError:  # it is what a message is about
             return super().describe(index)
 

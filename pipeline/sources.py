@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from errors import abridge, one_line, printable
+from errors import abridge, one_line, one_name, printable
 from pipeline.decoding import as_mode, decode
 from storage.regular_files import read_regular_file
 
@@ -100,7 +100,7 @@ class FileImages(EncodedImages):
 
     def describe(self, index: int) -> str:
         """Name an image in a message."""
-        return str(self.paths[index])
+        return one_name(self.paths[index])
 
     def missing(self) -> list[str]:
         """Return the paths that are no files."""

@@ -19,7 +19,7 @@ from port_weights.recognised import (
     drop_lower_decoder,
     split,
 )
-from storage.weight_files import WeightFile
+from storage.weight_files import WeightFile, advise_entry
 
 
 def recognise(file: WeightFile, config: Mapping | None = None, grid_hw: Grid = None) -> Recognised:
@@ -49,7 +49,8 @@ def recognise(file: WeightFile, config: Mapping | None = None, grid_hw: Grid = N
             found.dropped |= dict.fromkeys(file.others, "beside the weights; -entry NAME takes them from there instead")
             return _with_description(found, file)
     shown = ", ".join(list(file.tensors)[:6])
-    raise UserError(f"{file.path}: not the weights of a ViT that is known here; its tensors: {shown}, ...")
+    advice = advise_entry(file.path, file.nested) if file.nested else ""
+    raise UserError(f"{file.path}: not the weights of a ViT that is known here; its tensors: {shown}, ...{advice}")
 
 
 def _from_ours(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Recognised:

@@ -16,7 +16,7 @@ from storage.regular_files import read_regular_file
 CONFIG_FILE, LOG_FILE, TEXT_LOG_FILE = "config.yaml", "log.jsonl", "log.txt"
 REPORT_FILE, BAD_IMAGES_FILE, LAUNCH_LOGS = "report.html", "bad_images.txt", "launch-logs"
 LATEST, BEST = "latest", "best"
-OWN_FILES = ".mae_paddle-files"  # in a directory of results: a name per line
+OWN_FILES = "files-of-mae_paddle.txt"  # in a directory of results: a name per line
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 MODEL_FILE, EMA_FILE, EXTRA_FILE, OPTIMIZER_FILE = "model.pdparams", "ema.pdparams", "extra.pdparams", "optimizer.pdopt"
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")

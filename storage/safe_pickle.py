@@ -27,7 +27,7 @@ class Attributes(dict):
 
 
 _ARRAY_CLASS = object()  # stands for numpy.ndarray, which a pickle only ever passes on
-_NUMBER_KINDS = "biuf"
+_NUMBER_KINDS = "biufc"
 _MOST_DIMS = 16
 _MOST_INSTRUCTIONS = 2_000_000  # CIFAR-100's train file takes 300,000, weights some thousands
 _REFUSED_OPCODES = (
@@ -39,15 +39,12 @@ _REFUSED_OPCODES = (
     pickle.EXT4,
     pickle.NEXT_BUFFER,
     pickle.READONLY_BUFFER,
-    pickle.EMPTY_SET,
-    pickle.ADDITEMS,
-    pickle.FROZENSET,
 )
 
 
 def _plain_dtype(code: str, align: bool = False, copy: bool = True) -> np.dtype:
     code = code.decode("ascii") if isinstance(code, bytes) else code
-    if not re.fullmatch(r"[<>|=]?[biuf]\d{1,2}", code):
+    if not re.fullmatch(r"[<>|=]?[biufc]\d{1,2}", code):
         raise ValueError(f"an array of {printable(code, 40)!r}, where plain data has numbers")
     return np.dtype(code)
 
@@ -121,6 +118,23 @@ def _tuple(values: list | tuple = ()) -> tuple:
     return tuple(values)
 
 
+def _sequence(values: list | tuple = ()) -> list:
+    """Stand in for a set: a list, as hashing what a file nests can take for ever."""
+    if not isinstance(values, (list, tuple)):
+        raise ValueError("a set of something that is no sequence")
+    return list(values)
+
+
+def _complex(real: float, imaginary: float) -> complex:
+    if not all(type(part) in (int, float) for part in (real, imaginary)):
+        raise ValueError("a complex number of something that is no number")
+    return complex(real, imaginary)
+
+
+def _bytearray(content: bytes | str = b"", encoding: str = "latin1") -> bytes:
+    return _encode(content, encoding) if isinstance(content, str) else bytes(memoryview(content))
+
+
 _PLAIN_DATA = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("builtins", "tuple"): _tuple,
@@ -128,6 +142,9 @@ _PLAIN_DATA = {
     ("numpy", "dtype"): _plain_dtype,
     ("_codecs", "encode"): _encode,  # how Python 3 writes bytes for protocol 2
 }
+for _builtins in ("builtins", "__builtin__"):
+    _PLAIN_DATA |= dict.fromkeys(((_builtins, "set"), (_builtins, "frozenset")), _sequence)
+    _PLAIN_DATA |= {(_builtins, "complex"): _complex, (_builtins, "bytearray"): _bytearray}
 for _core in ("numpy.core", "numpy._core"):
     _PLAIN_DATA[f"{_core}.multiarray", "_reconstruct"] = _empty_array
     _PLAIN_DATA[f"{_core}.multiarray", "scalar"] = _scalar
@@ -195,7 +212,7 @@ class _PlainDataUnpickler(pickle._Unpickler):
         if not any(function is allowed for allowed in self._names.values()) or not callable(function):
             raise UserError(f"refused, the file calls a {type(function).__name__}, which plain data never does")
         result = function(*args)
-        self._spend(len(result) if isinstance(result, (bytes, tuple)) else 0)
+        self._spend(len(result) if isinstance(result, (bytes, tuple, list)) else 0)
         return result
 
     def _spend(self, num_bytes: int) -> None:
@@ -238,6 +255,19 @@ class _PlainDataUnpickler(pickle._Unpickler):
     def load_bytearray(self) -> None:  # the base class would reserve the memory before it reads
         self.append(self.read(int.from_bytes(self.read(8), "little")))
 
+    def load_empty_set(self) -> None:
+        self.append([])
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()
+        if not isinstance(self.stack[-1], list):
+            raise UserError(f"refused, the file adds to a {type(self.stack[-1]).__name__} as to a set")
+        self.stack[-1].extend(items)
+
+    def load_frozenset(self) -> None:
+        items = self.pop_mark()
+        self.append(items)
+
     def load_dict(self) -> None:
         items = self.pop_mark()
         self.append({})
@@ -271,6 +301,9 @@ class _PlainDataUnpickler(pickle._Unpickler):
         pickle.NEWOBJ[0]: load_call,
         pickle.BUILD[0]: load_build,
         pickle.BYTEARRAY8[0]: load_bytearray,
+        pickle.EMPTY_SET[0]: load_empty_set,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
         pickle.DICT[0]: load_dict,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,

@@ -34,16 +34,21 @@ _DTYPE_OF_STORAGE = {
     "CharStorage": "int8",
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
 }
 _STORAGE_OF_DTYPE = {dtype: storage for storage, dtype in _DTYPE_OF_STORAGE.items()}
 _LEFT_OUT = (  # harmless things that training code keeps beside the weights; nothing is made of them
     ("collections", "Counter"),
     ("collections", "defaultdict"),
-    ("builtins", "set"),
     ("torch", "device"),
+    ("torch._utils", "_rebuild_tensor_v3"),  # of the types below, which weights of a ViT do not have
     ("pathlib", "PosixPath"),
     ("pathlib", "WindowsPath"),
 )
+_OTHER_DTYPES = ("uint16", "uint32", "uint64")
+_OTHER_DTYPES += tuple(f"float8_{kind}" for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu"))
+_UNTYPED = "untyped"
 _LARGEST_PICKLE_BYTES = 256 << 20
 _RESAVE = "python -c \"import torch; torch.save(torch.load('OLD', map_location='cpu', weights_only=True), 'NEW')\""
 _RESAVE_MODEL = _RESAVE.replace("True)", "False)['model']")
@@ -72,7 +77,8 @@ def read(path: str | Path) -> object:
         ("argparse", "Namespace"): safe_pickle.Attributes,  # the official code's arguments
         **dict.fromkeys(_LEFT_OUT, _leave_out),
         **{("torch", storage): dtype for storage, dtype in _DTYPE_OF_STORAGE.items()},
-        **{("torch", dtype): f"torch.{dtype}" for dtype in (*_STORAGE_OF_DTYPE, "long", "float", "half")},
+        **dict.fromkeys((("torch", "UntypedStorage"), ("torch.storage", "UntypedStorage")), _UNTYPED),
+        **{("torch", name): f"torch.{name}" for name in (*_STORAGE_OF_DTYPE, *_OTHER_DTYPES, "long", "float", "half")},
     }
     try:
         return safe_pickle.load(
@@ -148,7 +154,11 @@ class _Archive:
         kind, dtype, key, _device, num_elements = reference
         # A key made of references to itself would be written out, or hashed, for ever.
         are_texts = isinstance(kind, str) and isinstance(dtype, str) and isinstance(key, str)
-        if not are_texts or kind != "storage" or dtype not in _STORAGE_OF_DTYPE or type(num_elements) is not int:
+        if not are_texts or kind != "storage" or type(num_elements) is not int:
+            raise ValueError("a reference to something that is no tensor")
+        if dtype == _UNTYPED:  # of a tensor that is left out
+            return dtype, "", 0
+        if dtype not in _STORAGE_OF_DTYPE:
             raise ValueError("a reference to something that is no tensor")
         member = self._members.get(f"{self._root}data/{key}")
         itemsize = bits_dtype(dtype).itemsize

@@ -17,7 +17,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,7 @@ class WeightFile:
         tensors: by name, in the file's order.
         wrapper: entry of the file under which the tensors were, or None.
         others: names of the entries beside that one, and of values that are no tensors.
+        nested: names of entries that hold tensors of their own.
         arguments: of the program that wrote the file, where it keeps them (the official code's `args`).
         metadata: the description in a file that this project wrote, else empty.
     """
@@ -69,6 +70,7 @@ class WeightFile:
     tensors: dict[str, StoredTensor]
     wrapper: str | None = None
     others: tuple[str, ...] = ()
+    nested: tuple[str, ...] = ()
     arguments: dict = dataclasses.field(default_factory=dict)
     metadata: dict = dataclasses.field(default_factory=dict)
 
@@ -195,12 +197,20 @@ def _unwrap(path: Path, kind: str, data: object, entry: str | None, description:
             others.append(printable(name))
         else:
             tensors[_checked_name(name, path)] = value
+    nested = tuple(printable(name) for name, value in inner.items() if _has_tensors(value))
     if not tensors:
         holds = f"; its entries: {', '.join(others[:8])}" if others else ""
-        raise UserError(f"{path}: holds no tensors{holds}; is this a weight file?")
+        holds += advise_entry(path, nested) if nested else "; is this a weight file?"
+        raise UserError(f"{path}: holds no tensors at its top{holds}" if nested else f"{path}: holds no tensors{holds}")
     arguments = data.get("args")
     arguments = dict(arguments) if isinstance(arguments, safe_pickle.Attributes) else {}
-    return WeightFile(path, kind, tensors, wrapper, tuple(others), arguments, _parse_description(path, description))
+    description = _parse_description(path, description)
+    return WeightFile(path, kind, tensors, wrapper, tuple(others), nested, arguments, description)
+
+
+def advise_entry(path: Path, nested: Sequence[str]) -> str:
+    """Return advice on a file whose weights are in one of its entries."""
+    return f"; weights are under {', '.join(nested[:8])}: python -m port_weights {path} NEW.pdparams -entry {nested[0]}"
 
 
 def _has_tensors(entry: object) -> bool:
@@ -229,16 +239,18 @@ def _read_safetensors(path: Path, size: int, header_bytes: int) -> WeightFile:
     except Exception as error:  # safetensors has its own exception type
         raise UserError(f"{path}: not a readable safetensors file: {printable(error)}") from error
     metadata = header.pop("__metadata__", None) or {}
-    tensors = {}
+    tensors, others = {}, []
     for name, entry in header.items():
         dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
-        if dtype is None:
-            raise UserError(f"{path}: {name} has dtype {entry['dtype']}, which is not known here")
+        if dtype is None:  # no weights, see `stored_tensor.FLOAT_DTYPES`
+            others.append(printable(f"{name} ({entry['dtype']})"))
+            continue
         shape, start = tuple(entry["shape"]), 8 + header_bytes + entry["data_offsets"][0]
         tensors[_checked_name(name, path)] = StoredTensor(shape, dtype, _range_reader(path, start, shape, dtype))
     if not tensors:
         raise UserError(f"{path}: holds no tensors")
-    return WeightFile(path, "safetensors", tensors, metadata=_parse_description(path, metadata.get(_METADATA_KEY)))
+    description = _parse_description(path, metadata.get(_METADATA_KEY))
+    return WeightFile(path, "safetensors", tensors, others=tuple(others), metadata=description)
 
 
 def _range_reader(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> Callable[[], np.ndarray]:

@@ -42,7 +42,7 @@ def test_scripts_are_posix_sh(script):
 def test_launchers_say_what_is_missing(script):
     done = sh(script, "-dry_run", PRETRAINED="weights")
     assert done.returncode == 2
-    assert "error: DATA.DATA_PATH=/dataset/imagenet/: no such directory; set it with -data_path" in done.stderr
+    assert "error: -data_path is missing: the directory of the data set imagenet2012 (DATA.DATA_PATH)" in done.stderr
 
 
 def test_launchers_take_settings_from_the_environment(tiny_yaml, tmp_path):

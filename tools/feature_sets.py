@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from arguments import Parser
-from errors import UserError
+from errors import UserError, printable
 from methods import networks
-from storage import atomic, weight_files
+from storage import atomic, manifest, weight_files
+from storage.json_files import read_json
 from tools import inputs
 from tools.features import POOLS, extract_all
 from training import device
+
+_CACHED = ("features", "labels")
 
 
 def add_feature_flags(parser: Parser) -> None:
@@ -37,16 +40,37 @@ def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
         about |= {"origin": str(source.origin), "images": len(source), "settings": settings}
         folder = None if args.cache is None else inputs.new_directory(Path(args.cache) / split, [args.run], "-cache")
         known = None if folder is None else folder / "about.json"
-        if known is not None and known.is_file() and known.read_bytes() == json.dumps(about).encode():
-            names = ("features", "labels")
-            results.append({name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
+        cached = None if known is None else _read_cache(folder, about)
+        if cached is not None:
+            results.append(cached)
             print(f"{split}: features of {len(source):,} images are taken from {folder}")
             continue
         print(f"{split}: computing the features of {len(source):,} images", flush=True)
         results.append(extract_all(model, inputs.open_loader(config, source), None, args.pool, folder))
         if known is not None:
-            atomic.write_text(known, json.dumps(about))
+            atomic.write_text(known, json.dumps(about | {"sums": _sums(folder)}))
     return results
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    return {name: manifest.digests(folder / f"{name}.npy", "sha256")["sha256"] for name in _CACHED}
+
+
+def _read_cache(folder: Path, about: dict) -> dict[str, np.ndarray] | None:
+    """Return the arrays of a cache that is of these features, and whole; else None."""
+    file = folder / "about.json"
+    if not file.is_file():
+        return None
+    try:
+        found = read_json(file)
+        if {key: found.get(key) for key in about} != about:
+            return None
+        if found.get("sums") != _sums(folder):
+            raise ValueError("its sums are others than when it was written")
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _CACHED}
+    except (UserError, OSError, ValueError) as error:
+        print(f"warning: {folder}: damaged ({printable(error)}); the features are computed again")
+        return None
 
 
 def check_outputs(args) -> None:

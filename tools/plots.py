@@ -18,11 +18,15 @@ def new_axes(count: int = 1, size: tuple[float, float] = (4.2, 3.2)) -> tuple[ob
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     matplotlib.rcdefaults()  # not the settings of a matplotlibrc in the working directory
     matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False  # a "$" in the name of a class is no formula
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, count, figsize=(size[0] * count, size[1]), squeeze=False)
     return figure, list(axes[0])
+
+
+def plain(name: object) -> str:
+    """Return a name as matplotlib shows it: a "$" begins no formula."""
+    return str(name).replace("$", "\\$")
 
 
 def to_image(figure) -> Image.Image:
@@ -49,8 +53,8 @@ def draw_curves(
     for axis, (title, y_label, curves) in zip(axes, panels, strict=True):
         for legend, points in curves.items():
             if points:
-                axis.plot(*zip(*points, strict=True), label=legend, marker="." if len(points) == 1 else None)
-        axis.set(title=title, xlabel=x_label, ylabel=y_label)
+                axis.plot(*zip(*points, strict=True), label=plain(legend), marker="." if len(points) == 1 else None)
+        axis.set(title=plain(title), xlabel=plain(x_label), ylabel=plain(y_label))
         axis.grid(alpha=0.3)
         if logarithmic:
             axis.set_yscale("log")
@@ -83,8 +87,8 @@ def draw_matrix(
     for names, set_ticks, rotation in ((columns, axis.set_xticks, 90), (rows, axis.set_yticks, 0)):
         if len(names) <= _MOST_NAMES:
             short = [name if len(name) <= 18 else name[:17] + "…" for name in map(str, names)]
-            set_ticks(range(len(names)), short, rotation=rotation, fontsize=7)
-    axis.set(ylabel=labels[0], xlabel=labels[1])
+            set_ticks(range(len(names)), list(map(plain, short)), rotation=rotation, fontsize=7)
+    axis.set(ylabel=plain(labels[0]), xlabel=plain(labels[1]))
     return to_image(figure)
 
 
@@ -93,6 +97,6 @@ def draw_boxes(panels: list[tuple[str, str, np.ndarray]], x_label: str) -> Image
     figure, axes = new_axes(len(panels), (5.0, 3.4))
     for axis, (title, y_label, values) in zip(axes, panels, strict=True):
         axis.boxplot(list(values), widths=0.6)
-        axis.set(title=title, xlabel=x_label, ylabel=y_label)
+        axis.set(title=plain(title), xlabel=plain(x_label), ylabel=plain(y_label))
         axis.grid(alpha=0.3, axis="y")
     return to_image(figure)

@@ -80,13 +80,12 @@ def summarise(run_dir: Path, records: list[dict]) -> dict[str, object]:
     train = [record for record in records if record["event"] == "train"]
     scores = [record for record in records if record["event"] == "eval"]
     if train:
-        figures |= {
-            "updates": train[-1]["step"],
-            "epochs": round(train[-1]["epoch"], 2),
-            "last loss": train[-1]["loss"],
-        }
-        figures["images/s"] = float(np.median([record["images_per_sec"] for record in train]))
-        figures["waiting for data (%)"] = 100 * float(np.median([record.get("data_wait", 0.0) for record in train]))
+        last = train[-1]
+        known = {"updates": "step", "epochs": "epoch", "last loss": "loss"}
+        figures |= {title: last[name] for title, name in known.items() if is_a(last.get(name), NUMBER)}
+        for title, name, factor in (("images/s", "images_per_sec", 1), ("waiting for data (%)", "data_wait", 100)):
+            values = [record[name] for record in train if is_a(record.get(name), NUMBER)]
+            figures |= {title: factor * float(np.median(values))} if values else {}
     for name, value in (scores[-1] if scores else {}).items():
         if name not in _NOT_DRAWN and name != "loss" and is_a(value, NUMBER):
             figures[f"last {name}"] = value
@@ -122,8 +121,10 @@ def _draw_predictions(run_dir: Path, config) -> str:
         pictures = drawing.as_uint8(drawing.to_pixels(config, batch.images))
         for axis, picture, label, guess in zip(axes, pictures, batch.labels.numpy(), best, strict=False):
             axis.imshow(picture.squeeze(), cmap="gray")
-            axis.set_title(names[guess][-16:], fontsize=8, color="black" if guess == label else "firebrick")
-            axis.set_xlabel(names[label][-16:], fontsize=8)
+            axis.set_title(
+                plots.plain(names[guess][-16:]), fontsize=8, color="black" if guess == label else "firebrick"
+            )
+            axis.set_xlabel(plots.plain(names[label][-16:]), fontsize=8)
             axis.set(xticks=[], yticks=[])
         break
     return pages.html_figure(plots.to_image(figure), "Above: the prediction, red where it is wrong; below: the label.")

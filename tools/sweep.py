@@ -14,6 +14,7 @@ runtime.prepare()
 
 import itertools
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from config import get_config
 from errors import UserError, printable
 from methods import dispatch
 from storage import atomic, run_files
-from storage.json_files import read_json
+from storage.json_files import NUMBER, is_a, read_json
 from tools import pages
 from training import cli
 from training.log import read_log
@@ -59,10 +60,10 @@ def read_grid(words: Sequence[str]) -> list[dict[str, str]]:
             raise UserError(f"-grid {printable(word)}: a key is there twice")
         seen |= set(keys)
         axes.append(points)
-    combinations = [{k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes)]
-    if len(combinations) > _MOST_POINTS:
-        raise UserError(f"-grid: {len(combinations):,} combinations; at most {_MOST_POINTS:,}")
-    return combinations
+    count = math.prod(map(len, axes))
+    if count > _MOST_POINTS:
+        raise UserError(f"-grid: {count:,} combinations; at most {_MOST_POINTS:,}")
+    return [{k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes)]
 
 
 def _split_values(text: str) -> list[str]:
@@ -171,6 +172,9 @@ def _read_done(out: Path, about: dict) -> dict[str, dict[str, float]]:
     for key, value in about.items():
         if values[key] != value:
             raise UserError(f"{out}: holds a sweep of another recipe, or with other flags ({key}); choose another -out")
+    for name, result in values["runs"].items():
+        if not isinstance(result, dict) or not all(is_a(value, (*NUMBER, str)) for value in result.values()):
+            raise UserError(f"{file}: damaged, its result of {printable(name, 60)} is not as it was written; delete it")
     return values["runs"]
 
 
@@ -180,7 +184,11 @@ def _write_done(out: Path, about: dict, done: dict) -> None:
 
 def _sorted(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     """Put the best run first: by top-1 accuracy, or by the lowest loss where there is none."""
-    return sorted(rows, key=lambda row: (-row.get("acc1", 0.0), row.get("loss", 0.0)))
+
+    def number(row: dict[str, object], name: str) -> float:
+        return row[name] if is_a(row.get(name), NUMBER) else 0.0
+
+    return sorted(rows, key=lambda row: (-number(row, "acc1"), number(row, "loss")))
 
 
 def _report(rows: list[dict[str, object]], keys: list[str], out: Path) -> None:

@@ -47,7 +47,12 @@ def make_parser(script: str, description: str) -> Parser:
     add("dataset", ", ".join(DATASETS), metavar="NAME")
     add("data_path", "directory of the data set", metavar="DIR")
     add("output", "directory in which the run gets its own directory (default: ./output)", metavar="DIR")
-    add("batch_size", "images per process and micro-step, for training and evaluation", type=int, metavar="N")
+    add(
+        "batch_size",
+        "images per process and micro-step, for training and evaluation; auto: the recipe's, or fewer, by the data",
+        type=_batch_size,
+        metavar="N",
+    )
     add("batch_size_eval", "images per process and step of evaluation", type=int, metavar="N")
     add("image_size", "side in pixels, or height and width", type=int, nargs="+", metavar="PX")
     add("accum_iter", "micro-steps per update", type=int, metavar="N")
@@ -88,6 +93,10 @@ def make_parser(script: str, description: str) -> Parser:
     add("master", "ip:port of the first node, the same on all nodes", metavar="IP:PORT")
     add("node_rank", "number of this node, from 0 (default: by order of arrival)", type=int, metavar="N")
     return parser
+
+
+def _batch_size(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def start(
@@ -197,6 +206,9 @@ def _read_config(script: str, args: argparse.Namespace):
     if args.cfg is None:
         raise UserError(f"-cfg is missing, for example -cfg configs/vit_base_patch16_224_{script}.yaml")
     opts: list[object] = []
+    if args.batch_size is not None:
+        opts += ["DATA.BATCH_FIT", "auto" if args.batch_size == "auto" else "none"]
+        args.batch_size = None if args.batch_size == "auto" else args.batch_size
     for flag, keys in _FLAG_KEYS.items():
         value = getattr(args, flag)
         if value is not None:

@@ -10,17 +10,27 @@ import paddle
 from paddle import distributed as dist
 from paddle import nn
 
+from errors import UserError, printable
+
 _BUCKET_SIZE = 1 << 25  # gradients
 
 
 def rank() -> int:
     """Return this process's number, from 0."""
-    return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+    return _number("PADDLE_TRAINER_ID", "0")
 
 
 def world_size() -> int:
     """Return the number of processes, on all nodes."""
-    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+    return _number("PADDLE_TRAINERS_NUM", "1")
+
+
+def _number(variable: str, default: str) -> int:
+    """Return a number that a launcher left in the environment."""
+    text = os.environ.get(variable, default)
+    if not text.isdecimal() or len(text) > 9:
+        raise UserError(f"{variable}={printable(text, 40)}: is no number; it is for a launcher to set, so unset it")
+    return int(text)
 
 
 def is_main() -> bool:

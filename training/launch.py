@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import signal
 import socket
 import struct
@@ -25,13 +26,14 @@ from pathlib import Path
 import paddle
 
 import runtime
-from errors import UserError
+from errors import UserError, printable
 from program import EXIT_STOPPED, Interrupted, Stopped
 from runtime import ENDING_SIGNALS
 from training.heartbeat import Heartbeat
 from training.ranks import Ranks
 
 _MOST_PROCESSES = 4096
+_LONGEST_HOST = 253  # of a domain name
 _GRACE_SECS, _LOOK_SECS, _NEWS_SECS = 10.0, 0.1, 5.0
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
@@ -82,8 +84,8 @@ def launch_if_needed(script: str, args: argparse.Namespace, argv: Sequence[str] 
 
 def _split_address(master: str) -> tuple[str, int]:
     host, _, port = master.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65535:
-        raise UserError(f"-master {master}: expected IP:PORT of the first node")
+    if not 0 < len(host) <= _LONGEST_HOST or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65535:
+        raise UserError(f"-master {printable(master, 60)}: expected IP:PORT of the first node")
     return host.strip("[]"), int(port)
 
 
@@ -94,8 +96,8 @@ def _own_address(host: str, port: int) -> str:
         with socket.socket(family, kind) as probe:
             probe.connect(address)  # sends nothing, but chooses the route
             return probe.getsockname()[0]
-    except OSError as error:
-        raise UserError(f"-master {host}:{port}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no host can have
+        raise UserError(f"-master {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _interface_of(address: str) -> str | None:

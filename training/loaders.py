@@ -1,12 +1,13 @@
 """Train and val loader of a run: the data set is opened, checked, and split into batches."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 import datasets
-from config import image_size_hw
-from errors import UserError
+from config import image_size_hw, replaced
+from errors import UserError, one_name
 from pipeline import decoding, loading, sources
 from pipeline.samplers import EvalSampler, TrainSampler
 from pipeline.sources import Subset
@@ -14,6 +15,7 @@ from pipeline.transforms import Transform, eval_transform
 from training import distributed
 from training.task import Run
 
+_SMALLEST_BATCH, _UPDATES_PER_EPOCH = 4, 8  # of a batch that fits the images
 _NUM_TRIED = 8  # images that are decoded before all are needed
 
 
@@ -37,10 +39,8 @@ def build_train_loader(
     if target == "caption" and source.captions is None:
         raise UserError(f"{source.origin}: has no captions, which MODEL.TYPE {config.MODEL.TYPE} needs")
     source = select(config, source)
-    accum_iter = config.TRAIN.ACCUM_ITER
-    if accum_iter is None:
-        per_step = config.DATA.BATCH_SIZE * distributed.world_size()
-        accum_iter = max(1, round(config.TRAIN.TOTAL_BATCH_SIZE / per_step))
+    config = run.config = fit_batch(config, len(source), run.log.say)
+    accum_iter = _accum_iter(config)
     sampler = TrainSampler(
         len(source),
         config.DATA.BATCH_SIZE,
@@ -54,6 +54,28 @@ def build_train_loader(
     )
     options = {"fast_decode": config.DATA.FAST_DECODE, "with_captions": target == "caption"}
     return build_loader(config, source, transform, sampler, note_bad=run.bad_images.append, **options)
+
+
+def _accum_iter(config) -> int:
+    per_step = config.DATA.BATCH_SIZE * distributed.world_size()
+    return config.TRAIN.ACCUM_ITER or max(1, round(config.TRAIN.TOTAL_BATCH_SIZE / per_step))
+
+
+def fit_batch(config, num_images: int, say: Callable[[str], None]):
+    """Return a configuration with a smaller batch where DATA.BATCH_FIT asks for it: about 8 updates an epoch."""
+    ranks, data = distributed.world_size(), config.DATA
+    per_update = data.BATCH_SIZE * _accum_iter(config) * ranks
+    is_wanted = data.BATCH_FIT == "auto" or (data.BATCH_FIT == "few" and num_images < per_update)
+    fitting = max(_SMALLEST_BATCH, 2 ** int(math.log2(max(1, num_images / _UPDATES_PER_EPOCH / ranks))))
+    if not is_wanted or data.DROP_LAST or fitting * ranks >= per_update:
+        return config
+    say(
+        f"batch: {fitting} images per process instead of {data.BATCH_SIZE}, as there are {num_images:,} images; "
+        "-batch_size N keeps a size"
+    )
+    config = replaced(config, "DATA.BATCH_SIZE_EVAL", data.BATCH_SIZE_EVAL or data.BATCH_SIZE)
+    config = replaced(config, "TRAIN.ACCUM_ITER", 1)
+    return replaced(config, "DATA.BATCH_SIZE", fitting)
 
 
 def build_eval_loader(run: Run, config=None) -> loading.Loader:
@@ -123,7 +145,7 @@ def open_split(config, split: str, needs: str, say: Callable[[str], None]) -> so
     source, channels = open_source(config, split, needs), config.DATA.IMAGE_CHANNELS
     num_classes = config.MODEL.NUM_CLASSES if needs in ("label", "labels") else None
     for warning in datasets.check_source(source, num_classes=num_classes, channels=channels, is_val=split == "val"):
-        say(f"warning: {warning}")
+        say(f"warning: {one_name(warning)}")
     problems = [sources.why_unreadable(source, index, channels) for index in _spread(len(source))]
     problems = [problem for problem in problems if problem]
     if problems and config.DATA.BAD_IMAGES == "error":

@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-import os
 
 import paddle
 
 import runtime
-from config import amp_dtype
+from config import amp_dtype, unused_settings
 from errors import UserError
 from layers.basic import ONE_IMAGE_ADVICE
 from layers.kernels import describe_attention
@@ -17,6 +16,8 @@ from pipeline.samplers import TrainSampler
 from storage.architecture import Architecture, of_network
 from training import distributed, flops, memory
 from training.task import Task
+
+_FEW_UPDATES = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,16 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
         lines.append(f"attention: {kernel}")
         lines += _warn_of_memory(architecture, memory.Count(total, trainable), config, task)
     lines.append(describe_saving(config, plan.updates_per_epoch, plan.total_steps))
+    if 0 < plan.total_steps < _FEW_UPDATES:
+        epochs = math.ceil(_FEW_UPDATES / plan.updates_per_epoch)
+        lines.append(
+            f"warning: {plan.total_steps} updates are few ({plan.num_images:,} images, {plan.images_per_update} per "
+            f"update, {plan.num_epochs} epochs) to learn from random weights: set TRAIN.NUM_EPOCHS {epochs} or more, or a "
+            "smaller -batch_size, or start from published weights (-pretrained; python -m zoo list)"
+        )
+    unused = unused_settings(config)
+    if unused:
+        lines.append(f"warning: {', '.join(unused)}: set, and MODEL.TYPE {config.MODEL.TYPE} does not use it")
     lines += task.notes(plan.num_images)
     wanted = train.TOTAL_BATCH_SIZE
     if wanted is not None and wanted != plan.images_per_update:
@@ -148,7 +159,7 @@ def _warn_of_memory(architecture: Architecture, count: memory.Count, config, tas
     if kind == "gpu":
         there = paddle.device.cuda.get_device_properties().total_memory
     else:
-        needed, where = needed * int(os.environ.get("PADDLE_LOCAL_SIZE", "1")), "this machine"
+        needed, where = needed * runtime.local_ranks(), "this machine"
         there = runtime.memory_bytes()
     if there is None or needed <= there:
         return []

@@ -121,6 +121,18 @@ def open_directory(config, prefix: str, resume_from: Path | None) -> Path:
     return directory
 
 
+def discard(directory: Path) -> None:
+    """Delete a run's directory in which nothing but its beginning is, after a start that failed."""
+    try:
+        names = {path.name for path in directory.iterdir()}
+        if names <= _BEGUN - {LAUNCH_LOGS}:
+            for name in names:
+                (directory / name).unlink()
+            directory.rmdir()
+    except OSError:  # somebody put something there meanwhile
+        return
+
+
 def _check_reuse(directory: Path) -> None:
     """Raise UserError unless an existing directory may become a run's, which overwrites files."""
     if list_checkpoints(directory):

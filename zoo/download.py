@@ -196,11 +196,13 @@ def _address(source: str) -> str:
     path = user_path(source, "-from").resolve()
     if not path.exists():
         raise UserError(f"{source}: no such file or directory")
+    if not path.is_file() and not path.is_dir():  # a directory is a mirror
+        raise UserError(f"{source}: a pipe or a device, and a file is needed")
     return path.as_uri()
 
 
 def _download(address: str, part: Path, wait_secs: float, most_bytes: int) -> None:
-    """Complete `part`; an attempt that gets further than the one before does not count."""
+    """Complete `part`; an attempt that gets a good deal further than the one before does not count."""
     attempts, deadline = 0, time.monotonic() + _MOST_SECS
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -215,7 +217,7 @@ def _download(address: str, part: Path, wait_secs: float, most_bytes: int) -> No
             if isinstance(error, urllib.error.HTTPError) and error.code not in _RETRY_CODES:
                 raise UserError(f"{address}: {_describe(error)}{_offline_advice()}") from error
             after = part.stat().st_size if part.exists() else 0
-            attempts = 1 if after > before else attempts + 1
+            attempts = 1 if after - before >= _SLOW_BYTES else attempts + 1
             if attempts >= _ATTEMPTS or _is_hopeless(error) or time.monotonic() > deadline:
                 kept = f"; {after:,} bytes are kept, and the same command goes on from there" if after else ""
                 raise UserError(f"{address}: {_describe(error)}{kept}{_offline_advice()}") from error

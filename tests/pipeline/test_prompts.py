@@ -57,15 +57,15 @@ class Planted:
     [
         ("c.yaml", "cat\n", "one text"),
         ("c.yaml", "- []\n", "class 0 needs a name"),
-        ("c.yaml", "- 3\n", "class 0 needs a name"),
+        ("c.yaml", "- {a: b}\n", "class 0 needs a name"),
         ("c.yaml", "[", "is not YAML"),
         ("c.txt", "\n", "no class names"),
-        ("c.csv", "cat", r"must be a .txt, .yaml or .npy file"),
+        ("c.csv", "cat", r"must be a .txt, .yaml, .json or .npy file"),
         ("c.txt", b"\xff", "cannot be read"),
         ("absent.txt", None, "cannot be read"),
         ("c.npy", b"no numpy", "no file of NumPy"),
         ("c.npy", np.array([Planted()], object), "refused"),
-        ("c.npy", np.array([["a"]]), "one axis"),
+        ("c.npy", np.array([[["a"]]]), "one or two axes"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, capsys, name, content, words):

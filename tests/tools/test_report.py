@@ -50,7 +50,7 @@ def test_without_its_images_a_run_still_has_curves(finished):
     config = run.directory / "config.yaml"
     config.write_text(config.read_text().replace("DATASET: synthetic", "DATASET: folder"))
     page = report.main([str(run.directory)]).read_text()
-    assert "No pictures: UserError: DATA.DATA_PATH" in page
+    assert "No pictures: UserError: -data_path is missing" in page
     assert "data:image/png" in page
 
 
