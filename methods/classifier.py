@@ -98,8 +98,8 @@ class Judge:
             label, names = int(self._first), self._run.config.DATA.CLASS_NAMES or []
             name = one_name(names[label]) if label < len(names) else str(label)
             self._run.log.say(
-                f"warning: every image is taken for the class {name}: the classifier does not tell them apart yet; train "
-                "for more updates, or start from pretrained weights"
+                f"warning: every image is taken for the class {name}: it does not tell them apart yet; train for more "
+                "updates, or start from pretrained weights"
             )
         return scores
 

@@ -101,6 +101,7 @@ def _train_or_evaluate(run: Run) -> dict[str, float]:
         return classifier.evaluate_only(run)
     train_loader = build_train_loader(run)
     record_class_names(run, train_loader.source)
+    _write_config(run)  # as the data have made it
     judged_on = run.config if method.evaluates else method.judged_on(run.config)
     eval_loader = None if judged_on is None else loaders.build_eval_loader(run, judged_on)
     return fit(build_task(run), train_loader, eval_loader, run)
@@ -155,7 +156,11 @@ def record_class_names(run: Run, source: Source) -> None:
 
 
 def _set(run: Run, key: str, value: object) -> None:
-    """Change a value of a run's configuration, and the file of it in a directory that is the run's own by now."""
+    """Change a value of a run's configuration, and in the file of it."""
     run.config = replaced(run.config, key, value)
+    _write_config(run)
+
+
+def _write_config(run: Run) -> None:
     if run.directory is not None and (run.resume_from is None or run.config.EVAL):
         run_directory.write_config(run.directory, run.config)

@@ -41,10 +41,11 @@ def of_train_split(run: Run, encoder: VisionTransformer) -> np.ndarray:
     source = loaders.open_source(config, "train", "caption")
     width = encoder.cls_token.shape[-1]
     num_bytes, there = len(source) * width * 4, runtime.memory_bytes()
-    if there is not None and num_bytes > _MOST_OF_MEMORY * there:
+    ranks = runtime.local_ranks()  # each has all of them
+    if there is not None and ranks * num_bytes > _MOST_OF_MEMORY * there:
         raise UserError(
-            f"LIT.CACHE_FEATURES=True: the features of {len(source):,} images take {num_bytes / 2**30:,.0f} GiB, more "
-            f"than half of the memory; set it to False"
+            f"LIT.CACHE_FEATURES=True: the features of {len(source):,} images take {num_bytes / 2**30:,.1f} GiB in "
+            f"each of {ranks} processes here, together more than half of the memory; set it to False"
         )
     run.log.say(f"computing the features of {len(source):,} images once")
     encoder.eval()
@@ -58,7 +59,8 @@ def of_train_split(run: Run, encoder: VisionTransformer) -> np.ndarray:
             vectors = encoder(batch.images)
         indices = batch.indices.numpy()
         features[indices], is_done[indices] = vectors.astype("float32").numpy(), 1.0
-    features, is_done = (distributed.sum_across_ranks(own).astype(np.float32) for own in (features, is_done))
+    distributed.exchange_rows(features)
+    is_done = distributed.sum_across_ranks(is_done)
     lacking = np.flatnonzero(is_done == 0)
     if len(lacking):
         raise UserError(

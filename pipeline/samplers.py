@@ -126,7 +126,7 @@ class EvalSampler:
     """Deal every image to exactly one rank, without padding; ranks may differ by one image."""
 
     def __init__(self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1):
-        self._indices = list(range(rank, num_images, world_size))
+        self._indices = range(rank, num_images, world_size)
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import NamedTuple
 
 import numpy as np
@@ -327,6 +328,7 @@ def read_split(file: Path, folder: Path, index_folder: Path, shards: Shards) -> 
         return None
     is_same &= all(array.dtype == np.int64 and array.shape == (len(shards.names),) for array in counts.values())
     is_same = is_same and all((array >= 0).all() and (array <= counts["none"]).all() for array in counts.values())
+    is_same = is_same and (counts["none"] <= found.sizes // BLOCKSIZE).all()  # a header for each image
     return found if is_same and -1 <= largest < _LARGEST_LABEL else None
 
 

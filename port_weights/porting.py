@@ -16,6 +16,7 @@ from port_weights.recognised import (
     encoder_heads,
     is_sincos,
     preprocessing_beside,
+    recorded_preprocessing,
 )
 from port_weights.report import Report
 from port_weights.writing import check_destination, is_directory, write
@@ -74,6 +75,8 @@ def port(
     if expected is not None and architecture != expected:
         found_words, expected_words = (f"{model.content}, {model}" for model in (architecture, expected))
         raise UserError(f"{path}: is {found_words}; expected {expected_words}")
+    if not found.preprocessing:
+        found.preprocessing = recorded_preprocessing(file)
     if found.family == "this project" and not found.preprocessing:
         found.preprocessing = preprocessing_beside(path)
     notes = _notes(file, found, architecture) + _notes_on_request(target, architecture, heads[1], norm_pix_loss)

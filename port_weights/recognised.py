@@ -12,6 +12,7 @@ from errors import UserError, abridge
 from layers.pos_embed import sincos_table
 from port_weights import names
 from storage.architecture import Architecture, count_layers
+from storage.json_files import is_a
 from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
 from storage.weight_files import WeightFile, config_beside
 
@@ -143,6 +144,20 @@ def preprocessing_beside(path: Path) -> dict[str, object]:
         return {}
     found = {"DATA.IMAGENET_MEAN": list(data.IMAGENET_MEAN), "DATA.IMAGENET_STD": list(data.IMAGENET_STD)}
     return found if data.CLASS_NAMES is None else found | {"DATA.CLASS_NAMES": list(data.CLASS_NAMES)}
+
+
+def recorded_preprocessing(file: WeightFile) -> dict[str, object]:
+    """Return the same as `preprocessing_beside` from the description in a file of this project; empty without one."""
+    values, found = file.metadata.get("preprocessing"), {}
+    for key, kind in (
+        ("DATA.IMAGENET_MEAN", (int, float)),
+        ("DATA.IMAGENET_STD", (int, float)),
+        ("DATA.CLASS_NAMES", str),
+    ):
+        value = values.get(key) if isinstance(values, dict) else None
+        if isinstance(value, list) and value and all(is_a(item, kind) for item in value):
+            found[key] = value
+    return found
 
 
 def split(file: WeightFile, prefix: str) -> tuple[Tensors, dict[str, str]]:

@@ -6,6 +6,7 @@ plain data needs stands for functions of this module, which check what they get;
 Arrays must be numeric, and their shape must match the number of bytes.
 """
 
+import dataclasses
 import io
 import itertools
 import math
@@ -20,15 +21,29 @@ from typing import ClassVar
 import numpy as np
 
 from errors import UserError, printable
+from storage.stored_tensor import StoredTensor
 
 
 class Attributes(dict):
     """Stand-in for an object whose class is not loaded; keeps its attributes as a dict."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """Bytes of a file that are read when they are needed."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+
 _ARRAY_CLASS = object()  # stands for numpy.ndarray, which a pickle only ever passes on
 _NUMBER_KINDS = "biufc"
 _MOST_DIMS = 16
+_LARGE_BYTES = 1 << 20
 _MOST_INSTRUCTIONS = 2_000_000  # CIFAR-100's train file takes 300,000, weights some thousands
 _REFUSED_OPCODES = (
     pickle.OBJ,
@@ -83,12 +98,21 @@ def _array_from_buffer(buffer: bytes, dtype: np.dtype, shape: tuple, order: str)
     return _array_of(buffer, dtype, shape, "F" if order == "F" else "C")
 
 
-def _array_of(raw: bytes, dtype: np.dtype, shape: tuple, order: str = "C") -> np.ndarray:
+def _array_of(raw: bytes | _Range, dtype: np.dtype, shape: tuple, order: str = "C") -> np.ndarray | StoredTensor:
     if not isinstance(dtype, np.dtype) or dtype.kind not in _NUMBER_KINDS:
         raise ValueError("an array of something that is no number")
     check_shape(shape)
     if math.prod(shape) * dtype.itemsize != len(raw):
         raise ValueError(f"an array of shape {shape} and {len(raw)} bytes")
+    if isinstance(raw, _Range):
+
+        def load() -> np.ndarray:
+            flat = np.fromfile(raw.path, dtype, math.prod(shape), offset=raw.offset)
+            if flat.nbytes < len(raw):
+                raise UserError(f"{raw.path}: cut while it was read")
+            return flat.reshape(shape, order=order)
+
+        return dataclasses.replace(StoredTensor.of(np.empty(0, dtype)), shape=shape, load=load)
     return np.frombuffer(raw, dtype).reshape(shape, order=order)
 
 
@@ -156,6 +180,7 @@ class _BoundedFile:
 
     def __init__(self, file: io.BufferedIOBase):
         self._file = file
+        self.path: Path | None = None  # of the file, where large arrays stay in it
         position = file.tell()
         self._end = file.seek(0, os.SEEK_END)
         file.seek(position)
@@ -169,6 +194,14 @@ class _BoundedFile:
     def readline(self) -> bytes:
         return self._file.readline(1 << 20)
 
+    def skip(self, size: int) -> _Range:
+        """Go behind so many bytes, and return where they are."""
+        offset = self._file.tell()
+        if size > self._end - offset:
+            raise EOFError("it ends too early")
+        self._file.seek(size, os.SEEK_CUR)
+        return _Range(self.path, offset, size)
+
 
 # Python's own unpickler, not the one in C: there every opcode can be ruled, and a large memo index costs nothing.
 class _PlainDataUnpickler(pickle._Unpickler):
@@ -179,6 +212,11 @@ class _PlainDataUnpickler(pickle._Unpickler):
         self._budget_bytes = 2 * bounded.size + (1 << 20)  # for what calls make of the file's bytes
         if persistent_load is not None:
             self.persistent_load = persistent_load
+        self._bounded = bounded
+
+    def stay_in(self, path: Path) -> None:
+        """Leave large arrays in the file of this path: each becomes a `StoredTensor`."""
+        self._bounded.path = path
 
     def load(self) -> object:
         """Do as the base class does, for a limited number of instructions."""
@@ -252,6 +290,15 @@ class _PlainDataUnpickler(pickle._Unpickler):
                 self.memo[key] = new
                 break
 
+    def load_binbytes(self, num_digits: int = 4) -> None:
+        size = int.from_bytes(self.read(num_digits), "little")
+        is_apart = not self._unframer.current_frame  # of the pickle's frames, as Python writes what is large
+        stays = self._bounded.path is not None and size >= _LARGE_BYTES and is_apart
+        self.append(self._bounded.skip(size) if stays else self.read(size))
+
+    def load_binbytes8(self) -> None:
+        self.load_binbytes(8)
+
     def load_bytearray(self) -> None:  # the base class would reserve the memory before it reads
         self.append(self.read(int.from_bytes(self.read(8), "little")))
 
@@ -301,6 +348,8 @@ class _PlainDataUnpickler(pickle._Unpickler):
         pickle.NEWOBJ[0]: load_call,
         pickle.BUILD[0]: load_build,
         pickle.BYTEARRAY8[0]: load_bytearray,
+        pickle.BINBYTES[0]: load_binbytes,
+        pickle.BINBYTES8[0]: load_binbytes8,
         pickle.EMPTY_SET[0]: load_empty_set,
         pickle.ADDITEMS[0]: load_additems,
         pickle.FROZENSET[0]: load_frozenset,
@@ -317,6 +366,7 @@ def load(
     encoding: str = "ASCII",
     extra_names: Mapping[tuple[str, str], object] | None = None,
     persistent_load: Callable | None = None,
+    stays: Path | None = None,
 ) -> object:
     """Unpickle plain containers and NumPy arrays.
 
@@ -326,6 +376,7 @@ def load(
         encoding: how Python 2 strings are decoded ("bytes" leaves them alone; the CIFAR archives).
         extra_names: {(module, name): function or value} that the file may ask for, too.
         persistent_load: resolves references to things outside the pickle (`pickle.Unpickler.persistent_load`).
+        stays: path of the open file, in which arrays of more than a megabyte stay: each becomes a `StoredTensor`.
 
     Raises:
         UserError: if the file is damaged, or asks for anything but plain data.
@@ -338,7 +389,10 @@ def load(
             raise UserError(f"{source}: {error.strerror}") from error
     names = _PLAIN_DATA | dict(extra_names or {})
     try:
-        return _PlainDataUnpickler(source, encoding, names, persistent_load).load()
+        unpickler = _PlainDataUnpickler(source, encoding, names, persistent_load)
+        if stays is not None:
+            unpickler.stay_in(stays)
+        return unpickler.load()
     except UserError as error:
         raise UserError(f"{name}: {error}. Do not use this file unless you trust its source.") from error
     except Exception as error:  # a damaged pickle can raise nearly anything

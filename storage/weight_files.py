@@ -166,7 +166,7 @@ def config_beside(path: Path) -> Path:
 
 def _read_paddle(path: Path, entry: str | None) -> WeightFile:
     with open(path, "rb") as file:
-        data = safe_pickle.load(file, str(path))
+        data = safe_pickle.load(file, str(path), stays=path)
         metadata = {}
         if file.read(1):  # a second pickle
             file.seek(-1, os.SEEK_CUR)
@@ -289,6 +289,24 @@ class _StreamingPickler(pickle.Pickler):
 
     def reducer_override(self, value: object) -> object:
         return value.read().__reduce__() if isinstance(value, StoredTensor) else NotImplemented
+
+
+def read_nested(path: str | Path, wrapper: str) -> dict[str, np.ndarray | StoredTensor]:
+    """Read what `write_nested` wrote; large tensors stay in the file until they are needed.
+
+    Raises:
+        UserError: if the file is damaged, or is something else.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            content = safe_pickle.load(file, str(path), stays=path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    found = content.get(wrapper) if isinstance(content, dict) else None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not the {wrapper} state of a run of this project")
+    return found
 
 
 def write_pdparams(path: str | Path, tensors: Mapping[str, StoredTensor], metadata: Mapping | None = None) -> None:

@@ -30,7 +30,7 @@ from paddle import Tensor, nn
 
 import checkpoint
 from errors import UserError, abridge, printable
-from storage import atomic, manifest, safe_pickle, weight_files
+from storage import atomic, manifest, weight_files
 from storage.architecture import Architecture, of_network
 from storage.run_files import (
     BEST,
@@ -234,10 +234,8 @@ def load(checkpoint_dir: Path, task: Task) -> RunState:
     state = resume.read_state(checkpoint_dir)
     checkpoint.load_weights(task.network, checkpoint_dir / MODEL_FILE)
     _load_extra(checkpoint_dir, task)
-    saved = safe_pickle.load(checkpoint_dir / OPTIMIZER_FILE)
-    if not isinstance(saved, dict) or not isinstance(saved.get("optimizer"), dict):
-        raise UserError(f"{checkpoint_dir / OPTIMIZER_FILE}: not an optimizer state of this project")
-    set_optimizer_state_by_name(task.model, task.optimizer, saved["optimizer"], checkpoint_dir)
+    saved = weight_files.read_nested(checkpoint_dir / OPTIMIZER_FILE, "optimizer")
+    set_optimizer_state_by_name(task.model, task.optimizer, saved, checkpoint_dir)
     if task.ema is not None:
         if not (checkpoint_dir / EMA_FILE).is_file():
             raise UserError(f"{checkpoint_dir}: holds no averaged weights; set TRAIN.EMA_DECAY None, or start anew")
@@ -285,22 +283,30 @@ def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]
 def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source: Path) -> None:
     """Restore the result of `optimizer_state_by_name`, under this process's automatic names.
 
+    Of a sharded optimizer, only the tensors of this rank are read.
+
     Raises:
         UserError: unless it is the state of all parameters that train, and of no other.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
     restored, accumulators = {}, {name: set() for name in parameters}
+    owns = getattr(optimizer, "owns", lambda name: True)
     for key, value in state.items():
         name, _, accumulator = str(key).rpartition("/")
         if name not in parameters:
             raise UserError(f"{source}: optimizer state of {printable(name)}, which this run does not train")
         shapes = ((1,), ()) if accumulator.count("pow") else (tuple(parameters[name].shape),)  # a power of beta
-        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.shape not in shapes:
+        value = StoredTensor.of(value) if isinstance(value, np.ndarray) else value
+        is_right = isinstance(value, StoredTensor) and value.dtype.startswith("float") and value.shape in shapes
+        if not is_right:
             raise UserError(f"{source}: optimizer state {printable(key)} is not as this run's")
-        if not np.isfinite(value).all():
-            raise UserError(f"{source}: optimizer state {printable(key)} holds values that are not finite")
         accumulators[name].add(accumulator)
-        restored[f"{parameters[name].name}_{accumulator}"] = paddle.to_tensor(value, place=paddle.CPUPlace())
+        if not owns(parameters[name].name):
+            continue
+        array = value.read()
+        if not np.isfinite(array).all():
+            raise UserError(f"{source}: optimizer state {printable(key)} holds values that are not finite")
+        restored[f"{parameters[name].name}_{accumulator}"] = paddle.to_tensor(array, place=paddle.CPUPlace())
     kinds = set.union(set(), *accumulators.values())
     incomplete = [name for name, own in accumulators.items() if own != kinds]
     if incomplete:

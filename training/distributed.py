@@ -13,6 +13,7 @@ from paddle import nn
 from errors import UserError, printable
 
 _BUCKET_SIZE = 1 << 25  # gradients
+_ROWS_AT_ONCE = 1 << 14
 
 
 def rank() -> int:
@@ -77,6 +78,26 @@ def sum_across_ranks(values: np.ndarray) -> np.ndarray:
     total = paddle.to_tensor(np.asarray(values, np.float64))
     dist.all_reduce(total)
     return total.numpy()
+
+
+def exchange_rows(values: np.ndarray) -> None:
+    """Fill an array [N, D] on all ranks, in place, where rank r of R has the rows r, r + R, r + 2R, ...
+
+    The rows are sent in their own type and in blocks, so little more than the array itself is in memory.
+    """
+    ranks = world_size()
+    if ranks == 1:
+        return
+    per_block = max(1, _ROWS_AT_ONCE // ranks)
+    for first in range(0, len(values), per_block * ranks):
+        block = np.zeros((per_block, values.shape[1]), values.dtype)
+        own = values[first + rank() : first + per_block * ranks : ranks]
+        block[: len(own)] = own
+        gathered: list[paddle.Tensor] = []
+        dist.all_gather(gathered, paddle.to_tensor(block))
+        for other, part in enumerate(gathered):
+            rows = values[first + other : first + per_block * ranks : ranks]
+            rows[:] = part.numpy()[: len(rows)]
 
 
 def gather_texts(texts: list[str]) -> list[str]:

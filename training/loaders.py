@@ -15,7 +15,7 @@ from pipeline.transforms import Transform, eval_transform
 from training import distributed
 from training.task import Run
 
-_SMALLEST_BATCH, _UPDATES_PER_EPOCH = 4, 8  # of a batch that fits the images
+_SMALLEST_BATCH, _UPDATES_PER_EPOCH = 8, 4  # of a batch that fits the images
 _NUM_TRIED = 8  # images that are decoded before all are needed
 
 
@@ -62,7 +62,10 @@ def _accum_iter(config) -> int:
 
 
 def fit_batch(config, num_images: int, say: Callable[[str], None]):
-    """Return a configuration with a smaller batch where DATA.BATCH_FIT asks for it: about 8 updates an epoch."""
+    """Return a configuration with a smaller batch where DATA.BATCH_FIT asks for it: at least 4 updates an epoch.
+
+    The learning rate of AdamW goes down with the square root of the batch (arXiv 2205.10287), others' with the batch.
+    """
     ranks, data = distributed.world_size(), config.DATA
     per_update = data.BATCH_SIZE * _accum_iter(config) * ranks
     is_wanted = data.BATCH_FIT == "auto" or (data.BATCH_FIT == "few" and num_images < per_update)
@@ -74,7 +77,9 @@ def fit_batch(config, num_images: int, say: Callable[[str], None]):
         "-batch_size N keeps a size"
     )
     config = replaced(config, "DATA.BATCH_SIZE_EVAL", data.BATCH_SIZE_EVAL or data.BATCH_SIZE)
-    config = replaced(config, "TRAIN.ACCUM_ITER", 1)
+    config = replaced(replaced(config, "TRAIN.ACCUM_ITER", 1), "TRAIN.TOTAL_BATCH_SIZE", None)
+    if config.TRAIN.OPTIMIZER.NAME.startswith("AdamW"):
+        config = replaced(config, "TRAIN.BASE_LR", config.TRAIN.BASE_LR * math.sqrt(per_update / (fitting * ranks)))
     return replaced(config, "DATA.BATCH_SIZE", fitting)
 
 

@@ -113,8 +113,8 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
         epochs = math.ceil(_FEW_UPDATES / plan.updates_per_epoch)
         lines.append(
             f"warning: {plan.total_steps} updates are few ({plan.num_images:,} images, {plan.images_per_update} per "
-            f"update, {plan.num_epochs} epochs) to learn from random weights: set TRAIN.NUM_EPOCHS {epochs} or more, or a "
-            "smaller -batch_size, or start from published weights (-pretrained; python -m zoo list)"
+            f"update, {plan.num_epochs} epochs) to learn from random weights: set TRAIN.NUM_EPOCHS {epochs} or more, "
+            "or a smaller -batch_size, or start from published weights (-pretrained; python -m zoo list)"
         )
     unused = unused_settings(config)
     if unused:

@@ -90,11 +90,14 @@ class ShardedOptimizer:
                 whole[key] = tensor.cpu()
         return whole
 
+    def owns(self, name: str) -> bool:
+        """Return True if this rank keeps the state of a parameter, by its automatic name."""
+        return name in self._own_names
+
     def set_state_dict(self, state: dict[str, paddle.Tensor]) -> None:
-        """Restore this rank's part of a whole state."""
-        own = {key: value for key, value in state.items() if key.startswith(tuple(f"{n}_" for n in self._own_names))}
+        """Restore this rank's part of the state."""
         if self._optimizer is not None:
-            self._optimizer.set_state_dict(own)
+            self._optimizer.set_state_dict(state)
 
 
 def share_out(sizes: list[int], num_ranks: int) -> list[int]:
