@@ -72,15 +72,13 @@ def _dtype_with_objects(code: str, align: bool = False, copy: bool = True) -> np
 OBJECT_ARRAYS = {("numpy", "dtype"): _dtype_with_objects}
 
 
-def _list_of(values: object, shape: tuple, is_fortran: bool) -> list:
+def _list_of(values: object, shape: tuple) -> list:
     check_shape(shape)
     if not isinstance(values, list) or len(shape) not in (1, 2) or math.prod(shape) != len(values):
         raise ValueError(f"an array of objects of shape {printable(str(shape), 60)}")
     if len(shape) == 1:
         return values
-    rows, columns = shape
-    if is_fortran:
-        return [values[row::rows] for row in range(rows)] if rows else []
+    rows, columns = shape  # by rows, whatever the order of the array in memory
     return [values[row * columns : (row + 1) * columns] for row in range(rows)]
 
 
@@ -267,7 +265,7 @@ class _PlainDataUnpickler(pickle._Unpickler):
                 self._spend(len(raw))
                 raw = raw.encode("latin1")
             if dtype == np.dtype(object):
-                self._replace(target, _list_of(raw, shape, bool(is_fortran)))
+                self._replace(target, _list_of(raw, shape))
             else:
                 self._replace(target, _array_of(raw, dtype, shape, "F" if is_fortran else "C"))
         elif isinstance(target, np.dtype):
