@@ -128,7 +128,7 @@ setup_venv() {
     fi
     wanted=$(cat requirements.txt requirements/*.txt; echo "$*")
     if [ "$(cat "$venv/installed.txt" 2>/dev/null)" != "$wanted" ]; then
-        echo "installing $* into $venv"
+        echo "installing $* into $venv: some hundred megabytes, and some minutes without a word"
         for file in "$@"; do
             forward "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$file"
         done

@@ -7,6 +7,7 @@ from PIL import Image
 import runtime
 from errors import UserError
 from pipeline.decoding import PIL_MODES
+from pipeline.loading import with_progress
 from pipeline.samplers import EvalSampler
 from pipeline.sources import Source, Wrapper
 from pipeline.transforms import eval_transform
@@ -54,7 +55,8 @@ def of_train_split(run: Run, encoder: VisionTransformer) -> np.ndarray:
     loader = loaders.build_loader(config, source, eval_transform(config), sampler, note_bad=run.bad_images.append)
     features = np.zeros((len(source), width), np.float32)
     is_done = np.zeros(len(source), np.float32)
-    for batch in loader:
+    own = len(source) // distributed.world_size()
+    for batch in with_progress(loader, own, "features", run.log.say):
         with autocast(config):
             vectors = encoder(batch.images)
         indices = batch.indices.numpy()

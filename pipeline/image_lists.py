@@ -112,10 +112,11 @@ class ListedImages(EncodedImages):
         left_out = (
             f"{file}: {self.left_out:,} images without {'a caption' if needs == 'caption' else 'labels'} are left out"
         )
-        repeats = describe_repeats(np.frombuffer(self._keys, np.int64), self.labels, lambda i: str(self.path(i)), file)
+        self._keys = np.array(self._keys, np.int64)
+        repeats = describe_repeats(self._keys, self.labels, lambda i: str(self.path(i)), file)
         self.notes = [left_out] * bool(self.left_out) + repeats
         self._starts = np.array(self._starts, np.int64)
-        del self._keys, self._flat, self._ends
+        del self._flat, self._ends
 
     def _state_now(self) -> tuple[int, int]:
         about = os.fstat(self._descriptor)
@@ -197,8 +198,8 @@ class ListedImages(EncodedImages):
 
     def missing(self) -> list[str]:
         """Return the paths that are no files."""
-        folders = [str(self.origin.parent / folder) for folder in self._folders]
-        found = find_missing(np.frombuffer(self._folder_ids, np.int64), folders, lambda index: self.entry(index).path)
+        places = np.array(self._folder_ids, np.int64)
+        found = find_missing(self._keys, places, list(self._folders), str(self.origin.parent))
         return [printable(self.path(index)) for index in found]
 
     def read(self, index: int) -> bytes:

@@ -5,7 +5,8 @@ ranks, or on earlier images. Order and batches are a function of (seed, epoch).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from pipeline.transforms import Transform
 from pipeline.workers import WorkerPool
 
 _MOST_BAD_IN_A_ROW = 100
+_PROGRESS_SECS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +227,17 @@ class Loader:
         """Iterate the micro-steps of an epoch, from an update on; see `TrainSampler.set_position`."""
         self.sampler.set_position(epoch, first_update, images_done)
         return iter(self)
+
+
+def with_progress(batches: Iterable[Batch], total: int, what: str, say: Callable[[str], None]) -> Iterator[Batch]:
+    """Yield batches, and say every half minute how many of all images are done."""
+    done, said_at = 0, time.monotonic()
+    for batch in batches:
+        yield batch
+        done += len(batch)
+        if time.monotonic() - said_at >= _PROGRESS_SECS:
+            said_at = time.monotonic()
+            say(f"{what}: {done:,} of {total:,} images")
 
 
 def stack_labels(labels: Sequence[int] | Sequence[Sequence[int]]) -> np.ndarray:

@@ -226,16 +226,17 @@ class PathList(Sequence):
     def missing(self) -> list[str]:
         """Return the paths that are no files: absent, or pipes and devices."""
         folders: dict[str, int] = {}
-        ids = np.fromiter(
-            (folders.setdefault(os.path.dirname(self.text(index)), len(folders)) for index in range(len(self))),
-            np.int64,
-        )
-        return [printable(self.text(index)) for index in find_missing(ids, list(folders), self.text)]
+        paths = map(self.text, range(len(self)))
+        ids = [folders.setdefault(os.path.dirname(path), len(folders)) for path in paths]
+        found = find_missing(self._keys(), np.array(ids, np.int64), list(folders), "")
+        return [printable(self.text(index)) for index in found]
+
+    def _keys(self) -> np.ndarray:
+        return np.fromiter((hash(self.text(index)) for index in range(len(self))), np.int64, len(self))
 
     def oddities(self, labels: np.ndarray, origin: Path) -> list[str]:
         """Return notes on paths that are there twice, and on names that are not UTF-8."""
-        notes, keys = [], np.array([hash(self.text(index)) for index in range(len(self))], np.int64)
-        notes += describe_repeats(keys, labels, self.text, origin)
+        notes = describe_repeats(self._keys(), labels, self.text, origin)
         if not self._block.isascii():
             names = (self.text(index) for index in range(len(self)))
             odd = [printable(name) for name in names if any("\ud800" <= char <= "\udfff" for char in name)]
@@ -269,22 +270,22 @@ def _plain(label: object) -> int | tuple[int, ...]:
     return tuple(label) if isinstance(label, (list, tuple)) else int(label)
 
 
-def find_missing(folder_ids: np.ndarray, folders: Sequence[str], path_of: Callable[[int], str]) -> list[int]:
+def find_missing(keys: np.ndarray, folder_ids: np.ndarray, folders: Sequence[str], root: str) -> list[int]:
     """Return the indices of paths that are no files, with one listing of each folder.
 
     Args:
+        keys: [N], `hash` of each path below `root`.
         folder_ids: [N], places in `folders`.
-        path_of: returns a path by its index.
+        folders: the part of the paths before the name, below `root`.
     """
-    missing, current, present = [], -1, set()
-    for index in np.argsort(folder_ids, kind="stable").tolist():
-        if folder_ids[index] != current:
-            current, present = int(folder_ids[index]), set()
-            # No directory, or not even a possible name of one.
-            with contextlib.suppress(OSError, ValueError), os.scandir(folders[current] or ".") as entries:
-                present = {entry.name for entry in entries if entry.is_file()}
-        if os.path.basename(path_of(index)) not in present:
-            missing.append(index)
+    missing, order = [], np.argsort(folder_ids, kind="stable")
+    bounds = np.flatnonzero(np.diff(folder_ids[order], prepend=-1))
+    for members in np.split(order, bounds[1:]) if len(order) else ():
+        folder, present = folders[folder_ids[members[0]]], []
+        # No directory, or not even a possible name of one.
+        with contextlib.suppress(OSError, ValueError), os.scandir(os.path.join(root, folder) or ".") as entries:
+            present = [hash(os.path.join(folder, entry.name)) for entry in entries if entry.is_file()]
+        missing += members[~np.isin(keys[members], np.array(present, np.int64))].tolist()
     return sorted(missing)
 
 

@@ -1,6 +1,8 @@
 """Every command of the tools that the README and docs/ show runs, at micro size, in the directory that they assume."""
 
+import ast
 import importlib
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -10,11 +12,14 @@ import paddle
 import pytest
 from PIL import Image
 
+import zoo
+from config import get_config
 from methods import dispatch
 from runtime import ROOT
-from tools import robustness
+from tools import export, robustness
 from training.log import RunLog
 from training.task import Run
+from transformer import build_transformer
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Those that serve a page, or that a test of their own runs on the files that they are about.
@@ -51,8 +56,8 @@ def directory(tmp_path_factory, image_folder):
     imagenet = [*three, "DATA.DATASET", "synthetic", "MODEL.NUM_CLASSES", 1000]
     runs = [("quickstart/pretrain", "pretrain", []), ("quickstart/finetune", "finetune", [])]
     runs += [("quickstart/probe", "linearprobe", []), ("imagenet", "finetune", imagenet)]
-    from config import get_config
-
+    size = ["DATA.IMAGE_SIZE", 12]  # of the quickstart's recipes
+    runs += [("quickstart/digits", "finetune", size), ("quickstart/digits-pretrain", "pretrain", size)]
     for name, mode, more in runs:
         folder = root / "output" / name
         folder.mkdir(parents=True)
@@ -85,6 +90,47 @@ def test_documented_command_runs(directory, monkeypatch, command):
     monkeypatch.chdir(directory)
     _, _, module, *arguments = shlex.split(command)
     importlib.import_module(module).main(arguments)
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    blocks = [
+        (page.name, block) for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    ]
+    assert len(blocks) >= 5
+    return blocks
+
+
+@pytest.mark.parametrize(("page", "code"), python_blocks())
+def test_documented_python_runs(directory, monkeypatch, page, code):
+    """What downloads weights is held against the list of published ones, and against the function's parameters."""
+    monkeypatch.chdir(directory)
+    if "zoo" in code:
+        calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+        builds = [call for call in calls if ast.unparse(call.func) == "build_model"]
+        assert builds
+        for call in builds:
+            words = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+            bound = inspect.signature(zoo.build_model).bind(*map(ast.literal_eval, call.args), **words)
+            assert zoo.find(*bound.args[:2]).num_parameters > 0
+        return
+    if "onnxruntime" in code:
+        pytest.importorskip("paddle2onnx")
+        export.main(["output/quickstart/digits", "-out", "exported", "-format", "onnx"])
+    if "mae_finetuned_vit_base.pdparams" in code:
+        model = build_transformer(get_config(ROOT / "configs" / "vit_base_patch16_224_finetune.yaml"))
+        paddle.save(model.state_dict(), "mae_finetuned_vit_base.pdparams")
+        (directory / "configs").symlink_to(ROOT / "configs")
+    code = code.replace("output/quickstart/pretrain", "output/quickstart/digits-pretrain")
+    exec(compile(code, page, "exec"), {})
+
+
+def test_python_files_that_pages_name_exist():
+    others = {"tools/train.py", "tools/lazyconfig_train_net.py", "mask_rcnn_vitdet.py"}  # of other libraries
+    others |= {"methods/NAME.py", "tests/methods/test_NAME.py"}
+    names = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.as_posix()}
+    for page in PAGES:
+        for name in set(re.findall(r"(?<![\w/*])\w[\w/]*\.py\b", page.read_text())) - others:
+            assert (ROOT / name).is_file() if "/" in name else name in names, f"{page.name}: {name}"
 
 
 def test_every_tool_is_documented_and_run_somewhere():

@@ -22,6 +22,7 @@ import paddle
 from arguments import Parser
 from errors import UserError
 from methods import networks
+from pipeline.loading import with_progress
 from storage import atomic, run_files
 from tools import inputs, pages, plots, robustness, tables
 from training import cli, device
@@ -39,7 +40,7 @@ def predict(model, loader, columns: np.ndarray | None = None) -> tuple[np.ndarra
         columns: [K] labels among which to choose; None: all classes of the model.
     """
     probabilities, labels = [], []
-    for batch in loader:
+    for batch in with_progress(loader, len(loader.source), "evaluated", lambda line: print(line, flush=True)):
         logits = model(batch.images).astype("float32")
         if columns is not None:
             logits = logits[:, paddle.to_tensor(columns)]

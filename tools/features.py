@@ -32,7 +32,7 @@ from numpy.lib.format import open_memmap
 from arguments import Parser
 from errors import UserError
 from methods import networks
-from pipeline.loading import Loader
+from pipeline.loading import Loader, with_progress
 from storage import atomic
 from tools import inputs
 from training import cli, device
@@ -177,7 +177,7 @@ def extract_all(
         `features`, or `layer_L` for each of `layers`, [N, ...] float32; `labels`, [N] int64.
     """
     sink = Sink(len(loader.source), directory)
-    for batch in loader:
+    for batch in with_progress(loader, len(loader.source), "features", lambda line: print(line, flush=True)):
         found = extract(model, batch.images, layers, pool)
         named = {f"layer_{n}": value for n, value in found.items()} if layers else {"features": found}
         sink.add(

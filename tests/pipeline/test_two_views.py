@@ -71,6 +71,15 @@ def test_brightness_contrast_and_saturation_by_hand():
     assert np.abs(np.asarray(found) - cut(grey[..., None] + (pixels - grey[..., None]) * factor)).max() <= 1.0
 
 
+@pytest.mark.parametrize("shift", [-0.1, -0.0999, -0.002, 0.0, 0.0039, 0.05, 0.0999, 0.3])
+def test_hue_is_turned_by_whole_steps_towards_zero(shift):
+    """As torchvision's PIL code does it: int(shift * 255) of 256 steps, always by way of HSV."""
+    hue, saturation, value = photo().convert("HSV").split()
+    turned = (np.asarray(hue).astype(int) + int(shift * 255)) % 256
+    expected = Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
+    assert np.array_equal(two_views.shift_hue(photo(), shift), expected)
+
+
 @pytest.mark.parametrize("shift", [-0.1, 0.05, 0.3])
 def test_hue_is_turned_around_the_circle(shift):
     """Saturated colours; HSV has 8 bits in Pillow, so colours may be off by some levels."""

@@ -180,7 +180,7 @@ def test_formats_of_a_sample(tmp_path):
     assert any("3 images without labels are left out" in note for note in notes)
     assert [note.partition(": ")[2] for note in notes[:-1]] == [
         "1 members (.json) are not understood (Expecting property name enclosed in double quotes: line 1 co...): 4.json",  # noqa: E501
-        "1 members (.cls) are not understood ('one' are no labels, which are whole numbers separated by commas): 4.cls",
+        "1 members (.cls) are not understood ('one' are no labels, which are whole numbers separated by co...): 4.cls",
         "1 members have the suffix .md: notes.md",
         "1 members have no image: 3",
     ]

@@ -70,7 +70,7 @@ def test_sharding_precision_and_recomputation_change_what_they_should():
     ("main", "name", "flags", "words"),
     [
         (main_multi_gpu_pretrain.main, "vit_6.5b_patch14_224_pretrain", ["-gpu_memory", "80"], "does NOT fit 80 GiB"),
-        (main_multi_gpu_pretrain.main, "vit_6.5b_patch14_224_wsp", ["-gpu_memory", "141"], "fits 141 GiB"),
+        (main_multi_gpu_pretrain.main, "vit_6.5b_patch14_224_wsp", ["-gpu_memory", "141"], "without its head fits 141"),
         (main_multi_gpu_pretrain.main, "vit_2b_patch14_224_lit", ["-gpu_memory", "80"], "fits 80 GiB"),
         (
             main_multi_gpu_finetune.main,
@@ -86,8 +86,38 @@ def test_a_dry_run_needs_neither_model_nor_data(main, name, flags, words, capsys
     assert re.search(words, capsys.readouterr().out)
 
 
-def test_bad_questions_are_refused():
+def test_bad_questions_are_refused(capsys):
     cfg = str(ROOT / "configs" / "vit_base_patch16_224_pretrain.yaml")
     for flags in (["-gpu_memory", "80"], ["-dry_run", "-gpu_memory", "-1"]):
         with pytest.raises(UserError, match="GiB above 0"):
             main_multi_gpu_pretrain.main(["-cfg", cfg, "-device", "cpu", *flags])
+    for number in ("inf", "1e400", "nan"):
+        with pytest.raises(SystemExit):
+            main_multi_gpu_pretrain.main(["-cfg", cfg, "-dry_run", "-gpu_memory", number])
+        assert "is not a finite number" in capsys.readouterr().err
+
+
+def test_a_head_that_follows_the_data_is_counted_or_said_to_be_left_out(capsys):
+    cfg = str(ROOT / "configs" / "vit_base_patch16_224_wsp.yaml")
+    common = ["-cfg", cfg, "-dry_run", "-device", "cpu", "-gpu_memory", "80"]
+
+    def trained() -> int:
+        return int(re.search(r"([\d,]+) of them train", capsys.readouterr().out)[1].replace(",", ""))
+
+    main_multi_gpu_pretrain.main([*common, "-opts", "MODEL.NUM_CLASSES", "1000000"])
+    with_a_million = trained()
+    main_multi_gpu_pretrain.main([*common, "-dataset", "synthetic"])  # data with 10 classes
+    with_ten = trained()
+    assert with_a_million - with_ten == (1_000_000 - 10) * 769
+    main_multi_gpu_pretrain.main([*common, "-data_path", "absent"])
+    assert "without the head, as MODEL.NUM_CLASSES follows the data, which is not there: " in capsys.readouterr().out
+
+
+def test_cached_features_need_no_activations_of_the_image_tower(tmp_path):
+    sizes = {}
+    for cached in (False, True):
+        config = get_config(ROOT / "configs" / "vit_2b_patch14_224_lit.yaml", ["LIT.CACHE_FEATURES", cached])
+        sizes[cached] = memory.estimate(of_any_config(config, "clip"), config, device="gpu")
+    assert sizes[True].activations < sizes[False].activations
+    assert sizes[True].layer < sizes[False].layer
+    assert sizes[True].weights == sizes[False].weights, "it stays for the evaluation"

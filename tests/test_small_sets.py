@@ -1,0 +1,89 @@
+"""Few photos of one's own: the README's commands learn from them, or say why they cannot."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import main_multi_gpu_finetune
+import main_multi_gpu_pretrain
+from config import get_config
+from runtime import ROOT
+from training import loaders
+
+
+def make_photos(root, seed: int) -> None:
+    """Write 60 photos of three classes, 14 to train and 6 to judge each: stripes of another direction and colour."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:40, :40]
+    for label, name in enumerate(("oak", "pine", "red maple")):
+        wave = (rows, columns, rows + columns)[label]
+        for number in range(20):
+            folder = root / ("train" if number < 14 else "val") / name
+            folder.mkdir(parents=True, exist_ok=True)
+            stripes = np.sin(0.6 * wave + rng.uniform(0, 6))[..., None] * rng.uniform(20, 60, 3)
+            pixels = 120 + stripes + rng.normal(0, 20, (40, 40, 3)) + 25 * (np.arange(3) == label)
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+
+
+def commands() -> list[list[str]]:
+    """Return the words of the README's commands for own photos."""
+    text = (ROOT / "README.md").read_text()
+    block = next(block for block in re.findall(r"```sh\n(.*?)```", text, re.S) if "-data_path photos" in block)
+    block = block.replace("\\\n", " ")
+    data = re.search(r'D="(.*?)"', block)[1]
+    recipe = re.search(r"C=(\S+)", block)[1]
+    lines = [line for line in block.splitlines() if line.startswith("python main")]
+    return [shlex.split(line.replace("$D", data).replace("${C}", recipe))[1:] for line in lines]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_readmes_commands_learn_from_60_photos(tmp_path, monkeypatch, seed):
+    make_photos(tmp_path / "photos", seed)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    pretrain, finetune = commands()
+    short = ["SEED", str(seed), "REPORT", "False", "DATA.NUM_WORKERS", "0", "TRAIN.NUM_EPOCHS"]
+    main_multi_gpu_pretrain.main([*pretrain[1:], *short, "20"])
+    scores = main_multi_gpu_finetune.main([*finetune[1:], *short, "40"])
+    assert scores["acc1"] > 60.0
+
+
+def test_few_updates_are_a_warning_with_numbers(tmp_path, monkeypatch, capsys):
+    make_photos(tmp_path / "photos", 0)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    pretrain, _ = commands()
+    main_multi_gpu_pretrain.main([*pretrain[1:], "TRAIN.NUM_EPOCHS", "10", "DATA.BATCH_FIT", "none", "REPORT", "False"])
+    out = capsys.readouterr().out
+    assert "warning: 10 updates are few (42 images, 128 per update, 10 epochs)" in out
+    assert "set TRAIN.NUM_EPOCHS 200 or more" in out
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("num_images", "more", "expected"),
+    [
+        (42, [], 8),
+        (100, [], 16),
+        (128, [], 128),  # as many as an update takes
+        (10_000, [], 128),
+        (10_000, ["DATA.BATCH_FIT", "auto"], 128),
+        (400, ["DATA.BATCH_FIT", "auto"], 64),
+        (42, ["DATA.BATCH_FIT", "none"], 128),
+        (42, ["DATA.DROP_LAST", True], 128),
+        (5, [], 8),
+    ],
+)
+def test_the_batch_fits_few_images(num_images, more, expected):
+    lines = []
+    config = get_config(ROOT / "configs" / "vit_micro_patch4_32_finetune.yaml", more)
+    found = loaders.fit_batch(config, num_images, lines.append)
+    assert expected == found.DATA.BATCH_SIZE
+    assert len(lines) == (expected != 128)
+    # The rate of an update goes with the square root of its images.
+    peak = found.TRAIN.BASE_LR * expected / config.TRAIN.BASE_LR / 128
+    assert peak == pytest.approx((expected / 128) ** 0.5)
+    assert loaders.fit_batch(found, num_images, lines.append) == found, "a run that goes on keeps it"
