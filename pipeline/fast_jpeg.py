@@ -38,7 +38,10 @@ class LazyJpeg:
         left, top, right, bottom = box
         needed_hw = (size_hw[0] * self.size[1] / (bottom - top), size_hw[1] * self.size[0] / (right - left))
         pixels = self._decode(needed_hw)
-        scale_x, scale_y = pixels.shape[1] / self.size[0], pixels.shape[0] / self.size[1]
+        # JPEGs are scaled by eighths; a side that is no multiple is rounded up, and its last pixel covers less.
+        scale_x, scale_y = (
+            round(8 * side / whole) / 8 for side, whole in zip(pixels.shape[1::-1], self.size, strict=True)
+        )
         rows = slice(round(top * scale_y), max(round(bottom * scale_y), round(top * scale_y) + 1))
         columns = slice(round(left * scale_x), max(round(right * scale_x), round(left * scale_x) + 1))
         crop = pixels[rows, columns]
