@@ -39,7 +39,10 @@ class Parser(argparse.ArgumentParser):
 
 def finite(text: str) -> float:
     """Read a number that is neither infinite nor "not a number", for a parser."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return value

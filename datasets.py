@@ -27,7 +27,7 @@ from config import DEFAULT_DATA_PATH
 from errors import UserError, abridge
 from pipeline import builtin_sets, packed_images, published_datasets
 from pipeline.decoding import PIL_MODES
-from pipeline.folders import LeftOut, class_folders, find_images
+from pipeline.folders import LeftOut, class_folders, find_images, images_in
 from pipeline.image_lists import ListedImages, RaggedLists, find_list
 from pipeline.sources import FileImages, Source
 from pipeline.web_shards import WebShards
@@ -189,23 +189,28 @@ def _scan_folders(root: Path, split: str, needs_labels: bool, has_names: bool) -
     folder, left_out = folder if folder.is_dir() else root, LeftOut()
     names_from = root / "train" if (root / "train").is_dir() and not has_names else folder
     class_names = class_folders(names_from) if folder != root else []
-    paths = list(find_images(folder, left_out))
-    notes, labels = left_out.notes(folder), _labels_by_folder(paths, folder, class_names)
     if not needs_labels:
+        paths = list(find_images(folder, left_out))
+        notes, labels = left_out.notes(folder), _labels_by_folder(paths, folder, class_names)
         if not len(labels) or labels.min() < 0:
             return FileImages(paths, np.full(len(paths), -1, np.int64), folder, notes=notes)
         return FileImages(paths, labels, folder, class_names, notes)
     extra = sorted(set(class_folders(folder)) - set(class_names))
     if extra:
         raise UserError(f"{folder}: classes that {root / 'train'} does not have: {abridge(extra, 5)}")
-    if not class_names and paths:
-        raise UserError(f"{folder}: {len(paths):,} images, and no folders of classes; expected {split}/<class>/*.jpg")
-    outside = np.flatnonzero(labels < 0)
-    if len(outside):
-        named = abridge([paths[index] for index in outside[:3].tolist()], 3, total=len(outside))
-        notes.append(f"{folder}: {len(outside):,} images are in no folder of a class, and are left out: {named}")
-        paths, labels = [path for path, label in zip(paths, labels, strict=True) if label >= 0], labels[labels >= 0]
-    return FileImages(paths, labels, folder, class_names, notes)
+    outside = images_in(folder, left_out)
+    if not class_names and outside:
+        raise UserError(f"{folder}: {len(outside):,} images, and no folders of classes; expected {split}/<class>/*.jpg")
+    paths, labels = [], []
+    for label, name in enumerate(class_names):  # one at a time: one class may be a link to another
+        found = list(find_images(folder / name, left_out, below=folder))
+        paths += found
+        labels += [label] * len(found)
+    notes = left_out.notes(folder)
+    if outside:
+        what = "images are in no folder of a class, and are left out"
+        notes.append(f"{folder}: {len(outside):,} {what}: {abridge(outside, 3)}")
+    return FileImages(paths, np.array(labels, np.int64), folder, class_names, notes)
 
 
 def _labels_by_folder(paths: list[str], folder: Path, class_names: list[str]) -> np.ndarray:
@@ -241,7 +246,8 @@ def check_source(source: Source, *, num_classes: int | None, channels: int, is_v
         return notes
     missing = source.missing()
     if missing:
-        problems.append(f"{len(missing)} files are missing: {abridge(missing, 5)}")
+        named = abridge([source.describe(index) for index in missing[:5]], 5, total=len(missing))
+        problems.append(f"{len(missing)} files are missing: {named}")
     labels, owners = _flat_labels(source)
     if len(labels) and labels.max() >= _MOST_CLASSES:
         place = int(labels.argmax())

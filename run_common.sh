@@ -68,17 +68,17 @@ retry() {
         forward "$@" || code=$?
         attempt=$((attempt + 1))
         case $code in
-        0 | 2 | 75 | 129 | 130 | 138 | 143) return "$code" ;;
+        0 | 2 | 75 | 129 | 130 | 131 | 138 | 143) return "$code" ;;
         esac
         [ "$attempt" -le "${RETRIES:-0}" ] || return "$code"
         echo "exit code $code: going on from the last checkpoint, retry $attempt of $RETRIES" >&2
     done
 }
 
-# Run a command, hand SIGTERM, SIGINT, SIGHUP and SIGUSR1 on to it as SIGTERM, and return its exit code. Not by exec: as
+# Run a command, hand SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGUSR1 on to it as SIGTERM, and return its exit code. Not by exec: as
 # process 1 of a container, a program that has not set its handlers yet gets no signal.
 asked=0 child=
-trap 'asked=$((asked + 1)); [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' TERM INT HUP USR1
+trap 'asked=$((asked + 1)); [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' TERM INT HUP QUIT USR1
 forward() {
     [ "$asked" = 0 ] || return 143
     "$@" &
@@ -89,7 +89,8 @@ forward() {
         before=$asked
         last=0
         wait "$child" || last=$?
-        [ "$last" = 127 ] || code=$last # 127: it was gone when a signal ended the waiting
+        # 127 after a signal: the command was gone by then, and its code is known.
+        [ "$last" = 127 ] && [ "$asked" != 0 ] || code=$last
         [ "$asked" != "$before" ] || break
     done
     child=

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -11,6 +12,7 @@ from config import network_of
 from errors import UserError, one_name
 from layers.cross_entropy import cross_entropy
 from pipeline.loading import Batch
+from training import distributed
 from training.device import is_on_gpu
 from training.engine import evaluate
 from training.loaders import build_eval_loader
@@ -93,9 +95,19 @@ class Judge:
         self._is_one = is_one if self._is_one is None else self._is_one & is_one
         return score(logits, batch.labels)
 
+    def _one_class(self) -> int | None:
+        """Return the class for which all ranks have taken all their images; None if there are several."""
+        has, label = self._first is not None, 0 if self._first is None else int(self._first)
+        is_one = not has or bool(self._is_one)
+        own = np.array([has, label, label**2, not is_one], np.float64)
+        count, total, squares, others = distributed.sum_across_ranks(own)
+        is_same = count > 0 and others == 0 and count * squares == total**2
+        return int(total / count) if is_same else None
+
     def _end(self, scores: dict[str, float]) -> dict[str, float]:
-        if self._is_one is not None and bool(self._is_one) and scores["acc1"] < 100.0:
-            label, names = int(self._first), self._run.config.DATA.CLASS_NAMES or []
+        label = self._one_class()
+        if label is not None and scores["acc1"] < 100.0:
+            names = self._run.config.DATA.CLASS_NAMES or []
             name = one_name(names[label]) if label < len(names) else str(label)
             self._run.log.say(
                 f"warning: every image is taken for the class {name}: it does not tell them apart yet; train for more "

@@ -259,4 +259,10 @@ def transform(config) -> Transform:
     return train_transform(config, *two_views(config, config.CONTRAST.AUGMENTATION))
 
 
-METHOD = Method("pretrain", build, transform, variant=lambda config: "head" if config.CONTRAST.STAGE == "head" else "")
+METHOD = Method(
+    "pretrain",
+    build,
+    transform,
+    variant=lambda config: "head" if config.CONTRAST.STAGE == "head" else "",
+    whole_batch=True,
+)

@@ -29,6 +29,9 @@ METHODS: dict[str, Method] = {
 }
 
 
+_MOST_NAME_BYTES = 1 << 19  # in config.yaml, of which at most 1 MiB is read
+
+
 def method_of(config) -> Method:
     """Return the method that a configuration asks for."""
     return METHODS[config.MODEL.TYPE]
@@ -120,7 +123,8 @@ def train_transform(config) -> Transform:
 def build_train_loader(run: Run) -> loading.Loader:
     """Open and check the train split as the run's method needs it."""
     method = method_of(run.config)
-    return loaders.build_train_loader(run, train_transform(run.config), method.target, method.select)
+    transform = train_transform(run.config)
+    return loaders.build_train_loader(run, transform, method.target, method.select, method.whole_batch)
 
 
 def follow_classes(run: Run) -> None:
@@ -152,6 +156,9 @@ def record_class_names(run: Run, source: Source) -> None:
         return
     if kept and set(kept) == set(own):
         datasets.use_class_names(source, kept)
+    if sum(map(len, own)) + 8 * len(own) > _MOST_NAME_BYTES:
+        run.log.say(f"the names of {len(own):,} classes are not recorded with the run: they are too long for its YAML")
+        return
     _set(run, "DATA.CLASS_NAMES", list(source.class_names))
 
 

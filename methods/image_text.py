@@ -231,4 +231,4 @@ def transform(config) -> Transform:
     return train_transform(config, crop_and_flip(config, _CROP_SCALE))
 
 
-METHOD = Method("pretrain", build, transform, target="caption", judged_on=judged_on, select=select)
+METHOD = Method("pretrain", build, transform, target="caption", judged_on=judged_on, select=select, whole_batch=True)

@@ -24,6 +24,7 @@ class Method:
         judged_on: of a method that does not: returns the configuration of a data set whose val split judges a run while
             it trains, or None.
         select: returns the source that is trained on, given the configuration and the data set's own.
+        whole_batch: the loss is over all images of an update together, so a smaller batch would be another loss.
     """
 
     script: str
@@ -34,3 +35,4 @@ class Method:
     variant: Callable[[object], str] = lambda config: ""
     judged_on: Callable[[object], object | None] = lambda config: None
     select: Callable[[object, Source], Source] = lambda config, source: source
+    whole_batch: bool = False

@@ -159,4 +159,4 @@ def transform(config) -> Transform:
     return train_transform(config, *two_views(config, config.MOCO.AUGMENTATION))
 
 
-METHOD = Method("pretrain", build, transform)
+METHOD = Method("pretrain", build, transform, whole_batch=True)

@@ -54,7 +54,7 @@ def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
         raise ValueError(f"its content is of none of the formats {', '.join(formats)}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"claims more than {most_pixels():,} pixels; a decompression bomb? -opts DATA.MAX_PIXELS N allows more"
+            f"claims more than {most_pixels():,} pixels; a decompression bomb? DATA.MAX_PIXELS allows more"
         ) from error
 
 

@@ -43,21 +43,22 @@ class LeftOut:
         return notes
 
 
-def find_images(folder: str | Path, left_out: LeftOut | None = None) -> Iterator[str]:
+def find_images(folder: str | Path, left_out: LeftOut | None = None, below: str | Path | None = None) -> Iterator[str]:
     """Yield the paths of the image files below a folder in order; linked folders count, too.
 
     A folder that is reached in several ways, by links, is listed once. The order is that of the parts of the paths.
 
     Args:
         left_out: gets what is no image.
+        below: a folder above this one, to which the names of what is left out are relative.
 
     Raises:
         UserError: if a folder cannot be read.
     """
     left_out = LeftOut() if left_out is None else left_out
-    root = str(Path(folder))
+    root = str(Path(below or folder))
     seen: set[tuple[int, int]] = set()
-    waiting: list[Iterator[tuple[str, bool]]] = [iter([(root, True)])]
+    waiting: list[Iterator[tuple[str, bool]]] = [iter([(str(Path(folder)), True)])]
     while waiting:  # no recursion: folders may be deeper than Python's stack
         path, is_folder = next(waiting[-1], ("", False))
         if not path:
@@ -91,6 +92,12 @@ def _entries(path: str, root: str, seen: set[tuple[int, int]], left_out: LeftOut
         else:
             left_out.suffixes[os.path.splitext(name)[1].lower() or "without a suffix"] += 1
     return found
+
+
+def images_in(folder: Path, left_out: LeftOut) -> list[str]:
+    """Return the paths of the images in a folder itself, without those in its folders."""
+    entries = _entries(str(folder), str(folder), set(), left_out)
+    return [path for path, is_folder in entries if not is_folder]
 
 
 def is_image(name: str) -> bool:

@@ -21,6 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from errors import UserError, abridge, one_line, one_name, printable
+from pipeline.decoding import FORMAT_OF_SUFFIX
 from pipeline.sources import EncodedImages, describe_repeats, find_missing
 from storage.regular_files import read_regular_file
 from storage.text_files import decode_text, iterate_lines, open_to_read
@@ -129,9 +130,11 @@ class ListedImages(EncodedImages):
             # Nearly all lines of a list with labels; the checks below say the same more slowly.
             name, _, label = line.rpartition(b" ")
             is_good = is_plain and label.isdigit() and len(label) < 10 and name[:1] not in (b"/", b"", b" ", b"\t")
-            if is_good and len(line) < _LONGEST_PATH and line.isascii() and b".." not in name and b"\0" not in name:
-                self._take(start, name.rstrip().decode("ascii"), (int(label),), "")
-                continue
+            if is_good and len(line) < _LONGEST_PATH and line.isascii() and b".." not in name:
+                path = name.decode("ascii")
+                if path.isprintable():
+                    self._take(start, path.rstrip(), (int(label),), "")
+                    continue
             try:
                 if len(line) > _LONGEST_LINE:
                     raise ValueError(f"has more than {_LONGEST_LINE:,} bytes")
@@ -150,6 +153,8 @@ class ListedImages(EncodedImages):
         if (self._needs == "caption" and not caption) or (self._needs in ("label", "labels") and not labels):
             self.left_out += 1
             return
+        if "//" in path or "./" in path:
+            path = str(Path(path))  # one spelling for one file
         self._starts.append(start)
         self._folder_ids.append(self._folders.setdefault(os.path.dirname(path), len(self._folders)))
         self._keys.append(hash(path))
@@ -196,11 +201,10 @@ class ListedImages(EncodedImages):
         """Return the file of an image."""
         return self.origin.parent / self.entry(index).path
 
-    def missing(self) -> list[str]:
-        """Return the paths that are no files."""
+    def missing(self) -> list[int]:
+        """Return the images whose paths are no files."""
         places = np.array(self._folder_ids, np.int64)
-        found = find_missing(self._keys, places, list(self._folders), str(self.origin.parent))
-        return [printable(self.path(index)) for index in found]
+        return find_missing(self._keys, places, list(self._folders), str(self.origin.parent))
 
     def read(self, index: int) -> bytes:
         """Read an image file."""
@@ -275,6 +279,8 @@ def _parse_labels(line: str) -> Entry:
     if len(line.split()) == 1:
         return Entry(line.strip(), "", ())
     found = re.fullmatch(r"(.*\S)\s+([0-9,]+)", line.strip())  # a path may hold spaces
+    if not found and os.path.splitext(line.strip())[1].lower() in FORMAT_OF_SUFFIX:  # a path with spaces, no label
+        return Entry(line.strip(), "", ())
     if not found:
         raise ValueError(f"expected 'path label,label', found {printable(line.strip(), 80)!r}")
     return Entry(found[1], "", parse_labels(found[2]))

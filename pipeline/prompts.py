@@ -14,7 +14,7 @@ import numpy as np
 
 from errors import UserError, one_line, printable
 from runtime import ROOT
-from storage import safe_pickle
+from storage import pickle_names, safe_pickle
 from storage.regular_files import read_regular_file
 from storage.text_files import decode_text, read_lines
 from strict_config import parse_yaml_texts, read_yaml
@@ -147,8 +147,10 @@ def _read_npy(content: bytes, path: Path) -> list:
         raise UserError(f"{path}: no file of NumPy ({printable(one_line(error))})") from error
     if len(shape) not in (1, 2):
         raise UserError(f"{path}: must have one or two axes, and has {len(shape)}")
+    if not 0 < math.prod(shape) <= _MOST_NAMES:
+        raise UserError(f"{path}: has {math.prod(shape):,} names; from 1 to {_MOST_NAMES:,} can be right")
     if dtype.hasobject:
-        return safe_pickle.load(file, str(path), extra_names=safe_pickle.OBJECT_ARRAYS)
+        return safe_pickle.load(file, str(path), extra_names=pickle_names.OBJECT_ARRAYS)
     if dtype.kind != "U" or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
         raise UserError(f"{path}: holds {dtype} of shape {shape}, and texts are needed")
     return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C").tolist()

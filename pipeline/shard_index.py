@@ -85,27 +85,34 @@ class SplitIndex:
         return found
 
 
-def open_split(folder: Path, split: str) -> SplitIndex:
+def open_split(folder: Path, split: str, by_name: bool) -> SplitIndex:
     """Return the index of the `.tar` files of a split; what is not there yet is made, with a progress bar.
 
     Args:
-        folder: that of the split, or one in which the names of the shards say to which split they belong.
+        folder: of the shards.
+        by_name: the folder is not that of the split: the names of the shards say to which one they belong.
 
     Raises:
         UserError: if there are no shards, or one cannot be read.
     """
-    shards = _list_shards(folder, None if folder.name == split else split)
+    shards = _list_shards(folder, split if by_name else None)
     if not shards.names:
         raise UserError(f"{folder}: holds no .tar files of the {split} split")
     index_folder = _index_folder(folder)
+    if not os.access(index_folder, os.W_OK) and _read_known(index_folder, folder, split, shards) is None:
+        index_folder = _in_cache(folder)  # an index of other shards, or of an older version, on a disk to read only
     with _locked(index_folder / f"{split}.lock"):  # ranks of one machine wait for the first
         file = index_folder / f"{split}.npz"
-        found = read_split(file, folder, index_folder, shards)
+        found = _read_known(index_folder, folder, split, shards)
         if found is None:
             _make_all(folder, index_folder, shards)
             found = _summarise(folder, index_folder, shards)
             write_arrays(file, split_arrays(found))
     return found
+
+
+def _read_known(index_folder: Path, folder: Path, split: str, shards: "Shards") -> SplitIndex | None:
+    return read_split(index_folder / f"{split}.npz", folder, index_folder, shards)
 
 
 class Shards(NamedTuple):
@@ -118,18 +125,28 @@ class Shards(NamedTuple):
 
 def split_of(name: str) -> str:
     """Return the split that the name of a shard tells: "train", "val" or "test"."""
-    words = re.split(r"[^a-z]+", name.removesuffix(".tar").lower())
+    words = re.split(r"[^a-z]+", name.lower().removesuffix(".tar"))
     return next((split for split, own in _OTHER_SPLITS.items() if set(words) & set(own)), "train")
 
 
 def other_files(folder: Path, split: str | None) -> LeftOut:
-    """Return what is beside the shards of a split in their folder; `split` as in `open_split`."""
+    """Return what is beside the shards of a split in their folder.
+
+    Args:
+        split: that the names of the shards must tell; None: all shards are of the split.
+    """
     left_out = LeftOut()
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_file())
-    for name in names:
+        found = sorted((entry.name, entry.is_file(), entry.is_dir()) for entry in entries if entry.name != FOLDER)
+    for name, is_file, is_folder in found:
         suffix = os.path.splitext(name)[1].lower()
-        if suffix == ".tar" and split not in (None, split_of(name)):
+        if is_hidden(name):
+            left_out.add("(whole files or folders) are hidden, or of an operating system", name)
+        elif is_folder:
+            left_out.add("(whole folders) are not looked into", name)
+        elif not is_file:
+            left_out.add("(whole files) are links that lead nowhere, or no files", name)
+        elif suffix == ".tar" and split not in (None, split_of(name)):
             left_out.add(f"(whole shards) are of the {split_of(name)} split", name)
         elif suffix not in (".tar", ".json", ".parquet"):  # img2dataset writes these two beside its shards
             left_out.add(f"(whole files) have the suffix {printable(suffix, 20) or '(none)'}", name)
@@ -139,7 +156,7 @@ def other_files(folder: Path, split: str | None) -> LeftOut:
 def _list_shards(folder: Path, split: str | None) -> Shards:
     try:
         with os.scandir(folder) as entries:
-            tars = [e for e in entries if e.name.endswith(".tar") and not is_hidden(e.name) and e.is_file()]
+            tars = [e for e in entries if e.name.lower().endswith(".tar") and not is_hidden(e.name) and e.is_file()]
             found = [(e.name, e.stat()) for e in tars if split in (None, split_of(e.name))]
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed: {error.strerror}") from error
@@ -238,14 +255,14 @@ def read_shard_index(file: Path, shard: Path, shard_size: int, shard_time: int) 
             labels,
             ends,
             arrays["has_caption"].astype(bool),
-            str(arrays["damage"]),
+            printable(arrays["damage"].item()),
             _left_out_of(str(arrays["left_out"])),
             last_header,
         )
         is_good = _are_sane(found, shard_size) and 0 <= last_header < max(1, shard_size)
         is_good = is_good and arrays["shard"].tolist()[:3] == [_VERSION, shard_size, shard_time]
         is_good = is_good and arrays["shard"].tolist()[3:] == [checksum(shard, last_header)]
-    except (KeyError, ValueError, TypeError, IndexError, OSError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, OSError, RecursionError) as error:
         raise UserError(f"{file}: damaged ({printable(one_line(error))}); {_NEW_ADVICE}") from error
     if not is_good:
         raise UserError(f"{file}: damaged, or {shard} was replaced; delete {file.parent}, and it is made again")
@@ -317,14 +334,14 @@ def read_split(file: Path, folder: Path, index_folder: Path, shards: Shards) -> 
     try:
         arrays = read_arrays(file, _MOST_INDEX_BYTES, _NEW_ADVICE)
         counts = {needs: arrays[f"count_{needs}"] for needs in ("none", "caption", "labels")}
-        largest, damaged = int(arrays["largest_label"]), arrays["damaged"].tolist()
+        largest, damaged = int(arrays["largest_label"]), [printable(text) for text in arrays["damaged"].tolist()]
         left_out = _left_out_of(str(arrays["left_out"]))
         found = SplitIndex(
             folder, index_folder, arrays["names"], arrays["sizes"], arrays["times"], counts, largest, damaged, left_out
         )
         is_same = int(arrays["version"]) == _VERSION and np.array_equal(found.names, _as_bytes(shards.names))
         is_same &= np.array_equal(found.sizes, shards.sizes) and np.array_equal(found.times, shards.times)
-    except (UserError, KeyError, ValueError, TypeError):
+    except (UserError, KeyError, ValueError, TypeError, RecursionError):
         return None
     is_same &= all(array.dtype == np.int64 and array.shape == (len(shards.names),) for array in counts.values())
     is_same = is_same and all((array >= 0).all() and (array <= counts["none"]).all() for array in counts.values())

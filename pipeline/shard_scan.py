@@ -122,7 +122,7 @@ def scan_shard(shard: Path) -> ShardIndex:
                 number += 1
                 if tar.offset <= position or number > _MOST_MEMBERS:
                     raise tarfile.ReadError(f"its headers are damaged near {printable(member.name, 60)}")
-                if member.offset_data + member.size > size:
+                if member.size < 0 or member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"ends within {printable(member.name, 60)}")
                 position, last_header = tar.offset, member.offset
                 samples.add(member, file)
@@ -253,4 +253,5 @@ def parse_json(text: str) -> tuple[str, tuple[int, ...]]:
     if not isinstance(caption, (str, type(None))):
         raise ValueError("its caption is no text")
     labels = labels_of_json(values.get("labels", values.get("label", values.get("cls"))))
-    return " ".join((caption or "").split()), labels
+    caption = (caption or "").encode("utf-8", "replace").decode("utf-8")  # JSON can hold halves of surrogate pairs
+    return " ".join(caption.split()), labels

@@ -52,8 +52,8 @@ class Source:
         """Return the file of an image, where `is_encoded`."""
         raise NotImplementedError
 
-    def missing(self) -> list[str]:
-        """Return the paths of images that are not there, where that can be seen without reading them."""
+    def missing(self) -> list[int]:
+        """Return the images that are not there, where that can be seen without reading them."""
         return []
 
     def alternative(self, index: int, attempt: int) -> int:
@@ -102,8 +102,8 @@ class FileImages(EncodedImages):
         """Name an image in a message."""
         return one_name(self.paths[index])
 
-    def missing(self) -> list[str]:
-        """Return the paths that are no files."""
+    def missing(self) -> list[int]:
+        """Return the images whose paths are no files."""
         return self.paths.missing()
 
 
@@ -146,8 +146,8 @@ class Wrapper(Source):
         """Return the file of an image."""
         return self._source.read(index)
 
-    def missing(self) -> list[str]:
-        """Return the paths of images that are not there."""
+    def missing(self) -> list[int]:
+        """Return the images that are not there."""
         return self._source.missing()
 
     def alternative(self, index: int, attempt: int) -> int:
@@ -184,6 +184,10 @@ class Subset(Wrapper):
     def read(self, index: int) -> bytes:
         """Return the file of an image."""
         return super().read(self.indices[index])
+
+    def missing(self) -> list[int]:
+        """Return the images that are not there."""
+        return np.flatnonzero(np.isin(self.indices, super().missing())).tolist()
 
     def alternative(self, index: int, attempt: int) -> int:
         """Return the image to take in the place of one that cannot be read."""
@@ -223,13 +227,12 @@ class PathList(Sequence):
         """Return a path as a text."""
         return os.fsdecode(self._block[int(self._ends[index - 1]) if index else 0 : int(self._ends[index])])
 
-    def missing(self) -> list[str]:
-        """Return the paths that are no files: absent, or pipes and devices."""
+    def missing(self) -> list[int]:
+        """Return the indices of paths that are no files: absent, or pipes and devices."""
         folders: dict[str, int] = {}
         paths = map(self.text, range(len(self)))
         ids = [folders.setdefault(os.path.dirname(path), len(folders)) for path in paths]
-        found = find_missing(self._keys(), np.array(ids, np.int64), list(folders), "")
-        return [printable(self.text(index)) for index in found]
+        return find_missing(self._keys(), np.array(ids, np.int64), list(folders), "")
 
     def _keys(self) -> np.ndarray:
         return np.fromiter((hash(self.text(index)) for index in range(len(self))), np.int64, len(self))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, abridge, printable
 from pipeline import shard_index
 from pipeline.image_lists import RaggedLists
 from pipeline.shard_scan import ShardIndex, caption_of, parse_json
@@ -43,7 +43,8 @@ class WebShards(EncodedImages):
     def __init__(self, root: Path, split: str, needs: str, bad: str = "error"):
         folder = root / split if (root / split).is_dir() else root
         self.origin, self._needs = folder, needs
-        self.index = shard_index.open_split(folder, split)
+        by_name = folder == root
+        self.index = shard_index.open_split(folder, split, by_name)
         damage = shard_index.describe_damage(self.index)
         if damage and bad == "error":
             raise UserError(f"{damage}{SKIP_ADVICE}")
@@ -51,19 +52,24 @@ class WebShards(EncodedImages):
         self._ends = np.cumsum(self.counts)
         self.num_images = int(self._ends[-1])
         self.left_out = int(self.index.counts["none"].sum()) - self.num_images
+        self.notes = self._describe_left_out(damage, root, folder, split if by_name else None)
         if self.num_images == 0:
             what = "images" if needs == "none" else f"images with {'captions' if needs == 'caption' else 'labels'}"
-            raise UserError(f"{folder}: its {len(self.counts):,} shards hold no {what}")
-        self.notes = self._describe_left_out(damage, folder, None if folder.name == split else split)
+            why = abridge(self.notes, 3, "; ")
+            raise UserError(f"{folder}: its {len(self.counts):,} shards hold no {what}" + (f"; {why}" if why else ""))
         self.labels = _PerImage(self, self._labels_at)
         has_captions = bool(self.index.counts["caption"].any())
         self.captions = _PerImage(self, self._caption_at) if has_captions else None
         self._indexes: collections.OrderedDict[int, tuple[ShardIndex, np.ndarray]] = collections.OrderedDict()
         self._files: dict[int, int] = {}
 
-    def _describe_left_out(self, damage: str, folder: Path, split: str | None) -> list[str]:
+    def _describe_left_out(self, damage: str, root: Path, folder: Path, split: str | None) -> list[str]:
         notes = [f"damaged shards, used up to the damage: {damage}"] * bool(damage)
         notes += shard_index.other_files(folder, split).notes(folder) + self.index.left_out.notes(folder)
+        if folder != root:
+            loose = sorted(path.name for path in root.glob("*.tar"))
+            what = f"shards are beside the folder {folder.name}, and are left out"
+            notes += [f"{root}: {len(loose):,} {what}: {abridge([printable(name) for name in loose], 3)}"] * bool(loose)
         what = "a caption" if self._needs == "caption" else "labels"
         return notes + [f"{folder}: {self.left_out:,} images without {what} are left out"] * bool(self.left_out)
 

@@ -16,6 +16,7 @@ from storage.regular_files import read_regular_file
 CONFIG_FILE, LOG_FILE, TEXT_LOG_FILE = "config.yaml", "log.jsonl", "log.txt"
 REPORT_FILE, BAD_IMAGES_FILE, LAUNCH_LOGS = "report.html", "bad_images.txt", "launch-logs"
 LATEST, BEST = "latest", "best"
+_OWN_TITLE = "# Files here that tools of mae_paddle have made, and replace when they run again:"
 OWN_FILES = "files-of-mae_paddle.txt"  # in a directory of results: a name per line
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 MODEL_FILE, EMA_FILE, EXTRA_FILE, OPTIMIZER_FILE = "model.pdparams", "ema.pdparams", "extra.pdparams", "optimizer.pdopt"
@@ -88,19 +89,23 @@ def claim(directory: Path, names: Sequence[str], flag: str = "-out", only_check:
     Raises:
         UserError: if there is one of these names already that is not from here.
     """
-    note = directory / OWN_FILES
-    try:
-        own = set(read_regular_file(note, 1 << 20).decode("utf-8").splitlines())
-    except (OSError, ValueError):
-        own = set()
+    note, own = directory / OWN_FILES, set()
+    if os.path.lexists(note):
+        try:
+            title, *lines = read_regular_file(note, 1 << 20).decode("utf-8").splitlines() or [""]
+        except (OSError, ValueError):
+            title, lines = "", []
+        if title != _OWN_TITLE:
+            raise UserError(f"{flag} {directory}: holds {OWN_FILES}, which is not from here; choose another directory")
+        own = set(lines)
     foreign = [name for name in names if name not in own and os.path.lexists(directory / name)]
     if foreign:
         raise UserError(
-            f"{flag} {directory}: holds {printable(foreign[0])}, which is not from here and would be replaced; choose "
-            "another directory"
+            f"{flag} {directory}: holds {printable(foreign[0])}, which is not from here (or from an older version) "
+            "and would be replaced; choose another directory, or delete it"
         )
     if not only_check and not own >= set(names):
-        atomic.write_text(note, "".join(f"{name}\n" for name in sorted(own | set(names))))
+        atomic.write_text(note, "".join(f"{line}\n" for line in (_OWN_TITLE, *sorted(own | set(names)))))
 
 
 def _is_below(path: Path, folder: Path) -> bool:

@@ -2,18 +2,13 @@
 
 `.pdparams`, `.pdopt`, torch's weight files and the CIFAR archives are pickles, and `pickle.load` calls
 whatever a file tells it to. Here no name in a file ever reaches Python's import: an exact list of names that
-plain data needs stands for functions of this module, which check what they get; every other name is refused.
+plain data needs stands for functions of `pickle_names.py`, which check what they get; every other name is refused.
 Arrays must be numeric, and their shape must match the number of bytes.
 """
 
-import dataclasses
 import io
-import itertools
-import math
 import os
 import pickle
-import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -21,28 +16,8 @@ from typing import ClassVar
 import numpy as np
 
 from errors import UserError, printable
-from storage.stored_tensor import StoredTensor
+from storage.pickle_names import PLAIN_DATA, Attributes, Range, array_of, list_of
 
-
-class Attributes(dict):
-    """Stand-in for an object whose class is not loaded; keeps its attributes as a dict."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Range:
-    """Bytes of a file that are read when they are needed."""
-
-    path: Path
-    offset: int
-    size: int
-
-    def __len__(self) -> int:
-        return self.size
-
-
-_ARRAY_CLASS = object()  # stands for numpy.ndarray, which a pickle only ever passes on
-_NUMBER_KINDS = "biufc"
-_MOST_DIMS = 16
 _LARGE_BYTES = 1 << 20
 _MOST_INSTRUCTIONS = 2_000_000  # CIFAR-100's train file takes 300,000, weights some thousands
 _REFUSED_OPCODES = (
@@ -55,122 +30,6 @@ _REFUSED_OPCODES = (
     pickle.NEXT_BUFFER,
     pickle.READONLY_BUFFER,
 )
-
-
-def _plain_dtype(code: str, align: bool = False, copy: bool = True) -> np.dtype:
-    code = code.decode("ascii") if isinstance(code, bytes) else code
-    if not re.fullmatch(r"[<>|=]?[biufc]\d{1,2}", code):
-        raise ValueError(f"an array of {printable(code, 40)!r}, where plain data has numbers")
-    return np.dtype(code)
-
-
-def _dtype_with_objects(code: str, align: bool = False, copy: bool = True) -> np.dtype:
-    return np.dtype(object) if code == "O8" else _plain_dtype(code, align, copy)
-
-
-# As `extra_names` of `load`: arrays of objects are allowed, and come as lists of what is plain data.
-OBJECT_ARRAYS = {("numpy", "dtype"): _dtype_with_objects}
-
-
-def _list_of(values: object, shape: tuple) -> list:
-    check_shape(shape)
-    if not isinstance(values, list) or len(shape) not in (1, 2) or math.prod(shape) != len(values):
-        raise ValueError(f"an array of objects of shape {printable(str(shape), 60)}")
-    if len(shape) == 1:
-        return values
-    rows, columns = shape  # by rows, whatever the order of the array in memory
-    return [values[row * columns : (row + 1) * columns] for row in range(rows)]
-
-
-def _empty_array(kind: object, shape: tuple, code: bytes) -> np.ndarray:
-    if kind is not _ARRAY_CLASS or shape != (0,):
-        raise ValueError("an array is not built as NumPy does it")
-    return np.empty(0, np.int8)
-
-
-def _scalar(dtype: np.dtype, raw: bytes) -> np.generic:
-    return _array_of(raw, dtype, ())[()]
-
-
-def _array_from_buffer(buffer: bytes, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
-    return _array_of(buffer, dtype, shape, "F" if order == "F" else "C")
-
-
-def _array_of(raw: bytes | _Range, dtype: np.dtype, shape: tuple, order: str = "C") -> np.ndarray | StoredTensor:
-    if not isinstance(dtype, np.dtype) or dtype.kind not in _NUMBER_KINDS:
-        raise ValueError("an array of something that is no number")
-    check_shape(shape)
-    if math.prod(shape) * dtype.itemsize != len(raw):
-        raise ValueError(f"an array of shape {shape} and {len(raw)} bytes")
-    if isinstance(raw, _Range):
-
-        def load() -> np.ndarray:
-            flat = np.fromfile(raw.path, dtype, math.prod(shape), offset=raw.offset)
-            if flat.nbytes < len(raw):
-                raise UserError(f"{raw.path}: cut while it was read")
-            return flat.reshape(shape, order=order)
-
-        return dataclasses.replace(StoredTensor.of(np.empty(0, dtype)), shape=shape, load=load)
-    return np.frombuffer(raw, dtype).reshape(shape, order=order)
-
-
-def check_shape(shape: object) -> None:
-    """Raise ValueError unless this is the shape of an array."""
-    if not isinstance(shape, tuple) or len(shape) > _MOST_DIMS:
-        raise ValueError("an array whose shape is none")
-    if not all(type(side) is int and 0 <= side < 2**63 for side in shape):
-        raise ValueError("an array whose sides are no whole numbers")
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise ValueError("text in an encoding that plain data never has")
-    return text.encode(encoding)
-
-
-def _ordered_dict(*args: object) -> OrderedDict:
-    if args:
-        raise ValueError("an OrderedDict with arguments")
-    return OrderedDict()
-
-
-def _tuple(values: list | tuple = ()) -> tuple:
-    if not isinstance(values, (list, tuple)):
-        raise ValueError("a tuple of something that is no sequence")
-    return tuple(values)
-
-
-def _sequence(values: list | tuple = ()) -> list:
-    """Stand in for a set: a list, as hashing what a file nests can take for ever."""
-    if not isinstance(values, (list, tuple)):
-        raise ValueError("a set of something that is no sequence")
-    return list(values)
-
-
-def _complex(real: float, imaginary: float) -> complex:
-    if not all(type(part) in (int, float) for part in (real, imaginary)):
-        raise ValueError("a complex number of something that is no number")
-    return complex(real, imaginary)
-
-
-def _bytearray(content: bytes | str = b"", encoding: str = "latin1") -> bytes:
-    return _encode(content, encoding) if isinstance(content, str) else bytes(memoryview(content))
-
-
-_PLAIN_DATA = {
-    ("collections", "OrderedDict"): _ordered_dict,
-    ("builtins", "tuple"): _tuple,
-    ("numpy", "ndarray"): _ARRAY_CLASS,
-    ("numpy", "dtype"): _plain_dtype,
-    ("_codecs", "encode"): _encode,  # how Python 3 writes bytes for protocol 2
-}
-for _builtins in ("builtins", "__builtin__"):
-    _PLAIN_DATA |= dict.fromkeys(((_builtins, "set"), (_builtins, "frozenset")), _sequence)
-    _PLAIN_DATA |= {(_builtins, "complex"): _complex, (_builtins, "bytearray"): _bytearray}
-for _core in ("numpy.core", "numpy._core"):
-    _PLAIN_DATA[f"{_core}.multiarray", "_reconstruct"] = _empty_array
-    _PLAIN_DATA[f"{_core}.multiarray", "scalar"] = _scalar
-    _PLAIN_DATA[f"{_core}.numeric", "_frombuffer"] = _array_from_buffer
 
 
 class _BoundedFile:
@@ -192,13 +51,13 @@ class _BoundedFile:
     def readline(self) -> bytes:
         return self._file.readline(1 << 20)
 
-    def skip(self, size: int) -> _Range:
+    def skip(self, size: int) -> Range:
         """Go behind so many bytes, and return where they are."""
         offset = self._file.tell()
         if size > self._end - offset:
             raise EOFError("it ends too early")
         self._file.seek(size, os.SEEK_CUR)
-        return _Range(self.path, offset, size)
+        return Range(self.path, offset, size)
 
 
 # Python's own unpickler, not the one in C: there every opcode can be ruled, and a large memo index costs nothing.
@@ -207,6 +66,7 @@ class _PlainDataUnpickler(pickle._Unpickler):
         bounded = _BoundedFile(file)
         super().__init__(bounded, encoding=encoding)
         self._names = names
+        self._remembered: dict[int, int] = {}  # by the identity of an object, its key in the memo
         self._budget_bytes = 2 * bounded.size + (1 << 20)  # for what calls make of the file's bytes
         if persistent_load is not None:
             self.persistent_load = persistent_load
@@ -265,9 +125,9 @@ class _PlainDataUnpickler(pickle._Unpickler):
                 self._spend(len(raw))
                 raw = raw.encode("latin1")
             if dtype == np.dtype(object):
-                self._replace(target, _list_of(raw, shape))
+                self._replace(target, list_of(raw, shape))
             else:
-                self._replace(target, _array_of(raw, dtype, shape, "F" if is_fortran else "C"))
+                self._replace(target, array_of(raw, dtype, shape, "F" if is_fortran else "C"))
         elif isinstance(target, np.dtype):
             if state[1] not in tuple("<>|=") or any(part is not None for part in state[2:5]):
                 raise ValueError("an array of records, where plain data has numbers")
@@ -283,10 +143,22 @@ class _PlainDataUnpickler(pickle._Unpickler):
 
     def _replace(self, old: object, new: object) -> None:
         self.stack[-1] = new
-        for key in itertools.islice(reversed(self.memo), 4):  # it was remembered a moment ago, if at all
-            if self.memo[key] is old:
-                self.memo[key] = new
-                break
+        key = self._remembered.get(id(old))
+        if key is not None and self.memo.get(key) is old:
+            self.memo[key] = new
+
+    def _remember(self, key: int) -> None:
+        self.memo[key] = self.stack[-1]
+        self._remembered[id(self.stack[-1])] = key
+
+    def load_memoize(self) -> None:
+        self._remember(len(self.memo))
+
+    def load_binput(self) -> None:
+        self._remember(self.read(1)[0])
+
+    def load_long_binput(self) -> None:
+        self._remember(int.from_bytes(self.read(4), "little"))
 
     def load_binbytes(self, num_digits: int = 4) -> None:
         size = int.from_bytes(self.read(num_digits), "little")
@@ -346,6 +218,9 @@ class _PlainDataUnpickler(pickle._Unpickler):
         pickle.NEWOBJ[0]: load_call,
         pickle.BUILD[0]: load_build,
         pickle.BYTEARRAY8[0]: load_bytearray,
+        pickle.MEMOIZE[0]: load_memoize,
+        pickle.BINPUT[0]: load_binput,
+        pickle.LONG_BINPUT[0]: load_long_binput,
         pickle.BINBYTES[0]: load_binbytes,
         pickle.BINBYTES8[0]: load_binbytes8,
         pickle.EMPTY_SET[0]: load_empty_set,
@@ -372,7 +247,7 @@ def load(
         source: a path, or an open binary file, which is left behind the pickle.
         name: what to call an open file in error messages.
         encoding: how Python 2 strings are decoded ("bytes" leaves them alone; the CIFAR archives).
-        extra_names: {(module, name): function or value} that the file may ask for, too.
+        extra_names: {(module, name): function or value} that the file may ask for, too; see `pickle_names.py`.
         persistent_load: resolves references to things outside the pickle (`pickle.Unpickler.persistent_load`).
         stays: path of the open file, in which arrays of more than a megabyte stay: each becomes a `StoredTensor`.
 
@@ -385,7 +260,7 @@ def load(
                 return load(file, str(source), encoding, extra_names, persistent_load)
         except OSError as error:
             raise UserError(f"{source}: {error.strerror}") from error
-    names = _PLAIN_DATA | dict(extra_names or {})
+    names = PLAIN_DATA | dict(extra_names or {})
     try:
         unpickler = _PlainDataUnpickler(source, encoding, names, persistent_load)
         if stays is not None:

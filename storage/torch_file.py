@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError, printable
-from storage import safe_pickle
+from storage import pickle_names, safe_pickle
 from storage.stored_tensor import StoredTensor, bits_dtype
 
 _ZIP_ERRORS = (zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError, struct.error, zlib.error)
@@ -74,7 +74,7 @@ def read(path: str | Path) -> object:
         ("torch._utils", "_rebuild_tensor_v2"): archive.tensor,
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         ("torch", "Size"): _size,
-        ("argparse", "Namespace"): safe_pickle.Attributes,  # the official code's arguments
+        ("argparse", "Namespace"): pickle_names.Attributes,  # the official code's arguments
         **dict.fromkeys(_LEFT_OUT, _leave_out),
         **{("torch", storage): dtype for storage, dtype in _DTYPE_OF_STORAGE.items()},
         **dict.fromkeys((("torch", "UntypedStorage"), ("torch.storage", "UntypedStorage")), _UNTYPED),
@@ -91,12 +91,12 @@ def read(path: str | Path) -> object:
 
 
 def _size(sides: tuple = ()) -> tuple:
-    safe_pickle.check_shape(sides)
+    pickle_names.check_shape(sides)
     return sides
 
 
-def _leave_out(*_args: object) -> safe_pickle.Attributes:
-    return safe_pickle.Attributes()
+def _leave_out(*_args: object) -> pickle_names.Attributes:
+    return pickle_names.Attributes()
 
 
 class _Archive:
@@ -162,7 +162,7 @@ class _Archive:
             raise ValueError("a reference to something that is no tensor")
         member = self._members.get(f"{self._root}data/{key}")
         itemsize = bits_dtype(dtype).itemsize
-        safe_pickle.check_shape((num_elements,))
+        pickle_names.check_shape((num_elements,))
         if member is None:
             raise ValueError(f"the bytes of tensor storage {printable(key)!r} are missing")
         if member.file_size != num_elements * itemsize:
@@ -177,7 +177,7 @@ class _Archive:
         """Describe a tensor as a strided view of a storage."""
         dtype, key, num_elements = storage
         for numbers in (shape, strides, (offset,)):
-            safe_pickle.check_shape(numbers)
+            pickle_names.check_shape(numbers)
         if len(shape) != len(strides):
             raise ValueError(f"a tensor of shape {shape} and strides {strides}")
         last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError, printable
-from storage import safe_pickle, torch_file
+from storage import pickle_names, safe_pickle, torch_file
 from storage.architecture import Architecture
 from storage.clip_architecture import ClipArchitecture, TextArchitecture
 from storage.run_files import BEST, CONFIG_FILE, EMA_FILE, LATEST, MODEL_FILE
@@ -165,8 +165,9 @@ def config_beside(path: Path) -> Path:
 
 
 def _read_paddle(path: Path, entry: str | None) -> WeightFile:
-    with open(path, "rb") as file:
-        data = safe_pickle.load(file, str(path), stays=path)
+    real = path.resolve()  # `best` and `latest` of a run that trains may point elsewhere meanwhile
+    with open(real, "rb") as file:
+        data = safe_pickle.load(file, str(path), stays=real)
         metadata = {}
         if file.read(1):  # a second pickle
             file.seek(-1, os.SEEK_CUR)
@@ -203,7 +204,7 @@ def _unwrap(path: Path, kind: str, data: object, entry: str | None, description:
         holds += advise_entry(path, nested) if nested else "; is this a weight file?"
         raise UserError(f"{path}: holds no tensors at its top{holds}" if nested else f"{path}: holds no tensors{holds}")
     arguments = data.get("args")
-    arguments = dict(arguments) if isinstance(arguments, safe_pickle.Attributes) else {}
+    arguments = dict(arguments) if isinstance(arguments, pickle_names.Attributes) else {}
     description = _parse_description(path, description)
     return WeightFile(path, kind, tensors, wrapper, tuple(others), nested, arguments, description)
 
@@ -246,7 +247,8 @@ def _read_safetensors(path: Path, size: int, header_bytes: int) -> WeightFile:
             others.append(printable(f"{name} ({entry['dtype']})"))
             continue
         shape, start = tuple(entry["shape"]), 8 + header_bytes + entry["data_offsets"][0]
-        tensors[_checked_name(name, path)] = StoredTensor(shape, dtype, _range_reader(path, start, shape, dtype))
+        load = _range_reader(path.resolve(), start, shape, dtype)
+        tensors[_checked_name(name, path)] = StoredTensor(shape, dtype, load)
     if not tensors:
         raise UserError(f"{path}: holds no tensors")
     description = _parse_description(path, metadata.get(_METADATA_KEY))
@@ -299,8 +301,8 @@ def read_nested(path: str | Path, wrapper: str) -> dict[str, np.ndarray | Stored
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
-            content = safe_pickle.load(file, str(path), stays=path)
+        with open(path.resolve(), "rb") as file:
+            content = safe_pickle.load(file, str(path), stays=path.resolve())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     found = content.get(wrapper) if isinstance(content, dict) else None

@@ -73,7 +73,7 @@ def test_few_updates_are_a_warning_with_numbers(tmp_path, monkeypatch, capsys):
         (10_000, ["DATA.BATCH_FIT", "auto"], 128),
         (400, ["DATA.BATCH_FIT", "auto"], 64),
         (42, ["DATA.BATCH_FIT", "none"], 128),
-        (42, ["DATA.DROP_LAST", True], 128),
+        (42, ["DATA.DROP_LAST", True], 8),  # the images are too few for one update
         (5, [], 8),
     ],
 )
@@ -86,4 +86,6 @@ def test_the_batch_fits_few_images(num_images, more, expected):
     # The rate of an update goes with the square root of its images.
     peak = found.TRAIN.BASE_LR * expected / config.TRAIN.BASE_LR / 128
     assert peak == pytest.approx((expected / 128) ** 0.5)
+    assert (config.DATA.DROP_LAST and expected == 128) == found.DATA.DROP_LAST
     assert loaders.fit_batch(found, num_images, lines.append) == found, "a run that goes on keeps it"
+    assert loaders.fit_batch(config, num_images, lines.append, resumed=128) == config, "as one of an older version does"

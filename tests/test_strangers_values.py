@@ -83,7 +83,10 @@ def npy(header: str, body: bytes = b"") -> bytes:
         ("c.json", b"[" * 100_000 + b"]" * 100_000, "cannot be read"),
         ("c.json", "{}", "no class names"),
         ("c.npy", growing_array(), "more than 2,000,000 names"),
-        ("c.npy", npy("{'descr': '<U9', 'fortran_order': False, 'shape': (99999999999,), }"), "texts are needed"),
+        ("c.npy", npy("{'descr': '<U9', 'fortran_order': False, 'shape': (99999999999,), }"), "names; from 1 to"),
+        ("c.npy", npy("{'descr': '<U1', 'fortran_order': False, 'shape': (1000000000, 0), }"), "names; from 1 to"),
+        ("c.npy", npy("{'descr': '|O', 'fortran_order': False, 'shape': (1000000000, 0), }"), "names; from 1 to"),
+        ("c.npy", npy("{'descr': '<U9', 'fortran_order': False, 'shape': (9,), }"), "texts are needed"),
         ("c.npy", npy("{'descr': '<U9', 'fortran_order': __import__('os'), 'shape': (1,), }"), "no file of NumPy"),
         ("c.npy", npy("(" * 100), "no file of NumPy"),
         ("c.npy", npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }", bytes(8)), "texts are needed"),
@@ -131,6 +134,29 @@ def test_a_set_of_nested_tuples_is_never_hashed():
     data = b"\x80\x04\x8f(" + b")" + doubled + b"\x90."
     (value,) = safe_pickle.load(io.BytesIO(data), "x")
     assert value[0] is value[1]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_an_array_that_two_entries_share_is_in_both(tmp_path, protocol):
+    shared = np.ones((2, 3), np.float32)
+    values = {"a": shared, "b": shared, "c": np.zeros(2, np.float32), "d": shared, "blob": bytearray(2 << 20)}
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps(values, protocol))
+    file = weight_files.read(tmp_path / "w.pdparams")
+    assert all(np.array_equal(file.tensors[name].read(), shared) for name in "abd")
+    assert file.others == ("blob",)
+
+
+def test_large_arrays_stay_in_their_file(tmp_path):
+    large = np.random.default_rng(0).normal(size=(1000, 1000)).astype(np.float32)
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps({"small": large[:2], "large": large}, 4))  # as we write them
+    file = weight_files.read(tmp_path / "w.pdparams")
+    assert np.array_equal(file.tensors["large"].read(), large)
+    (tmp_path / "w.pdparams").write_bytes(b"")
+    with pytest.raises(UserError, match="cut while it was read"):
+        file.tensors["large"].read()
+    (tmp_path / "w.pdparams").unlink()
+    with pytest.raises(UserError, match="was there a moment ago"):
+        file.tensors["large"].read()
 
 
 @pytest.mark.parametrize("entry", ["module", "ema", "teacher", "net"])

@@ -208,6 +208,19 @@ def test_a_sweep_does_not_go_into_a_run(tmp_path, tiny_yaml):
     assert (tmp_path / "other" / "results.html").read_text() == "mine"
 
 
+def test_a_users_file_of_the_notes_name_is_not_replaced(tmp_path):
+    for content in (b"my own notes\nscores.json\n", b"\xff\xfe", b""):
+        (tmp_path / run_files.OWN_FILES).write_bytes(content)
+        with pytest.raises(UserError, match="which is not from here"):
+            run_files.claim(tmp_path, ["scores.json"])
+        assert (tmp_path / run_files.OWN_FILES).read_bytes() == content
+    (tmp_path / run_files.OWN_FILES).unlink()
+    run_files.claim(tmp_path, ["a"])
+    run_files.claim(tmp_path, ["b"])
+    (tmp_path / "a").write_text("")
+    run_files.claim(tmp_path, ["a", "b"])
+
+
 def test_an_input_that_is_in_a_folder_is_not_replaced(tmp_path):
     (tmp_path / "photo.png").write_bytes(b"mine")
     with pytest.raises(UserError, match="is an input"):

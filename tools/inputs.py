@@ -11,6 +11,7 @@ from arguments import Parser
 from config import get_config, image_size_hw, replaced
 from errors import UserError
 from pipeline import loading, sources
+from pipeline.decoding import allow_pixels
 from pipeline.samplers import EvalSampler
 from pipeline.transforms import eval_transform
 from storage import run_files, weight_files
@@ -47,7 +48,9 @@ def read_config(args: argparse.Namespace, *more: object):
     for flag, key in _OVERRIDES.items():
         if getattr(args, flag, None) is not None:
             words += [key, getattr(args, flag)]
-    return get_config(weight_files.config_beside(weight_files.resolve(args.run)), [*words, *args.opts, *more])
+    config = get_config(weight_files.config_beside(weight_files.resolve(args.run)), [*words, *args.opts, *more])
+    allow_pixels(config.DATA.MAX_PIXELS)
+    return config
 
 
 def open_any_images(config, split: str) -> sources.Source:

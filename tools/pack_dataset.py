@@ -60,17 +60,25 @@ def encode(source: Source, index: int, size: int, quality: int) -> tuple[str, by
     image = decode(data)
     has_alpha = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
     is_grey = image.mode in ("1", "L", "I") or image.mode.startswith("I;16")
-    scale, orientation = size / min(image.size), image.getexif().get(ExifTags.Base.Orientation, 1)
+    scale, orientation = size / min(image.size), _orientation(image)
     pixels = as_mode(image, 4 if has_alpha else 1 if is_grey else 3, upright=False)  # raises if none can be made of it
     if size == 0 or scale >= 1:
         return suffix_of(image), data
     pixels = pixels.resize([max(1, round(side * scale)) for side in pixels.size], Image.Resampling.BICUBIC)
     exif = Image.Exif()
-    if orientation != 1:
-        exif[ExifTags.Base.Orientation] = orientation
-    buffer = io.BytesIO()
-    pixels.save(buffer, "PNG" if has_alpha else "JPEG", quality=quality, exif=exif)
+    exif[ExifTags.Base.Orientation] = orientation
+    note, buffer = exif.tobytes() if orientation != 1 else b"", io.BytesIO()
+    pixels.save(buffer, "PNG" if has_alpha else "JPEG", quality=quality, exif=note)
     return ".png" if has_alpha else ".jpg", buffer.getvalue()
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, from 1 to 8; 1 where it is none of them."""
+    try:
+        found = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF block must not cost us an intact image
+        return 1
+    return found if 1 <= found <= 8 else 1
 
 
 def pack_split(
@@ -154,7 +162,7 @@ def pack(
     """
     sources = {}
     for split in ("train", "val"):
-        if split == "val" and not ((src / "val").is_dir() or (src / "val_list.txt").is_file()):
+        if not _has_split(dataset, src, split):
             continue
         source = _open(dataset, src, split, list_outside)
         if not source.is_encoded or isinstance(source, WebShards):
@@ -177,6 +185,14 @@ def pack(
             (dst / shard["file"]).with_suffix(".npz").unlink()
     (dst / "plan.json").unlink()
     return info
+
+
+def _has_split(dataset: str, src: Path, split: str) -> bool:
+    """Return True if a split is to be packed: every train split, and every val split that there is."""
+    if packed_images.is_packed(src):
+        return split in packed_images.read_info(src)["splits"]
+    is_plain = dataset in ("folder", "imagenet2012")
+    return split == "train" or not is_plain or (src / split).is_dir() or (src / f"{split}_list.txt").is_file()
 
 
 def _check(source: Source) -> None:
@@ -211,7 +227,10 @@ def _begin(dst: Path, plan: dict) -> None:
     if packed_images.is_packed(dst):
         raise UserError(f"{dst}: is a packed data set already; choose another directory, or delete it")
     run_files.check_target(dst, "DST")
-    dst.mkdir(parents=True, exist_ok=True)
+    try:
+        dst.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{dst}: cannot be made a directory ({error.strerror})") from error
     file, text = dst / "plan.json", json.dumps(plan, indent=1)
     if not file.exists() and any(dst.iterdir()):
         raise UserError(f"{dst}: is not empty; choose another directory")
@@ -259,6 +278,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.size < 0 or not 1 <= args.quality <= 100 or args.per_shard < 1:
         raise UserError("-size must not be negative, -quality from 1 to 100, -per_shard at least 1")
     src, dst = (user_path(path, "SRC or DST") for path in args.paths)
+    if not src.is_dir():
+        raise UserError(f"{src}: no such directory")
+    if any((src / split).resolve() in (dst.resolve(), *dst.resolve().parents) for split in ("train", "val")):
+        raise UserError(f"{dst}: is in a split of the data set itself; choose another directory")
     if args.dataset == "lists":
         return _pack_lists(args, src, dst)
     options = {"dataset": args.dataset, "size": args.size, "quality": args.quality, "per_shard": args.per_shard}
@@ -275,6 +298,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _pack_lists(args, src: Path, dst: Path) -> int:
     """Pack the lists that there are, and return the exit code."""
+    find_list(src, "train")  # says what is missing before anything is made
     sums = {file.name: manifest.digests(file, "sha256")["sha256"] for file in sorted(src.iterdir()) if file.is_file()}
     plan = {"lists": sums, "size": args.size, "quality": args.quality, "images_per_shard": args.per_shard}
     _begin(dst, plan | {"skip_bad": args.skip_bad})
@@ -291,6 +315,8 @@ def _pack_lists(args, src: Path, dst: Path) -> int:
             args.per_shard,
             args.skip_bad,
         )
+        if not done["images"]:
+            raise UserError(f"{source.origin}: none of its images can be read")
         print(f"{split}: {done['images']:,} images in {done['shards']} files")
         if done["bad"]:
             print(f"  left out {len(done['bad'])}: {abridge(done['bad'], 5, '; ')}")

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import io
+import json
 import os
 import sys
 import tarfile
@@ -41,20 +42,26 @@ def pack_lists(
     with concurrent.futures.ThreadPoolExecutor(runtime.num_cores()) as pool:
         for number, start in enumerate(tqdm(starts, f"{out.name} shards", disable=None, file=terminal(sys.stderr))):
             shard = out / f"{number:05d}.tar"
+            noted = shard.with_suffix(".left_out")
             if shard.exists():
+                bad += json.loads(noted.read_text(encoding="utf-8"))
                 continue
             indices = range(start, min(start + per_shard, len(source)))
-            temporary = shard.with_suffix(".tmp")
+            temporary, own_bad = shard.with_suffix(".tmp"), []
             with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
                 results = pool.map(lambda index: _try(encode, source, index), indices)
                 for index, result in zip(indices, results, strict=True):
                     if isinstance(result, str) and not skip_bad:
                         raise UserError(f"{result}; -skip_bad leaves it out")
                     if isinstance(result, str):
-                        bad.append(result)
+                        own_bad.append(result)
                     else:
                         _write_sample(tar, source.entry(index), index, *result)
+            noted.write_text(json.dumps(own_bad), encoding="utf-8")
             os.replace(temporary, shard)
+            bad += own_bad
+    for noted in out.glob("*.left_out"):
+        noted.unlink()
     return {"images": len(source) - len(bad), "shards": len(starts), "bad": bad}
 
 

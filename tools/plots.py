@@ -26,7 +26,8 @@ def new_axes(count: int = 1, size: tuple[float, float] = (4.2, 3.2)) -> tuple[ob
 
 def plain(name: object) -> str:
     """Return a name as matplotlib shows it: a "$" begins no formula."""
-    return str(name).replace("$", "\\$")
+    shown = str(name).encode("utf-8", "backslashreplace").decode("utf-8")  # names need not be UTF-8
+    return shown.replace("$", "\\$")
 
 
 def to_image(figure) -> Image.Image:

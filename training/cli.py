@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import program
 import runtime
 from arguments import Parser, finite
 from config import DATASETS, get_config
-from errors import UserError
+from errors import UserError, printable
 from pipeline import workers
 from storage.run_files import CONFIG_FILE, LOG_FILE, REPORT_FILE
 from training import distributed, launch, run_directory
@@ -96,6 +97,8 @@ def make_parser(script: str, description: str) -> Parser:
 
 
 def _batch_size(text: str) -> int | str:
+    if text != "auto" and not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{printable(text, 40)!r} is neither a number nor auto")
     return text if text == "auto" else int(text)
 
 

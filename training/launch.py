@@ -176,7 +176,7 @@ def _run(command: list[str], job: _Job | None) -> int:
             command,
             env={**runtime.module_environment(), runtime.NOTES_VARIABLE: folder},
             start_new_session=True,
-            preexec_fn=runtime.end_with_parent if os.name == "posix" else None,
+            preexec_fn=_prepare_launcher if os.name == "posix" else None,
         )
         ranks, told = Ranks(launcher.pid), 0
         while launcher.poll() is None:
@@ -196,6 +196,12 @@ def _run(command: list[str], job: _Job | None) -> int:
     if heartbeat is not None:
         heartbeat.close(is_well=code in (0, EXIT_STOPPED))
     return code
+
+
+def _prepare_launcher() -> None:
+    """Have the launcher end with this process, and disregard SIGUSR1, which is for this process."""
+    runtime.end_with_parent()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _wait_for_the_cause(lost: list[str], ranks: Ranks) -> None:
@@ -251,7 +257,8 @@ def _end_before_ranks(launcher: subprocess.Popen, ranks: Ranks) -> bool:
     if ranks.are_there:
         launcher.send_signal(signal.SIGCONT)
         return False
-    os.killpg(launcher.pid, signal.SIGKILL)  # with the store that it may have started
+    with contextlib.suppress(ProcessLookupError):  # it has ended by itself meanwhile
+        os.killpg(launcher.pid, signal.SIGKILL)  # with the store that it may have started
     launcher.wait()
     return True
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from pipeline.samplers import EvalSampler, TrainSampler
 from pipeline.sources import Subset
 from pipeline.transforms import Transform, eval_transform
 from training import distributed
+from training.resume import read_state
 from training.task import Run
 
 _SMALLEST_BATCH, _UPDATES_PER_EPOCH = 8, 4  # of a batch that fits the images
@@ -24,12 +26,14 @@ def build_train_loader(
     transform: Transform,
     target: str,
     select: Callable[[object, sources.Source], sources.Source] = lambda config, source: source,
+    whole_batch: bool = False,
 ) -> loading.Loader:
-    """Open and check the train split.
+    """Open and check the train split, and fit the batch of the run's configuration to it.
 
     Args:
         target: what each image must have: "none", "label", "labels" or "caption".
         select: returns what of the data set is trained on, see `methods.method.Method`.
+        whole_batch: the loss is over all images of an update, so the batch is left as it is.
 
     Raises:
         UserError: if the data set does not have it, or images cannot be read.
@@ -39,7 +43,8 @@ def build_train_loader(
     if target == "caption" and source.captions is None:
         raise UserError(f"{source.origin}: has no captions, which MODEL.TYPE {config.MODEL.TYPE} needs")
     source = select(config, source)
-    config = run.config = fit_batch(config, len(source), run.log.say)
+    if not whole_batch:
+        config = run.config = fit_batch(config, len(source), run.log.say, _images_per_update_of(run.resume_from))
     accum_iter = _accum_iter(config)
     sampler = TrainSampler(
         len(source),
@@ -61,16 +66,23 @@ def _accum_iter(config) -> int:
     return config.TRAIN.ACCUM_ITER or max(1, round(config.TRAIN.TOTAL_BATCH_SIZE / per_step))
 
 
-def fit_batch(config, num_images: int, say: Callable[[str], None]):
+def _images_per_update_of(resume_from: Path | None) -> int | None:
+    return None if resume_from is None else read_state(resume_from).images_per_update
+
+
+def fit_batch(config, num_images: int, say: Callable[[str], None], resumed: int | None = None):
     """Return a configuration with a smaller batch where DATA.BATCH_FIT asks for it: at least 4 updates an epoch.
 
     The learning rate of AdamW goes down with the square root of the batch (arXiv 2205.10287), others' with the batch.
+
+    Args:
+        resumed: images per update of the run that goes on; it keeps them.
     """
     ranks, data = distributed.world_size(), config.DATA
     per_update = data.BATCH_SIZE * _accum_iter(config) * ranks
     is_wanted = data.BATCH_FIT == "auto" or (data.BATCH_FIT == "few" and num_images < per_update)
     fitting = max(_SMALLEST_BATCH, 2 ** int(math.log2(max(1, num_images / _UPDATES_PER_EPOCH / ranks))))
-    if not is_wanted or data.DROP_LAST or fitting * ranks >= per_update:
+    if not is_wanted or fitting * ranks >= per_update or resumed == per_update:
         return config
     say(
         f"batch: {fitting} images per process instead of {data.BATCH_SIZE}, as there are {num_images:,} images; "
@@ -78,6 +90,7 @@ def fit_batch(config, num_images: int, say: Callable[[str], None]):
     )
     config = replaced(config, "DATA.BATCH_SIZE_EVAL", data.BATCH_SIZE_EVAL or data.BATCH_SIZE)
     config = replaced(replaced(config, "TRAIN.ACCUM_ITER", 1), "TRAIN.TOTAL_BATCH_SIZE", None)
+    config = replaced(config, "DATA.DROP_LAST", False)
     if config.TRAIN.OPTIMIZER.NAME.startswith("AdamW"):
         config = replaced(config, "TRAIN.BASE_LR", config.TRAIN.BASE_LR * math.sqrt(per_update / (fitting * ranks)))
     return replaced(config, "DATA.BATCH_SIZE", fitting)

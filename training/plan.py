@@ -109,7 +109,8 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
         lines.append(f"attention: {kernel}")
         lines += _warn_of_memory(architecture, memory.Count(total, trainable), config, task)
     lines.append(describe_saving(config, plan.updates_per_epoch, plan.total_steps))
-    if 0 < plan.total_steps < _FEW_UPDATES:
+    starts_at_random = not (config.MODEL.PRETRAINED or config.MODEL.RESUME)
+    if starts_at_random and 0 < plan.total_steps < _FEW_UPDATES:
         epochs = math.ceil(_FEW_UPDATES / plan.updates_per_epoch)
         lines.append(
             f"warning: {plan.total_steps} updates are few ({plan.num_images:,} images, {plan.images_per_update} per "

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 import datasets
+from errors import UserError
 from pipeline import fast_jpeg
 from pipeline.decoding import as_mode, decode
 from pipeline.web_shards import WebShards
-from tools import pack_dataset, visualise
+from tools import pack_dataset, pack_shards, visualise
 
 pytestmark = pytest.mark.quick
 RNG = np.random.default_rng(0)
@@ -135,6 +136,61 @@ def test_what_is_resized_keeps_alpha_orientation_and_range(packed, tmp_path):
     assert abs(np.asarray(as_mode(images["grey16.tif"], 1)).mean() - GREY16.mean() / 257) < 3
     with tarfile.open(next((tmp_path / "small" / "train").glob("*.tar"))) as tar:
         assert {name.rpartition(".")[2] for name in tar.getnames()} == {"png", "jpg", "txt", "cls"}
+
+
+@pytest.mark.parametrize(("value", "kept"), [(6, 6), (99999, 1), (0, 1)])
+def test_odd_orientations_cost_no_picture(value, kept):
+    image = decode(encoded(Image.fromarray(RGB), "PNG"))
+    image.getexif()[0x0112] = value
+    assert pack_dataset._orientation(image) == kept
+    image.getexif()[0x0112] = "left"
+    assert pack_dataset._orientation(image) == 1
+
+
+def test_a_list_that_is_packed_in_two_goes_keeps_its_notes(tmp_path, capsys, monkeypatch):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(PICTURES["rgb.png"])
+    (tmp_path / "train_list.txt").write_text("bad.png 0\na.png 0\nb.png 1\n")
+    arguments = [str(tmp_path), str(tmp_path / "out"), "-dataset", "lists", "-skip_bad", "-per_shard", "1"]
+    write_sample, count = pack_shards._write_sample, iter(range(9))
+
+    def interrupted(*given):
+        if next(count) == 1:
+            raise KeyboardInterrupt
+        write_sample(*given)
+
+    monkeypatch.setattr(pack_shards, "_write_sample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pack_dataset.main(arguments)
+    monkeypatch.setattr(pack_shards, "_write_sample", write_sample)
+    assert pack_dataset.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "train: 2 images in 3 files" in out
+    assert "left out 1: " in out
+    assert not list((tmp_path / "out" / "train").glob("*.left_out"))
+
+
+def test_packing_a_packed_set_keeps_its_val_split(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "a").mkdir(parents=True)
+        (tmp_path / "data" / split / "a" / "0.png").write_bytes(PICTURES["rgb.png"])
+    for source, target in (("data", "once"), ("once", "twice")):
+        assert pack_dataset.main([str(tmp_path / source), str(tmp_path / target), "-dataset", "folder"]) == 0
+    assert len(datasets.open_source("folder", str(tmp_path / "twice"), "val", num_classes=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("src", "dst"), [("absent", "out"), ("file", "out"), ("data", "file"), ("data", "data/train/x")]
+)
+def test_mistyped_paths_of_packing_are_one_line(tmp_path, src, dst):
+    (tmp_path / "data" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "a" / "0.png").write_bytes(PICTURES["rgb.png"])
+    (tmp_path / "file").write_text("mine")
+    for dataset in ("folder", "lists"):
+        with pytest.raises(UserError):
+            pack_dataset.main([str(tmp_path / src), str(tmp_path / dst), "-dataset", dataset])
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def exif_behind(data: bytes, num_bytes: int) -> bytes:

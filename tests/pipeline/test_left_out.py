@@ -11,6 +11,7 @@ from PIL import Image
 import datasets
 from errors import UserError
 from pipeline.shard_index import split_of
+from pipeline.sources import Subset
 from pipeline.web_shards import WebShards
 from tools import check_dataset
 
@@ -100,6 +101,24 @@ def test_all_is_well_only_if_everything_is_used(folder, capsys):
     out = capsys.readouterr().out
     assert "all is well" not in out
     assert ".heic 1" in out
+
+
+def test_linked_classes_keep_their_images(folder):
+    (folder / "train" / "kitten").symlink_to(folder / "train" / "cat")
+    source = datasets.open_source("folder", str(folder), "train", num_classes=3)
+    assert np.bincount(source.labels).tolist() == [2, 2, 2]
+
+
+def test_a_subset_looks_for_its_own_files_only(folder):
+    (folder / "train_list.txt").write_text("train//cat/0.png 0\ntrain/cat/1.png 0\n./train/dog/0.png 1\ngone.png 1\n")
+    source = datasets.open_source("imagenet2012", str(folder), "train", num_classes=2)
+    assert source.missing() == [3]
+    assert Subset(source, np.array([2, 0])).missing() == []
+    with pytest.raises(UserError, match=r"1 files are missing: .*gone.png"):
+        datasets.check_source(Subset(source, np.array([0, 3])), num_classes=2, channels=3)
+    (folder / "train_list.txt").write_text("train/cat/0.png 0\n./train/cat/0.png 1\n")
+    source = datasets.open_source("imagenet2012", str(folder), "train", num_classes=2)
+    assert "1 images are listed more than once, 1 of them with two labels" in source.notes[0]
 
 
 # ---- lists
@@ -221,6 +240,35 @@ def test_shards_of_other_splits_are_not_trained_on(tmp_path):
     assert any("(whole files) have the suffix .gz: 3.tar.gz" in note for note in train.notes)
 
 
+def test_a_folder_of_shards_may_be_called_like_a_split(tmp_path):
+    (tmp_path / "train").mkdir()
+    for number, name in enumerate(("train-0.tar", "val-0.TAR")):
+        write_tar(tmp_path / "train" / name, {f"{number}.png": photo(), f"{number}.cls": str(number).encode()})
+    train, val = (WebShards(tmp_path / "train", split, "labels") for split in ("train", "val"))
+    assert [(len(one), one.labels[0]) for one in (train, val)] == [(1, [0]), (1, [1])]
+
+
+def test_shards_that_are_not_used_are_counted(tmp_path):
+    (tmp_path / "train" / "more").mkdir(parents=True)
+    for name in ("train/a.tar", "b.tar", "train/more/c.tar", "train/._d.tar"):
+        write_tar(tmp_path / name, {"0.png": photo()})
+    (tmp_path / "train" / "e.tar").symlink_to(tmp_path / "absent")
+    notes = "\n".join(notes_of_shards(tmp_path))
+    for words in (
+        "1 shards are beside the folder train, and are left out: b.tar",
+        "(whole folders) are not looked into: more",
+        "(whole files or folders) are hidden, or of an operating system: ._d.tar",
+        "are links that lead nowhere, or no files: e.tar",
+    ):
+        assert words in notes
+
+
+def test_reasons_are_told_where_nothing_is_left(tmp_path):
+    write_tar(tmp_path / "0.tar", {"0.png": photo(), "0.json": b'{"label": "1"}'})
+    with pytest.raises(UserError, match=r"hold no images with labels; .*are not understood \(labels must be whole"):
+        WebShards(tmp_path, "train", "labels")
+
+
 def test_a_shard_that_was_replaced_is_noticed(tmp_path):
     """With the same size and the same time, as `rsync -t` leaves it."""
     import os
@@ -235,17 +283,21 @@ def test_a_shard_that_was_replaced_is_noticed(tmp_path):
         WebShards(tmp_path, "train", "labels").read(0)
 
 
-@pytest.mark.parametrize("damage", ["labels", "counts", "places", "left_out"])
+@pytest.mark.parametrize("damage", ["labels", "counts", "places", "left_out", "damaged", "nested"])
 def test_an_index_of_a_stranger_is_checked(tmp_path, damage):
     write_tar(tmp_path / "0.tar", {f"{n}.png": photo(n) for n in range(3)} | {"2.cls": b"1"})
     WebShards(tmp_path, "train", "none")
     index = tmp_path / ".shard-index"
-    file = index / ("train.npz" if damage == "counts" else "0.tar.npz")
+    file = index / ("train.npz" if damage in ("counts", "damaged", "nested") else "0.tar.npz")
     arrays = dict(np.load(file))
     if damage == "labels":
         arrays["labels"] = np.array([-5])
     elif damage == "counts":
         arrays["count_none"] = np.array([10**12])
+    elif damage == "damaged":
+        arrays["damaged"] = np.array(5)
+    elif damage == "nested":
+        arrays["left_out"] = np.array("[" * 100_000)
     elif damage == "places":
         arrays["image"][0] = (2**62, 2**62)
     else:
@@ -253,7 +305,7 @@ def test_an_index_of_a_stranger_is_checked(tmp_path, damage):
     np.savez(file, **arrays)
     found = WebShards(tmp_path, "train", "none")
     assert len(found) == 3
-    if damage == "counts":  # it was made again
+    if damage in ("counts", "damaged", "nested"):  # it was made again
         assert found.read(0) == photo(0)
         return
     with pytest.raises(UserError, match="delete"):
