@@ -94,6 +94,10 @@ class FileImages(EncodedImages):
         self.labels, self.origin, self.class_names = labels, origin, class_names
         self.notes = [*notes, *self.paths.oddities(labels, origin)]
 
+    def path(self, index: int) -> Path:
+        """Return the file of an image."""
+        return self.paths[index]
+
     def read(self, index: int) -> bytes:
         """Read an image file."""
         return read_regular_file(self.paths[index], _MOST_BYTES)
