@@ -135,6 +135,7 @@ def test_two_nodes_are_the_same_script_with_two_variables(tiny_yaml, tmp_path):
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert len(list(tmp_path.glob("*/pretrain-*"))) == 1, "one run directory for the job"
     assert any("2 processes" in output for output in outputs)
+    assert not (ROOT / "http.log").exists(), "Paddle's store would leave it in the checkout"
 
 
 def test_readme_names_only_what_exists():
