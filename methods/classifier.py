@@ -97,7 +97,7 @@ class Judge:
 
     def _one_class(self) -> int | None:
         """Return the class for which all ranks have taken all their images; None if there are several."""
-        has, label = self._first is not None, 0 if self._first is None else int(self._first)
+        has, label = self._first is not None, 0 if self._first is None else self._first.item()
         is_one = not has or bool(self._is_one)
         own = np.array([has, label, label**2, not is_one], np.float64)
         count, total, squares, others = distributed.sum_across_ranks(own)
