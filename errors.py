@@ -33,7 +33,7 @@ def escape_controls(text: str) -> str:
 
 
 def one_name(text: object) -> str:
-    """Return the name of a file as a message has it: with escapes for line breaks and what else steers a terminal."""
+    """Return the name of a file as a message has it: with escapes for line breaks and control characters."""
     return escape_controls(str(text)).replace("\n", "\\n").replace("\t", "\\t")
 
 

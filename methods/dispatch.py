@@ -101,10 +101,11 @@ def _train_or_evaluate(run: Run) -> dict[str, float]:
     if method.target == "label" and run.config.MODEL.NUM_CLASSES == 0:
         raise UserError("MODEL.NUM_CLASSES=0: an encoder without a head; set it to the number of classes in the data")
     if run.config.EVAL:
+        _write_config(run)  # as the data and the weights have made it
         return classifier.evaluate_only(run)
     train_loader = build_train_loader(run)
     record_class_names(run, train_loader.source)
-    _write_config(run)  # as the data have made it
+    _write_config(run)
     judged_on = run.config if method.evaluates else method.judged_on(run.config)
     eval_loader = None if judged_on is None else loaders.build_eval_loader(run, judged_on)
     return fit(build_task(run), train_loader, eval_loader, run)
@@ -134,7 +135,7 @@ def follow_classes(run: Run) -> None:
         source = loaders.open_source(config, "val" if config.EVAL else "train", needs="labels")
         num_classes = datasets.count_classes(source)
         run.log.say(f"MODEL.NUM_CLASSES: {num_classes}, as the data has")
-    _set(run, "MODEL.NUM_CLASSES", num_classes)
+    run.config = replaced(config, "MODEL.NUM_CLASSES", num_classes)
 
 
 def recall_class_names(run: Run) -> None:
@@ -142,7 +143,7 @@ def recall_class_names(run: Run) -> None:
     config = run.config
     weights = run.resume_from or (config.MODEL.PRETRAINED if config.EVAL else None)
     if weights is not None and config.DATA.CLASS_NAMES is None and method_of(config).target in ("label", "labels"):
-        _set(run, "DATA.CLASS_NAMES", checkpoint.class_names_of(weights))
+        run.config = replaced(config, "DATA.CLASS_NAMES", checkpoint.class_names_of(weights))
 
 
 def record_class_names(run: Run, source: Source) -> None:
@@ -159,13 +160,7 @@ def record_class_names(run: Run, source: Source) -> None:
     if sum(map(len, own)) + 8 * len(own) > _MOST_NAME_BYTES:
         run.log.say(f"the names of {len(own):,} classes are not recorded with the run: they are too long for its YAML")
         return
-    _set(run, "DATA.CLASS_NAMES", list(source.class_names))
-
-
-def _set(run: Run, key: str, value: object) -> None:
-    """Change a value of a run's configuration, and in the file of it."""
-    run.config = replaced(run.config, key, value)
-    _write_config(run)
+    run.config = replaced(config, "DATA.CLASS_NAMES", list(source.class_names))
 
 
 def _write_config(run: Run) -> None:

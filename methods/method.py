@@ -18,7 +18,7 @@ class Method:
         transform: makes the `Transform` for training from a configuration; one view or several.
         target: what each training image must have: "none", "label", "labels" (several) or "caption". What a data set
             has besides is handed on as well, see `loading.Batch`.
-        variant: what else, besides MODEL.TYPE, tells runs apart that cannot go on as each other; part of the run
+        variant: besides MODEL.TYPE, the kind of a run, where one kind cannot be resumed as another; part of the run
             directory's name, by which `-resume auto` finds a run.
         evaluates: the run evaluates on the val split, with labels, and -eval works.
         judged_on: of a method that does not: returns the configuration of a data set whose val split judges a run while

@@ -23,8 +23,8 @@ import numpy as np
 from errors import UserError, abridge, one_line, one_name, printable
 from pipeline.decoding import FORMAT_OF_SUFFIX
 from pipeline.sources import EncodedImages, describe_repeats, find_missing
-from storage.regular_files import read_regular_file
-from storage.text_files import decode_text, iterate_lines, open_to_read
+from storage.regular_files import open_regular_file, read_regular_file
+from storage.text_files import decode_text, iterate_lines
 
 _MOST_BYTES = 1 << 30  # of a photo
 _LONGEST_LINE = 1 << 20  # bytes
@@ -95,7 +95,7 @@ class ListedImages(EncodedImages):
         self._starts, self._folder_ids, self._keys = array("q"), array("q"), array("q")
         self._flat, self._ends = array("q"), array("q")
         try:
-            opened = open_to_read(file)
+            opened = open_regular_file(file)
             self._descriptor = os.dup(opened.fileno())
             weakref.finalize(self, os.close, self._descriptor)
             with opened:

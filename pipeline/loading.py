@@ -229,7 +229,13 @@ class Loader:
         return iter(self)
 
 
-def with_progress(batches: Iterable[Batch], total: int, what: str, say: Callable[[str], None]) -> Iterator[Batch]:
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def with_progress(
+    batches: Iterable[Batch], total: int, what: str, say: Callable[[str], None] = _print
+) -> Iterator[Batch]:
     """Yield batches, and say every half minute how many of all images are done."""
     done, said_at = 0, time.monotonic()
     for batch in batches:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -215,11 +216,12 @@ class PathList(Sequence):
     """Paths in one block of bytes: a list of a million `Path` objects takes 400 MiB, and this some 60."""
 
     def __init__(self, paths: Iterable[str]):
-        block, ends = bytearray(), []
+        block, ends, keys = bytearray(), array("q"), array("q")
         for path in paths:
             block += os.fsencode(path)
             ends.append(len(block))
-        self._block, self._ends = bytes(block), np.array(ends, np.int64)
+            keys.append(hash(path))
+        self._block, self._ends, self._keys = bytes(block), np.array(ends, np.int64), np.array(keys, np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -236,14 +238,11 @@ class PathList(Sequence):
         folders: dict[str, int] = {}
         paths = map(self.text, range(len(self)))
         ids = [folders.setdefault(os.path.dirname(path), len(folders)) for path in paths]
-        return find_missing(self._keys(), np.array(ids, np.int64), list(folders), "")
-
-    def _keys(self) -> np.ndarray:
-        return np.fromiter((hash(self.text(index)) for index in range(len(self))), np.int64, len(self))
+        return find_missing(self._keys, np.array(ids, np.int64), list(folders), "")
 
     def oddities(self, labels: np.ndarray, origin: Path) -> list[str]:
         """Return notes on paths that are there twice, and on names that are not UTF-8."""
-        notes = describe_repeats(self._keys(), labels, self.text, origin)
+        notes = describe_repeats(self._keys, labels, self.text, origin)
         if not self._block.isascii():
             names = (self.text(index) for index in range(len(self)))
             odd = [printable(name) for name in names if any("\ud800" <= char <= "\udfff" for char in name)]

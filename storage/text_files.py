@@ -1,8 +1,6 @@
 """Text files that users write: UTF-8, with or without a byte-order mark, with any line ends. No Paddle here."""
 
-import os
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -45,15 +43,6 @@ def read_lines(path: str | Path, most_bytes: int, flag: str = "") -> list[str]:
     """Read the lines of a text file that are not empty, without space around them; see `read_text`."""
     lines = re.split(r"\r\n|\n|\r", read_text(path, most_bytes, flag))
     return [line.strip() for line in lines if line.strip()]
-
-
-def open_to_read(path: str | Path) -> BinaryIO:
-    """Open a regular file; raise ValueError for a pipe or a device, and OSError if it cannot be read."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError("not a regular file")
-    return open(descriptor, "rb")
 
 
 def iterate_lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, int, bytes]]:

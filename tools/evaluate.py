@@ -40,7 +40,7 @@ def predict(model, loader, columns: np.ndarray | None = None) -> tuple[np.ndarra
         columns: [K] labels among which to choose; None: all classes of the model.
     """
     probabilities, labels = [], []
-    for batch in with_progress(loader, len(loader.source), "evaluated", lambda line: print(line, flush=True)):
+    for batch in with_progress(loader, len(loader.source), "evaluated"):
         logits = model(batch.images).astype("float32")
         if columns is not None:
             logits = logits[:, paddle.to_tensor(columns)]

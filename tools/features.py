@@ -177,7 +177,7 @@ def extract_all(
         `features`, or `layer_L` for each of `layers`, [N, ...] float32; `labels`, [N] int64.
     """
     sink = Sink(len(loader.source), directory)
-    for batch in with_progress(loader, len(loader.source), "features", lambda line: print(line, flush=True)):
+    for batch in with_progress(loader, len(loader.source), "features"):
         found = extract(model, batch.images, layers, pool)
         named = {f"layer_{n}": value for n, value in found.items()} if layers else {"features": found}
         sink.add(

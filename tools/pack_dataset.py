@@ -6,8 +6,8 @@
 SRC is a directory as `-data_path` takes it, DST a new one that takes its place in every recipe. Training photos whose
 shorter side has more than -size pixels are resized to that (bicubic), and stored as JPEG, or as PNG if they have an
 alpha channel; all other files are kept as they are, with -size 0 every one. Those of the val split are kept, too, so
-that evaluation gives the same numbers. The same command
-goes on where it was interrupted. An image that cannot be read is an error, or left out and listed with -skip_bad.
+that evaluation gives the same numbers. The same command goes on where it was interrupted. An image that cannot be read
+is an error, or left out and listed with -skip_bad.
 Lists with captions or several labels (-dataset lists) become WebDataset shards, for -dataset webdataset.
 """
 

@@ -84,7 +84,8 @@ class Training:
         self.writer: checkpoints.Writer | None = None
         self.run_number = 0
         if run.directory is not None:
-            self.run_number = resume.next_run_number(run.directory.parent)
+            if run.resume_from is None:
+                self.run_number = resume.next_run_number(run.directory.parent)
             self.writer = checkpoints.Writer(
                 run.directory, lambda path, is_best: run.log.say(f"saved {path}" + (" (best)" if is_best else ""))
             )
