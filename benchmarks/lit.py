@@ -16,12 +16,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import sentencepiece
 from PIL import Image
 
 from arguments import Parser
 from benchmarks import measure
+from pipeline.captions import TRAINER_OPTIONS
 from runtime import ROOT
-from tools.train_tokenizer import train
 from training import cli
 from training.log import read_log
 
@@ -36,7 +37,8 @@ def make_pairs(root: Path, count: int) -> None:
         pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
         Image.fromarray(pixels).resize((256, 256)).save(root / f"{number}.jpg", quality=90)
     (root / "train.tsv").write_text("\n".join(f"{number}.jpg\t{text}" for number, text in enumerate(captions)))
-    train(captions, root / "tokenizer.model", 1000)
+    files = {"sentence_iterator": iter(captions), "model_prefix": str(root / "tokenizer")}
+    sentencepiece.SentencePieceTrainer.train(**files, vocab_size=1000, **TRAINER_OPTIONS)
 
 
 def seconds(root: Path, batch_size: int, cached: bool, name: str) -> float:

@@ -12,6 +12,7 @@ import runtime
 
 runtime.prepare()
 
+import io
 import itertools
 import sys
 import time
@@ -27,9 +28,8 @@ from errors import UserError
 from methods import dispatch
 from pipeline import augment, fast_jpeg, loading
 from pipeline.decoding import FORMATS
-from pipeline.image_lists import ListedImages
 from pipeline.samplers import TrainSampler
-from pipeline.sources import FileImages, Source, read_image
+from pipeline.sources import Source, read_image
 from pipeline.workers import WorkerPool
 from training import cli
 
@@ -54,7 +54,7 @@ class Pipeline:
         return secs
 
 
-def plain_pipeline(source: FileImages | ListedImages, config) -> Pipeline:
+def plain_pipeline(source: Source, config) -> Pipeline:
     """Build a plain pipeline in Pillow and NumPy."""
     mean, std = (np.asarray(values, np.float32) for values in (config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD))
     side = config.DATA.IMAGE_SIZE
@@ -62,7 +62,7 @@ def plain_pipeline(source: FileImages | ListedImages, config) -> Pipeline:
     def fill(keys: list[tuple[int, int]], out: np.ndarray) -> None:
         arrays = []
         for epoch, index in keys:
-            with Image.open(source.path(index), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(source.read(index)), formats=FORMATS) as image:
                 image = image.convert("RGB")
             rng = np.random.default_rng([0, epoch, index])
             image = augment.random_flip(augment.random_resized_crop(image, (side, side), rng, (0.2, 1.0)), rng)
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     fast_jpeg.check_installed()
     config = get_config(args.cfg)
     files = datasets.open_source(args.dataset, args.data_path, "train", num_classes=1, needs="none")
-    if not isinstance(files, (FileImages, ListedImages)):
+    if not files.is_encoded:
         raise UserError(f"-data_path {args.data_path}: image files are needed, for the plain pipeline")
     sources = {"files": files}
     if args.packed:

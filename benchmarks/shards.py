@@ -1,4 +1,4 @@
-"""WebDataset shards against a packed set of the same images; a simulated index of billions; the first resumed image.
+"""WebDataset shards against the same images as files; a simulated index of billions; the first resumed image.
 
     python -m benchmarks.shards [-images 20000] [-pairs 5] [-out DIR]
 
@@ -19,14 +19,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import datasets
 from arguments import Parser
 from benchmarks import measure
 from benchmarks.loader import our_pipeline
 from config import get_config
 from pipeline import shard_index
-from pipeline.packed_images import PackedImages
+from pipeline.left_out import LeftOut
 from pipeline.samplers import TrainSampler
 from pipeline.shard_index import SplitIndex
+from pipeline.sources import Source
 from pipeline.web_shards import WebShards, WindowOrder
 from tools import pack_dataset
 from training import cli
@@ -35,34 +37,32 @@ _PIXELS, _PER_SHARD = 256, 1000
 
 
 def make_images(root: Path, count: int) -> None:
-    """Write generated JPEGs, and the lists of both layouts."""
-    (root / "train").mkdir(parents=True, exist_ok=True)
+    """Write generated JPEGs, and a list with captions."""
+    root.mkdir(parents=True, exist_ok=True)
     rows, columns = np.mgrid[0:_PIXELS, 0:_PIXELS] / _PIXELS
-    labels, captions = [], []
+    captions = []
     for number in range(count):
-        path = root / "train" / f"{number:06d}.jpg"
+        path = root / f"{number:06d}.jpg"
         if not path.exists():
             rng = np.random.default_rng(number)
             waves = rng.uniform(1, 20, (3, 2))
             pixels = [np.sin(waves[c, 0] * rows + waves[c, 1] * columns + c) * 100 + 128 for c in range(3)]
             noisy = np.stack(pixels, axis=-1) + rng.normal(0, 12, (_PIXELS, _PIXELS, 1))
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
-        labels.append(f"train/{path.name} {number % 10}")
-        captions.append(f"train/{path.name}\timage number {number}")
-    (root / "train_list.txt").write_text("\n".join(labels))
-    (root / "lists").mkdir(exist_ok=True)
-    (root / "lists" / "train.tsv").write_text("\n".join(f"../{line}" for line in captions))
+        captions.append(f"{path.name}\timage number {number}")
+    (root / "train.tsv").write_text("\n".join(captions))
 
 
-def make_both(out: Path, count: int) -> tuple[PackedImages, WebShards]:
-    """Return the same images as a packed set and as shards."""
-    make_images(out, count)
-    if not (out / "packed").exists():
-        pack_dataset.main([str(out), str(out / "packed"), "-size", "0", "-per_shard", str(_PER_SHARD)])
+def make_both(out: Path, count: int) -> tuple[Source, Source]:
+    """Return the same images as files and as shards."""
+    make_images(out / "files", count)
     if not (out / "shards").exists():
-        flags = ["-dataset", "lists", "-size", "0", "-per_shard", str(_PER_SHARD), "-list_outside"]
-        pack_dataset.main([str(out / "lists"), str(out / "shards"), *flags])
-    return PackedImages(out / "packed", "train"), WebShards(out / "shards", "train", "caption")
+        flags = ["-dataset", "lists", "-size", "0", "-per_shard", str(_PER_SHARD)]
+        pack_dataset.main([str(out / "files"), str(out / "shards"), *flags])
+    return tuple(
+        datasets.open_source(name, str(out / folder), "train", num_classes=1, needs="caption")
+        for name, folder in (("lists", "files"), ("webdataset", "shards"))
+    )
 
 
 def simulate_billions(out: Path) -> dict[str, object]:
@@ -73,7 +73,7 @@ def simulate_billions(out: Path) -> dict[str, object]:
     folder = out / "billions"
     (folder / shard_index.FOLDER).mkdir(parents=True, exist_ok=True)
     sizes, times = np.full(shards, 1 << 30), np.arange(shards)
-    split = SplitIndex(folder, folder / shard_index.FOLDER, names, sizes, times, counts, 27_999, [])
+    split = SplitIndex(folder, folder / shard_index.FOLDER, names, sizes, times, counts, 27_999, [], LeftOut())
     file = folder / shard_index.FOLDER / "train.npz"
     shard_index.write_arrays(file, shard_index.split_arrays(split))
     del split, counts
@@ -129,12 +129,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     args = parser.parse_args(argv)
     out = Path(args.out)
     config = get_config("configs/vit_base_patch16_224_pretrain.yaml")
-    packed, shards = make_both(out, args.images)
-    sides = [our_pipeline("packed", packed, config, False), our_pipeline("shards", shards, config, False)]
+    files, shards = make_both(out, args.images)
+    sides = [our_pipeline("files", files, config, False), our_pipeline("shards", shards, config, False)]
     turns = measure.take_turns(sides, args.pairs, args.steps)
     rows = [
         {"benchmark": "shards", "side": side.name, **measure.summarise(turns[side.name], 32)}
-        | measure.ratio(turns["packed"], turns[side.name])
+        | measure.ratio(turns["files"], turns[side.name])
         for side in sides
     ]
     rows += [resume_in_the_middle(out, args.images), simulate_billions(out)]

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Sequence
 
 import checkpoint
-import datasets
 from config import network_of, replaced
 from errors import UserError
 from methods import classifier, contrastive_tuning, finetune, image_text, linearprobe, moco, pretrain, weak_labels
@@ -130,10 +129,9 @@ def build_train_loader(run: Run) -> loading.Loader:
 
 def follow_classes(run: Run) -> None:
     """Set MODEL.NUM_CLASSES, which is None, to the number of classes in the data; 0 where a run needs none."""
-    config, num_classes = run.config, 0
-    if method_of(config).target in ("label", "labels"):
-        source = loaders.open_source(config, "val" if config.EVAL else "train", needs="labels")
-        num_classes = datasets.count_classes(source)
+    config, num_classes, target = run.config, 0, method_of(run.config).target
+    if target in ("label", "labels"):
+        num_classes = loaders.open_once(run, "val" if config.EVAL else "train", target).count_classes()
         run.log.say(f"MODEL.NUM_CLASSES: {num_classes}, as the data has")
     run.config = replaced(config, "MODEL.NUM_CLASSES", num_classes)
 
@@ -156,7 +154,7 @@ def record_class_names(run: Run, source: Source) -> None:
     if own is None or config.DATA.CLASS_NAMES is not None or method_of(config).target not in ("label", "labels"):
         return
     if kept and set(kept) == set(own):
-        datasets.use_class_names(source, kept)
+        source.use_class_names(kept)
     if sum(map(len, own)) + 8 * len(own) > _MOST_NAME_BYTES:
         run.log.say(f"the names of {len(own):,} classes are not recorded with the run: they are too long for its YAML")
         return

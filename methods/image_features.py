@@ -2,14 +2,11 @@
 
 import numpy as np
 import paddle
-from PIL import Image
 
 import runtime
 from errors import UserError
-from pipeline.decoding import PIL_MODES
 from pipeline.loading import with_progress
 from pipeline.samplers import EvalSampler
-from pipeline.sources import Source, Wrapper
 from pipeline.transforms import eval_transform
 from training import distributed, loaders
 from training.device import autocast
@@ -17,18 +14,6 @@ from training.task import Run
 from transformer import VisionTransformer
 
 _MOST_OF_MEMORY = 0.5
-
-
-class WithoutImages(Wrapper):
-    """A source whose images are not read: of each only label, caption and index are wanted."""
-
-    def __init__(self, source: Source):
-        super().__init__(source)
-        self.is_encoded = False
-
-    def image(self, index: int) -> Image.Image:
-        """Return one pixel in the place of an image."""
-        return Image.new(PIL_MODES[3], (1, 1))
 
 
 @paddle.no_grad()
@@ -39,7 +24,7 @@ def of_train_split(run: Run, encoder: VisionTransformer) -> np.ndarray:
         UserError: if they do not fit into the memory, or an image cannot be read: a feature must belong to each.
     """
     config = run.config
-    source = loaders.open_source(config, "train", "caption")
+    source = loaders.open_once(run, "train", "caption")
     width = encoder.cls_token.shape[-1]
     num_bytes, there = len(source) * width * 4, runtime.memory_bytes()
     ranks = runtime.local_ranks()  # each has all of them

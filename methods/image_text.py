@@ -18,7 +18,7 @@ from methods.method import Method
 from optim import param_groups
 from pipeline import augment, captions, prompts
 from pipeline.loading import Batch
-from pipeline.sources import Source
+from pipeline.sources import LabelsOnly, Source
 from pipeline.transforms import Transform, crop_and_flip, train_transform
 from storage import atomic, manifest
 from storage.architecture import of_network
@@ -145,7 +145,7 @@ def _open_tokenizer(path: str | None) -> captions.Tokenizer:
     if path is None:
         raise UserError(
             f"LIT.TOKENIZER: is not set; XLM-R's {TOKENIZER_FILE} comes by python -m zoo fetch xlmr_tokenizer, "
-            "and python -m tools.train_tokenizer makes a small one"
+            "and docs/billion_scale.md trains a small one"
         )
     return captions.Tokenizer(path)
 
@@ -221,7 +221,7 @@ def judged_on(config) -> object | None:
 
 def select(config, source: Source) -> Source:
     """Return the images that are trained on; with cached features they are not read."""
-    return image_features.WithoutImages(source) if config.LIT.CACHE_FEATURES else source
+    return LabelsOnly(source) if config.LIT.CACHE_FEATURES else source
 
 
 def transform(config) -> Transform:

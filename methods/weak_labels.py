@@ -85,10 +85,10 @@ def balanced(config, source: Source) -> Source:
     power = config.WSP.BALANCE
     if power == 0:
         return source
-    labels = source.labels
-    if source.order is not None:  # a set too large for this
+    if not source.has_labels_in_memory:
         raise UserError(f"WSP.BALANCE={power}: needs all labels at once, which shards do not have; set it to 0")
-    lists = labels[:, None].tolist() if isinstance(labels, np.ndarray) else [list(own) for own in labels]
+    labels = source.label_lists()
+    lists = [labels[index] for index in range(len(labels))]
     flat = np.array([label for own in lists for label in set(own) if label >= 0], np.int64)
     if len(flat) == 0:
         return source

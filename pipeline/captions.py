@@ -16,6 +16,8 @@ BEGIN, PAD, END, UNKNOWN = 0, 1, 2, 3
 _SHIFT = 1  # from a piece's number in sentencepiece to its id
 _SPECIAL_PIECES = ("<unk>", "<s>", "</s>")  # numbers 0, 1 and 2 in XLM-R's model
 _MOST_BYTES = 256 << 20
+# Arguments of `sentencepiece.SentencePieceTrainer.train` for a model with XLM-R's numbers of special pieces.
+TRAINER_OPTIONS = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1, "hard_vocab_limit": False}
 
 
 class Tokenizer:
@@ -37,11 +39,11 @@ class Tokenizer:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
             found = [self._pieces.id_to_piece(number) for number in range(len(_SPECIAL_PIECES))]
         except Exception as error:  # sentencepiece raises RuntimeError, IndexError and its own
-            raise UserError(f"{path}: no sentencepiece model ({one_line(error)})") from error
+            raise UserError(f"{path}: not a sentencepiece model ({one_line(error)})") from error
         if tuple(found) != _SPECIAL_PIECES:
             raise UserError(
                 f"{path}: its first pieces are {printable(', '.join(found), 60)}, and XLM-R's numbering needs "
-                f"{', '.join(_SPECIAL_PIECES)}; python -m tools.train_tokenizer makes such models"
+                f"{', '.join(_SPECIAL_PIECES)}; docs/billion_scale.md trains one"
             )
 
     @property
@@ -71,7 +73,7 @@ def _id_of(piece: int) -> int:
 def _without_surrogates(text: str) -> str:
     """Replace halves of surrogate pairs, which are no characters and which UTF-8 cannot hold."""
     if not isinstance(text, str):
-        raise UserError(f"{printable(text, 60)!r} is no text")
+        raise UserError(f"{printable(text, 60)!r} is not a text")
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,16 +1,16 @@
 """Image files below a folder, and what is left out there: files of other kinds, and those of operating systems."""
 
-import collections
-import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from errors import UserError, abridge, printable
+from errors import UserError, printable
 from pipeline.decoding import FORMAT_OF_SUFFIX
+from pipeline.left_out import LeftOut
 
 # Of macOS's archives and Windows's folders; what begins with a dot is hidden, too (.DS_Store, .ipynb_checkpoints).
 _SYSTEM_NAMES = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+HIDDEN = "are hidden, or of an operating system"
 
 
 def is_hidden(name: str) -> bool:
@@ -18,29 +18,9 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM_NAMES
 
 
-@dataclasses.dataclass
-class LeftOut:
-    """What was found in a folder and is no image.
-
-    Attributes:
-        suffixes: number of files by suffix.
-        hidden: paths of hidden files and folders, relative to the folder.
-    """
-
-    suffixes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    hidden: list[str] = dataclasses.field(default_factory=list)
-
-    def notes(self, folder: str | Path) -> list[str]:
-        """Return lines for the user; none if everything is an image."""
-        notes = []
-        if self.suffixes:
-            counts = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(self.suffixes.items())[:8])
-            what = "files are no images that are read here, by their suffixes"
-            notes.append(f"{folder}: {sum(self.suffixes.values()):,} {what}: {counts}")
-        if self.hidden:
-            names = abridge([printable(name, 60) for name in self.hidden], 5)
-            notes.append(f"{folder}: {len(self.hidden):,} hidden or system files and folders are left out: {names}")
-        return notes
+def describe_suffix(suffix: str) -> str:
+    """Return the reason why a file that is not an image is left out."""
+    return f"have the suffix {printable(suffix.lower(), 20) or '(none)'}"
 
 
 def find_images(folder: str | Path, left_out: LeftOut | None = None, below: str | Path | None = None) -> Iterator[str]:
@@ -49,7 +29,7 @@ def find_images(folder: str | Path, left_out: LeftOut | None = None, below: str 
     A folder that is reached in several ways, by links, is listed once. The order is that of the parts of the paths.
 
     Args:
-        left_out: gets what is no image.
+        left_out: counts what is not an image.
         below: a folder above this one, to which the names of what is left out are relative.
 
     Raises:
@@ -85,12 +65,11 @@ def _entries(path: str, root: str, seen: set[tuple[int, int]], left_out: LeftOut
     found = []
     for name, is_folder in entries:
         inner = f"{path.rstrip('/')}/{name}"
-        if is_hidden(name):
-            left_out.hidden.append(inner[len(root) :].lstrip("/"))
-        elif is_folder or is_image(name):
+        if not is_hidden(name) and (is_folder or is_image(name)):
             found.append((inner, is_folder))
         else:
-            left_out.suffixes[os.path.splitext(name)[1].lower() or "without a suffix"] += 1
+            reason = HIDDEN if is_hidden(name) else describe_suffix(os.path.splitext(name)[1])
+            left_out.add(reason, inner[len(root) :].lstrip("/"))
     return found
 
 
@@ -106,9 +85,9 @@ def is_image(name: str) -> bool:
 
 
 def class_folders(folder: Path, left_out: LeftOut | None = None) -> list[str]:
-    """Return the names of the folders in a folder, in order; hidden ones and those of operating systems are none."""
+    """Return the names of the folders in a folder, in order, without hidden ones and those of operating systems."""
     with os.scandir(folder) as listed:
         names = sorted(entry.name for entry in listed if entry.is_dir())
-    if left_out is not None:
-        left_out.hidden += [name for name in names if is_hidden(name)]
+    for name in filter(is_hidden, names if left_out is not None else ()):
+        left_out.add(HIDDEN, name)
     return [name for name in names if not is_hidden(name)]

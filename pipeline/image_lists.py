@@ -4,94 +4,69 @@
     SPLIT.jsonl      {"image": path, "caption": text, "labels": [3, 14]}, one or both of the last two
     SPLIT_list.txt   path label,label,...
 
-Paths are relative to the file. It stays on disk: in memory are the place of each line and the labels, so a list may
-have more lines than fit.
+Paths are relative to the file. Only the offset of each line and the labels are in memory; the rest is read from the
+file, so a list may be larger than the memory.
 """
 
 import dataclasses
-import json
 import os
 import re
 import weakref
 from array import array
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from errors import UserError, abridge, one_line, one_name, printable
+from errors import UserError, abridge, one_name, printable
 from pipeline.decoding import FORMAT_OF_SUFFIX
-from pipeline.sources import EncodedImages, describe_repeats, find_missing
+from pipeline.file_images import describe_repeats, find_missing
+from pipeline.labels import PerImage, RaggedLists
+from pipeline.sample_text import parse_caption, parse_labels, parse_object
+from pipeline.sources import Source
 from storage.regular_files import open_regular_file, read_regular_file
 from storage.text_files import decode_text, iterate_lines
 
 _MOST_BYTES = 1 << 30  # of a photo
 _LONGEST_LINE = 1 << 20  # bytes
 _LONGEST_PATH = 4095  # bytes, Linux
-_MOST_LABELS = 10_000  # of an image
 _MOST_PROBLEMS, _SHOWN = 1000, 5
 _LINE_END = re.compile(rb"[\r\n]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A line of a list: path, caption ("" without one) and labels."""
+    """A line of a list: path, caption ("" without one), labels."""
 
     path: str
     caption: str
     labels: tuple[int, ...]
 
 
-class RaggedLists:
-    """Lists of whole numbers of any lengths, in two arrays."""
-
-    def __init__(self, flat: np.ndarray, ends: np.ndarray):
-        self.flat, self._ends = flat, ends
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Length of each list."""
-        return np.diff(self._ends, prepend=0)
-
-    @property
-    def owners(self) -> np.ndarray:
-        """Which list each number of `flat` is of."""
-        return np.repeat(np.arange(len(self)), self.lengths)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> list[int]:
-        index = int(index)
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        first = int(self._ends[index - 1]) if index else 0
-        return self.flat[first : int(self._ends[index])].tolist()
-
-
-class ListedImages(EncodedImages):
+class ListedImages(Source):
     """The images of a list file; see the module's docstring.
 
     Args:
         file: the list.
         needs: "label", "labels" or "caption"; "none": all images are taken.
         list_outside: it may name files outside its directory.
-        must_have: every line has one label, and another line is an error. False: an image without what is needed is
-            left out, and counted in `notes`.
+        strict: every line must have exactly one label. False: an image without what is needed is left out, and counted
+            in `notes`.
 
     Attributes:
-        labels: [N] int64 where each image must have one; else N lists.
+        labels: [N] int64 where `strict`, or where one is needed and no image has several; else N lists.
         captions: texts, read when they are needed; None for a list without any.
         left_out: number of images without what is needed.
     """
 
-    def __init__(self, file: Path, needs: str, list_outside: bool = False, must_have: bool = False):
-        self.origin, self._needs, self._must_have = file, needs, must_have
-        self._parse, self._list_outside = _parse_one_label if must_have else _parser_of(file), list_outside
+    is_encoded = True
+
+    def __init__(self, file: Path, needs: str, list_outside: bool = False, strict: bool = False):
+        self.origin, self._needs, self._strict = file, needs, strict
+        self._parse, self._list_outside = _PARSERS[file.suffix], list_outside
         self.left_out, self._num_captions, self._problems = 0, 0, []
         self._folders: dict[str, int] = {}
-        # Of each image that is taken: place of its line, number of its folder, hash of its path.
+        # Of each image that is taken: offset of its line, number of its folder, hash of its path.
         self._starts, self._folder_ids, self._keys = array("q"), array("q"), array("q")
         self._flat, self._ends = array("q"), array("q")
         try:
@@ -109,7 +84,8 @@ class ListedImages(EncodedImages):
             what = "captions" if needs == "caption" else "labels"
             raise UserError(f"{file}: none of its {self.left_out:,} images has {what}")
         self.labels = self._collect_labels()
-        self.captions = _Captions(self) if self._num_captions else None
+        has_captions = self._num_captions > 0
+        self.captions = PerImage(len(self._starts), lambda index: self.entry(index).caption) if has_captions else None
         left_out = (
             f"{file}: {self.left_out:,} images without {'a caption' if needs == 'caption' else 'labels'} are left out"
         )
@@ -124,7 +100,7 @@ class ListedImages(EncodedImages):
         return about.st_size, about.st_mtime_ns
 
     def _scan(self, file: BinaryIO) -> None:
-        """Check every line, and note where those are that are taken, with their labels."""
+        """Check every line, and keep the offset and the labels of those that are taken."""
         is_plain = self.origin.suffix == ".txt"
         for number, start, line in iterate_lines(file, _LONGEST_LINE):
             # Nearly all lines of a list with labels; the checks below say the same more slowly.
@@ -150,6 +126,8 @@ class ListedImages(EncodedImages):
                     return
 
     def _take(self, start: int, path: str, labels: tuple[int, ...], caption: str) -> None:
+        if self._strict and len(labels) != 1:
+            raise ValueError(f"expected 'path label', found {len(labels)} labels behind {printable(path, 80)!r}")
         if (self._needs == "caption" and not caption) or (self._needs in ("label", "labels") and not labels):
             self.left_out += 1
             return
@@ -164,14 +142,14 @@ class ListedImages(EncodedImages):
 
     def _check_path(self, path: str) -> None:
         if not path or "\0" in path or len(path.encode("utf-8", "surrogatepass")) > _LONGEST_PATH:
-            raise ValueError(f"{printable(path, 60)!r} is no path")
+            raise ValueError(f"{printable(path, 60)!r} is not a path")
         if not self._list_outside and (os.path.isabs(path) or ".." in Path(path).parts):
             raise ValueError(f"{path[:80]!r} is outside; -opts DATA.LIST_OUTSIDE True allows it")
 
     def _collect_labels(self) -> np.ndarray | RaggedLists:
         flat, ends = np.array(self._flat, np.int64), np.array(self._ends, np.int64)
         lengths = np.diff(ends, prepend=0)
-        if (self._needs != "label" and not self._must_have) or (len(lengths) and lengths.max() > 1):
+        if (self._needs != "label" and not self._strict) or (len(lengths) and lengths.max() > 1):
             return RaggedLists(flat, ends)
         labels = np.full(len(ends), -1, np.int64)
         labels[lengths == 1] = flat
@@ -202,7 +180,7 @@ class ListedImages(EncodedImages):
         return self.origin.parent / self.entry(index).path
 
     def missing(self) -> list[int]:
-        """Return the images whose paths are no files."""
+        """Return the images whose paths are not files."""
         places = np.array(self._folder_ids, np.int64)
         return find_missing(self._keys, places, list(self._folders), str(self.origin.parent))
 
@@ -214,21 +192,8 @@ class ListedImages(EncodedImages):
         """Name an image in a message."""
         try:
             return one_name(self.path(index))
-        except OSError:  # it is what a message is about
+        except OSError:  # the list was changed; the message is about that
             return super().describe(index)
-
-
-class _Captions:
-    """The captions of a list, by index."""
-
-    def __init__(self, images: ListedImages):
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> str:
-        return self._images.entry(index).caption
 
 
 def list_names(split: str) -> list[str]:
@@ -246,63 +211,29 @@ def find_list(root: Path, split: str) -> Path:
     return found[0]
 
 
-def parse_labels(text: str) -> tuple[int, ...]:
-    """Read whole numbers that are separated by commas; raise ValueError for anything else."""
-    if not text.strip():
-        return ()
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) > _MOST_LABELS or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
-        raise ValueError(f"{printable(text, 60)!r} are no labels, which are whole numbers separated by commas")
-    return tuple(map(int, parts))
-
-
-def labels_of_json(value: object) -> tuple[int, ...]:
-    """Return the labels of a JSON value: a number, a list of them, or null."""
-    values = [] if value is None else value if isinstance(value, list) else [value]
-    if len(values) > _MOST_LABELS or not all(type(label) is int and 0 <= label < 10**9 for label in values):
-        raise ValueError(f"labels must be whole numbers, not {printable(json.dumps(value), 60)}")
-    return tuple(values)
-
-
-def _parser_of(file: Path) -> Callable[[str], Entry]:
-    return {".tsv": _parse_tsv, ".jsonl": _parse_json, ".txt": _parse_labels}[file.suffix]
-
-
 def _parse_tsv(line: str) -> Entry:
     path, tab, caption = line.partition("\t")
     if not tab:
         raise ValueError(f"expected 'path<TAB>caption', found {printable(line, 60)!r} without a tab")
-    return Entry(path.strip(), " ".join(caption.split()), ())
+    return Entry(path.strip(), parse_caption(caption), ())
 
 
 def _parse_labels(line: str) -> Entry:
-    if len(line.split()) == 1:
-        return Entry(line.strip(), "", ())
-    found = re.fullmatch(r"(.*\S)\s+([0-9,]+)", line.strip())  # a path may hold spaces
-    if not found and os.path.splitext(line.strip())[1].lower() in FORMAT_OF_SUFFIX:  # a path with spaces, no label
-        return Entry(line.strip(), "", ())
-    if not found:
-        raise ValueError(f"expected 'path label,label', found {printable(line.strip(), 80)!r}")
-    return Entry(found[1], "", parse_labels(found[2]))
-
-
-def _parse_one_label(line: str) -> Entry:
-    found = re.fullmatch(r"(.*\S)\s+(-?[0-9]{1,9})", line.strip())
-    if not found:
-        raise ValueError(f"expected 'path label', found {printable(line.strip(), 80)!r}")
-    return Entry(found[1], "", (int(found[2]),))
+    line = line.strip()
+    found = re.fullmatch(r"(.*\S)\s+([0-9,]+)", line)  # a path may hold spaces
+    if found:
+        return Entry(found[1], "", parse_labels(found[2]))
+    if len(line.split()) == 1 or os.path.splitext(line)[1].lower() in FORMAT_OF_SUFFIX:
+        return Entry(line, "", ())
+    raise ValueError(f"expected 'path label' or 'path label,label', found {printable(line, 80)!r}")
 
 
 def _parse_json(line: str) -> Entry:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is no JSON ({one_line(error)})") from error
-    path = values.get("image") if isinstance(values, dict) else None
+    values, caption, labels = parse_object(line)
+    path = values.get("image")
     if not isinstance(path, str):
         raise ValueError('expected {"image": path, "caption": text, "labels": [...]}')
-    caption = values.get("caption") or ""
-    if not isinstance(caption, str):
-        raise ValueError(f"its caption is {printable(json.dumps(caption), 40)}, which is no text")
-    caption = caption.encode("utf-8", "replace").decode("utf-8")  # JSON can hold halves of surrogate pairs
-    return Entry(path, " ".join(caption.split()), labels_of_json(values.get("labels", values.get("label"))))
+    return Entry(path, caption, labels)
+
+
+_PARSERS = {".tsv": _parse_tsv, ".jsonl": _parse_json, ".txt": _parse_labels}

@@ -15,6 +15,7 @@ from PIL import Image
 
 from errors import UserError
 from pipeline import fast_jpeg
+from pipeline.labels import stack_labels
 from pipeline.samplers import EvalSampler, TrainSampler
 from pipeline.sources import SKIP_ADVICE, Source, describe_unreadable, read_image
 from pipeline.transforms import Transform
@@ -244,13 +245,3 @@ def with_progress(
         if time.monotonic() - said_at >= _PROGRESS_SECS:
             said_at = time.monotonic()
             say(f"{what}: {done:,} of {total:,} images")
-
-
-def stack_labels(labels: Sequence[int] | Sequence[Sequence[int]]) -> np.ndarray:
-    """Return the labels of B images as an array: [B], or [B, L] padded with -1 where an image may have several."""
-    if not isinstance(labels[0], (list, tuple)):
-        return np.array(labels, np.int64)
-    stacked = np.full((len(labels), max(1, *map(len, labels))), -1, np.int64)
-    for row, own in zip(stacked, labels, strict=True):
-        row[: len(own)] = own
-    return stacked

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError, abridge, one_line, printable
-from pipeline.sources import FileImages
+from pipeline.file_images import FileImages
 from storage.json_files import read_json
 from storage.regular_files import read_regular_file
 from storage.text_files import read_lines

@@ -28,8 +28,9 @@ from tqdm import tqdm
 
 import runtime
 from errors import UserError, abridge, one_line, printable
-from pipeline.folders import is_hidden
-from pipeline.shard_scan import PLACES, LeftOut, ShardIndex, checksum, scan_shard
+from pipeline.folders import HIDDEN, describe_suffix, is_hidden
+from pipeline.left_out import LeftOut
+from pipeline.shard_scan import PLACES, ShardIndex, checksum, scan_shard
 from program import terminal
 from storage import atomic
 from storage.array_files import read_arrays
@@ -141,15 +142,15 @@ def other_files(folder: Path, split: str | None) -> LeftOut:
     for name, is_file, is_folder in found:
         suffix = os.path.splitext(name)[1].lower()
         if is_hidden(name):
-            left_out.add("(whole files or folders) are hidden, or of an operating system", name)
+            left_out.add(f"(whole files or folders) {HIDDEN}", name)
         elif is_folder:
             left_out.add("(whole folders) are not looked into", name)
         elif not is_file:
-            left_out.add("(whole files) are links that lead nowhere, or no files", name)
+            left_out.add("(whole files) are broken links, or not regular files", name)
         elif suffix == ".tar" and split not in (None, split_of(name)):
             left_out.add(f"(whole shards) are of the {split_of(name)} split", name)
         elif suffix not in (".tar", ".json", ".parquet"):  # img2dataset writes these two beside its shards
-            left_out.add(f"(whole files) have the suffix {printable(suffix, 20) or '(none)'}", name)
+            left_out.add(f"(whole files) {describe_suffix(suffix)}", name)
     return left_out
 
 

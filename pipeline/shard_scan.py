@@ -8,7 +8,6 @@ out. No member is unpacked to disk. Everything that is left out is counted by it
 
 import dataclasses
 import io
-import json
 import os
 import tarfile
 import zlib
@@ -18,8 +17,9 @@ import numpy as np
 
 from errors import one_line, printable
 from pipeline.decoding import FORMAT_OF_SUFFIX
-from pipeline.folders import is_hidden
-from pipeline.image_lists import labels_of_json, parse_labels
+from pipeline.folders import HIDDEN, describe_suffix, is_hidden
+from pipeline.left_out import LeftOut
+from pipeline.sample_text import parse_caption, parse_labels, parse_object
 from storage.text_files import decode_text
 
 IMAGE_SUFFIXES = tuple(FORMAT_OF_SUFFIX)
@@ -30,26 +30,6 @@ _MOST_IMAGE_BYTES = 1 << 30
 _MOST_HEADER_BYTES = 1 << 16  # of a long name, or of attributes
 _MOST_TAIL_BYTES = 16 << 20  # behind the last member
 _MOST_MEMBERS = 4_000_000
-_MOST_REASONS = 40
-
-
-class LeftOut(dict):
-    """{reason: [number of members, one of them]}: what is in shards and is not used."""
-
-    def add(self, reason: str, name: str, count: int = 1) -> None:
-        """Count a member; behind a number of reasons, all others are one."""
-        if reason not in self and len(self) >= _MOST_REASONS:
-            reason = "are left out for other reasons"
-        self.setdefault(reason, [0, printable(name, 80)])[0] += count
-
-    def merge(self, other: "LeftOut") -> None:
-        """Add the counts of another shard."""
-        for reason, (count, name) in other.items():
-            self.add(reason, name, count)
-
-    def notes(self, origin: str | Path) -> list[str]:
-        """Return lines for the user."""
-        return [f"{origin}: {count:,} members {reason}: {name}" for reason, (count, name) in self.items()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,11 +161,11 @@ class _Samples:
         if member.isdir():
             return
         if any(is_hidden(part) for part in parts if part.strip(".")):
-            self.left_out.add("are hidden, or of an operating system", member.name)
+            self.left_out.add(HIDDEN, member.name)
         elif not member.isreg() or member.issparse():
             self.left_out.add("are links or other special files", member.name)
         elif kind is None:
-            self.left_out.add(f"have the suffix {printable(suffix.lower(), 20) or '(none)'}", member.name)
+            self.left_out.add(describe_suffix(suffix), member.name)
         elif member.size > (_MOST_IMAGE_BYTES if kind == "image" else _MOST_TEXT_BYTES):
             self.left_out.add(f"are larger than {suffix.lower()} files are", member.name)
         else:
@@ -220,38 +200,15 @@ class _Samples:
 
 
 def _understood(kind: str, content: bytes) -> dict[str, object]:
-    """Return what a text member says; raise ValueError where it is not as it should be."""
-    text = decode_text(content) if kind != "text" else caption_of(content)
+    """Return the values in a text member; raise ValueError where it is malformed."""
     if kind == "text":
-        return {"caption": text}
+        return {"caption": caption_of(content)}
     if kind == "cls":
-        return {"labels": parse_labels(text.strip())}
-    caption, labels = parse_json(text)
+        return {"labels": parse_labels(decode_text(content).strip())}
+    _, caption, labels = parse_object(content)
     return {"json_caption": caption, "json_labels": labels}
 
 
 def caption_of(content: bytes) -> str:
     """Return the caption in a text member."""
-    return " ".join(content.decode("utf-8-sig", "replace").split())
-
-
-def parse_json(text: str) -> tuple[str, tuple[int, ...]]:
-    """Return caption and labels of a sample's JSON; what it does not have is empty.
-
-    Raises:
-        ValueError: if it is no JSON, or one of them is not as it should be.
-    """
-    if not text:
-        return "", ()
-    try:
-        values = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
-    if not isinstance(values, dict):
-        raise ValueError("no object")
-    caption = values.get("caption")
-    if not isinstance(caption, (str, type(None))):
-        raise ValueError("its caption is no text")
-    labels = labels_of_json(values.get("labels", values.get("label", values.get("cls"))))
-    caption = (caption or "").encode("utf-8", "replace").decode("utf-8")  # JSON can hold halves of surrogate pairs
-    return " ".join(caption.split()), labels
+    return parse_caption(content.decode("utf-8-sig", "replace"))

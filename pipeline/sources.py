@@ -1,42 +1,47 @@
-"""Sources of images: one split of a data set, in files, in memory, or some images of another source."""
+"""The one interface of data sets: a `Source` is one split, with what is known of each image.
 
-import contextlib
-import os
-from array import array
-from collections.abc import Callable, Iterable, Sequence
+A new kind of data set is a subclass of `Source` that a function of `datasets.py` opens. What changes a part of another
+source (a subset, labels alone) is a subclass of `Wrapper`, which hands on everything else.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from errors import abridge, one_line, one_name, printable
-from pipeline.decoding import as_mode, decode
-from storage.regular_files import read_regular_file
+from errors import UserError, abridge, one_line
+from pipeline.decoding import PIL_MODES, as_mode, decode
+from pipeline.labels import PerImage, RaggedLists
+from storage.text_files import read_lines
 
-_MOST_BYTES = 1 << 30  # of a photo
-SKIP_ADVICE = "; -opts DATA.BAD_IMAGES skip goes on without it"
+SKIP_ADVICE = "; -opts DATA.BAD_IMAGES skip continues without it"
+_MOST_CLASSES = 1_000_000  # a larger label is a mistake, and would take the memory of so large a classifier
+_MOST_LIST_BYTES = 1 << 30
 
 
 class Source:
-    """The images of one split, with what is known of each.
+    """The images of one split.
 
     Attributes:
         labels: [N] int64, -1 where there is none; or N lists of labels.
-        origin: what lists the images, for messages.
+        origin: file or folder that lists the images, for messages.
         class_names: in label order; None for a set without.
         captions: N texts; None for a set without.
         notes: lines on what is there and is not used, and why.
-        is_encoded: `read` returns the file of an image.
+        is_encoded: `read` returns the encoded image.
         order: (seed, epoch) -> order of an epoch's images, see `samplers.TrainSampler`; None: all at random.
+        has_labels_in_memory: False for a set whose labels are read image by image.
     """
 
-    labels: np.ndarray | Sequence[Sequence[int]]
+    labels: np.ndarray | RaggedLists | PerImage
     origin: str | Path
     class_names: list[str] | None = None
-    captions: Sequence[str] | None = None
+    captions: PerImage | None = None
     notes: Sequence[str] = ()
     is_encoded = False
     order: Callable | None = None
+    has_labels_in_memory = True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,10 +52,10 @@ class Source:
 
     def image(self, index: int) -> Image.Image:
         """Return a decoded image, of any mode."""
-        raise NotImplementedError
+        return decode(self.read(index))
 
     def read(self, index: int) -> bytes:
-        """Return the file of an image, where `is_encoded`."""
+        """Return the encoded image, where `is_encoded`."""
         raise NotImplementedError
 
     def missing(self) -> list[int]:
@@ -61,55 +66,137 @@ class Source:
         """Return the image to take in the place of one that cannot be read, at an attempt from 1 on."""
         return (index + attempt) % len(self)
 
+    # ---- labels
 
-class EncodedImages(Source):
-    """Images that are encoded until they are needed."""
+    def label_lists(self) -> RaggedLists:
+        """Return the labels of all images as lists; a set that is read image by image reads all of its index."""
+        return RaggedLists.of(self.labels)
 
-    is_encoded = True
+    @property
+    def largest_label(self) -> int:
+        """The largest label; -1 without any."""
+        return int(self.label_lists().flat.max(initial=-1))
 
-    def image(self, index: int) -> Image.Image:
-        """Decode an image."""
-        return decode(self.read(index))
+    @property
+    def has_labels(self) -> bool:
+        """True if some image has a label."""
+        return self.largest_label >= 0
 
+    def single_labels(self, strict: bool = True) -> np.ndarray:
+        """Return one label per image, [N] int64.
 
-class FileImages(EncodedImages):
-    """Image files with labels.
+        Args:
+            strict: an image with another number of labels is an error; False: no image of the set has a label then.
 
-    Args:
-        paths: of the images.
-        labels: [N] int64; -1 where there is none.
-        origin: what lists them, for messages.
-        class_names: of the folders, in label order, if the labels come from folders.
-        notes: on what was left out.
-    """
+        Raises:
+            UserError: naming the first such image.
+        """
+        lists = self.label_lists()
+        odd = np.flatnonzero(lists.lengths != 1)
+        if len(odd) and strict:
+            count = lists.lengths[odd[0]]
+            raise UserError(f"{self.describe(odd[0])}: has {count} labels, and here each image must have one")
+        return np.full(len(self), -1, np.int64) if len(odd) else lists.flat
 
-    def __init__(
-        self,
-        paths: Iterable[str | Path],
-        labels: np.ndarray,
-        origin: Path,
-        class_names: list[str] | None = None,
-        notes: Sequence[str] = (),
-    ):
-        self.paths = paths if isinstance(paths, PathList) else PathList(map(str, paths))
-        self.labels, self.origin, self.class_names = labels, origin, class_names
-        self.notes = [*notes, *self.paths.oddities(labels, origin)]
+    def use_class_names(self, class_names: list[str]) -> None:
+        """Give the images the labels that their classes have in another order of names.
 
-    def path(self, index: int) -> Path:
-        """Return the file of an image."""
-        return self.paths[index]
+        Raises:
+            UserError: if there are images of a class that has none of these names.
+        """
+        labels = self.single_labels()
+        label_of = {name: label for label, name in enumerate(class_names)}
+        table = np.array([label_of.get(name, -1) for name in self.class_names] or [-1], np.int64)
+        found = np.unique(labels[labels >= 0])
+        unknown = [self.class_names[label] for label in found.tolist() if table[label] < 0]
+        if unknown:
+            raise UserError(
+                f"{self.origin}: has images of classes that were not trained: {abridge(unknown, 8)}; the classes are "
+                f"{abridge(class_names, 20)} (DATA.CLASS_NAMES)"
+            )
+        self.labels, self.class_names = np.where(labels >= 0, table[labels], labels), class_names
 
-    def read(self, index: int) -> bytes:
-        """Read an image file."""
-        return read_regular_file(self.paths[index], _MOST_BYTES)
+    def count_classes(self) -> int:
+        """Return the number of classes: that of the names, or one more than the largest label.
 
-    def describe(self, index: int) -> str:
-        """Name an image in a message."""
-        return one_name(self.paths[index])
+        Raises:
+            UserError: if there are no labels.
+        """
+        if self.class_names is not None:
+            return len(self.class_names)
+        largest = self.largest_label
+        if largest < 0:
+            raise UserError(f"{self.origin}: has no labels; MODEL.NUM_CLASSES cannot follow them")
+        if largest >= _MOST_CLASSES:
+            raise UserError(f"{self.origin}: has the label {largest:,}; at most {_MOST_CLASSES - 1:,}")
+        return largest + 1
 
-    def missing(self) -> list[int]:
-        """Return the images whose paths are no files."""
-        return self.paths.missing()
+    def summary(self) -> str:
+        """Return a line with the numbers of images and classes."""
+        with_captions = "" if self.captions is None else " with captions"
+        labels, counts = np.unique(self.label_lists().flat, return_counts=True)
+        if not len(labels) or labels[0] < 0:
+            return f"{len(self):,} images{with_captions or ' without labels'}"
+        return f"{len(self):,} images of {len(labels):,} classes, {counts.min():,} to {counts.max():,} each"
+
+    # ---- checks
+
+    def check(self, *, num_classes: int | None, channels: int, is_val: bool = False) -> list[str]:
+        """Check the split before anything is trained on it.
+
+        Args:
+            num_classes: labels must be below this; None: labels are not used.
+            channels: of the images that the model takes.
+            is_val: a class without images is a warning, not an error.
+
+        Returns:
+            Warnings: what is not used, and what may be a mistake.
+
+        Raises:
+            UserError: naming missing files, labels out of range, and empty classes.
+        """
+        if channels not in PIL_MODES:
+            raise UserError(f"DATA.IMAGE_CHANNELS={channels}: image files are read with 1, 3 or 4 channels")
+        if len(self) == 0:
+            raise UserError(f"{self.origin}: no images found")
+        problems, notes, missing = [], list(self.notes), self.missing()
+        if missing:
+            named = abridge([self.describe(index) for index in missing[:5]], 5, total=len(missing))
+            problems.append(f"{len(missing)} files are missing: {named}")
+        if self.largest_label >= _MOST_CLASSES:
+            problems.append(f"has the label {self.largest_label:,}; at most {_MOST_CLASSES - 1:,}")
+        if num_classes is not None and not problems:
+            own_problems, own_notes = self._check_labels(num_classes, is_val)
+            problems, notes = problems + own_problems, notes + own_notes
+        if problems:
+            raise UserError(f"{self.origin}: " + "; ".join(problems))
+        return notes
+
+    def _check_labels(self, num_classes: int, is_val: bool) -> tuple[list[str], list[str]]:
+        """Return problems and warnings of labels that must be from 0 to num_classes - 1."""
+        problems, notes, lists = [], [], self.label_lists()
+        labels, owners = lists.flat, lists.owners
+        bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        named = [f"{self.describe(owners[i])} has {labels[i]}" for i in bad[:5]]
+        without = np.flatnonzero(lists.lengths == 0)
+        named += [f"{self.describe(index)} has none" for index in without[: 5 - len(named)]]
+        if named:
+            count = len(bad) + len(without)
+            where = f"from 0 to {num_classes - 1} (MODEL.NUM_CLASSES={num_classes})"
+            problems.append(f"{count} labels are not {where}: {abridge(named, 5, total=count)}")
+        empty = np.setdiff1d(np.arange(num_classes), labels)
+        if self.class_names is not None:
+            folders = [self.class_names[i] for i in empty if i < len(self.class_names)]
+            if folders:
+                what = f"{len(folders)} classes have no images: {abridge(folders, 5)}"
+                (notes if is_val else problems).append(f"{self.origin}: {what}" if is_val else what)
+            empty = empty[empty >= len(self.class_names)]
+        if len(empty) and not problems:
+            notes.append(
+                f"{self.origin}: {len(empty)} of MODEL.NUM_CLASSES={num_classes} classes have no images: "
+                f"{abridge([str(label) for label in empty], 5)}; is MODEL.NUM_CLASSES right?"
+            )
+        return problems, notes
 
 
 class ArrayImages(Source):
@@ -124,7 +211,7 @@ class ArrayImages(Source):
 
 
 class Wrapper(Source):
-    """Another source, all of it; subclasses change a part.
+    """All of another source; subclasses change a part.
 
     Args:
         source: everything that a subclass does not change is taken from it.
@@ -134,7 +221,7 @@ class Wrapper(Source):
         self._source = source
         self.labels, self.captions, self.order = source.labels, source.captions, source.order
         self.origin, self.class_names, self.notes = source.origin, source.class_names, source.notes
-        self.is_encoded = source.is_encoded
+        self.is_encoded, self.has_labels_in_memory = source.is_encoded, source.has_labels_in_memory
 
     def __len__(self) -> int:
         return len(self._source)
@@ -148,7 +235,7 @@ class Wrapper(Source):
         return self._source.image(index)
 
     def read(self, index: int) -> bytes:
-        """Return the file of an image."""
+        """Return the encoded image."""
         return self._source.read(index)
 
     def missing(self) -> list[int]:
@@ -158,6 +245,18 @@ class Wrapper(Source):
     def alternative(self, index: int, attempt: int) -> int:
         """Return the image to take in the place of one that cannot be read."""
         return self._source.alternative(index, attempt)
+
+
+class LabelsOnly(Wrapper):
+    """A source whose images are not read: only label, caption and index of each are used."""
+
+    def __init__(self, source: Source):
+        super().__init__(source)
+        self.is_encoded = False
+
+    def image(self, index: int) -> Image.Image:
+        """Return one pixel in the place of an image."""
+        return Image.new(PIL_MODES[3], (1, 1))
 
 
 class Subset(Wrapper):
@@ -170,10 +269,8 @@ class Subset(Wrapper):
     def __init__(self, source: Source, indices: np.ndarray):
         super().__init__(source)
         self.indices, self.order = np.asarray(indices), None
-        labels, captions = source.labels, source.captions
-        is_array = isinstance(labels, np.ndarray)
-        self.labels = labels[self.indices] if is_array else [labels[index] for index in self.indices]
-        self.captions = None if captions is None else _Chosen(captions, self.indices)
+        self.labels = source.labels.take(self.indices)
+        self.captions = None if source.captions is None else source.captions.take(self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -187,7 +284,7 @@ class Subset(Wrapper):
         return super().image(self.indices[index])
 
     def read(self, index: int) -> bytes:
-        """Return the file of an image."""
+        """Return the encoded image."""
         return super().read(self.indices[index])
 
     def missing(self) -> list[int]:
@@ -199,100 +296,33 @@ class Subset(Wrapper):
         return (index + attempt) % len(self)
 
 
-class _Chosen:
-    """Some items of a sequence, read when they are needed."""
+def find_listed(source: Source, list_file: str | Path, flag: str) -> np.ndarray:
+    """Return the indices of the images that a file names, one per line, in ascending order.
 
-    def __init__(self, items: Sequence, indices: np.ndarray):
-        self._items, self._indices = items, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int):
-        return self._items[int(self._indices[index])]
-
-
-class PathList(Sequence):
-    """Paths in one block of bytes: a list of a million `Path` objects takes 400 MiB, and this some 60."""
-
-    def __init__(self, paths: Iterable[str]):
-        block, ends, keys = bytearray(), array("q"), array("q")
-        for path in paths:
-            block += os.fsencode(path)
-            ends.append(len(block))
-            keys.append(hash(path))
-        self._block, self._ends, self._keys = bytes(block), np.array(ends, np.int64), np.array(keys, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> Path:
-        return Path(self.text(range(len(self))[index]))
-
-    def text(self, index: int) -> str:
-        """Return a path as a text."""
-        return os.fsdecode(self._block[int(self._ends[index - 1]) if index else 0 : int(self._ends[index])])
-
-    def missing(self) -> list[int]:
-        """Return the indices of paths that are no files: absent, or pipes and devices."""
-        folders: dict[str, int] = {}
-        paths = map(self.text, range(len(self)))
-        ids = [folders.setdefault(os.path.dirname(path), len(folders)) for path in paths]
-        return find_missing(self._keys, np.array(ids, np.int64), list(folders), "")
-
-    def oddities(self, labels: np.ndarray, origin: Path) -> list[str]:
-        """Return notes on paths that are there twice, and on names that are not UTF-8."""
-        notes = describe_repeats(self._keys, labels, self.text, origin)
-        if not self._block.isascii():
-            names = (self.text(index) for index in range(len(self)))
-            odd = [printable(name) for name in names if any("\ud800" <= char <= "\udfff" for char in name)]
-            if odd:
-                what = f"{len(odd)} names are not UTF-8, and are shown with escapes: {abridge(odd, 3)}"
-                notes.append(f"{origin}: {what}")
-        return notes
-
-
-def describe_repeats(
-    keys: np.ndarray, labels: np.ndarray, name_of: Callable[[int], str], origin: str | Path
-) -> list[str]:
-    """Return a note on images that are listed more than once, and those that have two labels.
+    A name is that of the file, or folder/name where several files have it. So are the subsets of ImageNet published by
+    MSN and SimCLR v2; labels are those of the data set.
 
     Args:
-        keys: [N], equal for equal paths.
-        labels: [N], or N lists.
+        flag: that names the file, for messages.
+
+    Raises:
+        UserError: if the file cannot be read, or a line is not the name of exactly one image.
     """
-    if not (np.diff(np.sort(keys)) == 0).any():
-        return []
-    _, firsts, places = np.unique(keys, return_index=True, return_inverse=True)
-    again = np.flatnonzero(firsts[places] != np.arange(len(keys)))
-    pairs = [(int(firsts[places[index]]), int(index)) for index in again]
-    differing = [(one, two) for one, two in pairs if _plain(labels[one]) != _plain(labels[two])]
-    named = [f"{printable(name_of(one))} as {_plain(labels[one])} and {_plain(labels[two])}" for one, two in differing]
-    with_labels = f", {len(differing)} of them with two labels: {abridge(named, 3)}" if differing else ""
-    return [f"{origin}: {len(again)} images are listed more than once{with_labels}"]
-
-
-def _plain(label: object) -> int | tuple[int, ...]:
-    return tuple(label) if isinstance(label, (list, tuple)) else int(label)
-
-
-def find_missing(keys: np.ndarray, folder_ids: np.ndarray, folders: Sequence[str], root: str) -> list[int]:
-    """Return the indices of paths that are no files, with one listing of each folder.
-
-    Args:
-        keys: [N], `hash` of each path below `root`.
-        folder_ids: [N], places in `folders`.
-        folders: the part of the paths before the name, below `root`.
-    """
-    missing, order = [], np.argsort(folder_ids, kind="stable")
-    bounds = np.flatnonzero(np.diff(folder_ids[order], prepend=-1))
-    for members in np.split(order, bounds[1:]) if len(order) else ():
-        folder, present = folders[folder_ids[members[0]]], []
-        # No directory, or not even a possible name of one.
-        with contextlib.suppress(OSError, ValueError), os.scandir(os.path.join(root, folder) or ".") as entries:
-            present = [hash(os.path.join(folder, entry.name)) for entry in entries if entry.is_file()]
-        missing += members[~np.isin(keys[members], np.array(present, np.int64))].tolist()
-    return sorted(missing)
+    names = [Path(line) for line in read_lines(list_file, _MOST_LIST_BYTES, f"{flag} ")]
+    found: dict[str, list[int]] = {key: [] for name in names for key in (name.name, f"{name.parent.name}/{name.name}")}
+    for number in range(len(source)):
+        own = Path(source.describe(number))
+        for key in (own.name, f"{own.parent.name}/{own.name}"):
+            if key in found:
+                found[key].append(number)
+    matches = [found[name.name] for name in names]
+    pairs = zip(names, matches, strict=True)
+    matches = [found[f"{n.parent.name}/{n.name}"] if len(match) > 1 else match for n, match in pairs]
+    problems = [str(name) for name, match in zip(names, matches, strict=True) if len(match) != 1]
+    if problems or not names:
+        what = f"not one image of the train split each: {abridge(problems, 5)}" if names else "empty"
+        raise UserError(f"{flag} {list_file}: {what}")
+    return np.array(sorted({number for (number,) in matches}))
 
 
 # ---- decoding -----------------------------------------------------------------------------------
@@ -302,7 +332,7 @@ def read_image(source: Source, index: int, channels: int, upright: bool = True) 
     """Decode an image of a source as 8-bit grey (1 channel), RGB (3) or RGBA (4).
 
     Args:
-        upright: turn it upright by its EXIF orientation (DATA.EXIF_TRANSPOSE).
+        upright: apply the EXIF orientation (DATA.EXIF_TRANSPOSE).
     """
     return as_mode(source.image(index), channels, upright)
 

@@ -7,40 +7,68 @@ import collections
 import contextlib
 import os
 from pathlib import Path
+from tarfile import BLOCKSIZE
 
 import numpy as np
 
 from errors import UserError, abridge, printable
 from pipeline import shard_index
-from pipeline.image_lists import RaggedLists
-from pipeline.shard_scan import ShardIndex, caption_of, parse_json
-from pipeline.sources import SKIP_ADVICE, EncodedImages
-from storage.text_files import decode_text
+from pipeline.labels import PerImage, RaggedLists
+from pipeline.sample_text import parse_object
+from pipeline.shard_scan import ShardIndex, caption_of
+from pipeline.sources import SKIP_ADVICE, Source
+from storage.json_files import read_json
 
 WINDOW_SHARDS = 16  # whose images are mixed; of 10,000 images each, as img2dataset writes them: 160,000
 _INDEXES_KEPT = 4 * WINDOW_SHARDS
 _MOST_OPEN_FILES = 256
 _NEAR_ATTEMPTS = 10
+PACK_FILE = "packed.json"  # which `tools.pack_dataset` writes beside the folders of shards
+PACK_VERSION = 2
 
 
-class WebShards(EncodedImages):
+def is_packed(root: Path) -> bool:
+    """Return True if `tools.pack_dataset` made a directory."""
+    return (root / PACK_FILE).is_file()
+
+
+def read_pack(root: Path) -> dict:
+    """Read packed.json: the settings of the packing, and `class_names` or None.
+
+    Raises:
+        UserError: if it is damaged, or of the format that was written before version 2.
+    """
+    file, advice = root / PACK_FILE, "pack the data set again: python -m tools.pack_dataset SRC NEW"
+    info = read_json(file, {"version": int}, advice=advice)
+    if info["version"] != PACK_VERSION:
+        raise UserError(f"{file}: a pack of an older format, which is not read any more; {advice}")
+    names = info.get("class_names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{file}: damaged, its class_names are not a list of names; {advice}")
+    return info
+
+
+class WebShards(Source):
     """One split of a data set of shards.
 
     Args:
-        root: directory with `SPLIT/*.tar`; or with `*.tar` itself, of which those with val, test or alike in their
-            names are of these splits.
+        root: directory with `SPLIT/*.tar`; or with `*.tar` itself, where names with val, test or the like are of these
+            splits.
         split: "train" or "val".
-        needs: what a sample must have to be taken: "none", "label", "labels" or "caption".
+        needs: what a sample must have to be taken: "none", "label" (exactly one), "labels" or "caption".
         bad: "error", or "skip": samples before the damage of a shard are used.
 
     Attributes:
-        labels, captions: by index, read when they are needed.
+        labels: of one label per image, an array; else read by index when they are needed, as are captions.
         num_images: N.
         left_out: number of samples without what is needed.
         index: of all shards.
     """
 
+    is_encoded = True
+
     def __init__(self, root: Path, split: str, needs: str, bad: str = "error"):
+        self.class_names = read_pack(root).get("class_names") if is_packed(root) else None
         folder = root / split if (root / split).is_dir() else root
         self.origin, self._needs = folder, needs
         by_name = folder == root
@@ -57,11 +85,13 @@ class WebShards(EncodedImages):
             what = "images" if needs == "none" else f"images with {'captions' if needs == 'caption' else 'labels'}"
             why = abridge(self.notes, 3, "; ")
             raise UserError(f"{folder}: its {len(self.counts):,} shards hold no {what}" + (f"; {why}" if why else ""))
-        self.labels = _PerImage(self, self._labels_at)
-        has_captions = bool(self.index.counts["caption"].any())
-        self.captions = _PerImage(self, self._caption_at) if has_captions else None
         self._indexes: collections.OrderedDict[int, tuple[ShardIndex, np.ndarray]] = collections.OrderedDict()
         self._files: dict[int, int] = {}
+        self.has_labels_in_memory = False
+        self.labels = self.single_labels() if needs == "label" else PerImage(self.num_images, self._labels_at)
+        self.has_labels_in_memory = needs == "label"
+        has_captions = bool(self.index.counts["caption"].any())
+        self.captions = PerImage(self.num_images, self._caption_at) if has_captions else None
 
     def _describe_left_out(self, damage: str, root: Path, folder: Path, split: str | None) -> list[str]:
         notes = [f"damaged shards, used up to the damage: {damage}"] * bool(damage)
@@ -76,11 +106,35 @@ class WebShards(EncodedImages):
     def __len__(self) -> int:
         return self.num_images
 
-    def read_labels(self) -> RaggedLists:
-        """Return the labels of all images, as lists; reads the index of every shard."""
-        found = [self.index.read(number) for number in range(len(self.counts))]
-        lengths = np.concatenate([index.num_labels[index.chosen(self._needs)] for index in found])
-        return RaggedLists(np.concatenate([index.labels for index in found]), np.cumsum(lengths))
+    @property
+    def largest_label(self) -> int:
+        """The largest label of all samples, from the index."""
+        return self.index.largest_label
+
+    def label_lists(self) -> RaggedLists:
+        """Return the labels of all images as lists; where they are not in memory, the index of every shard is read."""
+        if self.has_labels_in_memory:
+            return super().label_lists()
+        labels, lengths = [], []
+        for index in map(self.index.read, range(len(self.counts))):
+            is_taken = np.isin(np.arange(len(index)), index.chosen(self._needs))
+            labels.append(index.labels[np.repeat(is_taken, index.num_labels)])
+            lengths.append(index.num_labels[is_taken])
+        return RaggedLists(np.concatenate(labels), np.cumsum(np.concatenate(lengths)))
+
+    def summary(self) -> str:
+        """Return a line with the numbers of images and shards."""
+        what = super().summary() if self.has_labels_in_memory else f"{len(self):,} images"
+        captions = "" if self.captions is None or self.has_labels_in_memory else " with captions"
+        return f"{what}{captions} in {len(self.counts):,} shards"
+
+    def _check_labels(self, num_classes: int, is_val: bool) -> tuple[list[str], list[str]]:
+        """Check the largest label only, where labels are not in memory."""
+        if self.has_labels_in_memory:
+            return super()._check_labels(num_classes, is_val)
+        largest, limit = self.largest_label, num_classes - 1
+        problem = f"has the label {largest:,}, and labels go from 0 to {limit} (MODEL.NUM_CLASSES={num_classes})"
+        return [problem] * (largest >= num_classes), []
 
     def alternative(self, index: int, attempt: int) -> int:
         """Return the image to take in the place of one that cannot be read: a near one, then those of other shards."""
@@ -100,6 +154,11 @@ class WebShards(EncodedImages):
     def describe(self, index: int) -> str:
         """Name an image in a message."""
         shard, number = self._locate(index)
+        with contextlib.suppress(OSError, UserError):  # then the message is about the shard
+            _, found, row = self._sample(index)
+            header = self._read_at(shard, int(found.places["image"][row][0]) - BLOCKSIZE, BLOCKSIZE)
+            name = header[:100].rstrip(b"\0").decode("utf-8", "replace")  # tar's headers begin with it
+            return f"{self.index.shard(shard)}: image {number}, {printable(name, 100)}"
         return f"{self.index.shard(shard)}: image {number}"
 
     # ---- reading
@@ -126,11 +185,14 @@ class WebShards(EncodedImages):
         offset, size = found.places[kind][row].tolist()
         if offset < 0:
             return b""
+        return self._read_at(shard, offset, size)
+
+    def _read_at(self, shard: int, offset: int, size: int) -> bytes:
         if shard not in self._files:
             if len(self._files) >= _MOST_OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
             self._files[shard] = os.open(self.index.shard(shard), os.O_RDONLY)
-        data = os.pread(self._files[shard], size, offset)  # at a place of its own, so processes may share the file
+        data = os.pread(self._files[shard], size, offset)  # without a shared position, as processes share the file
         if len(data) < size:
             raise OSError(f"{self.index.shard(shard)} ends too early")
         return data
@@ -141,22 +203,9 @@ class WebShards(EncodedImages):
         return found.labels[end - int(found.num_labels_of(row)) : end].tolist()
 
     def _caption_at(self, index: int) -> str:
-        with contextlib.suppress(ValueError):  # of JSON that the index counts as not understood
-            return caption_of(self._member(index, "text")) or parse_json(decode_text(self._member(index, "json")))[0]
+        with contextlib.suppress(ValueError):  # of JSON that the index counts as malformed
+            return caption_of(self._member(index, "text")) or parse_object(self._member(index, "json"))[1]
         return ""
-
-
-class _PerImage:
-    """Something of each image, read when it is needed."""
-
-    def __init__(self, shards: WebShards, read):
-        self._shards, self._read = shards, read
-
-    def __len__(self) -> int:
-        return len(self._shards)
-
-    def __getitem__(self, index: int):
-        return self._read(int(index))
 
 
 class WindowOrder:

@@ -11,6 +11,7 @@ import config
 import datasets
 from errors import UserError
 from pipeline import builtin_sets
+from pipeline.labels import RaggedLists
 from pipeline.samplers import EvalSampler, TrainSampler
 from training import loaders
 
@@ -29,7 +30,7 @@ def test_list_files_with_spaces(image_folder):
     assert len(source) == 24
     assert source.path(23).name == "7 2.jpg"
     assert np.bincount(source.labels).tolist() == [8, 8, 8]
-    assert datasets.check_source(source, num_classes=3, channels=3) == []
+    assert source.check(num_classes=3, channels=3) == []
 
 
 def test_folders_stand_in_for_absent_lists(image_folder, tmp_path):
@@ -99,7 +100,7 @@ def test_digits_are_split_without_overlap():
     train, val = (datasets.open_source("digits", "", split, num_classes=10) for split in ("train", "val"))
     assert (len(train), len(val)) == (1437, 360)
     assert train.images.max() == 255
-    assert datasets.check_source(val, num_classes=10, channels=1) == []
+    assert val.check(num_classes=10, channels=1) == []
 
 
 def test_synthetic_images_are_the_same_every_time():
@@ -118,10 +119,10 @@ def test_synthetic_images_are_the_same_every_time():
     [
         ("train/cat/none.jpg 0\n", "1 files are missing: .*none.jpg"),
         ("train/dog/0 1.jpg 3\n", r"1 labels are not from 0 to 2 \(MODEL.NUM_CLASSES=3\): .*0 1.jpg has 3"),
-        ("train/dog/0 1.jpg -1\n", "1 labels are not from 0 to 2"),
+        ("train/dog/0 1.jpg -1\n", "line 25: expected 'path label'"),
         ("train/dog/0.jpg\n", "line 25: expected 'path label'"),
         ("train/dog/0 1.jpg --5\n", "line 25: expected 'path label'"),
-        ("train/dog/0 1.jpg 12345678901234567890\n", "line 25: expected 'path label'"),
+        ("train/dog/0 1.jpg 12345678901234567890\n", "line 25: .* are not labels"),
         ("train/dog/0 1.jpg 1.5\n", "line 25: expected 'path label'"),
     ],
 )
@@ -130,14 +131,14 @@ def test_bad_lines_are_named(image_folder, tmp_path, line, message):
         (tmp_path / split).symlink_to(image_folder / split)
     (tmp_path / "train_list.txt").write_text((image_folder / "train_list.txt").read_text() + line)
     with pytest.raises(ValueError, match=message):
-        datasets.check_source(open_folder(tmp_path), num_classes=3, channels=3)
+        open_folder(tmp_path).check(num_classes=3, channels=3)
 
 
 def test_empty_classes_and_missing_places_are_named(image_folder, tmp_path):
     shutil.copytree(image_folder / "train", tmp_path / "train")
     (tmp_path / "train" / "empty").mkdir()
     with pytest.raises(ValueError, match="1 classes have no images: empty"):
-        datasets.check_source(open_folder(tmp_path), num_classes=4, channels=3)
+        open_folder(tmp_path).check(num_classes=4, channels=3)
     with pytest.raises(ValueError, match="DATA_PATH=.*no such directory; set it with -data_path"):
         open_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"expected val/<class>/\*.jpg"):
@@ -145,8 +146,8 @@ def test_empty_classes_and_missing_places_are_named(image_folder, tmp_path):
     with pytest.raises(ValueError, match=r"holds neither cifar-10-python.tar.gz"):
         open_folder(tmp_path, name="cifar10")
     with pytest.raises(ValueError, match="DATA.IMAGE_CHANNELS=5"):
-        datasets.check_source(open_folder(image_folder), num_classes=3, channels=5)
-    warnings = datasets.check_source(open_folder(image_folder), num_classes=9, channels=3)
+        open_folder(image_folder).check(num_classes=3, channels=5)
+    warnings = open_folder(image_folder).check(num_classes=9, channels=3)
     assert "6 of MODEL.NUM_CLASSES=9 classes have no images: 3, 4, 5, 6, 7 and 1 more" in warnings[0]
 
 
@@ -241,13 +242,15 @@ def test_every_name_in_the_configuration_can_be_opened():
 
 def test_a_set_with_several_labels_per_image_is_checked(image_folder):
     source = datasets.open_source("imagenet2012", str(image_folder), "train", num_classes=3)
-    source.class_names, source.labels = None, [[0, 1], [2], *[[index % 3] for index in range(22)]]
-    assert datasets.check_source(source, num_classes=3, channels=3) == []
-    assert datasets.count_classes(source) == 3
-    assert datasets.describe_source(source).startswith("24 images of 3 classes")
-    source.labels[1], source.labels[2] = [], [7, 0]
-    with pytest.raises(ValueError, match="2 labels are not from 0 to 2 .*1 0.jpg has -1, .*2 0.jpg has 7"):
-        datasets.check_source(source, num_classes=3, channels=3)
+    source.class_names, lists = None, [[0, 1], [2], *[[index % 3] for index in range(22)]]
+    source.labels = RaggedLists.of(lists)
+    assert source.check(num_classes=3, channels=3) == []
+    assert source.count_classes() == 3
+    assert source.summary().startswith("24 images of 3 classes")
+    lists[1], lists[2] = [], [7, 0]
+    source.labels = RaggedLists.of(lists)
+    with pytest.raises(ValueError, match="2 labels are not from 0 to 2 .*2 0.jpg has 7, .*1 0.jpg has none"):
+        source.check(num_classes=3, channels=3)
 
 
 def test_a_list_of_names_limits_the_train_split(image_folder, tmp_path, tiny_run):
@@ -255,10 +258,11 @@ def test_a_list_of_names_limits_the_train_split(image_folder, tmp_path, tiny_run
     (tmp_path / "subset.txt").write_text("\n".join(names) + "\n")
     opts = ["DATA.DATASET", "imagenet2012", "DATA.DATA_PATH", str(image_folder), "MODEL.NUM_CLASSES", 3]
     run = tiny_run("finetune", *opts, "DATA.TRAIN_LIST", str(tmp_path / "subset.txt"))
-    source = loaders.open_split(run.config, "train", True, run.log.say)
+    source = loaders.open_split(run, "train", "label")
     assert [Path(source.describe(index)).name for index in range(len(source))] == names
     assert source.labels.tolist() == [0, 1, 2]
-    assert len(loaders.open_split(run.config, "val", True, run.log.say)) == 12
+    assert len(loaders.open_split(run, "val", "label")) == 12
     (tmp_path / "subset.txt").write_text("0 0.jpg\nnowhere.jpg\n")
+    run.sources.clear()
     with pytest.raises(ValueError, match="DATA.TRAIN_LIST .*not one image of the train split each: nowhere.jpg"):
-        loaders.open_split(run.config, "train", True, run.log.say)
+        loaders.open_split(run, "train", "label")

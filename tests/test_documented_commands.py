@@ -28,7 +28,7 @@ ELSEWHERE = {
     "check_dataset": "test_datasets.py",
     "pack_dataset": "tools/test_pack_dataset.py",
     "sweep": "tools/test_sweep.py",
-    **dict.fromkeys(("caption_dataset", "train_tokenizer", "zeroshot"), "tools/test_zeroshot.py"),
+    **dict.fromkeys(("caption_dataset", "zeroshot"), "tools/test_zeroshot.py"),
 }
 
 

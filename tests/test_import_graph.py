@@ -126,7 +126,7 @@ def test_some_packages_are_never_imported():
 
 
 WITHOUT_PADDLE = ["errors", "program", "config", "strict_config", "storage", "port_weights"]
-READ_IN_WORKERS = ("augment", "builtin_sets", "fast_jpeg", "packed_images", "published_datasets")
+READ_IN_WORKERS = ("augment", "builtin_sets", "fast_jpeg", "file_images", "published_datasets")
 READ_IN_WORKERS += ("samplers", "sources", "workers")
 
 

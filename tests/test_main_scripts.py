@@ -293,7 +293,7 @@ def test_the_start_of_a_run_looks_at_the_data(start, image_folder, tmp_path, cap
     assert "val: 12 images of 3 classes, 4 to 4 each" in output
     shutil.copytree(image_folder, tmp_path / "photos")
     (tmp_path / "photos" / "val" / "cat" / "0 0.jpg").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="0 0.jpg: cannot be read as an image .*-opts DATA.BAD_IMAGES skip goes on"):
+    with pytest.raises(ValueError, match="0 0.jpg: cannot be read as an image .*-opts DATA.BAD_IMAGES skip continues"):
         start("finetune", "-dry_run", "-data_path", tmp_path / "photos")
     start("finetune", "-dry_run", "-data_path", tmp_path / "photos", opts=["DATA.BAD_IMAGES", "skip"])
     assert "0 0.jpg: cannot be read as an image" in capsys.readouterr().out

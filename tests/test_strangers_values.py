@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import datasets
 from config import get_config
 from errors import UserError, one_name
 from methods import contrastive_tuning, linearprobe
@@ -25,6 +24,7 @@ from tests.helpers.saved_runs import fit_pretrain
 from tools import knn, plots, report, sweep
 from training import loaders
 from training.log import RunLog
+from training.task import Run
 from zoo import __main__ as zoo_main
 from zoo import download
 
@@ -270,13 +270,13 @@ def test_a_line_break_in_a_name_forges_no_line_of_the_log(tmp_path, capsys):
     (folder / "y\nstep 8.png").write_bytes(b"no image")
     (tmp_path / "train" / "b\nempty").mkdir()
     config = get_config(None, ["DATA.DATASET", "folder", "DATA.DATA_PATH", str(tmp_path), "DATA.BAD_IMAGES", "skip"])
-    log = RunLog(None)
-    source = loaders.open_split(config, "train", "none", log.say)
-    log.say(f"warning: {source.describe(1)}")
+    run = Run(config, None, RunLog(None))
+    source = loaders.open_split(run, "train", "none")
+    run.log.say(f"warning: {source.describe(1)}")
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith(("warning: /", "train: ")) for line in lines), lines
     assert one_name("a\nb\tc\x1b") == "a\\nb\\tc\\x1b"
-    assert datasets.count_classes(source) == 2
+    assert source.count_classes() == 2
 
 
 def test_a_dollar_in_a_name_begins_no_formula():

@@ -71,7 +71,6 @@ RESULTS = {
     "tools/neighbours.py:main",
     "tools/pages.py:write_page",
     "tools/analyse.py:write_report",
-    "tools/train_tokenizer.py:train",
     "tools/export.py:export_paddle",
     "tools/export.py:export_onnx",
     "tools/export.py:_export",
@@ -93,12 +92,10 @@ RESULTS = {
     "storage/run_files.py:claim",
     "tools/caption_dataset.py:write",
     "tools/caption_dataset.py:main",
-    "tools/pack_shards.py:pack_lists",
-    "tools/pack_dataset.py:pack_split",
-    "tools/pack_dataset.py:_write_shard",
     "tools/pack_dataset.py:pack",
+    "pipeline/shard_writer.py:open_shard",
+    "pipeline/shard_writer.py:write_shards",
     "tools/pack_dataset.py:_begin",
-    "tools/pack_dataset.py:_pack_lists",
 }
 OWN_FOLDER = {"tools/quickstart.py:main"}  # output/quickstart, whose runs it makes again
 

@@ -14,7 +14,6 @@ runtime.prepare()
 import io
 import itertools
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,11 +25,11 @@ from arguments import Parser
 from config import DATASETS
 from errors import UserError
 from pipeline import prompts
+from pipeline.shard_writer import open_shard, write_sample
 from pipeline.sources import Source, describe_unreadable, read_image
 from program import terminal
 from storage import atomic
 from tools import inputs
-from tools.pack_shards import write_tar_member
 from training import cli
 
 _PER_SHARD = 2000
@@ -62,7 +61,7 @@ def write(source: Source, named: str, languages: list[str], out: Path, channels:
     waiting, number = iter(bar), 0
     while batch := list(itertools.islice(waiting, _PER_SHARD)):
         shard = out / "train" / f"{number:05d}.tar"
-        with atomic.replacing(shard) as path, tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with atomic.replacing(shard) as path, open_shard(path) as tar:
             for place, (index, caption, labels) in enumerate(batch):
                 try:
                     image = read_image(source, index, channels)
@@ -71,9 +70,7 @@ def write(source: Source, named: str, languages: list[str], out: Path, channels:
                 pixels = io.BytesIO()
                 image.save(pixels, "PNG")
                 name = f"{number * _PER_SHARD + place:08d}"
-                write_tar_member(tar, f"{name}.png", pixels.getvalue())
-                write_tar_member(tar, f"{name}.txt", caption.encode())
-                write_tar_member(tar, f"{name}.cls", ",".join(map(str, labels)).encode())
+                write_sample(tar, name, ".png", pixels.getvalue(), caption, labels)
         number += 1
     return total
 
@@ -92,8 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     own = None if args.names else source.class_names
     for language in args.languages:
         num_names = len(prompts.class_names_of(language, named, own))
-        if num_names != datasets.count_classes(source) or source.labels.min() < 0:
-            count = datasets.count_classes(source)
+        if num_names != source.count_classes() or source.labels.min() < 0:
+            count = source.count_classes()
             raise UserError(f"{source.origin}: has {count} classes, all images must have one, and {named} {num_names}")
     out = inputs.new_directory(args.out)
     if any(out.iterdir()):
@@ -103,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"wrote {total:,} samples to {out}; use it with -dataset webdataset -data_path {out}")
     texts = out / "captions.txt"
     texts.write_text("\n".join(caption for _, caption, _ in samples(source, named, args.languages, 0)) + "\n")
-    print(f"wrote {texts}, for python -m tools.train_tokenizer")
+    print(f"wrote {texts}, for a tokenizer, see docs/billion_scale.md")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,11 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
-
 import datasets
 from arguments import Parser
 from config import DATASETS
 from errors import UserError
 from pipeline import sources
-from pipeline.web_shards import WebShards
 from storage import atomic
 from tools import inputs
 from training import cli
@@ -46,16 +43,19 @@ def check_split(name: str, data_path: str, split: str, num_classes: int | None, 
     """
     report: dict = {"problems": [], "warnings": [], "undecodable": []}
     try:
-        source, has_labels = _open(name, data_path, split, num_classes or 10)
+        may_lack_labels = name in ("lists", "webdataset")
+        needs = "none" if may_lack_labels else "label"
+        source = datasets.open_source(name, data_path, split, num_classes=num_classes or 10, needs=needs)
+        has_labels = not may_lack_labels or source.has_labels
         if num_classes is None:
-            num_classes = datasets.count_classes(source) if has_labels else 0
+            num_classes = source.count_classes() if has_labels else 0
         report |= {"images": len(source), "classes": num_classes}
-        if isinstance(source.labels, np.ndarray):
-            counts = collections.Counter(source.labels.tolist())
+        if not may_lack_labels:
+            counts = collections.Counter(source.single_labels().tolist())
             least, most = min(counts.values(), default=0), max(counts.values(), default=0)
             report |= {"smallest_class": least, "largest_class": most}
         limit = max(1, num_classes) if has_labels else None
-        report["warnings"] = datasets.check_source(source, num_classes=limit, channels=channels, is_val=split == "val")
+        report["warnings"] = source.check(num_classes=limit, channels=channels, is_val=split == "val")
     except UserError as error:
         report["problems"].append(str(error))
         return report
@@ -71,16 +71,6 @@ def _is_wanted(name: str, root: Path, split: str) -> bool:
     if name == "webdataset":
         return (root / split).is_dir()
     return name != "lists" or any((root / f"{split}{end}").is_file() for end in (".tsv", ".jsonl", "_list.txt"))
-
-
-def _open(name: str, data_path: str, split: str, num_classes: int) -> tuple[sources.Source, bool]:
-    """Open a split, and tell whether it has labels; image-text sets need none."""
-    if name not in ("lists", "webdataset"):
-        return datasets.open_source(name, data_path, split, num_classes=num_classes), True
-    source = datasets.open_source(name, data_path, split, num_classes=num_classes, needs="none")
-    if isinstance(source, WebShards):
-        return source, source.index.largest_label >= 0
-    return source, len(source.labels.flat) > 0
 
 
 def main(argv: list[str] | None = None) -> int:

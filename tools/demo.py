@@ -33,6 +33,7 @@ from errors import UserError
 from methods import networks
 from pipeline import sources
 from pipeline.decoding import as_mode, decode
+from pipeline.file_images import FileImages
 from pipeline.transforms import eval_transform
 from tools import drawing, evaluate, inputs
 from tools.demo_zeroshot import ZeroShot, add_zero_shot
@@ -105,7 +106,7 @@ def _names(config) -> list[str]:
 
 def _read(config, photo: str) -> np.ndarray:
     """Read a photo as a batch [1, C, H, W]."""
-    source = sources.FileImages([Path(photo)], np.array([-1]), Path(photo).parent)
+    source = FileImages([Path(photo)], np.array([-1]), Path(photo).parent)
     try:
         image = sources.read_image(source, 0, config.DATA.IMAGE_CHANNELS, config.DATA.EXIF_TRANSPOSE)
         return eval_transform(config)(image, np.random.default_rng(0))[None]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-import datasets
 from arguments import Parser
 from config import get_config, image_size_hw, replaced
 from errors import UserError
@@ -70,10 +69,9 @@ def open_images(config, split: str, needs_labels: bool = True, num_classes: int 
     """
     config = config if num_classes is not None else replaced(config, "DATA.CLASS_NAMES", None)
     source = loaders.open_source(config, split, "label" if needs_labels else "none")
-    if not isinstance(source.labels, np.ndarray):  # several labels per image, which no tool reads
-        source.labels = np.full(len(source), -1, np.int64)
+    source.labels = source.single_labels(strict=False)  # no tool reads several labels per image
     options = {"channels": config.DATA.IMAGE_CHANNELS, "is_val": split == "val"}
-    for warning in datasets.check_source(source, num_classes=num_classes, **options):
+    for warning in source.check(num_classes=num_classes, **options):
         print(f"warning: {warning}")
     return source
 

@@ -15,9 +15,9 @@ runtime.prepare()
 
 import numpy as np
 
-import datasets
 from arguments import Parser
 from errors import UserError
+from pipeline.sources import find_listed
 from tools import feature_sets, inputs
 from training import cli
 
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         raise UserError("-shots and -splits must be at least 1")
     feature_sets.check_outputs(args)
     source = inputs.open_images(inputs.read_config(args), "train")
-    lists = [datasets.find_listed(source, path, "-list") for path in args.list]
+    lists = [find_listed(source, path, "-list") for path in args.list]
     for shots in [] if lists else args.shots:
         draw(source.labels, shots, args.seed)  # says at once if there are too few images
     train, val = feature_sets.split_features(args, "train", "val")

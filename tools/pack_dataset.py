@@ -1,4 +1,4 @@
-"""Pack a data set into few large files, resized, for fast reading.
+"""Pack a data set into few large files, resized, for fast reading: WebDataset shards.
 
     python -m tools.pack_dataset SRC DST [-dataset imagenet2012] [-size 256] [-quality 95]
     python -m tools.pack_dataset -verify DST
@@ -6,44 +6,37 @@
 SRC is a directory as `-data_path` takes it, DST a new one that takes its place in every recipe. Training photos whose
 shorter side has more than -size pixels are resized to that (bicubic), and stored as JPEG, or as PNG if they have an
 alpha channel; all other files are kept as they are, with -size 0 every one. Those of the val split are kept, too, so
-that evaluation gives the same numbers. The same command goes on where it was interrupted. An image that cannot be read
-is an error, or left out and listed with -skip_bad.
-Lists with captions or several labels (-dataset lists) become WebDataset shards, for -dataset webdataset.
+that evaluation gives the same numbers. Labels, captions and class names come along. The same command continues where it
+was interrupted. An image that cannot be read is an error, or left out and listed with -skip_bad.
 """
 
 import runtime
 
 runtime.prepare()
 
-import concurrent.futures
+import functools
 import hashlib
 import io
 import json
-import os
 import sys
-import tarfile
 from pathlib import Path
 
-import numpy as np
 from PIL import ExifTags, Image
-from tqdm import tqdm
 
 import datasets
 from arguments import Parser, user_path
 from config import DATASETS
 from errors import UserError, abridge
-from pipeline import packed_images
 from pipeline.decoding import as_mode, decode, suffix_of
 from pipeline.folders import class_folders
-from pipeline.image_lists import ListedImages, find_list, list_names
-from pipeline.sources import Source, describe_unreadable
-from pipeline.web_shards import WebShards
-from program import terminal
-from storage import manifest, run_files
-from tools import pack_shards
+from pipeline.image_lists import list_names
+from pipeline.shard_writer import write_shards
+from pipeline.sources import Source
+from pipeline.web_shards import PACK_FILE, PACK_VERSION, is_packed, read_pack
+from storage import atomic, manifest, run_files
 from training import cli
 
-_FIELDS = ("offset", "size", "label")
+_PLAN = "plan.json"
 
 
 def encode(source: Source, index: int, size: int, quality: int) -> tuple[str, bytes]:
@@ -81,157 +74,84 @@ def _orientation(image: Image.Image) -> int:
     return found if 1 <= found <= 8 else 1
 
 
-def pack_split(
-    source: Source, root: Path, split: str, *, size: int, quality: int, per_shard: int, skip_bad: bool
-) -> dict:
-    """Write the shards and the index of a split; shards of an interrupted call are kept.
+def pack(src: Path, dst: Path, args) -> None:
+    """Pack the train split and, where there is one, the val split, and print what was written.
 
-    Returns:
-        What packed.json says of it, and under "bad" the images that were left out.
-    """
-    shards, bad, parts = [], [], []
-    starts = range(0, len(source), per_shard)
-    with concurrent.futures.ThreadPoolExecutor(runtime.num_cores()) as pool:
-        for number, start in enumerate(tqdm(starts, f"{split} shards", disable=None, file=terminal(sys.stderr))):
-            shard = root / f"{split}-{number:05d}.tar"
-            done = shard.with_suffix(".npz")  # written last
-            if not done.is_file():
-                indices = range(start, min(start + per_shard, len(source)))
-                _write_shard(pool, source, indices, shard, size, quality, skip_bad)
-            with np.load(done, allow_pickle=False) as part:
-                parts.append({"shard": np.full(len(part["label"]), number), **{key: part[key] for key in _FIELDS}})
-                bad += part["bad"].tolist()
-                about = {"file": shard.name, "size": shard.stat().st_size, "sha256": str(part["sha256"])}
-                shards.append({**about, "images": len(part["label"])})
-    index = {key: np.concatenate([part[key] for part in parts]) for key in ("shard", *_FIELDS)}
-    np.savez(packed_images.index_file(root, split), **index)
-    return {"shards": shards, "class_names": source.class_names, "bad": bad}
-
-
-def _write_shard(pool, source, indices: range, shard: Path, size: int, quality: int, skip_bad: bool) -> None:
-    def encode_one(index: int) -> bytes | str:
-        try:
-            return encode(source, index, size, quality)[1]
-        except Exception as error:  # damaged files raise nearly anything
-            return describe_unreadable(source, index, error)
-
-    found = {key: [] for key in _FIELDS}
-    bad, temporary = [], shard.with_suffix(".tmp")
-    with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for index, data in zip(indices, pool.map(encode_one, indices), strict=True):
-            if isinstance(data, str):
-                if not skip_bad:
-                    raise UserError(f"{data}; -skip_bad leaves it out")
-                bad.append(data)
-                continue
-            member = tarfile.TarInfo(f"{index:09d}-{_safe_name(source.describe(index))}")
-            member.size = len(data)
-            found["offset"].append(tar.offset + packed_images.TAR_BLOCK_BYTES)
-            tar.addfile(member, io.BytesIO(data))
-            found["size"].append(len(data))
-            found["label"].append(int(source.labels[index]))
-    os.replace(temporary, shard)
-    sums = manifest.digests(shard, "sha256")
-    arrays = {key: np.array(values, np.int64) for key, values in found.items()}
-    done = shard.with_suffix(".npz")
-    np.savez(done.with_suffix(".tmp.npz"), **arrays, bad=np.array(bad, str), **sums)
-    os.replace(done.with_suffix(".tmp.npz"), done)
-
-
-def _safe_name(name: str) -> str:
-    """Return the end of a path in a form that fits into a tar header with the number before it."""
-    name = "".join(char if char.isalnum() or char in "._-" else "_" for char in name[-60:])
-    return name.encode("ascii", "replace").decode("ascii").replace("?", "_")
-
-
-def pack(
-    src: Path,
-    dst: Path,
-    *,
-    dataset: str,
-    size: int,
-    quality: int,
-    per_shard: int,
-    skip_bad: bool = False,
-    list_outside: bool = False,
-) -> dict:
-    """Pack the train split and, where there is one, the val split; returns the content of packed.json.
+    Args:
+        args: `dataset`, `size`, `quality`, `per_shard`, `skip_bad` and `list_outside` of the command line.
 
     Raises:
         UserError: if the source is not in order, or DST holds something else.
     """
-    sources = {}
-    for split in ("train", "val"):
-        if not _has_split(dataset, src, split):
-            continue
-        source = _open(dataset, src, split, list_outside)
-        if not source.is_encoded or isinstance(source, WebShards):
-            raise UserError(f"-dataset {dataset}, {src}: image files are packed, and this is something else")
-        _check(source)
-        sources[split] = source
-    plan = {"version": packed_images.VERSION, "size": size, "quality": quality, "images_per_shard": per_shard}
-    plan |= {"source": {split: _sum_of(source) for split, source in sources.items()}}
-    _begin(dst, plan)
-    splits = {}
+    sources = {split: _open(args, src, split) for split in ("train", "val") if _has_split(args.dataset, src, split)}
+    plan = {"version": PACK_VERSION, "size": args.size, "quality": args.quality, "images_per_shard": args.per_shard}
+    _begin(dst, plan | {"skip_bad": args.skip_bad, "source": {s: _sum_of(source) for s, source in sources.items()}})
+    left_out = {}
     for split, source in sources.items():
-        options = {"size": size if split == "train" else 0, "quality": quality, "per_shard": per_shard}
-        splits[split] = pack_split(source, dst, split, **options, skip_bad=skip_bad)
-    info = {**plan, "splits": splits}
-    temporary = dst / f"{packed_images.INFO_FILE}.tmp"
-    temporary.write_text(json.dumps(info, indent=1), encoding="utf-8")
-    os.replace(temporary, dst / packed_images.INFO_FILE)  # from now on it is a packed data set
-    for about in splits.values():
-        for shard in about["shards"]:
-            (dst / shard["file"]).with_suffix(".npz").unlink()
-    (dst / "plan.json").unlink()
-    return info
+        size = args.size if split == "train" else 0
+        encode_one = functools.partial(encode, source, size=size, quality=args.quality)
+        left_out[split] = bad = write_shards(source, dst / split, encode_one, args.per_shard, args.skip_bad)
+        if len(bad) == len(source):
+            raise UserError(f"{source.origin}: none of its images can be read")
+        manifest.write(dst / split)
+        shards = list((dst / split).glob("*.tar"))
+        mib = sum(shard.stat().st_size for shard in shards) / 2**20
+        print(f"{split}: {len(source) - len(bad):,} images, {mib:,.0f} MiB in {len(shards)} files")
+        if bad:
+            print(f"  left out {len(bad)}: {abridge(bad, 5, '; ')}")
+    info = plan | {"class_names": sources["train"].class_names, "left_out": left_out}
+    atomic.write_text(dst / PACK_FILE, json.dumps(info, indent=1))  # from now on it is a packed data set
+    (dst / _PLAN).unlink()
+    print(f"use it with -data_path {dst}, and -dataset webdataset or any other")
 
 
 def _has_split(dataset: str, src: Path, split: str) -> bool:
-    """Return True if a split is to be packed: every train split, and every val split that there is."""
-    if packed_images.is_packed(src):
-        return split in packed_images.read_info(src)["splits"]
-    is_plain = dataset in ("folder", "imagenet2012")
-    return split == "train" or not is_plain or (src / split).is_dir() or (src / f"{split}_list.txt").is_file()
+    """Return True if a split is to be packed: every train split, and every val split that is there."""
+    names = list_names(split) if dataset == "lists" else [split, f"{split}_list.txt"]
+    needs_look = dataset in ("folder", "imagenet2012", "lists", "webdataset") or is_packed(src)
+    return split == "train" or not needs_look or any((src / name).exists() for name in names)
 
 
-def _check(source: Source) -> None:
-    """Check what is packed, and print what is left out; raise UserError as `datasets.check_source`."""
-    for note in datasets.check_source(source, num_classes=None, channels=3):
+def _open(args, src: Path, split: str) -> Source:
+    """Open and check a split with its labels; a folder to pretrain on may have none."""
+    options = {"num_classes": 1, "list_outside": args.list_outside}
+    needs = "none" if args.dataset in ("lists", "webdataset") or is_packed(src) else "label"
+    has_list = (src / "train_list.txt").is_file()
+    is_folder = needs == "label" and args.dataset in ("folder", "imagenet2012") and not has_list and split == "train"
+    if is_folder:
+        everything = datasets.open_source(args.dataset, str(src), split, needs="none", **options)
+    if is_folder and not ((src / split).is_dir() and class_folders(src / split)):
+        source = everything
+    else:
+        source = datasets.open_source(args.dataset, str(src), split, needs=needs, **options)
+        if is_folder and len(source) < len(everything):
+            raise UserError(f"{src / split}: {len(everything) - len(source)} images are in no class folder; move them")
+    if not source.is_encoded:
+        raise UserError(f"-dataset {args.dataset}, {src}: image files are packed, and this is something else")
+    for note in source.check(num_classes=None, channels=3):
         print(f"warning: {note}")
-
-
-def _open(dataset: str, src: Path, split: str, list_outside: bool) -> Source:
-    """Open a split with its labels; a folder to pretrain on may have none."""
-    options = {"num_classes": 1, "list_outside": list_outside}
-    if split == "val" or (src / "train_list.txt").is_file():
-        return datasets.open_source(dataset, str(src), split, **options)
-    everything = datasets.open_source(dataset, str(src), split, needs="none", **options)
-    if not (src / split).is_dir() or not class_folders(src / split):
-        return everything
-    labelled = datasets.open_source(dataset, str(src), split, **options)
-    if 0 < len(labelled) < len(everything):
-        raise UserError(f"{src / split}: {len(everything) - len(labelled)} images are in no class folder; move them")
-    return labelled if len(labelled) else everything
+    return source
 
 
 def _sum_of(source: Source) -> str:
     """Return a sum of a source's list, so that an interrupted packing continues with the same list only."""
-    digest = hashlib.sha256(source.labels.tobytes())
+    digest = hashlib.sha256(source.label_lists().flat.tobytes())
     for index in range(len(source)):
         digest.update(source.describe(index).encode("utf-8", "surrogateescape") + b"\0")
+        if source.captions is not None:
+            digest.update(source.captions[index].encode() + b"\0")
     return digest.hexdigest()
 
 
 def _begin(dst: Path, plan: dict) -> None:
-    if packed_images.is_packed(dst):
+    if is_packed(dst):
         raise UserError(f"{dst}: is a packed data set already; choose another directory, or delete it")
     run_files.check_target(dst, "DST")
     try:
         dst.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{dst}: cannot be made a directory ({error.strerror})") from error
-    file, text = dst / "plan.json", json.dumps(plan, indent=1)
+    file, text = dst / _PLAN, json.dumps(plan, indent=1)
     if not file.exists() and any(dst.iterdir()):
         raise UserError(f"{dst}: is not empty; choose another directory")
     if file.exists() and file.read_bytes() != text.encode():
@@ -243,16 +163,10 @@ def _begin(dst: Path, plan: dict) -> None:
 
 def verify(dst: Path) -> list[str]:
     """Compare every shard with its sum; returns the problems."""
-    problems = []
-    try:
-        for split, about in packed_images.read_info(dst)["splits"].items():
-            packed_images.PackedImages(dst, split)
-            for shard in tqdm(about["shards"], f"{split} shards", disable=None, file=terminal(sys.stderr)):
-                if manifest.digests(dst / shard["file"], "sha256")["sha256"] != shard["sha256"]:
-                    problems.append(f"{dst / shard['file']}: its SHA-256 sum is another than when it was written")
-    except UserError as error:
-        problems.append(str(error))
-    return problems
+    read_pack(dst)
+    folders = [dst / split for split in ("train", "val") if (dst / split).is_dir()]
+    lacking = [f"{folder / manifest.NAME} is missing" for folder in folders if not (folder / manifest.NAME).is_file()]
+    return lacking + [damage for damage in map(manifest.find_damage, folders) if damage]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -282,46 +196,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{src}: no such directory")
     if any((src / split).resolve() in (dst.resolve(), *dst.resolve().parents) for split in ("train", "val")):
         raise UserError(f"{dst}: is in a split of the data set itself; choose another directory")
-    if args.dataset == "lists":
-        return _pack_lists(args, src, dst)
-    options = {"dataset": args.dataset, "size": args.size, "quality": args.quality, "per_shard": args.per_shard}
-    info = pack(src, dst, **options, skip_bad=args.skip_bad, list_outside=args.list_outside)
-    for split, about in info["splits"].items():
-        num_images = sum(shard["images"] for shard in about["shards"])
-        num_bytes = sum(shard["size"] for shard in about["shards"])
-        print(f"{split}: {num_images:,} images, {num_bytes / 2**20:,.0f} MiB in {len(about['shards'])} files")
-        if about["bad"]:
-            print(f"  left out {len(about['bad'])}: {abridge(about['bad'], 5, '; ')}")
-    print(f"use it with -data_path {dst}")
-    return 0
-
-
-def _pack_lists(args, src: Path, dst: Path) -> int:
-    """Pack the lists that there are, and return the exit code."""
-    find_list(src, "train")  # says what is missing before anything is made
-    sums = {file.name: manifest.digests(file, "sha256")["sha256"] for file in sorted(src.iterdir()) if file.is_file()}
-    plan = {"lists": sums, "size": args.size, "quality": args.quality, "images_per_shard": args.per_shard}
-    _begin(dst, plan | {"skip_bad": args.skip_bad})
-    for split in ("train", "val"):
-        if split == "val" and not any((src / name).is_file() for name in list_names(split)):
-            continue
-        source = ListedImages(find_list(src, split), "none", args.list_outside)
-        _check(source)
-        size = args.size if split == "train" else 0
-        done = pack_shards.pack_lists(
-            source,
-            dst / split,
-            lambda index, source=source, size=size: encode(source, index, size, args.quality),
-            args.per_shard,
-            args.skip_bad,
-        )
-        if not done["images"]:
-            raise UserError(f"{source.origin}: none of its images can be read")
-        print(f"{split}: {done['images']:,} images in {done['shards']} files")
-        if done["bad"]:
-            print(f"  left out {len(done['bad'])}: {abridge(done['bad'], 5, '; ')}")
-    (dst / "plan.json").unlink()
-    print(f"use it with -dataset webdataset -data_path {dst}")
+    pack(src, dst, args)
     return 0
 
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from arguments import user_path
 from errors import UserError, abridge
-from pipeline.folders import LeftOut, class_folders, find_images
-from pipeline.sources import FileImages
+from pipeline.file_images import FileImages
+from pipeline.folders import class_folders, find_images
+from pipeline.left_out import LeftOut
 
 BENCHMARKS = ("a", "r", "sketch", "v2", "c")
 # AlexNet's error for each corruption of ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261).
@@ -69,7 +70,7 @@ def open_variant(root: str | Path) -> FileImages:
         labels += [labels_of[name]] * len(found)
     if not paths:
         raise UserError(f"{folder}: no images found")
-    return FileImages(paths, np.array(labels, np.int64), folder, notes=left_out.notes(folder))
+    return FileImages(paths, np.array(labels, np.int64), folder, notes=left_out.notes(folder, "files or folders"))
 
 
 def _class_folder(root: Path) -> Path:

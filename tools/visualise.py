@@ -28,8 +28,8 @@ from arguments import Parser, finite
 from config import network_of
 from errors import UserError
 from methods import networks
-from pipeline import sources
 from pipeline.decoding import as_mode, open_file
+from pipeline.file_images import FileImages
 from pipeline.folders import find_images
 from storage import atomic
 from tools import inputs, pages
@@ -70,7 +70,7 @@ def named_images(config, paths: list[str], most: int) -> np.ndarray:
         files += find_images(path) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{', '.join(paths)}: no images found")
-    source = sources.FileImages(files, np.full(len(files), -1), Path(paths[0]))
+    source = FileImages(files, np.full(len(files), -1), Path(paths[0]))
     return load_images(config, source, range(min(most, len(files))))
 
 

@@ -21,7 +21,6 @@ import numpy as np
 import paddle
 from PIL import Image
 
-import datasets
 from arguments import Parser
 from clip import CLIP, load_clip
 from errors import UserError
@@ -69,7 +68,7 @@ def texts_of(args, config, source: Source, language: str) -> tuple[list[list[str
     else:
         own = None if args.names else source.class_names
         names = prompts.class_names_of(language, args.names or config.DATA.DATASET, own)
-    largest = datasets.count_classes(source)
+    largest = source.count_classes()
     if len(names) < largest:
         raise UserError(f"{len(names)} classes have names, and {source.origin} has labels up to {largest - 1}")
     return prompts.sentences(templates, names), names

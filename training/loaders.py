@@ -39,7 +39,7 @@ def build_train_loader(
         UserError: if the data set does not have it, or images cannot be read.
     """
     config = run.config
-    source = open_split(config, "train", target, run.log.say)
+    source = open_split(run, "train", target)
     if target == "caption" and source.captions is None:
         raise UserError(f"{source.origin}: has no captions, which MODEL.TYPE {config.MODEL.TYPE} needs")
     source = select(config, source)
@@ -103,7 +103,7 @@ def build_eval_loader(run: Run, config=None) -> loading.Loader:
         config: names the data set; None: the run's own.
     """
     config = config or run.config
-    source = open_split(config, "val", "label", run.log.say)
+    source = open_split(run, "val", "label", config)
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
     sampler = EvalSampler(len(source), batch_size, distributed.rank(), distributed.world_size())
     return build_loader(config, source, eval_transform(config), sampler, note_bad=run.bad_images.append)
@@ -154,15 +154,25 @@ def open_source(config, split: str, needs: str) -> sources.Source:
         class_names=config.DATA.CLASS_NAMES,
     )
     if split == "train" and config.DATA.TRAIN_LIST is not None:
-        return Subset(source, datasets.find_listed(source, config.DATA.TRAIN_LIST, "DATA.TRAIN_LIST"))
+        return Subset(source, sources.find_listed(source, config.DATA.TRAIN_LIST, "DATA.TRAIN_LIST"))
     return source
 
 
-def open_split(config, split: str, needs: str, say: Callable[[str], None]) -> sources.Source:
-    """Open and check one split, and decode a few of its images; `say` gets the lines for the user."""
-    source, channels = open_source(config, split, needs), config.DATA.IMAGE_CHANNELS
+def open_once(run: Run, split: str, needs: str, config=None) -> sources.Source:
+    """Return a split of the run's data set, or of that of another configuration; each is opened only once."""
+    config = config or run.config
+    key = (config.DATA.DATASET, config.DATA.DATA_PATH, split, needs)
+    if key not in run.sources:
+        run.sources[key] = open_source(config, split, needs)
+    return run.sources[key]
+
+
+def open_split(run: Run, split: str, needs: str, config=None) -> sources.Source:
+    """Open and check one split, and decode a few of its images; see `open_once`."""
+    source, config = open_once(run, split, needs, config), config or run.config
+    channels, say = config.DATA.IMAGE_CHANNELS, run.log.say
     num_classes = config.MODEL.NUM_CLASSES if needs in ("label", "labels") else None
-    for warning in datasets.check_source(source, num_classes=num_classes, channels=channels, is_val=split == "val"):
+    for warning in source.check(num_classes=num_classes, channels=channels, is_val=split == "val"):
         say(f"warning: {one_name(warning)}")
     problems = [sources.why_unreadable(source, index, channels) for index in _spread(len(source))]
     problems = [problem for problem in problems if problem]
@@ -170,7 +180,7 @@ def open_split(config, split: str, needs: str, say: Callable[[str], None]) -> so
         raise UserError(problems[0] + sources.SKIP_ADVICE)
     for problem in problems:
         say(f"warning: {problem}")
-    say(f"{split}: {datasets.describe_source(source)}")
+    say(f"{split}: {source.summary()}")
     return source
 
 

@@ -8,6 +8,7 @@ from paddle import Tensor, nn
 from paddle.optimizer import Optimizer
 
 from errors import escape_controls
+from pipeline.sources import Source
 from storage import atomic
 from storage.run_files import BAD_IMAGES_FILE
 from training import distributed
@@ -108,6 +109,7 @@ class Run:
         gpu_gib: memory of a GPU, of which the plan says whether it is enough; None: this was not asked.
         bad_images: notes on images that could not be read and were skipped by this rank, since the last report.
         num_bad_images: of all ranks, up to the last report.
+        sources: splits that have been opened, see `loaders.open_once`.
     """
 
     config: object
@@ -118,6 +120,7 @@ class Run:
     gpu_gib: float | None = None
     bad_images: list[str] = dataclasses.field(default_factory=list)
     num_bad_images: int = 0
+    sources: dict[tuple, Source] = dataclasses.field(default_factory=dict)
 
     def report_bad_images(self) -> None:
         """Count skipped images in the log, and list them in the run directory; all ranks must call it."""

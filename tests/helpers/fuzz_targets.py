@@ -52,7 +52,7 @@ class Targets:
         (self.root / "train_list.txt").write_bytes(data)
         with contextlib.suppress(UserError):
             source = datasets.open_source("imagenet2012", str(self.root), "train", num_classes=10)
-            datasets.check_source(source, num_classes=10, channels=3)
+            source.check(num_classes=10, channels=3)
 
     def read_config(self, data: bytes) -> None:
         """Read a YAML file, or KEY VALUE words if the first byte is odd."""

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from tools.train_tokenizer import train
+import sentencepiece
+
+from pipeline.captions import TRAINER_OPTIONS
 
 # ruff: noqa: RUF001
 
@@ -44,5 +46,11 @@ SENTENCES = [
 
 def make_tokenizer(path: Path, vocab_size: int = 420) -> Path:
     """Write a tokenizer that knows these sentences."""
-    train(SENTENCES * 4, path, vocab_size)
+    path = Path(path)
+    texts = path.with_suffix(".txt")
+    texts.write_text("\n".join(SENTENCES * 4), encoding="utf-8")
+    files = {"input": str(texts), "model_prefix": str(path.with_suffix(""))}
+    sentencepiece.SentencePieceTrainer.train(**files, vocab_size=vocab_size, minloglevel=2, **TRAINER_OPTIONS)
+    texts.unlink()
+    path.with_suffix(".vocab").unlink()
     return path

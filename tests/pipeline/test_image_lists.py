@@ -33,8 +33,8 @@ def test_captions(tmp_path):
     needed = open_lists(tmp_path, "caption")
     assert (len(needed), needed.left_out) == (3, 1)
     assert needed.describe(2) == str(tmp_path / "3.png")
-    assert "1 images without a caption are left out" in datasets.check_source(needed, num_classes=None, channels=3)[0]
-    assert datasets.describe_source(needed) == "3 images with captions"
+    assert "1 images without a caption are left out" in needed.check(num_classes=None, channels=3)[0]
+    assert needed.summary() == "3 images with captions"
 
 
 def test_labels(tmp_path):
@@ -43,10 +43,10 @@ def test_labels(tmp_path):
     assert [source.labels[index] for index in range(3)] == [[3, 1], [4], [0, 9, 2]]
     assert source.left_out == 1
     assert source.captions is None
-    assert datasets.count_classes(source) == 10
-    datasets.check_source(source, num_classes=10, channels=3)
+    assert source.count_classes() == 10
+    source.check(num_classes=10, channels=3)
     with pytest.raises(UserError, match=r"3.png has 9"):
-        datasets.check_source(source, num_classes=9, channels=3)
+        source.check(num_classes=9, channels=3)
 
 
 def test_json_lines(tmp_path):
@@ -70,15 +70,15 @@ def test_json_lines(tmp_path):
         ("train.tsv", b"0.png\tok\n1.png\t\xff\xfe\n", "line 2: is not UTF-8"),
         ("train.tsv", "../0.png\ttext\n", "is outside"),
         ("train.tsv", "/etc/passwd\ttext\n", "is outside"),
-        ("train.tsv", "\ttext\n", "is no path"),
+        ("train.tsv", "\ttext\n", "is not a path"),
         ("train.tsv", "0.png\t\n", "none of its 1 images has captions"),
-        ("train_list.txt", "0.png one\n", "expected 'path label,label'"),
-        ("train_list.txt", "0.png 1,,2\n", "are no labels"),
-        ("train.jsonl", "{\n", "is no JSON"),
-        ("train.jsonl", "[]\n", "expected"),
-        ("train.jsonl", '{"image": "0.png", "labels": ["a"]}\n', "labels must be whole numbers"),
-        ("train.jsonl", '{"image": "0.png", "labels": [-1]}\n', "labels must be whole numbers"),
-        ("train.jsonl", '{"image": "0.png", "caption": 3}\n', "is no text"),
+        ("train_list.txt", "0.png one\n", "expected 'path label' or 'path label,label'"),
+        ("train_list.txt", "0.png 1,,2\n", "are not labels"),
+        ("train.jsonl", "{\n", "is not JSON"),
+        ("train.jsonl", "[]\n", "is not a JSON object"),
+        ("train.jsonl", '{"image": "0.png", "labels": ["a"]}\n', "labels must be integers"),
+        ("train.jsonl", '{"image": "0.png", "labels": [-1]}\n', "labels must be integers"),
+        ("train.jsonl", '{"image": "0.png", "caption": 3}\n', "is not a text"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, name, text, words):
@@ -99,4 +99,4 @@ def test_missing_and_doubled_lists(tmp_path):
     (tmp_path / "train.jsonl").unlink()
     (tmp_path / "0.png").unlink()
     with pytest.raises(UserError, match="missing"):
-        datasets.check_source(open_lists(tmp_path), num_classes=None, channels=3)
+        open_lists(tmp_path).check(num_classes=None, channels=3)

@@ -10,10 +10,10 @@ from PIL import Image
 
 import datasets
 from errors import UserError
-from pipeline import fast_jpeg
+from pipeline import fast_jpeg, shard_writer
 from pipeline.decoding import as_mode, decode
 from pipeline.web_shards import WebShards
-from tools import pack_dataset, pack_shards, visualise
+from tools import pack_dataset, visualise
 
 pytestmark = pytest.mark.quick
 RNG = np.random.default_rng(0)
@@ -153,20 +153,20 @@ def test_a_list_that_is_packed_in_two_goes_keeps_its_notes(tmp_path, capsys, mon
         (tmp_path / f"{name}.png").write_bytes(PICTURES["rgb.png"])
     (tmp_path / "train_list.txt").write_text("bad.png 0\na.png 0\nb.png 1\n")
     arguments = [str(tmp_path), str(tmp_path / "out"), "-dataset", "lists", "-skip_bad", "-per_shard", "1"]
-    write_sample, count = pack_shards._write_sample, iter(range(9))
+    write_sample, count = shard_writer.write_sample, iter(range(9))
 
     def interrupted(*given):
         if next(count) == 1:
             raise KeyboardInterrupt
         write_sample(*given)
 
-    monkeypatch.setattr(pack_shards, "_write_sample", interrupted)
+    monkeypatch.setattr(shard_writer, "write_sample", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pack_dataset.main(arguments)
-    monkeypatch.setattr(pack_shards, "_write_sample", write_sample)
+    monkeypatch.setattr(shard_writer, "write_sample", write_sample)
     assert pack_dataset.main(arguments) == 0
     out = capsys.readouterr().out
-    assert "train: 2 images in 3 files" in out
+    assert "train: 2 images, 0 MiB in 3 files" in out
     assert "left out 1: " in out
     assert not list((tmp_path / "out" / "train").glob("*.left_out"))
 

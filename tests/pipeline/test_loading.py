@@ -13,6 +13,7 @@ from config import get_config
 from errors import UserError
 from methods import dispatch
 from pipeline import augment, decoding, loading, sources, transforms
+from pipeline.labels import stack_labels
 from pipeline.samplers import EvalSampler, TrainSampler
 from runtime import ROOT
 from tools import check_dataset
@@ -181,7 +182,7 @@ def test_damaged_images_follow_the_policy(damaged_folder, workers):
     assert len(notes) == len(bad)  # each once
     evaluation = loading.Loader(source, resize, EvalSampler(240, 16), **options)
     assert sum(len(batch) for batch in evaluation) == sum(readable)  # left out
-    with pytest.raises(UserError, match="cannot be read as an image .*-opts DATA.BAD_IMAGES skip goes on without it"):
+    with pytest.raises(UserError, match="cannot be read as an image .*-opts DATA.BAD_IMAGES skip continues without it"):
         list(loading.Loader(source, resize, EvalSampler(240, 16), num_workers=workers))
 
 
@@ -293,4 +294,4 @@ def test_several_labels_and_captions_are_handed_on(image_folder):
     (batch,) = loading.Loader(source, plain, EvalSampler(24, 24), with_captions=True)
     assert batch.captions[5] == "picture 5"
     assert batch.labels[:4].tolist() == [[-1, -1], [1, -1], [2, 2], [-1, -1]]
-    assert loading.stack_labels([[], []]).tolist() == [[-1], [-1]]
+    assert stack_labels([[], []]).tolist() == [[-1], [-1]]

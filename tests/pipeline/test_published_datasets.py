@@ -136,7 +136,7 @@ def test_published_layouts(tmp_path, name, make):
     for split, pairs in expected.items():
         source = datasets.open_source(name, str(tmp_path), split, num_classes=0)
         assert [(path.stem, label) for path, label in zip(source.paths, source.labels.tolist(), strict=True)] == pairs
-        assert datasets.check_source(source, num_classes=None, channels=3) == []
+        assert source.check(num_classes=None, channels=3) == []
         source.image(0)
 
 
@@ -174,7 +174,7 @@ def complaint(name, root, split):
     """Return the error of opening a split, or the directory if there is none."""
     try:
         source = datasets.open_source(name, str(root), split, num_classes=0)
-        datasets.check_source(source, num_classes=None, channels=3)
+        source.check(num_classes=None, channels=3)
     except UserError as error:
         return str(error)
     return str(root)
@@ -204,7 +204,7 @@ def test_the_number_of_classes_follows_the_data(tiny_run, tmp_path):
     labels = published_datasets.READERS["aircraft"](tmp_path / "aircraft", "val")
     labels.class_names, labels.labels = None, np.array([-1])
     with pytest.raises(UserError, match="has no labels"):
-        datasets.count_classes(labels)
+        labels.count_classes()
 
 
 def test_a_model_needs_a_number(tiny_config):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from errors import UserError
-from methods import image_features, weak_labels
+from methods import weak_labels
 from pipeline import loading
 from pipeline.builtin_sets import open_digits
 from pipeline.samplers import EvalSampler, TrainSampler
-from pipeline.sources import ArrayImages, Subset
+from pipeline.sources import ArrayImages, LabelsOnly, Subset
 from pipeline.transforms import crop_and_flip, train_transform
 from pipeline.web_shards import WebShards
 from tests.pipeline.test_left_out import photo, write_tar
@@ -61,7 +61,7 @@ def test_subsets_of_files_keep_files_captions_and_notes(shards):
 
 
 def test_images_with_cached_features_keep_the_order_of_shards(shards):
-    wrapped = image_features.WithoutImages(shards)
+    wrapped = LabelsOnly(shards)
     assert not wrapped.is_encoded
     sampler = TrainSampler(len(wrapped), 4, order=wrapped.order)
     shuffled = TrainSampler(len(shards), 4, order=shards.order)

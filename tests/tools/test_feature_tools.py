@@ -15,10 +15,10 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
-import datasets
 from errors import UserError
 from methods import dispatch, networks
-from pipeline.sources import FileImages
+from pipeline.file_images import FileImages
+from pipeline.sources import find_listed
 from tools import cluster, features, inputs, knn, lowshot
 
 pytestmark = pytest.mark.quick
@@ -151,10 +151,10 @@ def test_names_of_a_list_that_several_images_have(tmp_path):
     images = [Path(name) for name in ("a/1.jpg", "b/1.jpg", "b/2.jpg")]
     source = FileImages(images, np.zeros(3, np.int64), tmp_path)
     (tmp_path / "list.txt").write_text("b/1.jpg\n2.jpg\n")
-    assert datasets.find_listed(source, str(tmp_path / "list.txt"), "-list").tolist() == [1, 2]
+    assert find_listed(source, str(tmp_path / "list.txt"), "-list").tolist() == [1, 2]
     (tmp_path / "list.txt").write_text("1.jpg\n")
     with pytest.raises(UserError, match=r"1\.jpg"):
-        datasets.find_listed(source, str(tmp_path / "list.txt"), "-list")
+        find_listed(source, str(tmp_path / "list.txt"), "-list")
 
 
 def damaged_copy(image_folder, root, count):
@@ -198,9 +198,9 @@ def test_labels_are_kept_and_needed(tiny_run, image_folder, tmp_path):
     features.main([*flags, "-split", "train", "-layers", "1", "-out", str(tmp_path / "out")])
     assert not (tmp_path / "out" / "features.npy").exists()
     for split in ("train", "val"):
-        (tmp_path / f"{split}_list.txt").write_text(f"{image_folder}/{split}/cat/0 0.jpg -1\n")
-    flags = [str(run.directory), "-dataset", "imagenet2012", "-data_path", str(tmp_path), "-k", "1"]
-    with pytest.raises(UserError, match="has images without labels"):
+        (tmp_path / f"{split}_list.txt").write_text(f"{image_folder}/{split}/cat/0 0.jpg\n")
+    flags = [str(run.directory), "-dataset", "lists", "-data_path", str(tmp_path), "-k", "1"]
+    with pytest.raises(UserError, match="none of its 1 images has labels"):
         knn.main([*flags, "-opts", "DATA.LIST_OUTSIDE", "True"])
 
 

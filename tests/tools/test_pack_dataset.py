@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,17 +39,10 @@ def test_packed_images_are_those_of_the_source(image_folder, packed):
     source = datasets.open_source("imagenet2012", str(image_folder), "train", num_classes=3)
     target = open_packed(packed)
     assert np.array_equal(target.labels, source.labels)
-    assert sorted(path.name for path in packed.iterdir()) == [
-        "packed.json",
-        "train-00000.tar",
-        "train-00001.tar",
-        "train-00002.tar",
-        "train-00003.tar",
-        "train-index.npz",
-        "val-00000.tar",
-        "val-00001.tar",
-        "val-index.npz",
-    ]
+    names = [path.relative_to(packed).as_posix() for path in packed.rglob("*") if ".shard-index" not in path.parts]
+    shards = [f"train/0000{n}.tar" for n in range(4)] + ["val/00000.tar", "val/00001.tar"]
+    others = ["packed.json", "train", "val", "train/manifest.json", "val/manifest.json"]
+    assert sorted(names) == sorted([*shards, *others])
     for index in range(24):
         image = source.image(index)
         scale = 16 / min(image.size)
@@ -56,37 +50,53 @@ def test_packed_images_are_those_of_the_source(image_folder, packed):
         packed_image = target.image(index)
         assert packed_image.size == wanted.size
         assert np.abs(np.asarray(packed_image, float) - np.asarray(wanted, float)).mean() < 4  # JPEG once more
-        assert source.describe(index)[-7:].replace(" ", "_") in target.describe(index)
+        assert Path(source.describe(index)).stem.replace(" ", "_") in target.describe(index)
     val, packed_val = (
         datasets.open_source("imagenet2012", str(r), "val", num_classes=3) for r in (image_folder, packed)
     )
     assert all(val.read(index) == packed_val.read(index) for index in range(12)), "to the byte"
+    assert target.notes == packed_val.notes == []
     assert pack_dataset.main(["-verify", str(packed)]) == 0
+
+
+@pytest.mark.quick
+def test_class_names_come_along(image_folder, tmp_path):
+    for split in ("train", "val"):
+        shutil.copytree(image_folder / split, tmp_path / "photos" / split)
+    assert pack(tmp_path / "photos", tmp_path / "set") == 0
+    source = open_packed(tmp_path / "set")
+    assert source.class_names == ["cat", "dog", "red fox"]
+    assert source.summary() == "24 images of 3 classes, 8 to 8 each in 4 shards"
+    assert source.check(num_classes=3, channels=3) == []
+    other = datasets.open_source(
+        "folder", str(tmp_path / "set"), "val", num_classes=3, class_names=["red fox", "cat", "dog"]
+    )
+    assert other.labels.tolist() == [1] * 4 + [2] * 4 + [0] * 4
 
 
 @pytest.mark.quick
 def test_packing_goes_on_where_it_was_interrupted(image_folder, packed, tmp_path, monkeypatch):
     encode, count = pack_dataset.encode, 0
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         nonlocal count
         count += 1
         if count > 10:
             raise KeyboardInterrupt
-        return encode(*arguments)
+        return encode(*arguments, **options)
 
     monkeypatch.setattr(pack_dataset, "encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pack(image_folder, tmp_path / "set")
-    with pytest.raises(UserError, match="no such directory|-data_path|expected train"):
-        open_packed(tmp_path / "set")
-    first = (tmp_path / "set" / "train-00000.tar").stat().st_mtime_ns
+    with pytest.raises(UserError, match="no images found"):
+        open_packed(tmp_path / "set").check(num_classes=3, channels=3)
+    first = (tmp_path / "set" / "train" / "00000.tar").stat().st_mtime_ns
     monkeypatch.setattr(pack_dataset, "encode", encode)
     with pytest.raises(UserError, match="was begun with other settings"):
         pack(image_folder, tmp_path / "set", "-quality", "90")
     pack(image_folder, tmp_path / "set")
-    assert (tmp_path / "set" / "train-00000.tar").stat().st_mtime_ns == first
-    for name in ("train-00000.tar", "train-00003.tar", "val-00001.tar"):
+    assert (tmp_path / "set" / "train" / "00000.tar").stat().st_mtime_ns == first
+    for name in ("train/00000.tar", "train/00003.tar", "val/00001.tar"):
         assert (tmp_path / "set" / name).read_bytes() == (packed / name).read_bytes()
     with pytest.raises(UserError, match="is a packed data set already"):
         pack(image_folder, tmp_path / "set")
@@ -95,20 +105,29 @@ def test_packing_goes_on_where_it_was_interrupted(image_folder, packed, tmp_path
 @pytest.mark.quick
 def test_damage_is_noticed(packed, tmp_path, capsys):
     shutil.copytree(packed, tmp_path / "set")
-    shard = tmp_path / "set" / "train-00001.tar"
+    shard = tmp_path / "set" / "train" / "00001.tar"
     content = bytearray(shard.read_bytes())
     content[700] ^= 1
     shard.write_bytes(content)
     assert pack_dataset.main(["-verify", str(tmp_path / "set")]) == 1
-    assert "train-00001.tar: its SHA-256 sum is another" in capsys.readouterr().out
-    shard.write_bytes(content[:-1])
-    with pytest.raises(UserError, match="train-00001.tar: missing or cut"):
+    assert "00001.tar is damaged: its SHA-256 sum is another" in capsys.readouterr().out
+    shard.write_bytes(content[:3000])
+    assert pack_dataset.main(["-verify", str(tmp_path / "set")]) == 1
+    (tmp_path / "set" / "train" / "manifest.json").unlink()
+    assert pack_dataset.main(["-verify", str(tmp_path / "set")]) == 1
+    with pytest.raises(UserError, match=r"00001.tar: damaged"):
         open_packed(tmp_path / "set")
-    (tmp_path / "set" / "train-index.npz").write_bytes(b"no index")
-    with pytest.raises(UserError, match="damaged"):
-        open_packed(tmp_path / "set")
-    with pytest.raises(UserError, match="holds train, val only, no test split"):
-        open_packed(packed, "test")
+    (tmp_path / "set" / "packed.json").write_text('{"version": 2, "class_names": 3}')
+    with pytest.raises(UserError, match="its class_names are not a list of names"):
+        open_packed(tmp_path / "set", "val")
+
+
+@pytest.mark.quick
+def test_a_pack_of_the_old_format_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "packed.json").write_text('{"version": 1, "splits": {}}')
+    for call in (lambda: open_packed(tmp_path), lambda: pack_dataset.main(["-verify", str(tmp_path)])):
+        with pytest.raises(UserError, match="older format.*python -m tools.pack_dataset SRC NEW"):
+            call()
 
 
 @pytest.mark.quick
@@ -117,20 +136,20 @@ def test_what_cannot_be_read_is_named_or_left_out(image_folder, tmp_path, capsys
     (tmp_path / "photos" / "train" / "dog" / "3 1.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match="3 1.jpg: cannot be read as an image .*-skip_bad leaves it out"):
         pack(tmp_path / "photos", tmp_path / "set")
-    assert pack(tmp_path / "photos", tmp_path / "set", "-skip_bad") == 0
+    assert pack(tmp_path / "photos", tmp_path / "other", "-skip_bad") == 0
     assert "left out 1: " in capsys.readouterr().out
-    assert len(open_packed(tmp_path / "set")) == 23
-    info = json.loads((tmp_path / "set" / "packed.json").read_text())
-    assert "3 1.jpg" in info["splits"]["train"]["bad"][0]
+    assert len(open_packed(tmp_path / "other")) == 23
+    info = json.loads((tmp_path / "other" / "packed.json").read_text())
+    assert "3 1.jpg" in info["left_out"]["train"][0]
 
 
 @pytest.mark.quick
 def test_a_lost_shard_is_named_like_any_bad_image(packed, tmp_path):
     shutil.copytree(packed, tmp_path / "set")
     source = open_packed(tmp_path / "set")
-    (tmp_path / "set" / "train-00000.tar").unlink()
+    (tmp_path / "set" / "train" / "00000.tar").unlink()
     transform = dispatch.train_transform(get_config(ROOT / "configs/vit_micro_patch4_32_pretrain.yaml"))
-    with pytest.raises(UserError, match="train-00000.tar:image 0: cannot be read as an image .FileNotFoundError"):
+    with pytest.raises(UserError, match="00000.tar: image 0: cannot be read as an image"):
         next(iter(loading.Loader(source, transform, EvalSampler(24, 1))))
 
 
@@ -141,7 +160,9 @@ def test_a_folder_without_classes_is_packed_and_no_image_is_lost(image_folder, t
     for index, path in enumerate((image_folder / "train" / "dog").iterdir()):
         shutil.copy(path, flat / f"{index}.jpg")
     assert pack(tmp_path / "flat", tmp_path / "set", "-dataset", "folder") == 0
-    assert set(open_packed(tmp_path / "set").labels) == {-1}
+    source = datasets.open_source("folder", str(tmp_path / "set"), "train", num_classes=1, needs="none")
+    assert len(source) == 8
+    assert not source.has_labels
     (flat / "a class").mkdir()
     (flat / "0.jpg").rename(flat / "a class" / "0.jpg")
     with pytest.raises(UserError, match="7 images are in no class folder"):

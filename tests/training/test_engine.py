@@ -44,7 +44,7 @@ def test_accumulated_finetuning_with_clipping_is_the_large_batch(tiny_run):
     results = []
     for batch, accum in ((8, 1), (2, 4)):
         run = tiny_run("finetune", *options, "DATA.BATCH_SIZE", batch, "TRAIN.ACCUM_ITER", accum)
-        source = loaders.open_split(run.config, "train", True, run.log.say)
+        source = loaders.open_split(run, "train", "label")
         source.images, source.labels = source.images[:21], source.labels[:21]
         sampler = TrainSampler(21, batch, accum)
         loader = loading.Loader(source, transforms.eval_transform(run.config), sampler)
@@ -153,7 +153,7 @@ def test_zero_epochs_save_the_initial_weights(tiny_run):
 def test_evaluation_is_exact_over_ragged_batches(tiny_run, num_classes):
     run = tiny_run("finetune", "MODEL.NUM_CLASSES", num_classes)
     task = dispatch.build_task(run)
-    source = loaders.open_split(run.config, "val", True, run.log.say)
+    source = loaders.open_split(run, "val", "label")
     source.images, source.labels = source.images[:11], source.labels[:11]
     results = [
         engine.evaluate(task, loading.Loader(source, transforms.eval_transform(run.config), EvalSampler(11, size)), run)
@@ -322,7 +322,7 @@ def test_a_run_goes_on_with_other_images_per_update_and_sees_each_once(tiny_run,
         fields = {"directory": directory} if directory else {}
         run = tiny_run("pretrain", *options, resume_from=resume_from, **fields)
         run.log = RunLog(run.directory)
-        source = loaders.open_split(run.config, "train", True, print)
+        source = loaders.open_split(run, "train", "label")
         source.images, source.labels = source.images[:21], source.labels[:21]
         loader = loading.Loader(source, transforms.eval_transform(run.config), TrainSampler(21, batch))
         task = stop_at(dispatch.build_task(run), updates)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.quick
 
 def make_training(run, num_images, batch, accum=1):
     """Return the loop of a run over the first images of its data set."""
-    source = loaders.open_split(run.config, "train", True, run.log.say)
+    source = loaders.open_split(run, "train", "label")
     source.images, source.labels = source.images[:num_images], source.labels[:num_images]
     loader = loading.Loader(source, transforms.eval_transform(run.config), TrainSampler(num_images, batch, accum))
     task = dispatch.build_task(run)

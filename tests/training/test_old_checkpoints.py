@@ -16,7 +16,6 @@ from methods import networks
 from runtime import ROOT
 from storage.json_files import read_records
 from tests import traces
-from tests.helpers.sentences import make_tokenizer
 
 RUNS = ROOT / "tests" / "golden" / "checkpoints"
 MAINS = {
@@ -48,7 +47,7 @@ def test_an_old_run_goes_on_as_it_would_have(runs, mode, tmp_path):
     flags = []
     if mode == "image_text":
         traces.make_data(tmp_path)
-        flags = ["-opts", "LIT.TOKENIZER", str(tmp_path / "tokenizer.model")]
+        flags = ["-opts", "LIT.TOKENIZER", str(runs / mode / "tokenizer.model")]
         flags += ["DATA.DATA_PATH", str(tmp_path / "captions")]
     MAINS[mode](["-resume", str(runs / mode), *flags])
     found, expected = (numbers(read_records(runs / mode / f"{name}.jsonl")) for name in ("log", "undisturbed"))
@@ -82,7 +81,6 @@ def test_the_encoder_of_an_old_run_is_read(runs, mode):
     assert encoder.cls_token.shape[-1] == config.MODEL.ENCODER.EMBED_DIM
 
 
-def test_an_old_clip_model_is_read(runs, tmp_path):
-    tokenizer = make_tokenizer(tmp_path / "tokenizer.model")
-    clip = load_clip(runs / "image_text" / "step-00000002", tokenizer)
+def test_an_old_clip_model_is_read(runs):
+    clip = load_clip(runs / "image_text" / "step-00000002", runs / "image_text" / "tokenizer.model")
     assert clip.encode_texts(["a cat"]).shape == [1, 12]
