@@ -16,8 +16,8 @@ from errors import UserError, abridge
 from layers.pos_embed import resize_table, square_grid
 from layers.relative_position import num_rows, resize_bias_table
 from storage import manifest, weight_files
-from storage.architecture import count_layers, of_network
-from storage.clip_architecture import IMAGE_PREFIX, TEXT_PREFIX, ClipArchitecture, TextArchitecture
+from storage.architecture import Architecture, count_layers, options
+from storage.clip_architecture import IMAGE_PREFIX, TEXT_PREFIX, ClipArchitecture
 from storage.run_files import CONFIG_FILE, EMA_FILE, MODEL_FILE
 from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
 from strict_config import read_yaml
@@ -26,19 +26,17 @@ from strict_config import read_yaml
 DECODER_NAMES = ("mask_token", "decoder_position_embedding", "decoder.*", "decoder_pred.*", "linear_projection.*")
 # And what an encoder alone does not hold, either.
 NAMES_BESIDE_ENCODER = (*DECODER_NAMES, "classifier.*", "distill_norm.*", "distill_classifier.*")
-# What a classifier may have and a pretrained encoder has not: position biases, layer scales, a teacher's head.
-ADDED_TO_FINETUNE = ("*position_bias.table", "*.gamma_1", "*.gamma_2", "distill_norm.*", "distill_classifier.*")
+# Patterns of the tensors that a setting adds to a model, or takes away, and its key.
+_SETTINGS = tuple((pattern, field.metadata["key"]) for field in options() for pattern in field.metadata["adds"])
+# What a classifier may have and a pretrained encoder does not: position biases, layer scales, a teacher's head.
+ADDED_TO_FINETUNE = tuple(
+    pattern
+    for field in options()
+    for pattern in field.metadata["adds"]
+    if field.metadata["only"] == "classifier" and field.name != "global_pool"
+)
 # Paddle 2.2 saved the probe's batch norm with an affine part, which is not used.
 UNUSED_PROBE_NORM = ("classifier.0.weight", "classifier.0.bias")
-# Settings that add tensors to a model, or take them away, by patterns of their names.
-_SETTINGS = (
-    ("*position_bias.table", "MODEL.ENCODER.RELATIVE_POSITION_BIAS"),
-    ("*.gamma_[12]", "MODEL.ENCODER.LAYER_SCALE"),
-    ("*.attn.qkv.bias", "MODEL.QKV_BIAS"),
-    ("distill_*", "MODEL.DISTILL_HEAD"),
-    ("encoder.norm.*", "MODEL.GLOBAL_POOL"),
-    ("encoder_norm.*", "MODEL.GLOBAL_POOL"),
-)
 _PATCHES = "patch_embedding.patch_embedding.weight"
 _POSITION_TABLES = ("encoder_position_embedding", "decoder_position_embedding")
 
@@ -79,7 +77,7 @@ def load_weights(
     """Copy weights from a file into a model, and account for every tensor.
 
     Args:
-        model: position tables are interpolated to its grid (`model.patch_embedding.grid_hw`).
+        model: says what it is by its `architecture`; position tables are interpolated to its grid.
         path: flat `.pdparams`, PaddleViT's `{'model': ...}`, `.safetensors`, or a checkpoint or run directory
             of ours; the suffix may be left out.
         allow_missing: patterns (`classifier.*`) of names that may keep their initial values.
@@ -160,9 +158,9 @@ def _open(path: str | Path) -> weight_files.WeightFile:
 def _tower_for(model: nn.Layer, file: weight_files.WeightFile) -> weight_files.WeightFile:
     """Return the tower of a CLIP model's file that an image encoder or a text tower can be filled from."""
     clip = file.clip_architecture
-    if clip is None or hasattr(model, "vision_encoder"):
+    if clip is None or isinstance(model.architecture, ClipArchitecture):
         return file
-    is_image = hasattr(model, "patch_embedding")
+    is_image = isinstance(model.architecture, Architecture)
     prefix, architecture = (IMAGE_PREFIX, clip.image) if is_image else (TEXT_PREFIX, clip.text)
     inside = {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
     return dataclasses.replace(file, tensors=inside, metadata={architecture.KEY: architecture.to_dict()})
@@ -192,7 +190,7 @@ def _resize_position_tables(weights: dict, own: dict, model: nn.Layer, source_gr
     for name in _POSITION_TABLES:
         if name not in weights or name not in own:
             continue
-        table, grid_hw = weights[name], model.patch_embedding.grid_hw
+        table, grid_hw = weights[name], model.architecture.grid_hw
         if len(table.shape) != 3 or table.shape[2] != own[name].shape[2]:
             continue  # reported as a mismatch
         if table.shape[1] == own[name].shape[1] and source_grid_hw in (None, grid_hw):
@@ -210,7 +208,7 @@ def _resize_bias_tables(weights: dict, own: dict, model: nn.Layer, source_grid_h
     if source is None and names and "encoder_position_embedding" in weights:
         source = square_grid(weights["encoder_position_embedding"].shape[1] - 1)
     for name in names:
-        table, grid_hw = weights[name], model.patch_embedding.grid_hw
+        table, grid_hw = weights[name], model.architecture.grid_hw
         if source in (None, grid_hw) or table.shape != (num_rows(source), own[name].shape[1]):
             continue
         weights[name] = StoredTensor.of(resize_bias_table(table.read(), grid_hw, source))
@@ -237,17 +235,15 @@ def _check_heads(file: weight_files.WeightFile, model: nn.Layer) -> None:
     architecture = file.architecture or file.clip_architecture or file.text_architecture
     if architecture is not None and architecture.shapes() != {name: t.shape for name, t in file.tensors.items()}:
         raise UserError(f"{file.path}: the architecture recorded in the file does not match its tensors")
-    own = of_network(model) if isinstance(architecture, (ClipArchitecture, TextArchitecture)) else None
-    if own is not None and own != architecture and own.shapes() == architecture.shapes():
+    own = model.architecture
+    is_other_kind = architecture is not None and not isinstance(architecture, Architecture)
+    if is_other_kind and own != architecture and own.shapes() == architecture.shapes():
         raise UserError(f"{file.path}: holds {architecture}; this model is {own}")
     for part in ("encoder", "decoder"):
-        tower, stack = getattr(architecture, part, None), getattr(model, part, None)
-        if tower is None or stack is None or tower.width != stack.layers[0].attn.qkv.weight.shape[0]:
-            continue
-        heads = stack.layers[0].attn.num_heads
-        if tower.heads != heads:
+        tower, other = (getattr(known, part, None) for known in (architecture, own))
+        if None not in (tower, other) and tower.width == other.width and tower.heads != other.heads:
             raise UserError(
-                f"{file.path}: trained with {tower.heads} {part} heads, and this model has {heads}: "
+                f"{file.path}: trained with {tower.heads} {part} heads, and this model has {other.heads}: "
                 f"set MODEL.{part.upper()}.NUM_HEADS {tower.heads}"
             )
 
@@ -266,7 +262,7 @@ def _advice(refused: list[str], weights: dict[str, StoredTensor], own: dict) -> 
         return "the file's encoder is {} wide and {} deep, the model's {} and {}: is -cfg another model's?".format(
             *sizes[0], *sizes[1]
         )
-    matched = [key for name in refused for ending, key in _SETTINGS if fnmatch.fnmatchcase(name, ending)]
+    matched = [key for name in refused for pattern, key in _SETTINGS if fnmatch.fnmatchcase(name, pattern)]
     if len(matched) == len(refused) and "MODEL.GLOBAL_POOL" not in matched:
         return f"set {' and '.join(sorted(set(matched)))} as the file's run has it"
     if set(matched) == {"MODEL.GLOBAL_POOL"} and len(matched) == len(refused):

@@ -25,8 +25,7 @@ from pipeline import captions
 from pipeline.decoding import as_mode, open_file
 from pipeline.transforms import Transform, eval_transform
 from storage import weight_files
-from storage.architecture import of_network
-from storage.clip_architecture import ClipArchitecture
+from storage.clip_architecture import ClipArchitecture, text_of_config
 from text_tower import TextTower
 from transformer import VisionTransformer, build_transformer
 
@@ -66,8 +65,8 @@ class CLIP(nn.Layer):
         self.vision_encoder, self.text_encoder = vision_encoder, text_encoder
         self.transform, self._tokenizer = transform, None
         self.max_pieces = min(max_pieces, text_encoder.max_tokens - 2)
-        self.vision_projection = self._projection(vision_encoder.cls_token.shape[-1], embed_dim)
-        self.text_projection = self._projection(text_encoder.token_embedding.weight.shape[-1], embed_dim)
+        self.vision_projection = self._projection(vision_encoder.architecture.encoder.width, embed_dim)
+        self.text_projection = self._projection(text_encoder.architecture.tower.width, embed_dim)
         self.logit_scale = self.create_parameter([], default_initializer=nn.initializer.Constant(FIRST_LOGIT_SCALE))
         if tokenizer is not None:
             self.tokenizer = tokenizer
@@ -92,7 +91,7 @@ class CLIP(nn.Layer):
     @property
     def architecture(self) -> ClipArchitecture:
         """Sizes of both towers."""
-        image, text = of_network(self.vision_encoder), self.text_encoder.architecture
+        image, text = self.vision_encoder.architecture, self.text_encoder.architecture
         return ClipArchitecture(image, text, self.vision_projection.shape[1])
 
     # ---- features
@@ -183,17 +182,7 @@ def _are_features(images: Images) -> bool:
 
 def build_clip(config) -> CLIP:
     """Build the CLIP model that a configuration with the sections TEXT and LIT describes."""
-    text = config.TEXT
-    tower = TextTower(
-        vocab_size=text.VOCAB_SIZE,
-        positions=text.POSITIONS,
-        embed_dim=text.EMBED_DIM,
-        depth=text.DEPTH,
-        num_heads=text.NUM_HEADS,
-        mlp_ratio=text.MLP_RATIO,
-        dropout=text.DROPOUT,
-        recompute=config.TRAIN.RECOMPUTE,
-    )
+    tower = TextTower(text_of_config(config), config.TEXT.DROPOUT, config.TRAIN.RECOMPUTE)
     encoder = build_transformer(replaced(config, "MODEL.NUM_CLASSES", 0))
     return CLIP(encoder, tower, config.LIT.EMBED_DIM, eval_transform(config), max_pieces=config.LIT.MAX_PIECES)
 

@@ -16,7 +16,8 @@ from paddle import nn
 
 from errors import UserError
 from layers.pos_embed import sincos_table
-from transformer import Linear, PatchEmbedding, Transformer, encoder_options, init_linear, layer_of
+from storage.architecture import Architecture, of_config
+from transformer import Linear, PatchEmbedding, Transformer, init_linear, layer_of, regularisation
 
 _NORM_PIX_EPS = 1e-6
 
@@ -28,54 +29,32 @@ class MAEPretrain(nn.Layer):
     patches does not suffer from floating point (100 patches at 0.9 keep 10, not 9).
 
     Args:
-        image_hw: image height and width in pixels.
-        patch_size: P in pixels.
-        in_channels: C.
-        embed_dim, depth, num_heads: size of the encoder.
-        decoder_dim, decoder_depth, decoder_heads: size of the decoder.
+        architecture: of the model, with a decoder. `norm_pix_loss` (None: True) reconstructs pixels normalised per
+            patch (Sec. 3 "Reconstruction target"); the decoder reads the output of the encoder's layer `decode_layer`,
+            from 1 (None: the last one).
         mask_ratio: share of the patches that is hidden.
-        norm_pix_loss: reconstruct pixels normalised per patch (Sec. 3 "Reconstruction target").
         drop_path: rate of the encoder's last layer; 0 in the paper.
-        decode_layer: the decoder reads the output of this layer of the encoder, from 1; None: the last one.
-        layer_options: `mlp_ratio`, `qkv_bias`, `dropout`, `attention_dropout` of each layer, `recompute`.
+        options: `dropout` and `attention_dropout` of each layer, `recompute`.
     """
 
-    def __init__(
-        self,
-        image_hw: tuple[int, int] = (224, 224),
-        patch_size: int = 16,
-        in_channels: int = 3,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        decoder_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_heads: int = 16,
-        mask_ratio: float = 0.75,
-        norm_pix_loss: bool = True,
-        drop_path: float = 0.0,
-        decode_layer: int | None = None,
-        **layer_options,
-    ):
+    def __init__(self, architecture: Architecture, mask_ratio: float = 0.75, drop_path: float = 0.0, **options):
         super().__init__()
-        self.mask_ratio = mask_ratio
-        self.decode_layer = depth if decode_layer is None else decode_layer
-        if not 1 <= self.decode_layer <= depth:
-            raise UserError(f"DISTILL.DECODE_LAYER={decode_layer}: the encoder has layers 1 to {depth}")
-        self.norm_pix_loss = norm_pix_loss
+        encoder, decoder, grid_hw = architecture.encoder, architecture.decoder, architecture.grid_hw
+        self.architecture, self.mask_ratio = architecture, mask_ratio
+        self.norm_pix_loss = architecture.norm_pix_loss is not False
+        self.decode_layer = architecture.decode_layer or encoder.depth
         token_init = nn.initializer.Normal(std=0.02)
 
-        self.patch_embedding = PatchEmbedding(image_hw, patch_size, in_channels, embed_dim)
-        grid_hw = self.patch_embedding.grid_hw
-        self.cls_token = self.create_parameter([1, 1, embed_dim], default_initializer=token_init)
-        self.register_buffer("encoder_position_embedding", paddle.to_tensor(sincos_table(embed_dim, grid_hw)))
-        self.encoder = Transformer(embed_dim, depth, num_heads, drop_path, **layer_options)
+        self.patch_embedding = PatchEmbedding(architecture)
+        self.cls_token = self.create_parameter([1, 1, encoder.width], default_initializer=token_init)
+        self.register_buffer("encoder_position_embedding", paddle.to_tensor(sincos_table(encoder.width, grid_hw)))
+        self.encoder = Transformer(encoder, architecture, drop_path, **options)
 
-        self.linear_projection = Linear(embed_dim, decoder_dim)
-        self.mask_token = self.create_parameter([1, 1, decoder_dim], default_initializer=token_init)
-        self.register_buffer("decoder_position_embedding", paddle.to_tensor(sincos_table(decoder_dim, grid_hw)))
-        self.decoder = Transformer(decoder_dim, decoder_depth, decoder_heads, **layer_options)
-        self.decoder_pred = Linear(decoder_dim, patch_size**2 * in_channels)
+        self.linear_projection = Linear(encoder.width, decoder.width)
+        self.mask_token = self.create_parameter([1, 1, decoder.width], default_initializer=token_init)
+        self.register_buffer("decoder_position_embedding", paddle.to_tensor(sincos_table(decoder.width, grid_hw)))
+        self.decoder = Transformer(decoder, architecture, **options)
+        self.decoder_pred = Linear(decoder.width, architecture.patch_px**2 * architecture.channels)
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -257,18 +236,13 @@ def patch_statistics(target: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tenso
 
 def build_mae_pretrain(config) -> MAEPretrain:
     """Build the autoencoder that a config describes."""
-    model = config.MODEL
+    model, depth = config.MODEL, config.MODEL.ENCODER.DEPTH
     if model.ENCODER.RELATIVE_POSITION_BIAS or model.ENCODER.LAYER_SCALE is not None:
         raise UserError(
             "MODEL.ENCODER.RELATIVE_POSITION_BIAS and LAYER_SCALE are for finetuning, which starts from plain weights; "
             "set them to False and None to pretrain"
         )
-    return MAEPretrain(
-        decoder_dim=model.DECODER.EMBED_DIM,
-        decoder_depth=model.DECODER.DEPTH,
-        decoder_heads=model.DECODER.NUM_HEADS,
-        mask_ratio=model.MASK_RATIO,
-        norm_pix_loss=model.NORM_PIX_LOSS,
-        decode_layer=config.get("DISTILL", {}).get("DECODE_LAYER"),
-        **encoder_options(config),
-    )
+    architecture = of_config(config, "autoencoder")
+    if architecture.decode_layer is not None and not 1 <= architecture.decode_layer <= depth:
+        raise UserError(f"DISTILL.DECODE_LAYER={architecture.decode_layer}: the encoder has layers 1 to {depth}")
+    return MAEPretrain(architecture, model.MASK_RATIO, **regularisation(config))

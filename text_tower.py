@@ -13,7 +13,6 @@ from paddle.distributed import fleet
 from errors import UserError
 from layers.attention import Attention
 from layers.basic import LayerNorm, Mlp
-from storage.architecture import Tower
 from storage.clip_architecture import TextArchitecture
 
 PAD = 1  # id of the token that fills up shorter texts
@@ -41,34 +40,23 @@ class TextTower(nn.Layer):
     """Text encoder from token ids to one vector per text.
 
     Args:
-        vocab_size: number of token ids.
-        positions: rows of the position table; two of them are not used, so texts have `positions - 2` tokens at most.
-        embed_dim, depth, num_heads, mlp_ratio: size of the encoder.
+        architecture: sizes; of its position table two rows are not used, so texts have `positions - 2` tokens at most.
         dropout: rate while training, of embeddings, attention weights and branches.
         recompute: training keeps the input of each layer only.
     """
 
-    def __init__(
-        self,
-        vocab_size: int = 250_002,
-        positions: int = 514,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
-        dropout: float = 0.1,
-        recompute: bool = False,
-    ):
+    def __init__(self, architecture: TextArchitecture, dropout: float = 0.1, recompute: bool = False):
         super().__init__()
-        if embed_dim % num_heads:
-            raise UserError(f"TEXT.NUM_HEADS={num_heads}: must divide TEXT.EMBED_DIM={embed_dim}")
-        self.vocab_size, self.recompute = vocab_size, recompute
-        self.max_tokens = positions - PAD - 1
-        self.token_embedding = nn.Embedding(vocab_size, embed_dim, padding_idx=PAD)
-        self.position_embedding = nn.Embedding(positions, embed_dim, padding_idx=PAD)
-        self.embedding_norm = LayerNorm(embed_dim, _LAYER_NORM_EPS)
+        (width, depth, heads), self.recompute = architecture.tower, recompute
+        if width % heads:
+            raise UserError(f"TEXT.NUM_HEADS={heads}: must divide TEXT.EMBED_DIM={width}")
+        self.architecture, self.vocab_size = architecture, architecture.vocab_size
+        self.max_tokens = architecture.positions - PAD - 1
+        self.token_embedding = nn.Embedding(architecture.vocab_size, width, padding_idx=PAD)
+        self.position_embedding = nn.Embedding(architecture.positions, width, padding_idx=PAD)
+        self.embedding_norm = LayerNorm(width, _LAYER_NORM_EPS)
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.LayerList([TextLayer(embed_dim, num_heads, mlp_ratio, dropout) for _ in range(depth)])
+        self.layers = nn.LayerList([TextLayer(width, heads, architecture.mlp_ratio, dropout) for _ in range(depth)])
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -82,13 +70,6 @@ class TextTower(nn.Layer):
             elif isinstance(layer, nn.Linear):
                 normal(layer.weight)
                 zero(layer.bias)
-
-    @property
-    def architecture(self) -> TextArchitecture:
-        """Sizes of the tower."""
-        (vocab_size, width), first = self.token_embedding.weight.shape, self.layers[0]
-        tower = Tower(width, len(self.layers), first.attn.num_heads)
-        return TextArchitecture(tower, vocab_size, self.max_tokens + PAD + 1, first.mlp.fc1.weight.shape[1] / width)
 
     def forward_tokens(self, ids: paddle.Tensor) -> paddle.Tensor:
         """Encode ids [B, T], filled up with `PAD` at their ends, as [B, T, D]; rows of padding mean nothing.

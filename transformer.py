@@ -17,33 +17,30 @@ import paddle
 from paddle import nn
 from paddle.distributed import fleet
 
-from config import image_size_hw, network_of
+from config import network_of
 from errors import UserError
 from layers import kernels
 from layers.attention import Attention, PositionBias
 from layers.basic import DropPath, LayerNorm, Linear, Mlp, ProbeNorm
 from layers.pos_embed import sincos_table
+from storage.architecture import Architecture, Tower, of_config
 
 
 class PatchEmbedding(nn.Layer):
     """Cut images into patches and project each to D: a convolution with stride = kernel, as one matmul.
 
     Args:
-        image_hw: image height and width in pixels, multiples of `patch_size`.
-        patch_size: P in pixels.
-        in_channels: C.
-        embed_dim: D.
+        architecture: of the model.
     """
 
-    def __init__(self, image_hw: tuple[int, int], patch_size: int, in_channels: int, embed_dim: int):
+    def __init__(self, architecture: Architecture):
         super().__init__()
-        self.image_hw = tuple(image_hw)
-        self.patch_size = patch_size
-        self.in_channels = in_channels
-        self.grid_hw = (image_hw[0] // patch_size, image_hw[1] // patch_size)
+        self.image_hw, self.grid_hw = architecture.image_hw, architecture.grid_hw
+        self.patch_size, self.in_channels = architecture.patch_px, architecture.channels
+        embed_dim, patch_size = architecture.encoder.width, architecture.patch_px
         self.num_patches = self.grid_hw[0] * self.grid_hw[1]
         # The convolution only holds the weight [D, C, P, P] under the name that weight files use.
-        self.patch_embedding = nn.Conv2D(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_embedding = nn.Conv2D(self.in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
         init_like_torch_conv(self.patch_embedding)
 
     def split(self, images: paddle.Tensor) -> paddle.Tensor:
@@ -72,32 +69,31 @@ class TransformerLayer(nn.Layer):
     """Pre-norm block: attention, then MLP, each behind a residual connection.
 
     Args:
-        layer_scale: first value of a learned factor of each branch and channel (arXiv 2103.17239); None: no factors.
-        bias_grid_hw: see `Attention`.
+        tower: width, depth and heads of the stack.
+        architecture: `layer_scale` is the first value of a learned factor of each branch and channel (arXiv 2103.17239;
+            None: no factors), `position_bias` True gives the block its own biases; of a decoder it has neither.
+        dropout, attention_dropout, drop_path: rates while training.
     """
 
     def __init__(
         self,
-        embed_dim: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
+        tower: Tower,
+        architecture: Architecture,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
-        layer_scale: float | None = None,
-        bias_grid_hw: tuple[int, int] | None = None,
     ):
         super().__init__()
-        self.attn_norm = LayerNorm(embed_dim)
-        self.attn = Attention(embed_dim, num_heads, qkv_bias, dropout, attention_dropout, bias_grid_hw)
-        self.mlp_norm = LayerNorm(embed_dim)
-        self.mlp = Mlp(embed_dim, mlp_ratio, dropout)
+        width, bias_grid_hw = tower.width, architecture.grid_hw if architecture.position_bias is True else None
+        self.attn_norm = LayerNorm(width)
+        self.attn = Attention(width, tower.heads, architecture.qkv_bias, dropout, attention_dropout, bias_grid_hw)
+        self.mlp_norm = LayerNorm(width)
+        self.mlp = Mlp(width, architecture.mlp_ratio, dropout)
         self.drop_path = DropPath(drop_path)
-        self.has_scale = layer_scale is not None
+        self.has_scale = architecture.layer_scale is not None
         if self.has_scale:
-            start = nn.initializer.Constant(layer_scale)
-            self.gamma_1, self.gamma_2 = (self.create_parameter([embed_dim], default_initializer=start) for _ in "12")
+            start = nn.initializer.Constant(architecture.layer_scale)
+            self.gamma_1, self.gamma_2 = (self.create_parameter([width], default_initializer=start) for _ in "12")
 
     def forward(self, tokens: paddle.Tensor, bias: paddle.Tensor | None = None, return_logits: bool = False):
         """Transform tokens [B, T, D]; see `Attention.forward` for the other arguments."""
@@ -112,34 +108,31 @@ class TransformerLayer(nn.Layer):
 class Transformer(nn.Layer):
     """A stack of layers, whose drop path grows linearly from 0 to `drop_path`, and a norm unless `final_norm=False`.
 
-    With `recompute`, training keeps the input of each layer only, and computes the rest again in the backward pass.
-
     Args:
-        position_bias: True: each layer has position biases of its own; "shared": one set for all.
-        grid_hw: of the patches; needed for position biases.
+        tower: width, depth and heads.
+        architecture: of the model, see `TransformerLayer`; `position_bias` "shared" gives all layers one set of biases.
+        recompute: training keeps the input of each layer only, and computes the rest again in the backward pass.
+        rates: `dropout` and `attention_dropout` of each layer.
     """
 
     def __init__(
         self,
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
+        tower: Tower,
+        architecture: Architecture,
         drop_path: float = 0.0,
         final_norm: bool = True,
         recompute: bool = False,
-        position_bias: bool | str = False,
-        grid_hw: tuple[int, int] | None = None,
-        **layer_options,
+        **rates: float,
     ):
         super().__init__()
         self.recompute = recompute
-        self.position_bias = PositionBias(grid_hw, num_heads) if position_bias == "shared" else None
-        layer_options["bias_grid_hw"] = grid_hw if position_bias is True else None
-        rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
+        is_shared = architecture.position_bias == "shared"
+        self.position_bias = PositionBias(architecture.grid_hw, tower.heads) if is_shared else None
+        drop_paths = [drop_path * index / max(tower.depth - 1, 1) for index in range(tower.depth)]
         self.layers = nn.LayerList(
-            [TransformerLayer(embed_dim, num_heads, drop_path=rate, **layer_options) for rate in rates]
+            [TransformerLayer(tower, architecture, drop_path=rate, **rates) for rate in drop_paths]
         )
-        self.norm = LayerNorm(embed_dim) if final_norm else None
+        self.norm = LayerNorm(tower.width) if final_norm else None
 
     def forward(
         self,
@@ -206,56 +199,37 @@ class VisionTransformer(nn.Layer):
     position table starts as the sine-cosine table, not as noise; it matters without pretrained weights only.
 
     Args:
-        image_hw: image height and width in pixels.
-        patch_size: P in pixels.
-        in_channels: C.
-        num_classes: outputs of the classifier; 0: none, the model returns the features.
-        embed_dim, depth, num_heads: size of the encoder.
-        global_pool: classify the normalised mean of the patch tokens, not the class token.
-        pool_after_norm: classify the mean of the normalised patch tokens.
-        distill_head: a second classifier reads the normalised class token, and learns from a teacher (DeiT, arXiv
-            2012.12877; here the first one reads the patches). Needs `global_pool`.
-        batch_norm_head: put a batch norm without affine parameters before the classifier (linear probe).
+        architecture: of the model, without a decoder. `global_pool` classifies the normalised mean of the patch tokens,
+            `pool_after_norm` the mean of the normalised ones, else the class token is read. `distill_head` adds a
+            second classifier of the normalised class token, which learns from a teacher (DeiT, arXiv 2012.12877; here
+            the first one reads the patches); it needs `global_pool`.
         drop_path: rate of the last layer.
-        layer_options: `mlp_ratio`, `qkv_bias`, `dropout`, `attention_dropout` of each layer, `recompute`.
+        options: `dropout` and `attention_dropout` of each layer, `recompute`.
     """
 
-    def __init__(
-        self,
-        image_hw: tuple[int, int] = (224, 224),
-        patch_size: int = 16,
-        in_channels: int = 3,
-        num_classes: int = 1000,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        global_pool: bool = False,
-        pool_after_norm: bool = False,
-        distill_head: bool = False,
-        batch_norm_head: bool = False,
-        drop_path: float = 0.0,
-        **layer_options,
-    ):
+    def __init__(self, architecture: Architecture, drop_path: float = 0.0, **options):
         super().__init__()
-        self.pool_after_norm = pool_after_norm
-        self.patch_embedding = PatchEmbedding(image_hw, patch_size, in_channels, embed_dim)
-        self.cls_token = self.create_parameter([1, 1, embed_dim], default_initializer=nn.initializer.Normal(std=0.02))
+        self.architecture = architecture
+        width, num_classes = architecture.encoder.width, architecture.num_classes
+        self.patch_embedding = PatchEmbedding(architecture)
+        self.cls_token = self.create_parameter([1, 1, width], default_initializer=nn.initializer.Normal(std=0.02))
         self.encoder_position_embedding = self.create_parameter(
-            [1, 1 + self.patch_embedding.num_patches, embed_dim],
-            default_initializer=nn.initializer.Assign(sincos_table(embed_dim, self.patch_embedding.grid_hw)),
+            [1, 1 + self.patch_embedding.num_patches, width],
+            default_initializer=nn.initializer.Assign(sincos_table(width, architecture.grid_hw)),
         )
-        self.token_dropout = nn.Dropout(layer_options.get("dropout", 0.0))
-        layer_options["grid_hw"] = self.patch_embedding.grid_hw
-        self.encoder = Transformer(embed_dim, depth, num_heads, drop_path, final_norm=not global_pool, **layer_options)
-        self.encoder_norm = LayerNorm(embed_dim) if global_pool else None
+        self.token_dropout = nn.Dropout(options.get("dropout", 0.0))
+        final_norm = not architecture.global_pool
+        self.encoder = Transformer(architecture.encoder, architecture, drop_path, final_norm, **options)
+        self.encoder_norm = None if final_norm else LayerNorm(width)
         if num_classes == 0:
             self.classifier = nn.Identity()
-        elif batch_norm_head:
-            self.classifier = nn.Sequential(ProbeNorm(embed_dim), Linear(embed_dim, num_classes))
+        elif architecture.probe:
+            self.classifier = nn.Sequential(ProbeNorm(width), Linear(width, num_classes))
         else:
-            self.classifier = Linear(embed_dim, num_classes)
-        self.distill_norm = LayerNorm(embed_dim) if distill_head and num_classes else None
-        self.distill_classifier = Linear(embed_dim, num_classes) if distill_head and num_classes else None
+            self.classifier = Linear(width, num_classes)
+        has_second = architecture.distill_head and num_classes > 0
+        self.distill_norm = LayerNorm(width) if has_second else None
+        self.distill_classifier = Linear(width, num_classes) if has_second else None
         for layer in self.sublayers():
             if isinstance(layer, nn.Linear):
                 init_linear(layer, nn.initializer.Normal(std=0.02))
@@ -293,7 +267,7 @@ class VisionTransformer(nn.Layer):
 
     def pool(self, tokens: paddle.Tensor) -> paddle.Tensor:
         """Reduce normalised tokens [B, T, D] to what the classifier reads, [B, D]; not for global pooling."""
-        return tokens[:, 1:].mean(axis=1) if self.pool_after_norm else tokens[:, 0]
+        return tokens[:, 1:].mean(axis=1) if self.architecture.pool_after_norm else tokens[:, 0]
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]:
         """Classify images [B, C, H, W].
@@ -336,19 +310,11 @@ def init_like_torch_conv(conv: nn.Conv2D) -> None:
         nn.initializer.Uniform(-bound, bound)(parameter)
 
 
-def encoder_options(config) -> dict:
-    """Return a configuration's settings of images, patches and encoder, as arguments of a model."""
+def regularisation(config) -> dict[str, object]:
+    """Return a configuration's settings of a model that are not part of its architecture, as arguments."""
     model = config.MODEL
     return {
-        "image_hw": image_size_hw(config),
-        "patch_size": model.PATCH_SIZE,
-        "in_channels": config.DATA.IMAGE_CHANNELS,
-        "embed_dim": model.ENCODER.EMBED_DIM,
-        "depth": model.ENCODER.DEPTH,
-        "num_heads": model.ENCODER.NUM_HEADS,
         "drop_path": model.DROPPATH,
-        "mlp_ratio": model.MLP_RATIO,
-        "qkv_bias": model.QKV_BIAS,
         "dropout": model.DROPOUT,
         "attention_dropout": model.ATTENTION_DROPOUT,
         "recompute": config.TRAIN.RECOMPUTE,
@@ -359,13 +325,6 @@ def build_transformer(config) -> VisionTransformer:
     """Build the classifier that a config describes; a method whose network is a probe gets the batch-norm head."""
     if config.MODEL.NUM_CLASSES is None:
         raise UserError("MODEL.NUM_CLASSES=None: follows the data in runs only; set it to a number")
-    return VisionTransformer(
-        num_classes=config.MODEL.NUM_CLASSES,
-        position_bias=config.MODEL.ENCODER.RELATIVE_POSITION_BIAS,
-        layer_scale=config.MODEL.ENCODER.LAYER_SCALE,
-        global_pool=config.MODEL.GLOBAL_POOL,
-        pool_after_norm=config.MODEL.POOL_AFTER_NORM,
-        distill_head=config.MODEL.DISTILL_HEAD,
-        batch_norm_head=network_of(config) == "probe",
-        **encoder_options(config),
-    )
+    network = network_of(config)
+    kind = network if network in ("classifier", "probe") else "classifier"  # from Python, an encoder may get a head
+    return VisionTransformer(of_config(config, kind), **regularisation(config))

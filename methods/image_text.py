@@ -21,7 +21,6 @@ from pipeline.loading import Batch
 from pipeline.sources import LabelsOnly, Source
 from pipeline.transforms import Transform, crop_and_flip, train_transform
 from storage import atomic, manifest
-from storage.architecture import of_network
 from storage.clip_architecture import TEXT_PREFIX
 from storage.run_files import MODEL_FILE
 from training.flops import forward_macs
@@ -137,7 +136,7 @@ def build(run: Run) -> Task:
 
 
 def _cost(config, clip: CLIP) -> Cost:
-    image = 0.0 if config.LIT.CACHE_FEATURES else forward_macs(of_network(clip.vision_encoder))
+    image = 0.0 if config.LIT.CACHE_FEATURES else forward_macs(clip.vision_encoder.architecture)
     return Cost(other_macs=image)
 
 

@@ -18,7 +18,6 @@ from methods.method import Method
 from pipeline.loading import Batch
 from pipeline.transforms import Transform, train_transform
 from pipeline.two_views import two_views
-from storage.architecture import of_network
 from training.flops import forward_macs
 from training.optimizers import ema_of, optimizer_of
 from training.task import Cost, Run, Task
@@ -150,7 +149,7 @@ def build(run: Run) -> Task:
         ema=ema_of(config, encoder),
         smallest_batch=2,
         accumulates=False,
-        cost=Cost(views=2, other_macs=2 * forward_macs(of_network(encoder))),
+        cost=Cost(views=2, other_macs=2 * forward_macs(encoder.architecture)),
     )
 
 

@@ -13,7 +13,6 @@ from methods.method import Method
 from optim import param_groups
 from pipeline.loading import Batch
 from pipeline.transforms import Transform, crop_and_flip, train_transform
-from storage.architecture import of_network
 from training.flops import forward_macs
 from training.optimizers import ema_of, optimizer_of
 from training.task import Cost, Run, Task
@@ -69,7 +68,7 @@ def _distilled(run: Run, student: MAEPretrain) -> Task:
         loss,
         saved=student,
         ema=ema_of(config, student),
-        cost=Cost(other_macs=visible * forward_macs(of_network(teacher.network))),
+        cost=Cost(other_macs=visible * forward_macs(teacher.network.architecture)),
         teacher=f"{teacher.sha256[:16]} ({model.describe()})",
     )
 

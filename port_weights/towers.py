@@ -11,6 +11,7 @@ from pathlib import Path
 from errors import UserError, abridge
 from port_weights import export, writing
 from port_weights.families import recognise
+from port_weights.infer import infer_clip, infer_text
 from port_weights.recognised import check_tensors, encoder_heads, preprocessing_beside
 from port_weights.report import Report
 from storage import manifest
@@ -22,8 +23,6 @@ from storage.clip_architecture import (
     TEXT_PROJECTION,
     ClipArchitecture,
     TextArchitecture,
-    infer_clip,
-    infer_text,
 )
 from storage.stored_tensor import StoredTensor, concatenated
 from storage.weight_files import WeightFile

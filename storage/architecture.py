@@ -1,7 +1,9 @@
-"""Architecture of a set of weights: sizes of the model, names and shapes of its tensors. No Paddle here.
+"""Architecture of a model: the plain values from which its network is built and which it carries. No Paddle here.
 
-Names and shapes are those of PaddleViT's files, and of `mae.py` and `transformer.py`. They determine every size but the
-number of attention heads, which splits a matrix without changing its shape. Files of this project record it.
+A field names the configuration key that sets it, and the tensors that it adds, so a new option of a model is a field
+here, its tensors in `shapes`, its layer in `transformer.py` or `mae.py`, and its key in configs/. Names and shapes of
+tensors are those of PaddleViT's files. They determine every size but the number of attention heads, which splits a
+matrix without changing its shape. Files of this project record the architecture.
 """
 
 import dataclasses
@@ -10,12 +12,11 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
-from errors import UserError
-from layers.pos_embed import square_grid
 from layers.relative_position import num_rows
 
 Shapes = dict[str, tuple[int, ...]]
 LAYER_MODULES = ("attn_norm", "attn.qkv", "attn.out", "mlp_norm", "mlp.fc1", "mlp.fc2")
+_AUTOENCODER, _CLASSIFIER = "autoencoder", "classifier"
 
 
 class Tower(NamedTuple):
@@ -26,45 +27,57 @@ class Tower(NamedTuple):
     heads: int
 
 
+def _option(default: object, key: str, only: str = "", adds: tuple[str, ...] = ()) -> object:
+    """Return a field that a configuration key sets.
+
+    Args:
+        only: kind of network that has it; empty: all.
+        adds: patterns of the names of tensors that are there only with some values of it.
+    """
+    return dataclasses.field(default=default, metadata={"key": key, "only": only, "adds": adds})
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """A model of `mae.py` (with a decoder) or `transformer.py` (without).
 
     Attributes:
         encoder: its sizes.
-        decoder: sizes of the decoder; None for an encoder or a classifier.
         patch_px: patch side in pixels.
-        channels: image channels.
         grid_hw: patches per column and per row.
+        channels: image channels.
         mlp_ratio: hidden width of the MLPs over their width.
         qkv_bias: whether queries, keys and values have a bias.
+        decoder: sizes of the decoder; None for an encoder or a classifier.
         num_classes: outputs of the classifier; 0 without one.
         global_pool: the classifier reads the normalised mean of the patches, not the class token.
-        pool_after_norm: it reads the mean of the normalised patches; no shape depends on it.
-        position_bias: the encoder's blocks have relative position biases: True; "shared" ones; or False.
-        layer_scale: their branches have learned factors; None if unknown.
-        decode_layer: the decoder reads the output of this lower block, from 1; None: of the last one.
-        distill_head: there is a second classifier, on the class token, that a teacher trained.
         probe: the classifier is a batch norm and a linear layer.
         norm_pix_loss: whether the decoder predicts normalised pixels; None if unknown.
+        pool_after_norm: the classifier reads the mean of the normalised patches; no shape depends on it.
+        position_bias: the encoder's blocks have relative position biases: True; "shared" ones; or False.
+        layer_scale: first value of a learned factor of each branch of the encoder; None: there are none.
+        distill_head: there is a second classifier, on the class token, that a teacher trained.
+        decode_layer: the decoder reads the output of this lower block, from 1; None: of the last one.
     """
 
     encoder: Tower
-    patch_px: int
-    grid_hw: tuple[int, int]
-    channels: int = 3
-    mlp_ratio: float = 4.0
-    qkv_bias: bool = True
+    patch_px: int = _option(16, "MODEL.PATCH_SIZE")
+    grid_hw: tuple[int, int] = (14, 14)
+    channels: int = _option(3, "DATA.IMAGE_CHANNELS")
+    mlp_ratio: float = _option(4.0, "MODEL.MLP_RATIO")
+    qkv_bias: bool = _option(True, "MODEL.QKV_BIAS", adds=("*.attn.qkv.bias",))
     decoder: Tower | None = None
-    num_classes: int = 0
-    global_pool: bool = False
+    num_classes: int = _option(0, "MODEL.NUM_CLASSES", _CLASSIFIER)
+    global_pool: bool = _option(False, "MODEL.GLOBAL_POOL", _CLASSIFIER, ("encoder.norm.*", "encoder_norm.*"))
     probe: bool = False
-    norm_pix_loss: bool | None = None
-    pool_after_norm: bool = False
-    position_bias: bool | str = False
-    layer_scale: bool | None = False
-    distill_head: bool = False
-    decode_layer: int | None = None
+    norm_pix_loss: bool | None = _option(None, "MODEL.NORM_PIX_LOSS", _AUTOENCODER)
+    pool_after_norm: bool = _option(False, "MODEL.POOL_AFTER_NORM", _CLASSIFIER)
+    position_bias: bool | str = _option(
+        False, "MODEL.ENCODER.RELATIVE_POSITION_BIAS", _CLASSIFIER, ("*position_bias.table",)
+    )
+    layer_scale: float | None = _option(None, "MODEL.ENCODER.LAYER_SCALE", _CLASSIFIER, ("*.gamma_1", "*.gamma_2"))
+    distill_head: bool = _option(False, "MODEL.DISTILL_HEAD", _CLASSIFIER, ("distill_norm.*", "distill_classifier.*"))
+    decode_layer: int | None = _option(None, "DISTILL.DECODE_LAYER", _AUTOENCODER)
 
     KEY: ClassVar[str] = "architecture"  # under which a file's description has it
 
@@ -105,7 +118,7 @@ class Architecture:
         )
         if self.position_bias:
             text += f"; {'shared ' if self.position_bias == 'shared' else ''}relative position biases"
-        if self.layer_scale:
+        if self.layer_scale is not None:
             text += "; layer scale"
         if self.decoder is not None:
             text += f"; decoder {self.decoder.width} wide, {self.decoder.depth} deep, {self.decoder.heads} heads"
@@ -122,7 +135,7 @@ class Architecture:
         shapes |= norm_shapes("encoder_norm" if self.global_pool else "encoder.norm", dim)
         if self.num_classes and self.probe:
             shapes |= {"classifier.0._mean": (dim,), "classifier.0._variance": (dim,)}
-        if self.distill_head:
+        if self.distill_head and self.num_classes:
             shapes |= norm_shapes("distill_norm", dim) | _linear("distill_classifier", dim, self.num_classes)
         if self.num_classes:
             shapes |= _linear("classifier.1" if self.probe else "classifier", dim, self.num_classes)
@@ -154,35 +167,25 @@ class Architecture:
             prefix = f"encoder.layers.{index}"
             if self.position_bias is True:
                 shapes[f"{prefix}.attn.position_bias.table"] = table
-            if self.layer_scale:
+            if self.layer_scale is not None:
                 shapes |= {f"{prefix}.gamma_{branch}": (self.encoder.width,) for branch in (1, 2)}
         return shapes
 
     def settings(self) -> dict[str, object]:
         """Return the configuration keys, and their values, that build this model, but for MODEL.TYPE; see `network`."""
         height, width = self.image_hw
-        values = {
-            "DATA.IMAGE_SIZE": height if height == width else [height, width],
-            "DATA.IMAGE_CHANNELS": self.channels,
-            "MODEL.PATCH_SIZE": self.patch_px,
-            "MODEL.MLP_RATIO": self.mlp_ratio,
-            "MODEL.QKV_BIAS": self.qkv_bias,
-        }
+        values: dict[str, object] = {"DATA.IMAGE_SIZE": height if height == width else [height, width]}
+        for field in options(_CLASSIFIER if self.decoder is None else _AUTOENCODER):
+            if getattr(self, field.name) is not None:
+                values[field.metadata["key"]] = getattr(self, field.name)
         if self.channels != 3:  # the default has three values
             values |= {"DATA.IMAGENET_MEAN": [0.5] * self.channels, "DATA.IMAGENET_STD": [0.5] * self.channels}
-        if self.decoder is None:
-            values |= {"MODEL.NUM_CLASSES": self.num_classes, "MODEL.GLOBAL_POOL": self.global_pool}
-            values |= {"MODEL.POOL_AFTER_NORM": self.pool_after_norm, "MODEL.DISTILL_HEAD": self.distill_head}
-            values["MODEL.ENCODER.RELATIVE_POSITION_BIAS"] = self.position_bias
-            values["MODEL.ENCODER.LAYER_SCALE"] = 1.0 if self.layer_scale else None
-        else:
+        if self.decoder is not None:
             values["MODEL.NORM_PIX_LOSS"] = self.norm_pix_loss is not False
-            values |= {} if self.decode_layer is None else {"DISTILL.DECODE_LAYER": self.decode_layer}
         for section, tower in (("ENCODER", self.encoder), ("DECODER", self.decoder)):
             if tower is not None:
-                values[f"MODEL.{section}.DEPTH"] = tower.depth
-                values[f"MODEL.{section}.EMBED_DIM"] = tower.width
-                values[f"MODEL.{section}.NUM_HEADS"] = tower.heads
+                names = (f"MODEL.{section}.{name}" for name in ("EMBED_DIM", "DEPTH", "NUM_HEADS"))
+                values |= dict(zip(names, tower, strict=True))
         return values
 
     def without_decoder(self) -> "Architecture":
@@ -199,144 +202,56 @@ class Architecture:
         values = dict(values)
         for key in ("encoder", "decoder"):
             values[key] = Tower(*values[key]) if values.get(key) is not None else None
-        rebuilt = cls(**values | {"grid_hw": tuple(values["grid_hw"])})
-        numbers = [*rebuilt.encoder, *(rebuilt.decoder or ()), *rebuilt.grid_hw, rebuilt.patch_px, rebuilt.channels]
-        if len(rebuilt.grid_hw) != 2 or not all(type(number) is int and 0 < number < 2**20 for number in numbers):
-            raise ValueError("a size is no whole number above 0")
-        if type(rebuilt.num_classes) is not int or not isinstance(rebuilt.mlp_ratio, (int, float)):
-            raise ValueError("a size is no number")
-        flags = [rebuilt.qkv_bias, rebuilt.global_pool, rebuilt.probe, rebuilt.norm_pix_loss, rebuilt.pool_after_norm]
-        flags += [rebuilt.layer_scale, rebuilt.distill_head, rebuilt.position_bias == "shared" or rebuilt.position_bias]
-        if rebuilt.decode_layer is not None and type(rebuilt.decode_layer) is not int:
-            raise ValueError("a layer is no number")
+        if isinstance(values.get("layer_scale"), bool):  # of files before the first value was recorded
+            values["layer_scale"] = 1.0 if values["layer_scale"] else None
+        found = cls(**values | {"grid_hw": tuple(values["grid_hw"])})
+        sizes = [*found.encoder, *(found.decoder or ()), *found.grid_hw, found.patch_px, found.channels]
+        if len(found.grid_hw) != 2 or not all(type(size) is int and 0 < size < 2**20 for size in sizes):
+            raise ValueError("a size is not an integer above 0")
+        numbers = [found.mlp_ratio, found.layer_scale, found.decode_layer, found.num_classes]
+        if not all(number is None or type(number) in (int, float) for number in numbers):
+            raise ValueError("a value is not a number")
+        flags = [found.qkv_bias, found.global_pool, found.probe, found.norm_pix_loss, found.pool_after_norm]
+        flags += [found.distill_head, found.position_bias == "shared" or found.position_bias]
         if not all(flag is None or isinstance(flag, bool) for flag in flags):
             raise ValueError("a switch is neither true nor false")
-        return rebuilt
+        return found
 
 
-def of_network(network: object) -> Architecture | None:
-    """Read the architecture off a network of `mae.py` or `transformer.py`; None for one of another kind.
-
-    A network of another kind may have it as its attribute `architecture`, see `clip_architecture.py`.
-    """
-    if hasattr(network, "architecture"):
-        return network.architecture
-    if not hasattr(network, "patch_embedding") or not hasattr(network, "encoder"):
-        return None
-    towers = {part: getattr(network, part) for part in ("encoder", "decoder") if hasattr(network, part)}
-    heads = {part: tower.layers[0].attn.num_heads for part, tower in towers.items()}
-    inferred = infer(
-        {name: tuple(value.shape) for name, value in network.state_dict().items()},
-        encoder_heads=heads["encoder"],
-        decoder_heads=heads.get("decoder"),
-        grid_hw=network.patch_embedding.grid_hw,
-        norm_pix_loss=getattr(network, "norm_pix_loss", None),
-    )
-    decode_layer = getattr(network, "decode_layer", None)
-    return dataclasses.replace(
-        inferred,
-        pool_after_norm=getattr(network, "pool_after_norm", False),
-        decode_layer=None if decode_layer == inferred.encoder.depth else decode_layer,
-    )
+def options(kind: str | None = None) -> list[dataclasses.Field]:
+    """Return the fields that a configuration key sets: of "autoencoder" or "classifier", or all."""
+    fields = [field for field in dataclasses.fields(Architecture) if "key" in field.metadata]
+    return [field for field in fields if kind is None or field.metadata["only"] in ("", kind)]
 
 
 def of_config(config, network: str) -> Architecture:
     """Return the architecture that a configuration builds.
 
     Args:
-        network: `config.network_of(config)`.
+        network: `config.network_of(config)`; "encoder" and "clip" have no classifier.
     """
     model, size = config.MODEL, config.DATA.IMAGE_SIZE
     height, width = (size, size) if isinstance(size, int) else size
-    towers = [Tower(part.EMBED_DIM, part.DEPTH, part.NUM_HEADS) for part in (model.ENCODER, model.DECODER)]
-    has_decoder, has_head = network == "autoencoder", network in ("classifier", "probe")
+    encoder, decoder = (Tower(part.EMBED_DIM, part.DEPTH, part.NUM_HEADS) for part in (model.ENCODER, model.DECODER))
+    has_decoder, has_head = network == _AUTOENCODER, network in (_CLASSIFIER, "probe")
+    values = {f.name: _value(config, f) for f in options(_AUTOENCODER if has_decoder else _CLASSIFIER)}
+    values["num_classes"] = model.NUM_CLASSES if has_head else 0
+    values["distill_head"] = has_head and values.get("distill_head", False)
     return Architecture(
-        encoder=towers[0],
-        decoder=towers[1] if has_decoder else None,
-        patch_px=model.PATCH_SIZE,
+        encoder=encoder,
+        decoder=decoder if has_decoder else None,
         grid_hw=(height // model.PATCH_SIZE, width // model.PATCH_SIZE),
-        channels=config.DATA.IMAGE_CHANNELS,
-        mlp_ratio=model.MLP_RATIO,
-        qkv_bias=model.QKV_BIAS,
-        num_classes=model.NUM_CLASSES if has_head else 0,
-        global_pool=model.GLOBAL_POOL and not has_decoder,
         probe=network == "probe" and model.NUM_CLASSES > 0,
-        norm_pix_loss=model.NORM_PIX_LOSS if has_decoder else None,
-        pool_after_norm=model.POOL_AFTER_NORM and not has_decoder,
-        position_bias=False if has_decoder else model.ENCODER.RELATIVE_POSITION_BIAS,
-        layer_scale=model.ENCODER.LAYER_SCALE is not None and not has_decoder,
-        distill_head=model.DISTILL_HEAD and has_head,
-        decode_layer=config.get("DISTILL", {}).get("DECODE_LAYER") if has_decoder else None,
+        **values,
     )
 
 
-def infer(
-    shapes: Shapes,
-    encoder_heads: int,
-    decoder_heads: int | None = None,
-    grid_hw: tuple[int, int] | None = None,
-    norm_pix_loss: bool | None = None,
-) -> Architecture:
-    """Read the sizes of a model off the shapes of its tensors.
-
-    Args:
-        shapes: tensors under PaddleViT's names.
-        encoder_heads: attention heads; no shape depends on them.
-        decoder_heads: those of the decoder, if there is one.
-        grid_hw: patches per column and per row; None: square.
-        norm_pix_loss: whether the decoder predicts normalised pixels; no shape depends on it either.
-
-    Raises:
-        UserError: if tensors that determine a size are missing, or do not fit together.
-    """
-
-    def shape(name: str, ndim: int) -> tuple[int, ...]:
-        found = shapes.get(name)
-        if found is None or len(found) != ndim or 0 in found:
-            raise UserError(f"{name} is {'missing' if found is None else f'of shape {list(found)}'}")
-        return found
-
-    width, channels, patch_px, patch_width = shape("patch_embedding.patch_embedding.weight", 4)
-    if patch_px != patch_width:
-        raise UserError(f"patches of {patch_px}x{patch_width} pixels; only square ones are known here")
-    num_patches = shape("encoder_position_embedding", 3)[1] - 1
-    decoder = None
-    if "mask_token" in shapes:
-        if decoder_heads is None:
-            raise UserError("the decoder's number of heads is not known")
-        decoder = Tower(shape("mask_token", 3)[2], count_layers(shapes, "decoder"), decoder_heads)
-    probe = "classifier.1.weight" in shapes
-    head = "classifier.1.weight" if probe else "classifier.weight"
-    return Architecture(
-        encoder=Tower(width, count_layers(shapes, "encoder"), encoder_heads),
-        decoder=decoder,
-        patch_px=patch_px,
-        grid_hw=grid_hw or square_grid(num_patches),
-        channels=channels,
-        mlp_ratio=_mlp_ratio(width, shape("encoder.layers.0.mlp.fc1.weight", 2)[1]),
-        num_classes=shape(head, 2)[1] if head in shapes else 0,
-        probe=probe,
-        norm_pix_loss=norm_pix_loss,
-        **_switches(shapes),
-    )
-
-
-def _switches(shapes: Mapping[str, object]) -> dict[str, bool | str]:
-    """Return the fields that say which optional tensors there are."""
-    is_shared = "encoder.position_bias.table" in shapes
-    return {
-        "qkv_bias": "encoder.layers.0.attn.qkv.bias" in shapes,
-        "global_pool": "encoder_norm.weight" in shapes,
-        "position_bias": "shared" if is_shared else "encoder.layers.0.attn.position_bias.table" in shapes,
-        "layer_scale": "encoder.layers.0.gamma_1" in shapes,
-        "distill_head": "distill_classifier.weight" in shapes,
-    }
-
-
-def _mlp_ratio(width: int, hidden: int) -> float:
-    """Return the ratio from which the models get this hidden width, rounding down."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+def _value(config, field: dataclasses.Field) -> object:
+    """Return the value of a field's key; its default where a method's configuration has no such section."""
+    *sections, name = field.metadata["key"].split(".")
+    for section in sections:
+        config = config.get(section, {})
+    return config.get(name, field.default)
 
 
 def count_layers(shapes: Mapping[str, object], part: str) -> int:

@@ -4,16 +4,13 @@ Tensors of the towers have their own names behind `vision_encoder.` and `text_en
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import ClassVar
 
-from errors import UserError
-from storage.architecture import Architecture, Shapes, Tower, infer, layer_shapes, norm_shapes, of_config
+from storage.architecture import Architecture, Shapes, Tower, layer_shapes, norm_shapes, of_config
 
 IMAGE_PREFIX, TEXT_PREFIX = "vision_encoder.", "text_encoder."
 IMAGE_PROJECTION, TEXT_PROJECTION, SCALE = "vision_projection", "text_projection", "logit_scale"
-KNOWN_TEXT_HEADS = {(768, 12): 12, (1024, 24): 16}  # (width, depth): heads of XLM-R base and large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +72,9 @@ class TextArchitecture:
         rebuilt = cls(**{**values, "tower": Tower(*values["tower"])})
         numbers = [*rebuilt.tower, rebuilt.vocab_size, rebuilt.positions]
         if not all(type(number) is int and 0 < number < 2**31 for number in numbers):
-            raise ValueError("a size of the text tower is no whole number above 0")
+            raise ValueError("a size of the text tower is not an integer above 0")
         if not isinstance(rebuilt.mlp_ratio, (int, float)) or not 0 < rebuilt.mlp_ratio <= 64:
-            raise ValueError("the text tower's MLP ratio is no number")
+            raise ValueError("the text tower's MLP ratio is not a number")
         return rebuilt
 
 
@@ -131,8 +128,15 @@ class ClipArchitecture:
         """Rebuild from `to_dict`'s values; raise ValueError, TypeError or KeyError for others."""
         embed_dim = values["embed_dim"]
         if type(embed_dim) is not int or not 0 < embed_dim < 2**20:
-            raise ValueError("the shared width is no whole number above 0")
+            raise ValueError("the shared width is not an integer above 0")
         return cls(Architecture.from_dict(values["image"]), TextArchitecture.from_dict(values["text"]), embed_dim)
+
+
+def text_of_config(config) -> TextArchitecture:
+    """Return the text tower that the section TEXT of a configuration describes."""
+    text = config.TEXT
+    tower = Tower(text.EMBED_DIM, text.DEPTH, text.NUM_HEADS)
+    return TextArchitecture(tower, text.VOCAB_SIZE, text.POSITIONS, text.MLP_RATIO)
 
 
 def of_any_config(config, network: str) -> Architecture | ClipArchitecture:
@@ -142,50 +146,4 @@ def of_any_config(config, network: str) -> Architecture | ClipArchitecture:
         config.defrost()
         config.MODEL.NUM_CLASSES = 0
     image = of_config(config, network)
-    if network != "clip":
-        return image
-    text = config.TEXT
-    tower = Tower(text.EMBED_DIM, text.DEPTH, text.NUM_HEADS)
-    sizes = TextArchitecture(tower, text.VOCAB_SIZE, text.POSITIONS, text.MLP_RATIO)
-    return ClipArchitecture(image, sizes, config.LIT.EMBED_DIM)
-
-
-def infer_text(shapes: Shapes, heads: int | None) -> TextArchitecture:
-    """Read the sizes of a text tower off the shapes of its tensors.
-
-    Args:
-        heads: attention heads, which no shape shows; None: those of XLM-R of this size.
-
-    Raises:
-        UserError: if a tensor is missing, or the number of heads is not known.
-    """
-    for name, ndim in (("token_embedding.weight", 2), ("position_embedding.weight", 2), ("layers.0.mlp.fc1.weight", 2)):
-        if len(shapes.get(name, ())) != ndim or 0 in shapes[name]:
-            raise UserError(f"the text tower's {name} is {list(shapes[name]) if name in shapes else 'missing'}")
-    vocab_size, width = shapes["token_embedding.weight"]
-    indices = [int(match[1]) for match in (re.match(r"layers\.(\d{1,3})\.", name) for name in shapes) if match]
-    depth, hidden = 1 + max(indices), shapes["layers.0.mlp.fc1.weight"][1]
-    if heads is None:
-        heads = KNOWN_TEXT_HEADS.get((width, depth))
-    if heads is None:
-        raise UserError(
-            f"a text tower {width} wide and {depth} deep, whose number of attention heads is not visible in the shapes "
-            "and not known here; say it with -heads IMAGE,TEXT"
-        )
-    if heads < 1 or width % heads:
-        raise UserError(f"{heads} heads do not divide the text tower's width of {width}")
-    tower = Tower(width, depth, heads)
-    return TextArchitecture(tower, vocab_size, shapes["position_embedding.weight"][0], hidden / width)
-
-
-def infer_clip(shapes: Shapes, image_heads: int, text_heads: int | None) -> ClipArchitecture:
-    """Read the sizes of a CLIP model off the shapes of its tensors; raise UserError if one is missing."""
-    parts = {
-        prefix: {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
-        for prefix in (IMAGE_PREFIX, TEXT_PREFIX)
-    }
-    projection = shapes.get(IMAGE_PROJECTION, ())
-    if len(projection) != 2 or 0 in projection:
-        raise UserError(f"{IMAGE_PROJECTION} is {list(projection) if projection else 'missing'}")
-    text = infer_text(parts[TEXT_PREFIX], text_heads)
-    return ClipArchitecture(infer(parts[IMAGE_PREFIX], image_heads), text, projection[1])
+    return ClipArchitecture(image, text_of_config(config), config.LIT.EMBED_DIM) if network == "clip" else image

@@ -11,7 +11,6 @@ from tests.conftest import assert_close
 from tests.helpers.malformed_weights import safetensors_bytes, torch_bytes
 from tests.helpers.small_models import VIT, equal, make_mae, make_vit
 from tests.helpers.weights_by_hand import official_arrays
-from transformer import VisionTransformer
 
 pytestmark = pytest.mark.quick
 
@@ -125,7 +124,7 @@ def test_another_number_of_heads_is_refused(tmp_path):
         write = weight_files.write_pdparams if suffix == "pdparams" else weight_files.write_safetensors
         write(path, tensors, {"architecture": VIT.to_dict()})
         checkpoint.load_weights(make_vit(), path)
-        other = VisionTransformer((8, 8), 4, 3, num_classes=3, embed_dim=16, depth=1, num_heads=4)
+        other = make_vit(num_heads=4)
         with pytest.raises(
             ValueError, match="trained with 2 encoder heads, and this model has 4: set MODEL.ENCODER.NUM"
         ):

@@ -13,6 +13,8 @@ from pipeline import captions
 from pipeline.transforms import eval_transform
 from port_weights import port
 from storage import weight_files
+from storage.architecture import Tower
+from storage.clip_architecture import TextArchitecture
 from tests.conftest import assert_close
 from tests.helpers.sentences import make_tokenizer
 from tests.helpers.small_models import make_vit
@@ -30,7 +32,7 @@ def tokenizer_file(tmp_path_factory):
 def make_clip(tokenizer_file=None, seed=0) -> CLIP:
     paddle.seed(seed)
     config = get_config(None, ["MODEL.TYPE", "IMAGE_TEXT", "DATA.IMAGE_SIZE", 16, "DATA.CROP_PCT", 1.0])
-    text = TextTower(vocab_size=400, positions=40, embed_dim=24, depth=2, num_heads=3)
+    text = TextTower(TextArchitecture(Tower(24, 2, 3), 400, 40))
     tokenizer = None if tokenizer_file is None else captions.Tokenizer(tokenizer_file)
     clip = CLIP(make_vit((16, 16), num_classes=0), text, 20, eval_transform(config), tokenizer)
     clip.eval()
@@ -81,9 +83,14 @@ def test_bad_inputs_say_what_is_wrong(tmp_path, tokenizer_file):
         (lambda: clip.encode_texts([3]), "is not a text"),
         (lambda: make_clip().encode_texts("a cat"), "need a tokenizer"),
         (lambda: clip.encode_texts(paddle.ones([1, 60], "int64")), "positions for 38"),
-        (lambda: captions.Tokenizer(tmp_path / "text.png"), "no sentencepiece model"),
-        (lambda: captions.Tokenizer(tmp_path / "absent"), "no sentencepiece model"),
-        (lambda: CLIP(make_vit(num_classes=0), TextTower(50, 40, 24, 1, 3), 8, None, clip.tokenizer), "another model"),
+        (lambda: captions.Tokenizer(tmp_path / "text.png"), "not a sentencepiece model"),
+        (lambda: captions.Tokenizer(tmp_path / "absent"), "not a sentencepiece model"),
+        (
+            lambda: CLIP(
+                make_vit(num_classes=0), TextTower(TextArchitecture(Tower(24, 1, 3), 50, 40)), 8, None, clip.tokenizer
+            ),
+            "another model",
+        ),
     ):
         with pytest.raises(UserError, match=words):
             call()
@@ -171,7 +178,9 @@ def test_text_towers_of_transformers(tmp_path, peer, whole):
     saved.save_pretrained(tmp_path / "xlmr")
     report = port(tmp_path / "xlmr", tmp_path / "text.pdparams")
     assert report.family == "transformers XLM-R"
-    tower = TextTower(peer.VOCAB, peer.POSITIONS, peer.TEXT_DIM, peer.TEXT_DEPTH, peer.TEXT_HEADS)
+    tower = TextTower(
+        TextArchitecture(Tower(peer.TEXT_DIM, peer.TEXT_DEPTH, peer.TEXT_HEADS), peer.VOCAB, peer.POSITIONS)
+    )
     checkpoint.load_weights(tower, tmp_path / "text.pdparams")
     tower.eval()
     ids = peer.ids()
@@ -179,7 +188,7 @@ def test_text_towers_of_transformers(tmp_path, peer, whole):
         wanted = model(torch.tensor(ids), attention_mask=torch.tensor(ids != 1)).last_hidden_state.numpy()
     is_token = (ids != 1)[:, :, None]
     assert_close(tower.forward_tokens(paddle.to_tensor(ids)).numpy() * is_token, wanted * is_token, FLOAT32_RELATIVE)
-    other = TextTower(peer.VOCAB, peer.POSITIONS, peer.TEXT_DIM, peer.TEXT_DEPTH, 4)
+    other = TextTower(TextArchitecture(Tower(peer.TEXT_DIM, peer.TEXT_DEPTH, 4), peer.VOCAB, peer.POSITIONS))
     with pytest.raises(UserError, match="5 heads"):
         checkpoint.load_weights(other, tmp_path / "text.pdparams")
 
@@ -189,7 +198,9 @@ def test_towers_are_read_out_of_a_clip_file(tmp_path, peer):
 
     torch.save(peer.maws_file(), tmp_path / "clip.pt")
     port(tmp_path / "clip.pt", tmp_path / "clip.pdparams", heads=(4, peer.TEXT_HEADS))
-    tower = TextTower(peer.VOCAB, peer.POSITIONS, peer.TEXT_DIM, peer.TEXT_DEPTH, peer.TEXT_HEADS)
+    tower = TextTower(
+        TextArchitecture(Tower(peer.TEXT_DIM, peer.TEXT_DEPTH, peer.TEXT_HEADS), peer.VOCAB, peer.POSITIONS)
+    )
     checkpoint.load_weights(tower, tmp_path / "clip.pdparams")
     settings = weight_files.read(tmp_path / "clip.pdparams").clip_architecture.image.settings()
     encoder = build_transformer(get_config(None, [word for pair in settings.items() for word in pair]))

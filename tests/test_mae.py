@@ -4,6 +4,7 @@ import pytest
 
 import mae
 from tests.conftest import assert_close
+from tests.helpers.small_models import mae_architecture
 
 pytestmark = pytest.mark.quick
 
@@ -11,7 +12,7 @@ pytestmark = pytest.mark.quick
 @pytest.fixture
 def model():
     paddle.seed(0)
-    return mae.MAEPretrain((16, 24), 4, 1, 32, 2, 4, 16, 1, 2, mask_ratio=0.75)
+    return mae.MAEPretrain(mae_architecture((16, 24), (32, 2, 4), (16, 1, 2), channels=1))
 
 
 def test_non_square_single_channel_images(model):
@@ -91,7 +92,7 @@ def test_masks_differ_between_images_and_draws(model):
 
 def test_initialisation_is_the_official_one():
     paddle.seed(0)
-    model = mae.MAEPretrain((32, 32), 8, 3, 64, 1, 4, 32, 1, 4)
+    model = mae.MAEPretrain(mae_architecture((32, 32), (64, 1, 4), (32, 1, 4), 8))
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     fan_in, fan_out = 3 * 8 * 8, 64
     bound = np.sqrt(6 / (fan_in + fan_out))  # Xavier on the projection as a linear layer

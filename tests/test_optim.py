@@ -7,8 +7,8 @@ import pytest
 from mae import MAEPretrain
 from optim import LARS, build_optimizer, lr_at, param_groups
 from tests.conftest import assert_close
+from tests.helpers.small_models import mae_architecture, make_vit
 from training.optimizers import WeightAverage
-from transformer import VisionTransformer
 
 pytestmark = pytest.mark.quick
 FLOAT32_RELATIVE = 2e-5
@@ -35,7 +35,7 @@ def test_schedule():
 
 
 def test_layer_decay_and_weight_decay_of_every_parameter():
-    model = VisionTransformer((8, 8), 4, 3, num_classes=2, embed_dim=8, depth=2, num_heads=2, global_pool=True)
+    model = make_vit((8, 8), num_classes=2, embed_dim=8, depth=2, num_heads=2, global_pool=True)
     top, last, first, bottom = (1.0, 0.5, 0.25, 0.125)
     expected = {
         "cls_token": (bottom, 0.0),
@@ -58,7 +58,7 @@ def test_layer_decay_and_weight_decay_of_every_parameter():
 
 
 def test_vit_base_scales_are_the_official_ones():
-    model = VisionTransformer((8, 8), 4, 3, embed_dim=8, depth=12, num_heads=2)
+    model = make_vit((8, 8), embed_dim=8, depth=12, num_heads=2)
     scales = groups_by_name(model, param_groups(model, 0.05, layer_decay=0.65))
     assert scales["cls_token"][0] == pytest.approx(0.00370, abs=5e-6)
     assert scales["encoder.layers.0.mlp.fc1.weight"][0] == pytest.approx(0.00569, abs=5e-6)
@@ -68,7 +68,7 @@ def test_vit_base_scales_are_the_official_ones():
 
 
 def test_pretraining_decays_the_tokens():
-    model = MAEPretrain((8, 8), 4, 3, 8, 1, 2, 8, 1, 2)
+    model = MAEPretrain(mae_architecture(encoder=(8, 1, 2)))
     groups = groups_by_name(model, param_groups(model, 0.05))
     assert set(groups) == {name for name, _ in model.named_parameters()}
     decayed = {name for name, (_, decay) in groups.items() if decay}

@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import assert_close
 from tests.helpers import torch_mae
+from tests.helpers.small_models import make_vit
 
 FLOAT32_RELATIVE = 1e-5  # two float32 implementations that add in different orders
 
@@ -57,10 +58,8 @@ def test_classifier_matches_torch_vit():
     import torch
     from transformers import ViTConfig, ViTForImageClassification
 
-    from transformer import VisionTransformer
-
     paddle.seed(3)
-    ours = VisionTransformer((16, 16), 4, 3, num_classes=5, embed_dim=32, depth=2, num_heads=4)
+    ours = make_vit((16, 16), num_classes=5, embed_dim=32, depth=2, num_heads=4)
     theirs = ViTForImageClassification(
         ViTConfig(
             hidden_size=32,

@@ -9,7 +9,8 @@ from layers import kernels
 from layers.pos_embed import resize_table, sincos_table
 from mae import build_mae_pretrain
 from tests.conftest import assert_close
-from transformer import DropPath, VisionTransformer, build_transformer
+from tests.helpers.small_models import make_vit
+from transformer import DropPath, build_transformer
 
 pytestmark = pytest.mark.quick
 
@@ -80,7 +81,7 @@ def test_vit_base_shapes():
 
 
 def test_global_pool_leaves_out_the_class_token():
-    model = VisionTransformer((8, 8), 4, 3, num_classes=2, embed_dim=16, depth=1, num_heads=2, global_pool=True)
+    model = make_vit((8, 8), num_classes=2, embed_dim=16, depth=1, num_heads=2, global_pool=True)
     images = paddle.rand([2, 3, 8, 8])
     tokens = model.forward_tokens(images)
     expected = model.encoder_norm(tokens[:, 1:].mean(axis=1))
@@ -89,7 +90,7 @@ def test_global_pool_leaves_out_the_class_token():
 
 
 def test_attention_logits_come_from_the_same_computation():
-    model = VisionTransformer((8, 8), 4, 3, num_classes=2, embed_dim=16, depth=1, num_heads=2)
+    model = make_vit((8, 8), num_classes=2, embed_dim=16, depth=1, num_heads=2)
     tokens = paddle.rand([2, 5, 16])
     plain = model.encoder.layers[0](tokens)
     with_logits, logits = model.encoder.layers[0](tokens, return_logits=True)
@@ -98,14 +99,14 @@ def test_attention_logits_come_from_the_same_computation():
 
 
 def test_patch_projection_is_the_convolution():
-    embedding = VisionTransformer((8, 12), 4, 3, embed_dim=16, depth=1, num_heads=2).patch_embedding
+    embedding = make_vit((8, 12), embed_dim=16, depth=1, num_heads=2).patch_embedding
     images = paddle.rand([2, 3, 8, 12])
     expected = embedding.patch_embedding(images).flatten(2).transpose([0, 2, 1])
     assert_close(embedding(images).numpy(), expected.numpy(), 1e-5)  # float32 sums in another order
 
 
 def test_drop_path_grows_linearly_and_keeps_the_mean():
-    model = VisionTransformer((8, 8), 4, 3, embed_dim=16, depth=3, num_heads=2, drop_path=0.2)
+    model = make_vit((8, 8), embed_dim=16, depth=3, num_heads=2, drop_path=0.2)
     assert [layer.drop_path.drop_prob for layer in model.encoder.layers] == [0.0, 0.1, 0.2]
     paddle.seed(0)
     out = DropPath(0.25)(paddle.ones([4000, 1, 1])).numpy().ravel()
@@ -161,7 +162,7 @@ def test_the_kind_of_attention_is_told_with_its_reason(monkeypatch, device, capa
 def test_a_bias_is_added_to_the_scores_of_every_layer():
     """Against NumPy; a bias of -1e9 on all but the diagonal makes every token see itself only."""
     paddle.seed(0)
-    layer = VisionTransformer((8, 8), 4, 3, embed_dim=16, depth=1, num_heads=2).encoder.layers[0].attn
+    layer = make_vit((8, 8), embed_dim=16, depth=1, num_heads=2).encoder.layers[0].attn
     layer.eval()
     tokens, bias = paddle.randn([2, 5, 16]), paddle.randn([2, 5, 5])
     query, key, value = layer.qkv(tokens).reshape([2, 5, 3, 2, 8]).transpose([2, 0, 3, 1, 4]).numpy()
@@ -182,7 +183,7 @@ def test_a_bias_is_added_to_the_scores_of_every_layer():
 
 def test_the_stack_hands_out_scores_of_chosen_layers():
     paddle.seed(0)
-    model = VisionTransformer((8, 8), 4, 3, embed_dim=16, depth=3, num_heads=2)
+    model = make_vit((8, 8), embed_dim=16, depth=3, num_heads=2)
     model.eval()
     tokens = model.embed(paddle.randn([2, 3, 8, 8]))
     plain = model.encoder(tokens)

@@ -31,7 +31,7 @@ from paddle import Tensor, nn
 import checkpoint
 from errors import UserError, abridge, printable
 from storage import atomic, manifest, weight_files
-from storage.architecture import Architecture, of_network
+from storage.architecture import Architecture
 from storage.run_files import (
     BEST,
     CONFIG_FILE,
@@ -90,7 +90,7 @@ def snapshot(task: Task, **fields: object) -> Snapshot:
         extra=copied(task.extra_state()),
         optimizer=optimizer_state_by_name(task.model, task.optimizer),
         ema=None if task.ema is None else copied(task.ema.state_dict()),
-        architecture=of_network(task.network),
+        architecture=task.architecture,
         **fields,
     )
 

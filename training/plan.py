@@ -13,7 +13,7 @@ from layers.kernels import describe_attention
 from optim import lr_at
 from pipeline.loading import Loader
 from pipeline.samplers import TrainSampler
-from storage.architecture import Architecture, of_network
+from storage.architecture import Architecture
 from training import distributed, flops, memory
 from training.task import Task
 
@@ -79,7 +79,7 @@ def check_micro_steps(sampler: TrainSampler, smallest: int) -> None:
 
 def train_flops(task: Task, config) -> float | None:
     """Return the floating-point operations to train on one image; None for a network of unknown cost."""
-    architecture = of_network(task.network)
+    architecture = task.architecture
     if architecture is None:
         return None
     return flops.train_flops(architecture, config.MODEL.MASK_RATIO, **dataclasses.asdict(task.cost))
@@ -90,7 +90,7 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
     parameters = task.model.parameters()
     trainable = sum(math.prod(p.shape) for p in parameters if not p.stop_gradient)
     total = sum(math.prod(p.shape) for p in parameters)
-    data, train, architecture = config.DATA, config.TRAIN, of_network(task.network)
+    data, train, architecture = config.DATA, config.TRAIN, task.architecture
     lines = [
         f"{task.name}: {type(task.model).__name__}, {trainable:,} of {total:,} parameters train",
         f"data: {plan.num_images:,} images of {data.DATASET}, {data.IMAGE_SIZE} pixels, "

@@ -10,6 +10,8 @@ from paddle.optimizer import Optimizer
 from errors import escape_controls
 from pipeline.sources import Source
 from storage import atomic
+from storage.architecture import Architecture
+from storage.clip_architecture import ClipArchitecture
 from storage.run_files import BAD_IMAGES_FILE
 from training import distributed
 from training.log import RunLog
@@ -89,6 +91,11 @@ class Task:
     def network(self) -> nn.Layer:
         """The part of the model that model.pdparams holds."""
         return self.model if self.saved is None else self.saved
+
+    @property
+    def architecture(self) -> Architecture | ClipArchitecture | None:
+        """What the network says of itself; None for a network that this project's files do not describe."""
+        return getattr(self.network, "architecture", None)
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return the tensors of the model that are not in `network`, under their names in the model."""

@@ -133,8 +133,7 @@ def _entry(name: str, values: dict, content: dict) -> Weights:
         num_classes=values.pop("classes", 1000) if values["content"] == "classifier" else 0,
         global_pool=values.pop("pool", "token") == "mean",
         norm_pix_loss=values.pop("norm_pix", None),
-        position_bias=values.get("position_bias", False),
-        layer_scale=None if values.pop("position_bias", False) else False,  # published files differ in it
+        position_bias=values.pop("position_bias", False),
     )
     if values["content"] == "clip":
         text = TextArchitecture(Tower(*content["texts"][values.pop("text")]))

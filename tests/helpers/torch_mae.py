@@ -124,20 +124,11 @@ def our_model(norm_pix_loss: bool):
     import paddle
 
     from mae import MAEPretrain
+    from tests.helpers.small_models import mae_architecture
 
-    model = MAEPretrain(
-        (IMAGE, IMAGE),
-        PATCH,
-        3,
-        DIM,
-        DEPTH,
-        HEADS,
-        DECODER_DIM,
-        DECODER_DEPTH,
-        DECODER_HEADS,
-        MASK_RATIO,
-        norm_pix_loss,
-    )
+    encoder, decoder = (DIM, DEPTH, HEADS), (DECODER_DIM, DECODER_DEPTH, DECODER_HEADS)
+    sizes = mae_architecture((IMAGE, IMAGE), encoder, decoder, PATCH, norm_pix_loss=norm_pix_loss)
+    model = MAEPretrain(sizes, MASK_RATIO)
     state = model.state_dict()
     weights = make_weights({name: tuple(value.shape) for name, value in state.items()})
     for name, array in weights.items():

@@ -15,10 +15,10 @@ from storage.run_files import EXTRA_FILE, MODEL_FILE
 from tests.conftest import MODES, TINY, assert_close
 from tests.helpers import script_runs
 from tests.helpers.joint_batch import comparable
+from tests.helpers.small_models import mae_architecture, make_vit
 from tests.methods.test_toy_method import tensors
 from training.log import read_log
 from training.run_directory import find
-from transformer import VisionTransformer
 
 BATCH, PATCH, SIDE, KEPT = 5, 4, 16, 4
 # Float32 sums in another order through two networks: 1e-5 of each tensor's largest value.
@@ -27,8 +27,8 @@ RELATIVE = 1e-5
 
 def make(matches, decode_layer=None, maps_heads=True):
     paddle.seed(0)
-    student = MAEPretrain((SIDE, SIDE), PATCH, 3, 16, 3, 2, 8, 1, 2, decode_layer=decode_layer)
-    teacher = VisionTransformer((SIDE, SIDE), PATCH, 3, num_classes=0, embed_dim=24, depth=4, num_heads=4)
+    student = MAEPretrain(mae_architecture((SIDE, SIDE), (16, 3, 2), patch_px=PATCH, decode_layer=decode_layer))
+    teacher = make_vit((SIDE, SIDE), num_classes=0, embed_dim=24, depth=4, num_heads=4)
     model = AttentionDistillation(student, teacher, matches, maps_heads)
     for network in (model, teacher):
         for parameter in network.parameters():

@@ -8,9 +8,10 @@ from config import get_config, network_of, type_of
 from errors import UserError
 from mae import build_mae_pretrain
 from port_weights.families import recognise
+from port_weights.infer import infer
 from port_weights.names import official_name
 from port_weights.porting import check
-from storage.architecture import Architecture, Tower, infer, of_config, of_network
+from storage.architecture import Architecture, Tower, of_config
 from storage.stored_tensor import StoredTensor
 from storage.weight_files import WeightFile
 from tests.helpers.weights_by_hand import official_decoder_shapes, official_shapes
@@ -94,7 +95,7 @@ def test_shapes_are_those_of_the_models(tiny_config, mode, opts):
     model = (build_mae_pretrain if mode == "pretrain" else build_transformer)(config)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     architecture = of_config(config, network_of(config))
-    assert of_network(model) == architecture
+    assert model.architecture == architecture
     assert architecture.shapes() == shapes
     # Shapes tell everything but the heads, a grid that is not square, and what the decoder predicts.
     decoder_heads = config.MODEL.DECODER.NUM_HEADS if mode == "pretrain" else None

@@ -54,14 +54,14 @@ def test_methods_say_what_a_step_costs(tiny_run):
     for opts, forward_passes in passes.values():
         run = tiny_run("pretrain", *opts)
         task = dispatch.build_task(run)
-        forward = flops.forward_macs(architecture.of_network(task.network), run.config.MODEL.MASK_RATIO)
+        forward = flops.forward_macs(task.architecture, run.config.MODEL.MASK_RATIO)
         assert plan.train_flops(task, run.config) == pytest.approx(2 * forward_passes * forward)
 
 
 def test_two_views_take_twice_the_memory_and_no_advice_is_refused(tiny_run):
     run = tiny_run("pretrain", "MODEL.TYPE", "MOCO", "DATA.DROP_LAST", True, "TRAIN.TOTAL_BATCH_SIZE", 32)
     task = dispatch.build_task(run)
-    encoder = architecture.of_network(task.network)
+    encoder = task.architecture
     one, two = (memory.estimate(encoder, run.config, cost=cost) for cost in (ONE_PASS, task.cost))
     assert (two.activations, two.layer) == (2 * one.activations, 2 * one.layer)
     loader = dispatch.build_train_loader(run)
