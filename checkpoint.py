@@ -95,7 +95,7 @@ def load_weights(
     file = _tower_for(model, _open(path))
     path, weights, own = file.path, dict(file.tensors), model.state_dict()
     _check_heads(file, model)
-    grid_hw = source_grid_hw or (file.architecture.grid_hw if file.architecture else _grid_of(path))
+    grid_hw = source_grid_hw or (file.architecture.grid_hw if file.architecture else _recorded_grid(path))
     resized = _resize_bias_tables(weights, own, model, grid_hw)
     resized = _resize_position_tables(weights, own, model, grid_hw) + resized
 
@@ -109,6 +109,11 @@ def load_weights(
     loaded = [name for name in common if name not in mismatched]
     _copy(path, {name: weights[name] for name in loaded}, own)
     return LoadReport(path, loaded, missing, unexpected, mismatched, resized)
+
+
+def load_encoder(model: nn.Layer, path: str | Path) -> LoadReport:
+    """Load the encoder of any weights into a model from images to features; see `load_weights`."""
+    return load_weights(model, path, allow_unexpected=NAMES_BESIDE_ENCODER)
 
 
 def _compare(weights: dict, own: dict) -> tuple[list[str], ...]:
@@ -166,7 +171,7 @@ def _tower_for(model: nn.Layer, file: weight_files.WeightFile) -> weight_files.W
     return dataclasses.replace(file, tensors=inside, metadata={architecture.KEY: architecture.to_dict()})
 
 
-def class_names_of(path: str | Path) -> list[str] | None:
+def recorded_class_names(path: str | Path) -> list[str] | None:
     """Return the names of the classes that weights were trained on (DATA.CLASS_NAMES in the YAML beside them).
 
     None where there is no YAML, or it has no names.
@@ -216,7 +221,7 @@ def _resize_bias_tables(weights: dict, own: dict, model: nn.Layer, source_grid_h
     return resized
 
 
-def _grid_of(weight_file: Path) -> tuple[int, int] | None:
+def _recorded_grid(weight_file: Path) -> tuple[int, int] | None:
     """Read the patch grid from the config.yaml beside a weight file of ours."""
     config_file = weight_file.parent / CONFIG_FILE
     if weight_file.name not in (MODEL_FILE, EMA_FILE) or not config_file.is_file():

@@ -18,7 +18,7 @@ from paddle import nn
 from PIL import Image
 
 import checkpoint
-from config import get_config, network_of, replaced
+from config import get_config, network_kind, replaced
 from errors import UserError, printable
 from layers.basic import unit_vectors
 from pipeline import captions
@@ -202,7 +202,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> CLIP:
     """
     weights = weight_files.resolve(path)
     config = get_config(weight_files.config_beside(weights))
-    if network_of(config) != "clip":
+    if network_kind(config) != "clip":
         raise UserError(f"{weights}: no CLIP model with an image and a text tower")
     clip = build_clip(config)
     checkpoint.load_weights(clip, weights)

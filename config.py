@@ -252,12 +252,12 @@ def get_config(cfg_file: str | Path | None = None, opts: Sequence[object] | None
     _validate(config, rules)
     for key in unused_settings(config):
         if any(source == "-opts" and name == key for name, _, source in assignments):
-            raise UserError(f"{key}={value_of(config, key)!r}: MODEL.TYPE {method} does not use it; leave it out")
+            raise UserError(f"{key}={get_value(config, key)!r}: MODEL.TYPE {method} does not use it; leave it out")
     config.freeze()
     return config
 
 
-def value_of(config: CfgNode, key: str) -> object:
+def get_value(config: CfgNode, key: str) -> object:
     """Return the value of a full key."""
     for part in key.split("."):
         config = config[part]
@@ -268,7 +268,7 @@ def unused_settings(config: CfgNode) -> list[str]:
     """Return the keys that a configuration sets to another value than the default, and its method does not use."""
     patterns = METHODS[config.MODEL.TYPE].unused
     keys = [key for key in _RULES if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)]
-    return [key for key in keys if value_of(config, key) != value_of(_C, key)]
+    return [key for key in keys if get_value(config, key) != get_value(_C, key)]
 
 
 def replaced(config: CfgNode, key: str, value: object) -> CfgNode:
@@ -280,12 +280,12 @@ def replaced(config: CfgNode, key: str, value: object) -> CfgNode:
     return copy
 
 
-def network_of(config: CfgNode) -> str:
+def network_kind(config: CfgNode) -> str:
     """Return what the weights of a configuration's method are, one of NETWORKS."""
     return METHODS[config.MODEL.TYPE].network
 
 
-def type_of(network: str) -> str:
+def default_type(network: str) -> str:
     """Return the MODEL.TYPE of a method whose weights are one of NETWORKS."""
     types = sorted(METHODS, key=lambda name: not METHODS[name].is_default)
     return next(name for name in types if METHODS[name].network == network)
@@ -311,10 +311,10 @@ _MOST_PATCHES = 1 << 16
 def _validate(config: CfgNode, rules: Mapping[str, Rule]) -> None:
     def require(holds: bool, key: str, what: str) -> None:
         if not holds:
-            raise UserError(f"{key}={value_of(config, key)!r}: {what}")
+            raise UserError(f"{key}={get_value(config, key)!r}: {what}")
 
     for key, rule in rules.items():
-        problem = rule.problem(value_of(config, key))
+        problem = rule.problem(get_value(config, key))
         require(problem is None, key, problem)
     _check_top(config, require)
     _check_data(config.DATA, require)
@@ -350,7 +350,7 @@ def _check_data(data: CfgNode, require) -> None:
 
 
 def _check_model(config: CfgNode, require) -> None:
-    model, has_decoder = config.MODEL, network_of(config) == "autoencoder"
+    model, has_decoder = config.MODEL, network_kind(config) == "autoencoder"
     height, width = image_size_hw(config)
     for side in (height, width):
         what = f"{side} pixels are not a whole number of patches; MODEL.PATCH_SIZE is {model.PATCH_SIZE}"
@@ -369,7 +369,7 @@ def _check_model(config: CfgNode, require) -> None:
     require(not (model.POOL_AFTER_NORM and model.GLOBAL_POOL), "MODEL.POOL_AFTER_NORM", what)
     what = "reads the class token, so the classifier must read the patches: set MODEL.GLOBAL_POOL True, too"
     require(model.GLOBAL_POOL or not model.DISTILL_HEAD, "MODEL.DISTILL_HEAD", what)
-    is_finetuned = network_of(config) == "classifier"
+    is_finetuned = network_kind(config) == "classifier"
     require(is_finetuned or not model.DISTILL_HEAD, "MODEL.DISTILL_HEAD", f"is not for MODEL.TYPE {model.TYPE}")
     num_patches = (height // model.PATCH_SIZE) * (width // model.PATCH_SIZE)
     what = f"makes {num_patches:,} patches of {model.PATCH_SIZE} pixels, and attention takes at most {_MOST_PATCHES:,}"

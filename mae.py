@@ -17,7 +17,7 @@ from paddle import nn
 from errors import UserError
 from layers.pos_embed import sincos_table
 from storage.architecture import Architecture, of_config
-from transformer import Linear, PatchEmbedding, Transformer, init_linear, layer_of, regularisation
+from transformer import Linear, PatchEmbedding, Transformer, init_linear, layer_index, regularisation
 
 _NORM_PIX_EPS = 1e-6
 
@@ -68,9 +68,9 @@ class MAEPretrain(nn.Layer):
         """Name the parameters that weight decay leaves alone, besides biases and norms: none (official code)."""
         return set()
 
-    def layer_of(self, name: str) -> int:
-        """Return the layer of a parameter, see `transformer.layer_of`; the decoder is in the last one."""
-        return layer_of(name, len(self.encoder.layers))
+    def layer_index(self, name: str) -> int:
+        """Return the layer of a parameter, see `transformer.layer_index`; the decoder is in the last one."""
+        return layer_index(name, len(self.encoder.layers))
 
     def encode(self, images: paddle.Tensor, shuffle: paddle.Tensor) -> paddle.Tensor:
         """Encode the visible patches only.

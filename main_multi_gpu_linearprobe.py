@@ -13,8 +13,8 @@ import runtime
 
 runtime.prepare()
 
+from launch import command_line
 from methods import dispatch
-from training import cli
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -23,4 +23,4 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

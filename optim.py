@@ -34,8 +34,8 @@ def param_groups(
 
     Biases, norms (all 1-D parameters) and what `network.no_weight_decay()` names are not decayed. With `layer_decay`,
     the learning rate of layer l of L is multiplied by `layer_decay ** (L - l)` (BEiT, arXiv 2106.08254), where
-    `network.layer_of(name)` gives l: the head has 1.0 and the last block `layer_decay`. A method with several networks
-    calls this once for each, and joins the lists.
+    `network.layer_index(name)` gives l: the head has 1.0 and the last block `layer_decay`. A method with several
+    networks calls this once for each, and joins the lists.
 
     Args:
         lr_scale: multiplies the learning rate of the whole network.
@@ -44,7 +44,7 @@ def param_groups(
         Groups with the keys `params`, `learning_rate` (a multiplier) and `weight_decay`.
     """
     undecayed = network.no_weight_decay() if hasattr(network, "no_weight_decay") else set()
-    layers = {name: 0 if layer_decay is None else network.layer_of(name) for name, _ in network.named_parameters()}
+    layers = {name: 0 if layer_decay is None else network.layer_index(name) for name, _ in network.named_parameters()}
     top = max(layers.values(), default=0)
     groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in network.named_parameters():

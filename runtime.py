@@ -13,6 +13,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from errors import UserError, printable
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 _KEEP_BYTES = 1 << 30
@@ -150,10 +152,33 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
 
 
+def rank() -> int:
+    """Return this process's number in the job, from 0."""
+    return _launcher_number("PADDLE_TRAINER_ID", "0")
+
+
+def world_size() -> int:
+    """Return the number of processes of the job, on all nodes."""
+    return _launcher_number("PADDLE_TRAINERS_NUM", "1")
+
+
 def local_ranks() -> int:
-    """Return the number of processes of the job on this machine, as Paddle's launcher says it."""
-    text = os.environ.get("PADDLE_LOCAL_SIZE", "1")
+    """Return the number of processes of the job on this machine."""
+    text = os.environ.get("PADDLE_LOCAL_SIZE", "1")  # a mistake in it is reported with the rank's, not at import
     return max(1, int(text)) if text.isdecimal() and len(text) < 9 else 1
+
+
+def is_main() -> bool:
+    """Return True if this process writes files and prints."""
+    return rank() == 0
+
+
+def _launcher_number(variable: str, default: str) -> int:
+    """Return a number that a launcher left in the environment."""
+    text = os.environ.get(variable, default)
+    if not text.isdecimal() or len(text) > 9:
+        raise UserError(f"{variable}={printable(text, 40)}: is not a number; launchers set it, so unset it")
+    return int(text)
 
 
 def num_cores() -> int:

@@ -17,7 +17,7 @@ import paddle
 from paddle import nn
 from paddle.distributed import fleet
 
-from config import network_of
+from config import network_kind
 from errors import UserError
 from layers import kernels
 from layers.attention import Attention, PositionBias
@@ -243,9 +243,9 @@ class VisionTransformer(nn.Layer):
         """Name the parameters that weight decay leaves alone, besides biases and norms (official finetuning)."""
         return {"cls_token", "encoder_position_embedding"}
 
-    def layer_of(self, name: str) -> int:
-        """Return the layer of a parameter, see `layer_of`."""
-        return layer_of(name, len(self.encoder.layers))
+    def layer_index(self, name: str) -> int:
+        """Return the layer of a parameter, see `layer_index`."""
+        return layer_index(name, len(self.encoder.layers))
 
     def embed(self, images: paddle.Tensor) -> paddle.Tensor:
         """Turn images [B, C, H, W] into the encoder's input: class token first, then patches, [B, T, D]."""
@@ -283,7 +283,7 @@ class VisionTransformer(nn.Layer):
         return (logits, distilled) if self.training else (logits + distilled) / 2
 
 
-def layer_of(name: str, depth: int) -> int:
+def layer_index(name: str, depth: int) -> int:
     """Number the layers for layer-wise decay: 0 for embeddings, i + 1 for block i, depth + 1 for what follows.
 
     Args:
@@ -325,6 +325,6 @@ def build_transformer(config) -> VisionTransformer:
     """Build the classifier that a config describes; a method whose network is a probe gets the batch-norm head."""
     if config.MODEL.NUM_CLASSES is None:
         raise UserError("MODEL.NUM_CLASSES=None: follows the data in runs only; set it to a number")
-    network = network_of(config)
+    network = network_kind(config)
     kind = network if network in ("classifier", "probe") else "classifier"  # from Python, an encoder may get a head
     return VisionTransformer(of_config(config, kind), **regularisation(config))

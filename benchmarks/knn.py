@@ -22,7 +22,7 @@ from arguments import Parser
 from benchmarks import measure
 from benchmarks.worker import peak_memory_mb
 from errors import UserError
-from training import cli
+from launch import command_line
 
 _K, _TEMPERATURE, _CLASSES = 20, 0.07, 1000
 
@@ -48,7 +48,7 @@ def work(side: str, args) -> dict[str, object]:
     bank, labels, queries = make_features(args)
     started = time.perf_counter()
     if side == "ours":
-        from tools.knn import classify
+        from measures.neighbours import classify
 
         classes = classify(bank, labels, queries, [_K], _TEMPERATURE)[_K]
     else:
@@ -112,4 +112,4 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

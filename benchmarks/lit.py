@@ -21,9 +21,9 @@ from PIL import Image
 
 from arguments import Parser
 from benchmarks import measure
+from launch import command_line
 from pipeline.captions import TRAINER_OPTIONS
 from runtime import ROOT
-from training import cli
 from training.log import read_log
 
 _UPDATES, _WARM_UP = 5, 2
@@ -72,4 +72,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

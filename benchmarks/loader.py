@@ -25,13 +25,13 @@ from arguments import Parser
 from benchmarks import measure
 from config import get_config
 from errors import UserError
+from launch import command_line
 from methods import dispatch
 from pipeline import augment, fast_jpeg, loading
 from pipeline.decoding import FORMATS
 from pipeline.samplers import TrainSampler
 from pipeline.sources import Source, read_image
 from pipeline.workers import WorkerPool
-from training import cli
 
 _BATCH = 32
 
@@ -129,4 +129,4 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: sys.exit(0 if main() else 1))
+    command_line.run(lambda: sys.exit(0 if main() else 1))

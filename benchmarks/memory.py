@@ -16,10 +16,11 @@ import sys
 from pathlib import Path
 
 from arguments import Parser
-from config import get_config, network_of
+from config import get_config, network_kind
+from launch import command_line
 from runtime import ROOT
 from storage.architecture import of_config
-from training import cli, memory
+from training import memory
 
 # Script, model, images per batch, recomputation.
 CASES = [
@@ -51,7 +52,7 @@ def settings(batch: int, recompute: bool) -> list[object]:
 def estimated(script: str, model: str, batch: int, recompute: bool) -> float:
     """Return the estimate of a case in GiB."""
     config = get_config(ROOT / "configs" / f"{model}_{script}.yaml", settings(batch, recompute))
-    return memory.estimate(of_config(config, network_of(config)), config).peak / memory.GIB
+    return memory.estimate(of_config(config, network_kind(config)), config).peak / memory.GIB
 
 
 def measured(script: str, model: str, batch: int, recompute: bool, out: Path) -> float:
@@ -90,4 +91,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from arguments import Parser
 from benchmarks import measure
-from config import get_config, network_of, replaced
+from config import get_config, network_kind, replaced
 from errors import UserError
-from training import cli, flops
+from launch import command_line
+from training import flops
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, object]]:
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     variants = _variants(args)
     if not args.against:
         for config in variants.values():
-            if config.EVAL and network_of(config) == "encoder":
+            if config.EVAL and network_kind(config) == "encoder":
                 raise UserError(f"-eval: MODEL.TYPE {config.MODEL.TYPE} has no classifier to time")
     first, *_ = variants
     sides = [measure.Side("ours", config, config.DATA.BATCH_SIZE, label) for label, config in variants.items()]
@@ -77,7 +78,7 @@ def _variants(args) -> dict[str, object]:
 
 
 def _has_head(config) -> bool:
-    return network_of(config) in ("classifier", "probe")
+    return network_kind(config) in ("classifier", "probe")
 
 
 def _row(side: measure.Side, variants: dict[str, object], turns: dict) -> dict[str, object]:
@@ -93,4 +94,4 @@ def _row(side: measure.Side, variants: dict[str, object], turns: dict) -> dict[s
 
 
 if __name__ == "__main__":
-    cli.run(lambda: sys.exit(0 if main() else 1))
+    command_line.run(lambda: sys.exit(0 if main() else 1))

@@ -24,6 +24,7 @@ from arguments import Parser
 from benchmarks import measure
 from benchmarks.loader import our_pipeline
 from config import get_config
+from launch import command_line
 from pipeline import shard_index
 from pipeline.left_out import LeftOut
 from pipeline.samplers import TrainSampler
@@ -31,7 +32,6 @@ from pipeline.shard_index import SplitIndex
 from pipeline.sources import Source
 from pipeline.web_shards import WebShards, WindowOrder
 from tools import pack_dataset
-from training import cli
 
 _PIXELS, _PER_SHARD = 256, 1000
 
@@ -143,4 +143,4 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import runtime
-from config import amp_dtype, image_size_hw, network_of
+from config import amp_dtype, image_size_hw, network_kind
 from errors import UserError
 from storage.architecture import of_config
 from training import flops
@@ -45,7 +45,7 @@ def describe(side: str, config) -> dict[str, object]:
     from training.device import autocast_dtype
 
     on_cpu = paddle.device.get_device() == "cpu"
-    precision, architecture = autocast_dtype(config), of_config(config, network_of(config))
+    precision, architecture = autocast_dtype(config), of_config(config, network_kind(config))
     widths = [tower.width // tower.heads for tower in architecture.towers]
     return {
         "device": "cpu" if on_cpu else paddle.device.cuda.get_device_name(),
@@ -57,6 +57,7 @@ def describe(side: str, config) -> dict[str, object]:
 def _ours(config, images: np.ndarray, labels: np.ndarray) -> tuple[Step, float]:
     import paddle
 
+    from launch.stop import StopRequest
     from methods import dispatch
     from pipeline.loading import Batch
     from pipeline.samplers import TrainSampler
@@ -65,8 +66,7 @@ def _ours(config, images: np.ndarray, labels: np.ndarray) -> tuple[Step, float]:
     from training.engine import Training
     from training.log import RunLog
     from training.plan import make_plan, train_flops
-    from training.stop import StopRequest
-    from training.task import Run
+    from training.run import Run
 
     device.set_device()
     run = Run(config, None, RunLog(None, quiet=True), resume_from=Path("nothing is loaded"))
@@ -104,7 +104,7 @@ def _ours(config, images: np.ndarray, labels: np.ndarray) -> tuple[Step, float]:
 
 def _flop_per_image(config) -> float:
     """Return the FLOPs of a step of a network without other parts."""
-    architecture, mask_ratio = of_config(config, network_of(config)), config.MODEL.MASK_RATIO
+    architecture, mask_ratio = of_config(config, network_kind(config)), config.MODEL.MASK_RATIO
     forward = 2 * flops.forward_macs(architecture, mask_ratio)
     return forward if config.EVAL else flops.train_flops(architecture, mask_ratio)
 
@@ -136,7 +136,7 @@ def _torch_network(config, images: np.ndarray):
         "patch_size": model.PATCH_SIZE,
         "num_channels": images.shape[1],
     }
-    if network_of(config) != "autoencoder":
+    if network_kind(config) != "autoencoder":
         settings = transformers.ViTConfig(**sizes, num_labels=model.NUM_CLASSES)
         return transformers.ViTForImageClassification._from_config(settings, attn_implementation="sdpa")
     decoder = model.DECODER
@@ -159,7 +159,7 @@ def _torch(config, images: np.ndarray, labels: np.ndarray) -> tuple[Step, float]
     torch.set_num_threads(runtime.num_cores())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network, inputs = _torch_network(config, images), {"pixel_values": torch.from_numpy(images).to(device)}
-    if network_of(config) != "autoencoder":
+    if network_kind(config) != "autoencoder":
         inputs["labels"] = torch.from_numpy(labels).to(device)
     network.to(device)
     synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None

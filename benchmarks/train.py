@@ -21,8 +21,8 @@ from arguments import Parser
 from benchmarks import measure
 from config import get_config
 from errors import UserError
-from tools.report import read_log
-from training import cli
+from launch import command_line
+from training.log import read_log
 
 
 def run_once(config, mode: str, args, nproc: int) -> dict[str, float]:
@@ -75,4 +75,4 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: sys.exit(0 if main() else 1))
+    command_line.run(lambda: sys.exit(0 if main() else 1))

@@ -9,7 +9,7 @@ from paddle import nn
 
 from layers import kernels
 from layers.basic import Linear
-from layers.relative_position import index_of, num_rows
+from layers.relative_position import num_rows, position_index
 
 
 class PositionBias(nn.Layer):
@@ -24,7 +24,7 @@ class PositionBias(nn.Layer):
         super().__init__()
         zero = nn.initializer.Constant(0.0)
         self.table = self.create_parameter([num_rows(grid_hw), num_heads], default_initializer=zero)
-        self.register_buffer("index", paddle.to_tensor(index_of(grid_hw)), persistable=False)
+        self.register_buffer("index", paddle.to_tensor(position_index(grid_hw)), persistable=False)
 
     def forward(self, bias: paddle.Tensor | None = None) -> paddle.Tensor:
         """Return the biases [A, T, T], with another one added if there is any."""

@@ -8,8 +8,9 @@ import paddle
 from paddle import nn
 
 from errors import UserError
-from layers.across_ranks import num_ranks, sum_over_ranks
+from layers.across_ranks import sum_over_ranks
 from layers.basic import ONE_IMAGE_ADVICE, Linear, ReLU, keep_finite
+from runtime import world_size
 
 _BATCH_NORM_EPS, _BATCH_NORM_KEPT = 1e-5, 0.9  # torch's defaults; its momentum is 0.1
 
@@ -44,7 +45,7 @@ class JointBatchNorm(nn.Layer):
 
     def _batch_statistics(self, features: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Return mean and biased variance [D] over all ranks, and move the running statistics."""
-        count = features.shape[0] * num_ranks()
+        count = features.shape[0] * world_size()
         if count == 1:
             raise UserError(f"a batch of one image cannot be normalised; {ONE_IMAGE_ADVICE}")
         mean = sum_over_ranks(features.sum(axis=0)) / count
@@ -89,7 +90,7 @@ def mlp_head(widths: Sequence[int], norm_at_end: bool, affine_at_end: bool = Tru
 
 
 @paddle.no_grad()
-def spread_of(unit_vectors: paddle.Tensor) -> paddle.Tensor:
+def feature_std(unit_vectors: paddle.Tensor) -> paddle.Tensor:
     """Return how far unit vectors [B, d] are spread: about 1 if evenly over all directions, 0 if they have collapsed.
 
     It is the mean over the d coordinates of their standard deviation over the batch, times the root of d.

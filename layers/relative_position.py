@@ -19,7 +19,7 @@ def num_rows(grid_hw: tuple[int, int]) -> int:
 
 
 @functools.cache
-def index_of(grid_hw: tuple[int, int]) -> np.ndarray:
+def position_index(grid_hw: tuple[int, int]) -> np.ndarray:
     """Return the row of a table for each pair (query, key), [T, T] int64."""
     height, width = grid_hw
     rows, columns = (places.flatten() for places in np.mgrid[0:height, 0:width])

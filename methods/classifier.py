@@ -8,18 +8,20 @@ import paddle.nn.functional as F
 from paddle import nn
 
 import checkpoint
-from config import network_of
+from config import network_kind
 from errors import UserError, one_name
+from layers import across_ranks
 from layers.cross_entropy import cross_entropy
+from methods import start
 from pipeline.loading import Batch
-from training import distributed
 from training.device import is_on_gpu
 from training.engine import evaluate
 from training.loaders import build_eval_loader
-from training.task import Run, Task
+from training.run import Run
+from training.task import Evaluation
 from transformer import VisionTransformer, build_transformer
 
-METRICS, BEST = ("acc1", "acc5", "loss"), ("acc1", "max")
+METRICS = ("acc1", "acc5", "loss")
 
 
 def build_classifier(run: Run, head_std: float) -> VisionTransformer:
@@ -33,15 +35,12 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
     config = run.config
     paddle.seed(config.SEED)
     model = build_transformer(config)
-    if run.resume_from is not None:
-        return model  # the engine restores all of it
-    if not config.MODEL.PRETRAINED:
-        run.log.say("warning: no -pretrained weights, so the encoder starts from its initialisation")
+    if not start.has_weights_to_load(run):
         return model
     head = [name for name in model.state_dict() if name.startswith(("classifier.", "distill_classifier."))]
     # A pretrained encoder's last norm is replaced where the patches are pooled, as in the official code.
     replaced = ["encoder.norm.*"] if config.MODEL.GLOBAL_POOL else []
-    added = checkpoint.ADDED_TO_FINETUNE if network_of(config) == "classifier" else ()  # a probe would not train them
+    added = checkpoint.ADDED_TO_FINETUNE if network_kind(config) == "classifier" else ()  # a probe would not train them
     report = checkpoint.load_weights(
         model,
         config.MODEL.PRETRAINED,
@@ -52,7 +51,7 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
     run.log.say(str(report))
     std = head_std if config.MODEL.HEAD_INIT_STD is None else config.MODEL.HEAD_INIT_STD
     new = [*report.missing, *report.mismatched]
-    trained = checkpoint.class_names_of(config.MODEL.PRETRAINED)
+    trained = checkpoint.recorded_class_names(config.MODEL.PRETRAINED)
     if None not in (trained, config.DATA.CLASS_NAMES) and trained != config.DATA.CLASS_NAMES:
         run.log.say("the classifier of these weights is for other classes, and is drawn at random")
         new += head
@@ -63,8 +62,8 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
     return model
 
 
-class Judge:
-    """The evaluation of a classifier; says so if every image is taken for the same class.
+class ClassifierEvaluator:
+    """Measures a classifier, and warns if it gives every image the same class.
 
     Args:
         run: gets the warning.
@@ -73,20 +72,14 @@ class Judge:
     def __init__(self, run: Run):
         self._run, self._first, self._is_one = run, None, None
 
-    def of_task(self) -> dict[str, object]:
-        """Return the fields of a `Task` that concern its evaluation."""
-        return {
-            "before_evaluation": self._begin,
-            "evaluate": self._evaluate,
-            "metrics": METRICS,
-            "after_evaluation": self._end,
-            "best": BEST,
-        }
+    def evaluation(self) -> Evaluation:
+        """Return top-1 and top-5 accuracy and loss on the val split, of which the first chooses the best."""
+        return Evaluation(METRICS, self._measure, ("acc1", "max"), self._begin, self._summarise)
 
     def _begin(self) -> None:
         self._first = self._is_one = None
 
-    def _evaluate(self, model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
+    def _measure(self, model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
         """Return the sums over a batch of the metrics."""
         logits = model(batch.images).astype("float32")
         best = logits.argmax(axis=-1)
@@ -100,11 +93,11 @@ class Judge:
         has, label = self._first is not None, 0 if self._first is None else self._first.item()
         is_one = not has or bool(self._is_one)
         own = np.array([has, label, label**2, not is_one], np.float64)
-        count, total, squares, others = distributed.sum_across_ranks(own)
+        count, total, squares, others = across_ranks.sum_across_ranks(own)
         is_same = count > 0 and others == 0 and count * squares == total**2
         return int(total / count) if is_same else None
 
-    def _end(self, scores: dict[str, float]) -> dict[str, float]:
+    def _summarise(self, scores: dict[str, float]) -> dict[str, float]:
         label = self._one_class()
         if label is not None and scores["acc1"] < 100.0:
             names = self._run.config.DATA.CLASS_NAMES or []
@@ -137,8 +130,7 @@ def evaluate_only(run: Run) -> dict[str, float]:
         return {}
     report = checkpoint.load_weights(model, source, allow_unexpected=checkpoint.UNUSED_PROBE_NORM)
     run.log.say(str(report))
-    task = Task("eval", model, None, None, **Judge(run).of_task())
-    scores = task.after_evaluation(evaluate(task, val_loader, run))
+    scores = evaluate(ClassifierEvaluator(run).evaluation(), model, val_loader, run)
     run.log.record("eval", 0, scores)
     if not math.isfinite(scores["loss"]):
         raise UserError(

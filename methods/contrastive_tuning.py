@@ -9,19 +9,20 @@ import numpy as np
 import paddle
 from paddle import nn
 
-import checkpoint
 from config import replaced
 from errors import UserError, abridge
+from methods import start
 from methods.method import Method
 from methods.nnclr_head import NNCLRHead
 from optim import param_groups
+from pipeline.contrastive_augment import two_views
 from pipeline.loading import Batch
 from pipeline.transforms import Transform, train_transform
-from pipeline.two_views import two_views
 from storage import weight_files
 from storage.run_files import EXTRA_FILE
-from training.optimizers import ema_of, optimizer_of
-from training.task import Cost, Run, Task
+from training.optimizers import configured_optimizer, weight_average
+from training.run import Run
+from training.task import Cost, Task
 from transformer import VisionTransformer, build_transformer
 
 # ---- network -----------------------------------------------------------------------------------
@@ -41,7 +42,7 @@ class ContrastiveTuning(nn.Layer):
         self.encoder, self.head, self.num_frozen = encoder, head, num_frozen
         depth = len(encoder.encoder.layers)
         for name, parameter in encoder.named_parameters():
-            if num_frozen == depth or encoder.layer_of(name) <= num_frozen:
+            if num_frozen == depth or encoder.layer_index(name) <= num_frozen:
                 parameter.stop_gradient = True
 
     def train(self) -> None:
@@ -109,13 +110,12 @@ def build(run: Run) -> Task:
     return Task(
         f"contrastive_{contrast.STAGE}",
         model,
-        optimizer_of(config, groups),
+        configured_optimizer(config, groups),
         loss,
         saved=encoder,
         after_update=lambda step, total: head.update_target(),
-        ema=None if is_head else ema_of(config, encoder),
+        ema=None if is_head else weight_average(config, encoder),
         smallest_batch=2,
-        accumulates=False,
         cost=Cost(views=2, trained_blocks=depth - num_frozen),
         lr_scales={} if is_head else {"head": scale},
         notes=lambda num_images: _notes(contrast.QUEUE_SIZE, num_images),
@@ -127,13 +127,6 @@ def _check(config) -> None:
     dims, train = config.CONTRAST.PROJECTOR_DIMS, config.TRAIN
     if not dims or not all(type(width) is int and 0 < width <= 65_536 for width in dims):
         raise UserError(f"CONTRAST.PROJECTOR_DIMS={dims!r}: must be a list of whole numbers from 1 to 65,536")
-    if train.ACCUM_ITER != 1:
-        raise UserError(
-            f"TRAIN.ACCUM_ITER={train.ACCUM_ITER}: the contrastive loss and the head's batch norms are over all images "
-            "of an update, so micro-steps would be another loss; set it to 1, and use more processes or a smaller batch"
-        )
-    if not config.DATA.DROP_LAST:
-        raise UserError("DATA.DROP_LAST=False: a smaller last batch would be another loss; set it to True")
     if config.MODEL.GLOBAL_POOL:
         raise UserError("MODEL.GLOBAL_POOL=True: leaves the encoder without its last norm; use MODEL.POOL_AFTER_NORM")
     if config.CONTRAST.STAGE == "tuning" and train.EMA_DECAY is not None and train.NUM_EPOCHS == 0:
@@ -147,11 +140,7 @@ def _check(config) -> None:
 def _load(run: Run, model: ContrastiveTuning) -> None:
     """Load the encoder of -pretrained, and for the tuning stage the head of the head stage's run."""
     config = run.config
-    if not config.MODEL.PRETRAINED:
-        run.log.say("warning: no -pretrained weights, so the encoder starts from its initialisation")
-    else:
-        ignored = checkpoint.NAMES_BESIDE_ENCODER
-        run.log.say(str(checkpoint.load_weights(model.encoder, config.MODEL.PRETRAINED, allow_unexpected=ignored)))
+    start.load_encoder(run, model.encoder)
     if config.CONTRAST.STAGE == "head":
         return
     source = config.CONTRAST.HEAD or config.MODEL.PRETRAINED
@@ -185,8 +174,8 @@ def load_head(head: NNCLRHead, source: str) -> str:
     odd += [name for name in {*stored} & {*own} if (stored[name].shape, stored[name].dtype) != kinds[name]]
     if odd:
         sizes = [
-            f"{name} {_kind_of(stored[name]) if name in stored else 'missing'} in the file, "
-            f"{_kind_of(own[name]) if name in own else 'not'} here"
+            f"{name} {_describe_tensor(stored[name]) if name in stored else 'missing'} in the file, "
+            f"{_describe_tensor(own[name]) if name in own else 'not'} here"
             for name in sorted(odd)
         ]
         raise UserError(f"{file}: the head differs: {abridge(sizes, 3)}; set CONTRAST.* as in that run")
@@ -197,7 +186,7 @@ def load_head(head: NNCLRHead, source: str) -> str:
     return f"loaded the head of {file}: {len(arrays)} tensors, {int((arrays['queue_id'] >= 0).sum()):,} in the queue"
 
 
-def _kind_of(tensor) -> str:
+def _describe_tensor(tensor) -> str:
     dtype = str(tensor.dtype).split(".")[-1]
     return f"{list(tensor.shape)}" + ("" if dtype == "float32" else f" of {dtype}")
 

@@ -1,20 +1,34 @@
 """The table of methods, by which a main script trains or evaluates what MODEL.TYPE names."""
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 
 import checkpoint
-from config import network_of, replaced
+import runtime
+from config import network_kind, replaced
 from errors import UserError
-from methods import classifier, contrastive_tuning, finetune, image_text, linearprobe, moco, pretrain, weak_labels
+from launch import run_directory
+from methods import (
+    classifier,
+    contrastive_tuning,
+    finetune,
+    image_text,
+    linearprobe,
+    moco,
+    pretrain,
+    start,
+    weak_labels,
+)
 from methods.method import Method
 from pipeline import loading
 from pipeline.sources import Source
 from pipeline.transforms import Transform
 from storage.clip_architecture import of_any_config
-from training import cli, distributed, loaders, memory, run_directory
+from training import loaders, memory
 from training.engine import fit
-from training.task import Run, Task
+from training.run import Run, start_run, write_report
+from training.task import Task
 
 # By MODEL.TYPE. config.METHODS is the other half of this table: the keys of each method, without its code.
 METHODS: dict[str, Method] = {
@@ -31,7 +45,7 @@ METHODS: dict[str, Method] = {
 _MOST_NAME_BYTES = 1 << 19  # in config.yaml, of which at most 1 MiB is read
 
 
-def method_of(config) -> Method:
+def get_method(config) -> Method:
     """Return the method that a configuration asks for."""
     return METHODS[config.MODEL.TYPE]
 
@@ -47,21 +61,21 @@ def run_script(script: str, description: str, argv: Sequence[str] | None = None)
     Returns:
         The last metrics.
     """
-    run = cli.start(script, description, argv, lambda config: check_script(script, config), run_prefix)
+    run = start_run(script, description, argv, lambda config: check_script(script, config), run_prefix)
     scores = train_or_evaluate(run)
-    cli.write_report(run)
+    write_report(run)
     return scores
 
 
 def run_prefix(config) -> str:
     """Return how the names of a method's run directories begin."""
-    variant = method_of(config).variant(config)
+    variant = get_method(config).variant(config)
     return config.MODEL.TYPE.lower() + (f"_{variant}" if variant else "")
 
 
 def check_script(script: str, config) -> None:
-    """Raise UserError if a configuration is for another main script, or asks for what its method does not do."""
-    kind, method = config.MODEL.TYPE, method_of(config)
+    """Raise UserError if a configuration is for another main script, or its method cannot do what it asks for."""
+    kind, method = config.MODEL.TYPE, get_method(config)
     if method.script != script:
         types = ", ".join(name for name, other in METHODS.items() if other.script == script)
         raise UserError(
@@ -86,13 +100,13 @@ def train_or_evaluate(run: Run) -> dict[str, float]:
 
 
 def _train_or_evaluate(run: Run) -> dict[str, float]:
-    method = method_of(run.config)
+    method = get_method(run.config)
     if run.gpu_gib is not None:
         if run.config.MODEL.NUM_CLASSES is None:
             with contextlib.suppress(UserError):  # no data is needed for this
                 follow_classes(run)
-        architecture = of_any_config(run.config, network_of(run.config))
-        run.log.say(memory.describe(architecture, run.config, run.gpu_gib, distributed.world_size()))
+        architecture = of_any_config(run.config, network_kind(run.config))
+        run.log.say(memory.describe(architecture, run.config, run.gpu_gib, runtime.world_size()))
         return {}
     recall_class_names(run)
     if run.config.MODEL.NUM_CLASSES is None:
@@ -105,31 +119,34 @@ def _train_or_evaluate(run: Run) -> dict[str, float]:
     train_loader = build_train_loader(run)
     record_class_names(run, train_loader.source)
     _write_config(run)
-    judged_on = run.config if method.evaluates else method.judged_on(run.config)
-    eval_loader = None if judged_on is None else loaders.build_eval_loader(run, judged_on)
+    validation_config = run.config if method.evaluates else method.validation_config(run.config)
+    eval_loader = None if validation_config is None else loaders.build_eval_loader(run, validation_config)
     return fit(build_task(run), train_loader, eval_loader, run)
 
 
 def build_task(run: Run) -> Task:
     """Build what the run trains."""
-    return method_of(run.config).build(run)
+    method = get_method(run.config)
+    if method.whole_batch:
+        start.check_whole_batch(run.config)
+    return dataclasses.replace(method.build(run), accumulates=not method.whole_batch)
 
 
 def train_transform(config) -> Transform:
     """Return the transform for training of a configuration's method."""
-    return method_of(config).transform(config)
+    return get_method(config).transform(config)
 
 
 def build_train_loader(run: Run) -> loading.Loader:
     """Open and check the train split as the run's method needs it."""
-    method = method_of(run.config)
+    method = get_method(run.config)
     transform = train_transform(run.config)
-    return loaders.build_train_loader(run, transform, method.target, method.select, method.whole_batch)
+    return loaders.build_train_loader(run, transform, method.target, method.prepare_source, method.whole_batch)
 
 
 def follow_classes(run: Run) -> None:
     """Set MODEL.NUM_CLASSES, which is None, to the number of classes in the data; 0 where a run needs none."""
-    config, num_classes, target = run.config, 0, method_of(run.config).target
+    config, num_classes, target = run.config, 0, get_method(run.config).target
     if target in ("label", "labels"):
         num_classes = loaders.open_once(run, "val" if config.EVAL else "train", target).count_classes()
         run.log.say(f"MODEL.NUM_CLASSES: {num_classes}, as the data has")
@@ -140,8 +157,8 @@ def recall_class_names(run: Run) -> None:
     """Take DATA.CLASS_NAMES from the weights that are evaluated, or from the run that goes on."""
     config = run.config
     weights = run.resume_from or (config.MODEL.PRETRAINED if config.EVAL else None)
-    if weights is not None and config.DATA.CLASS_NAMES is None and method_of(config).target in ("label", "labels"):
-        run.config = replaced(config, "DATA.CLASS_NAMES", checkpoint.class_names_of(weights))
+    if weights is not None and config.DATA.CLASS_NAMES is None and get_method(config).target in ("label", "labels"):
+        run.config = replaced(config, "DATA.CLASS_NAMES", checkpoint.recorded_class_names(weights))
 
 
 def record_class_names(run: Run, source: Source) -> None:
@@ -150,8 +167,8 @@ def record_class_names(run: Run, source: Source) -> None:
     Where the run starts from a classifier of the same classes in another order, that order is taken.
     """
     config = run.config
-    own, kept = source.class_names, config.MODEL.PRETRAINED and checkpoint.class_names_of(config.MODEL.PRETRAINED)
-    if own is None or config.DATA.CLASS_NAMES is not None or method_of(config).target not in ("label", "labels"):
+    own, kept = source.class_names, config.MODEL.PRETRAINED and checkpoint.recorded_class_names(config.MODEL.PRETRAINED)
+    if own is None or config.DATA.CLASS_NAMES is not None or get_method(config).target not in ("label", "labels"):
         return
     if kept and set(kept) == set(own):
         source.use_class_names(kept)

@@ -9,7 +9,7 @@ from PIL import Image
 from config import image_size_hw
 from errors import UserError
 from methods import teachers
-from methods.classifier import Judge, build_classifier, soft_cross_entropy
+from methods.classifier import ClassifierEvaluator, build_classifier, soft_cross_entropy
 from methods.method import Method
 from optim import param_groups
 from pipeline import augment
@@ -17,8 +17,9 @@ from pipeline.fast_jpeg import LazyJpeg
 from pipeline.loading import Batch
 from pipeline.mixup import Mixup, random_erase, smooth_one_hot
 from pipeline.transforms import Transform, train_transform
-from training.optimizers import ema_of, optimizer_of
-from training.task import Run, Task
+from training.optimizers import configured_optimizer, weight_average
+from training.run import Run
+from training.task import Task
 
 _HEAD_STD = 2e-5  # official code, over loaded weights
 _CROP_SCALE = [0.08, 1.0]
@@ -54,12 +55,12 @@ def build(run: Run) -> Task:
     return Task(
         "finetune" if teacher is None else "finetune_distilled",
         model,
-        optimizer_of(config, param_groups(model, train.WEIGHT_DECAY, train.LAYER_DECAY)),
+        configured_optimizer(config, param_groups(model, train.WEIGHT_DECAY, train.LAYER_DECAY)),
         loss,
-        **Judge(run).of_task(),
-        ema=ema_of(config, model),
+        evaluation=ClassifierEvaluator(run).evaluation(),
+        ema=weight_average(config, model),
         can_be_traced=teacher is None,
-        teacher=None if teacher is None else teacher.sha256,
+        external_id=None if teacher is None else teacher.sha256,
     )
 
 

@@ -5,12 +5,13 @@ import paddle
 
 import runtime
 from errors import UserError
+from layers import across_ranks
 from pipeline.loading import with_progress
 from pipeline.samplers import EvalSampler
 from pipeline.transforms import eval_transform
-from training import distributed, loaders
+from training import loaders
 from training.device import autocast
-from training.task import Run
+from training.run import Run
 from transformer import VisionTransformer
 
 _MOST_OF_MEMORY = 0.5
@@ -36,18 +37,18 @@ def of_train_split(run: Run, encoder: VisionTransformer) -> np.ndarray:
     run.log.say(f"computing the features of {len(source):,} images once")
     encoder.eval()
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
-    sampler = EvalSampler(len(source), batch_size, distributed.rank(), distributed.world_size())
+    sampler = EvalSampler(len(source), batch_size, runtime.rank(), runtime.world_size())
     loader = loaders.build_loader(config, source, eval_transform(config), sampler, note_bad=run.bad_images.append)
     features = np.zeros((len(source), width), np.float32)
     is_done = np.zeros(len(source), np.float32)
-    own = len(source) // distributed.world_size()
+    own = len(source) // runtime.world_size()
     for batch in with_progress(loader, own, "features", run.log.say):
         with autocast(config):
             vectors = encoder(batch.images)
         indices = batch.indices.numpy()
         features[indices], is_done[indices] = vectors.astype("float32").numpy(), 1.0
-    distributed.exchange_rows(features)
-    is_done = distributed.sum_across_ranks(is_done)
+    across_ranks.exchange_rows(features)
+    is_done = across_ranks.sum_across_ranks(is_done)
     lacking = np.flatnonzero(is_done == 0)
     if len(lacking):
         raise UserError(

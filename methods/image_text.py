@@ -11,7 +11,7 @@ from clip import CLIP, TOKENIZER_FILE, build_clip
 from config import replaced
 from errors import UserError
 from layers.basic import unit_vectors
-from methods import image_features, zero_shot
+from methods import image_features, start, zero_shot
 from methods.classifier import count_correct
 from methods.info_nce import info_nce
 from methods.method import Method
@@ -24,8 +24,9 @@ from storage import atomic, manifest
 from storage.clip_architecture import TEXT_PREFIX
 from storage.run_files import MODEL_FILE
 from training.flops import forward_macs
-from training.optimizers import ema_of, optimizer_of
-from training.task import Cost, Run, Task
+from training.optimizers import configured_optimizer, weight_average
+from training.run import Run
+from training.task import Cost, Evaluation, Task
 
 _CROP_SCALE = [0.9, 1.0]  # a caption describes the whole image
 
@@ -91,11 +92,6 @@ def build(run: Run) -> Task:
         raise UserError(
             f"TRAIN.LAYER_DECAY={config.TRAIN.LAYER_DECAY}: is not for MODEL.TYPE IMAGE_TEXT; set it to None"
         )
-    if config.TRAIN.ACCUM_ITER != 1 or not config.DATA.DROP_LAST:
-        raise UserError(
-            f"MODEL.TYPE IMAGE_TEXT needs TRAIN.ACCUM_ITER=1 (is {config.TRAIN.ACCUM_ITER}) and DATA.DROP_LAST=True "
-            f"(is {config.DATA.DROP_LAST}), as its loss is over all pairs of an update"
-        )
     paddle.seed(config.SEED)
     clip = build_clip(config)
     clip.tokenizer = _open_tokenizer(lit.TOKENIZER)
@@ -104,8 +100,7 @@ def build(run: Run) -> Task:
     if run.resume_from is None:
         _load_towers(run, clip)
     elif lit.CACHE_FEATURES:  # the loop restores all of it, but later
-        file = run.resume_from / MODEL_FILE
-        checkpoint.load_weights(clip.vision_encoder, file, allow_unexpected=checkpoint.NAMES_BESIDE_ENCODER)
+        checkpoint.load_encoder(clip.vision_encoder, run.resume_from / MODEL_FILE)
     _keep_tokenizer(run, clip.tokenizer)
     model = LockedImageTuning(clip)
     cached = None
@@ -116,22 +111,18 @@ def build(run: Run) -> Task:
         images = batch.images if cached is None else paddle.to_tensor(cached[batch.indices.numpy()])
         return model(images, clip.tokenize(batch.captions)), {"logit_scale": clip.logit_scale.exp()}
 
-    judge = _Judge(run, clip) if lit.EVAL_DATASET is not None else None
+    evaluator = ZeroShotEvaluator(run, clip) if lit.EVAL_DATASET is not None else None
     return Task(
         "image_text",
         model,
-        optimizer_of(config, param_groups(model, config.TRAIN.WEIGHT_DECAY)),
+        configured_optimizer(config, param_groups(model, config.TRAIN.WEIGHT_DECAY)),
         loss,
         saved=clip,
         after_update=lambda step, total: model.limit_scale(lit.MAX_SCALE),
-        before_evaluation=judge.prepare if judge else lambda: None,
-        evaluate=judge.evaluate if judge else None,
-        metrics=judge.metrics if judge else (),
-        best=(judge.metrics[0], "max") if judge else None,
-        ema=ema_of(config, clip),
-        accumulates=False,
+        evaluation=evaluator.evaluation() if evaluator else None,
+        ema=weight_average(config, clip),
         cost=_cost(config, clip),
-        teacher=f"tokenizer {manifest.digests(clip.tokenizer.path, 'sha256')['sha256'][:16]}",
+        external_id=f"tokenizer {manifest.digests(clip.tokenizer.path, 'sha256')['sha256'][:16]}",
     )
 
 
@@ -159,54 +150,47 @@ def _keep_tokenizer(run: Run, tokenizer: captions.Tokenizer) -> None:
 def _load_towers(run: Run, clip: CLIP) -> None:
     """Load the image tower of -pretrained, and the text tower of LIT.TEXT_PRETRAINED."""
     config = run.config
-    if config.MODEL.PRETRAINED:
-        allowed = (*checkpoint.NAMES_BESIDE_ENCODER,)
-        report = checkpoint.load_weights(clip.vision_encoder, config.MODEL.PRETRAINED, allow_unexpected=allowed)
-        run.log.say(str(report))
-    else:
-        run.log.say("warning: no -pretrained image tower, so a random one is frozen; LiT needs a trained one")
+    start.load_encoder(run, clip.vision_encoder)
     if config.LIT.TEXT_PRETRAINED:
         run.log.say(str(checkpoint.load_weights(clip.text_encoder, config.LIT.TEXT_PRETRAINED)))
     else:
         run.log.say("text tower: from its initialisation; LIT.TEXT_PRETRAINED starts from XLM-R")
 
 
-class _Judge:
-    """Zero-shot evaluation of a CLIP model that trains.
-
-    Attributes:
-        metrics: "acc1" and "acc5" per language of LIT.LANGUAGES.
-    """
+class ZeroShotEvaluator:
+    """Zero-shot evaluation of a CLIP model while it trains: top-1 and top-5 accuracy per language of LIT.LANGUAGES."""
 
     def __init__(self, run: Run, clip: CLIP):
         lit, self._clip = run.config.LIT, clip
-        self.metrics = tuple(f"{name}_{language}" for language in lit.LANGUAGES for name in ("acc1", "acc5"))
-        self._texts = {language: _texts_of(run.config, language) for language in lit.LANGUAGES}
+        self._texts = {language: _class_texts(run.config, language) for language in lit.LANGUAGES}
         self._vectors: list[paddle.Tensor] = []
 
-    def prepare(self) -> None:
+    def evaluation(self) -> Evaluation:
+        """Return how the model is judged; the first language chooses the best checkpoint."""
+        metrics = tuple(f"{name}_{language}" for language in self._texts for name in ("acc1", "acc5"))
+        return Evaluation(metrics, self._measure, (metrics[0], "max"), self._prepare)
+
+    def _prepare(self) -> None:
         """Compute the vectors of the classes with the present weights."""
         self._vectors = [zero_shot.class_vectors(self._clip, texts) for texts in self._texts.values()]
 
-    def evaluate(self, model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
-        """Return the sums over a batch of `metrics`."""
-        features = self._clip.encode_images(batch.images)
-        sums = []
+    def _measure(self, model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
+        features, sums = self._clip.encode_images(batch.images), []
         for vectors in self._vectors:
             logits = paddle.matmul(features, vectors, transpose_y=True)
             sums += [count * 100.0 for count in count_correct(logits, batch.labels, (1, 5))]
         return sums
 
 
-def _texts_of(config, language: str) -> list[list[str]]:
-    return prompts.sentences(prompts.templates_of(language), _names_of(config, language))
+def _class_texts(config, language: str) -> list[list[str]]:
+    return prompts.sentences(prompts.language_templates(language), _class_names(config, language))
 
 
-def _names_of(config, language: str) -> list[list[str]]:
-    return prompts.class_names_of(language, config.LIT.EVAL_NAMES or config.LIT.EVAL_DATASET, None)
+def _class_names(config, language: str) -> list[list[str]]:
+    return prompts.language_class_names(language, config.LIT.EVAL_NAMES or config.LIT.EVAL_DATASET, None)
 
 
-def judged_on(config) -> object | None:
+def validation_config(config) -> object | None:
     """Return the configuration of the data set that judges a run; None: it is not judged."""
     lit = config.LIT
     if lit.EVAL_DATASET is None:
@@ -215,10 +199,10 @@ def judged_on(config) -> object | None:
         raise UserError("LIT.LANGUAGES=[]: zero-shot evaluation needs a language")
     judged = replaced(config, "DATA.DATASET", lit.EVAL_DATASET)
     judged = replaced(judged, "DATA.DATA_PATH", lit.EVAL_DATA_PATH or config.DATA.DATA_PATH)
-    return replaced(judged, "MODEL.NUM_CLASSES", len(_names_of(config, lit.LANGUAGES[0])))
+    return replaced(judged, "MODEL.NUM_CLASSES", len(_class_names(config, lit.LANGUAGES[0])))
 
 
-def select(config, source: Source) -> Source:
+def prepare_source(config, source: Source) -> Source:
     """Return the images that are trained on; with cached features they are not read."""
     return LabelsOnly(source) if config.LIT.CACHE_FEATURES else source
 
@@ -230,4 +214,12 @@ def transform(config) -> Transform:
     return train_transform(config, crop_and_flip(config, _CROP_SCALE))
 
 
-METHOD = Method("pretrain", build, transform, target="caption", judged_on=judged_on, select=select, whole_batch=True)
+METHOD = Method(
+    "pretrain",
+    build,
+    transform,
+    target="caption",
+    validation_config=validation_config,
+    prepare_source=prepare_source,
+    whole_batch=True,
+)

@@ -2,8 +2,9 @@
 
 import paddle
 
-from layers.across_ranks import gather, rank
+from layers.across_ranks import gather
 from layers.cross_entropy import cross_entropy
+from runtime import rank
 
 
 def info_nce(anchors: paddle.Tensor, candidates: paddle.Tensor, temperature: float = 1.0) -> paddle.Tensor:

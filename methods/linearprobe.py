@@ -4,15 +4,16 @@ import numpy as np
 import paddle.nn.functional as F
 from paddle import nn
 
-from methods.classifier import Judge, build_classifier
+from methods.classifier import ClassifierEvaluator, build_classifier
 from methods.method import Method
 from methods.probe_sweep import build_sweep
 from optim import param_groups
 from pipeline import augment
 from pipeline.loading import Batch
 from pipeline.transforms import Transform, crop_and_flip, train_transform
-from training.optimizers import optimizer_of
-from training.task import Run, Task
+from training.optimizers import configured_optimizer
+from training.run import Run
+from training.task import Task
 
 _HEAD_STD = 0.01  # official code, over loaded weights
 _CROP_SCALE = [0.08, 1.0]
@@ -33,9 +34,9 @@ def build(run: Run) -> Task:
     task = Task(
         "linearprobe",
         model,
-        optimizer_of(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY)),
+        configured_optimizer(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY)),
         loss,
-        **Judge(run).of_task(),
+        evaluation=ClassifierEvaluator(run).evaluation(),
         smallest_batch=2,
         can_be_traced=True,
     )

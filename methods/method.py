@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from pipeline.sources import Source
 from pipeline.transforms import Transform
-from training.task import Run, Task
+from training.run import Run
+from training.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Method:
         variant: besides MODEL.TYPE, the kind of a run, where one kind cannot be resumed as another; part of the run
             directory's name, by which `-resume auto` finds a run.
         evaluates: the run evaluates on the val split, with labels, and -eval works.
-        judged_on: of a method that does not: returns the configuration of a data set whose val split judges a run while
-            it trains, or None.
-        select: returns the source that is trained on, given the configuration and the data set's own.
+        validation_config: of a method that does not: returns the configuration of a data set whose val split judges a
+            run while it trains, or None.
+        prepare_source: returns the source that is trained on, given the configuration and the data set's own.
         whole_batch: the loss is over all images of an update together, so a smaller batch would be another loss.
     """
 
@@ -33,6 +34,6 @@ class Method:
     target: str = "none"
     evaluates: bool = False
     variant: Callable[[object], str] = lambda config: ""
-    judged_on: Callable[[object], object | None] = lambda config: None
-    select: Callable[[object, Source], Source] = lambda config, source: source
+    validation_config: Callable[[object], object | None] = lambda config: None
+    prepare_source: Callable[[object, Source], Source] = lambda config, source: source
     whole_batch: bool = False

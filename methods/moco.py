@@ -6,21 +6,22 @@ import numpy as np
 import paddle
 from paddle import nn
 
-import checkpoint
 from config import replaced
 from errors import UserError
 from layers.basic import unit_vectors
-from layers.heads import mlp_head, spread_of
+from layers.heads import feature_std, mlp_head
 from layers.momentum import copy_weights, follow
 from layers.pos_embed import sincos_table
+from methods import start
 from methods.info_nce import info_nce
 from methods.method import Method
+from pipeline.contrastive_augment import two_views
 from pipeline.loading import Batch
 from pipeline.transforms import Transform, train_transform
-from pipeline.two_views import two_views
 from training.flops import forward_macs
-from training.optimizers import ema_of, optimizer_of
-from training.task import Cost, Run, Task
+from training.optimizers import configured_optimizer, weight_average
+from training.run import Run
+from training.task import Cost, Task
 from transformer import VisionTransformer, build_transformer, init_linear
 
 
@@ -84,7 +85,7 @@ class MoCoV3(nn.Layer):
             2 * self.temperature * info_nce(query, key, self.temperature)
             for query, key in zip(queries, reversed(keys), strict=True)
         ]
-        numbers = {"loss_view0": parts[0], "loss_view1": parts[1], "projection_std": spread_of(queries[0].detach())}
+        numbers = {"loss_view0": parts[0], "loss_view1": parts[1], "projection_std": feature_std(queries[0].detach())}
         return parts[0] + parts[1], numbers
 
     def update_momentum(self, momentum: float) -> None:
@@ -119,17 +120,12 @@ def build_encoder(config) -> VisionTransformer:
 def build(run: Run) -> Task:
     """Build both encoders, the heads and the loss."""
     config, moco = run.config, run.config.MOCO
-    if config.TRAIN.ACCUM_ITER != 1 or not config.DATA.DROP_LAST or config.MODEL.GLOBAL_POOL:
-        raise UserError(
-            f"MODEL.TYPE MOCO needs TRAIN.ACCUM_ITER=1 (is {config.TRAIN.ACCUM_ITER}) and DATA.DROP_LAST=True (is "
-            f"{config.DATA.DROP_LAST}), as its loss and batch norms are over all images of an update, and "
-            f"MODEL.GLOBAL_POOL=False (is {config.MODEL.GLOBAL_POOL}), as it reads the class token"
-        )
+    if config.MODEL.GLOBAL_POOL:
+        raise UserError("MODEL.GLOBAL_POOL=True: MoCo v3 reads the class token; set it to False")
     paddle.seed(config.SEED)
     encoder = build_encoder(config)
-    if config.MODEL.PRETRAINED and run.resume_from is None:
-        ignored = checkpoint.NAMES_BESIDE_ENCODER
-        run.log.say(str(checkpoint.load_weights(encoder, config.MODEL.PRETRAINED, allow_unexpected=ignored)))
+    if config.MODEL.PRETRAINED:
+        start.load_encoder(run, encoder)
     dim = config.MODEL.ENCODER.EMBED_DIM
     model = MoCoV3(encoder, build_encoder(config), dim, moco.HIDDEN_DIM, moco.OUT_DIM, moco.TEMPERATURE)
     # As in the official code, everything that trains is decayed, biases and norms, too.
@@ -142,13 +138,12 @@ def build(run: Run) -> Task:
     return Task(
         "mocov3",
         model,
-        optimizer_of(config, groups),
+        configured_optimizer(config, groups),
         loss,
         saved=encoder,
         after_update=lambda step, total: model.update_momentum(momentum_at(step, total, moco.MOMENTUM)),
-        ema=ema_of(config, encoder),
+        ema=weight_average(config, encoder),
         smallest_batch=2,
-        accumulates=False,
         cost=Cost(views=2, other_macs=2 * forward_macs(encoder.architecture)),
     )
 

@@ -9,7 +9,7 @@ from paddle import nn
 
 from errors import UserError
 from layers.across_ranks import gather
-from layers.heads import mlp_head, spread_of
+from layers.heads import feature_std, mlp_head
 from layers.momentum import copy_weights, follow
 from methods.info_nce import info_nce
 
@@ -23,7 +23,7 @@ class HeadOutput:
         loss_parts: of the prediction of view 0 for the neighbour of view 1, and the other way round.
         nn_accuracy: share of the images whose neighbour has their label; None without labels.
         queue_fill: share of the queue that holds projections of images.
-        projection_std: `heads.spread_of` the projections of view 0.
+        projection_std: `heads.feature_std` the projections of view 0.
     """
 
     loss: paddle.Tensor
@@ -113,7 +113,7 @@ class NNCLRHead(nn.Layer):
             fill = (self.queue_id >= 0).astype("float32").mean()
             if self.training:
                 self._enqueue(projections[0], ids, labels)
-        return HeadOutput(loss, parts, accuracy, fill, spread_of(projections[0]))
+        return HeadOutput(loss, parts, accuracy, fill, feature_std(projections[0]))
 
     def _project(self, features: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Return the projector's output, and the projections [B, d] that are looked up and kept, without gradient."""

@@ -14,8 +14,9 @@ from optim import param_groups
 from pipeline.loading import Batch
 from pipeline.transforms import Transform, crop_and_flip, train_transform
 from training.flops import forward_macs
-from training.optimizers import ema_of, optimizer_of
-from training.task import Cost, Run, Task
+from training.optimizers import configured_optimizer, weight_average
+from training.run import Run
+from training.task import Cost, Task
 
 _CROP_SCALE = [0.2, 1.0]
 
@@ -38,9 +39,9 @@ def build(run: Run) -> Task:
         images = batch.images if len(batch.views) == 1 else paddle.concat(batch.views)
         return model(images)[0], {}
 
-    optimizer = optimizer_of(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY))
+    optimizer = configured_optimizer(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY))
     cost = Cost(views=config.TRAIN.VIEWS)
-    return Task("pretrain", model, optimizer, loss, ema=ema_of(config, model), cost=cost, can_be_traced=True)
+    return Task("pretrain", model, optimizer, loss, ema=weight_average(config, model), cost=cost, can_be_traced=True)
 
 
 def _distilled(run: Run, student: MAEPretrain) -> Task:
@@ -49,7 +50,7 @@ def _distilled(run: Run, student: MAEPretrain) -> Task:
     if config.TRAIN.VIEWS != 1:
         raise UserError(f"TRAIN.VIEWS={config.TRAIN.VIEWS}: with a teacher there is one view; set it to 1")
     teacher = teachers.open_encoder(distill.TEACHER, config)
-    matches = matches_of(distill, config.MODEL.ENCODER.DEPTH, len(teacher.network.encoder.layers))
+    matches = build_matches(distill, config.MODEL.ENCODER.DEPTH, len(teacher.network.encoder.layers))
     model = AttentionDistillation(student, teacher.network, matches, distill.MAP_HEADS)
     run.log.say(teacher.description)
     run.log.say(model.describe())
@@ -64,16 +65,16 @@ def _distilled(run: Run, student: MAEPretrain) -> Task:
     return Task(
         "pretrain_distilled",
         model,
-        optimizer_of(config, groups),
+        configured_optimizer(config, groups),
         loss,
         saved=student,
-        ema=ema_of(config, student),
+        ema=weight_average(config, student),
         cost=Cost(other_macs=visible * forward_macs(teacher.network.architecture)),
-        teacher=f"{teacher.sha256[:16]} ({model.describe()})",
+        external_id=f"{teacher.sha256[:16]} ({model.describe()})",
     )
 
 
-def matches_of(distill, depth: int, teacher_depth: int) -> Matches:
+def build_matches(distill, depth: int, teacher_depth: int) -> Matches:
     """Return what a configuration's section DISTILL matches; by default the scores of both last layers.
 
     With DISTILL.EXTRA_BLOCK, the student's last layer is the extra one.

@@ -12,8 +12,9 @@ from layers.basic import Linear
 from methods import classifier
 from optim import param_groups
 from pipeline.loading import Batch
-from training.optimizers import optimizer_of
-from training.task import Run, Task
+from training.optimizers import configured_optimizer
+from training.run import Run
+from training.task import Evaluation, Task
 from transformer import VisionTransformer
 
 _MOST_HEADS = 200
@@ -80,26 +81,25 @@ def build_sweep(run: Run, task: Task, std: float) -> Task:
         losses = [F.cross_entropy(logits, batch.labels) for logits in model(batch.images)]
         return sum(losses), {f"loss_{name}": value for name, value in zip(names, losses, strict=True)}
 
-    def after_evaluation(scores: dict[str, float]) -> dict[str, float]:
+    def summarise(scores: dict[str, float]) -> dict[str, float]:
         best = max(range(len(names)), key=lambda number: scores[f"acc1_{names[number]}"])
         model.choose(best)
-        run.log.say(f"best head on val: base learning rate {rates[best]:g}; it is chosen on the images it is judged on")
+        run.log.say(f"best head on val: base learning rate {rates[best]:g}; selected on val, so optimistic")
         return {name: scores[f"{name}_{names[best]}"] for name in classifier.METRICS} | scores
 
+    metrics = tuple(f"{metric}_{name}" for name in names for metric in classifier.METRICS)
     return dataclasses.replace(
         task,
         name="linearprobe_sweep",
         model=model,
         saved=task.model,
-        optimizer=optimizer_of(config, groups),
+        optimizer=configured_optimizer(config, groups),
         loss=loss,
-        evaluate=_evaluate,
-        metrics=tuple(f"{metric}_{name}" for name in names for metric in classifier.METRICS),
-        after_evaluation=after_evaluation,
+        evaluation=Evaluation(metrics, _measure, ("acc1", "max"), summarise=summarise),
         can_be_traced=False,
     )
 
 
-def _evaluate(model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
+def _measure(model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
     """Return the sums over a batch of top-1, top-5 and loss of every head."""
     return [value for logits in model(batch.images) for value in classifier.score(logits, batch.labels)]

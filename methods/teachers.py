@@ -10,7 +10,7 @@ import paddle
 from arguments import user_path
 from config import image_size_hw
 from errors import UserError, one_line
-from methods.networks import load_classifier, load_encoder
+from methods.load_models import load_classifier, load_encoder
 from storage import manifest, weight_files
 from transformer import VisionTransformer
 

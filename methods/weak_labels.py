@@ -16,8 +16,9 @@ from optim import param_groups
 from pipeline.loading import Batch
 from pipeline.sources import Source, Subset
 from pipeline.transforms import Transform, crop_and_flip, train_transform
-from training.optimizers import ema_of, optimizer_of
-from training.task import Run, Task
+from training.optimizers import configured_optimizer, weight_average
+from training.run import Run
+from training.task import Task
 
 _CROP_SCALE = [0.08, 1.0]
 _HEAD_STD = 0.01  # of a new head over loaded weights
@@ -65,7 +66,14 @@ def build(run: Run) -> Task:
         return many_label_loss(model(batch.images), batch.labels, config.WSP.LOSS), {}
 
     groups = param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY)
-    return Task("weak_labels", model, optimizer_of(config, groups), loss, ema=ema_of(config, model), can_be_traced=True)
+    return Task(
+        "weak_labels",
+        model,
+        configured_optimizer(config, groups),
+        loss,
+        ema=weight_average(config, model),
+        can_be_traced=True,
+    )
 
 
 def transform(config) -> Transform:
@@ -102,4 +110,4 @@ def balanced(config, source: Source) -> Source:
     return Subset(source, np.repeat(np.arange(len(wanted)), np.floor(wanted + drawn).astype(int)))
 
 
-METHOD = Method("pretrain", build, transform, target="labels", select=balanced)
+METHOD = Method("pretrain", build, transform, target="labels", prepare_source=balanced)

@@ -62,10 +62,10 @@ class Tokenizer:
         if isinstance(texts, str):
             raise UserError(f"a list of texts is needed, and {printable(texts, 60)!r} is one text; write it as [text]")
         encoded = self._pieces.encode([_without_surrogates(text) for text in texts], out_type=int)
-        return [[BEGIN, *map(_id_of, pieces[:max_pieces]), END] for pieces in encoded]
+        return [[BEGIN, *map(_token_id, pieces[:max_pieces]), END] for pieces in encoded]
 
 
-def _id_of(piece: int) -> int:
+def _token_id(piece: int) -> int:
     """Return the id of a piece's number in sentencepiece, where 0 is the unknown one."""
     return piece + _SHIFT if piece else UNKNOWN
 

@@ -73,7 +73,7 @@ def open_file(path: str | Path) -> Image.Image:
         raise UserError(f"{printable(path)}: cannot be read as an image ({one_line(error)})") from error
 
 
-def suffix_of(image: Image.Image) -> str:
+def image_suffix(image: Image.Image) -> str:
     """Return the suffix that the file of a decoded image has by its content."""
     name = "JPEG" if image.format == "MPO" else image.format  # a JPEG with further pictures
     return next(suffix for suffix, known in FORMAT_OF_SUFFIX.items() if known == name)

@@ -36,12 +36,12 @@ def read_language(language: str) -> dict[str, object]:
     return read_yaml(FOLDER / f"{language}.yaml")
 
 
-def templates_of(language: str) -> list[str]:
+def language_templates(language: str) -> list[str]:
     """Return the sentences of a language."""
     return _checked_templates(read_language(language)["templates"], FOLDER / f"{language}.yaml")
 
 
-def class_names_of(language: str, dataset: str, own: Sequence[str] | None) -> list[list[str]]:
+def language_class_names(language: str, dataset: str, own: Sequence[str] | None) -> list[list[str]]:
     """Return the names of each class of a data set in a language.
 
     Args:
@@ -60,7 +60,7 @@ def class_names_of(language: str, dataset: str, own: Sequence[str] | None) -> li
     return _checked_names(known or [name.replace("_", " ") for name in own], FOLDER / f"{language}.yaml")
 
 
-def groups_of(dataset: str) -> dict[str, list[int]]:
+def class_groups(dataset: str) -> dict[str, list[int]]:
     """Return groups of the classes of a data set, such as animals; empty if none are written down."""
     return read_language("en")["groups"].get(dataset, {})
 

@@ -78,7 +78,7 @@ class SplitIndex:
 
     def read(self, number: int) -> ShardIndex:
         """Read the index of a shard; raise UserError if it is damaged, or the shard is another one by now."""
-        shard, file = self.shard(number), _index_of(self.index_folder, self.shard(number))
+        shard, file = self.shard(number), _index_file(self.index_folder, self.shard(number))
         found = read_shard_index(file, shard, int(self.sizes[number]), int(self.times[number]))
         for needs, counts in self.counts.items():
             if len(found.chosen(needs)) != counts[number]:
@@ -124,7 +124,7 @@ class Shards(NamedTuple):
     times: list[int]
 
 
-def split_of(name: str) -> str:
+def shard_split(name: str) -> str:
     """Return the split that the name of a shard tells: "train", "val" or "test"."""
     words = re.split(r"[^a-z]+", name.lower().removesuffix(".tar"))
     return next((split for split, own in _OTHER_SPLITS.items() if set(words) & set(own)), "train")
@@ -147,8 +147,8 @@ def other_files(folder: Path, split: str | None) -> LeftOut:
             left_out.add("(whole folders) are not looked into", name)
         elif not is_file:
             left_out.add("(whole files) are broken links, or not regular files", name)
-        elif suffix == ".tar" and split not in (None, split_of(name)):
-            left_out.add(f"(whole shards) are of the {split_of(name)} split", name)
+        elif suffix == ".tar" and split not in (None, shard_split(name)):
+            left_out.add(f"(whole shards) are of the {shard_split(name)} split", name)
         elif suffix not in (".tar", ".json", ".parquet"):  # img2dataset writes these two beside its shards
             left_out.add(f"(whole files) {describe_suffix(suffix)}", name)
     return left_out
@@ -158,7 +158,7 @@ def _list_shards(folder: Path, split: str | None) -> Shards:
     try:
         with os.scandir(folder) as entries:
             tars = [e for e in entries if e.name.lower().endswith(".tar") and not is_hidden(e.name) and e.is_file()]
-            found = [(e.name, e.stat()) for e in tars if split in (None, split_of(e.name))]
+            found = [(e.name, e.stat()) for e in tars if split in (None, shard_split(e.name))]
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed: {error.strerror}") from error
     found.sort(key=lambda pair: pair[0])
@@ -199,7 +199,7 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _index_of(index_folder: Path, shard: Path) -> Path:
+def _index_file(index_folder: Path, shard: Path) -> Path:
     return index_folder / f"{shard.name}.npz"
 
 
@@ -210,7 +210,7 @@ def _make_all(folder: Path, index_folder: Path, shards: Shards) -> None:
     """Index the shards that have no index, or one of an older state, in several processes."""
     jobs = []
     for name, size, time_ns in zip(*shards, strict=True):
-        index = _index_of(index_folder, folder / name)
+        index = _index_file(index_folder, folder / name)
         with contextlib.suppress(UserError):
             read_shard_index(index, folder / name, size, time_ns)
             continue
@@ -257,7 +257,7 @@ def read_shard_index(file: Path, shard: Path, shard_size: int, shard_time: int) 
             ends,
             arrays["has_caption"].astype(bool),
             printable(arrays["damage"].item()),
-            _left_out_of(str(arrays["left_out"])),
+            _parse_left_out(str(arrays["left_out"])),
             last_header,
         )
         is_good = _are_sane(found, shard_size) and 0 <= last_header < max(1, shard_size)
@@ -287,7 +287,7 @@ def _are_sane(index: ShardIndex, shard_size: int) -> bool:
     return is_good
 
 
-def _left_out_of(text: str) -> LeftOut:
+def _parse_left_out(text: str) -> LeftOut:
     """Read what `json.dumps` wrote of a `LeftOut`; raise ValueError for anything else."""
     left_out, values = LeftOut(), json.loads(text)
     for reason, (count, name) in dict(values).items():
@@ -304,7 +304,7 @@ def _summarise(folder: Path, index_folder: Path, shards: Shards) -> SplitIndex:
     counts, largest, damaged = {"none": [], "caption": [], "labels": []}, -1, []
     left_out = LeftOut()
     for name, size, time_ns in zip(*shards, strict=True):
-        index = read_shard_index(_index_of(index_folder, folder / name), folder / name, size, time_ns)
+        index = read_shard_index(_index_file(index_folder, folder / name), folder / name, size, time_ns)
         for needs, of_shards in counts.items():
             of_shards.append(len(index.chosen(needs)))
         largest = max(largest, int(index.labels.max(initial=-1)))
@@ -336,7 +336,7 @@ def read_split(file: Path, folder: Path, index_folder: Path, shards: Shards) -> 
         arrays = read_arrays(file, _MOST_INDEX_BYTES, _NEW_ADVICE)
         counts = {needs: arrays[f"count_{needs}"] for needs in ("none", "caption", "labels")}
         largest, damaged = int(arrays["largest_label"]), [printable(text) for text in arrays["damaged"].tolist()]
-        left_out = _left_out_of(str(arrays["left_out"]))
+        left_out = _parse_left_out(str(arrays["left_out"]))
         found = SplitIndex(
             folder, index_folder, arrays["names"], arrays["sizes"], arrays["times"], counts, largest, damaged, left_out
         )

@@ -62,7 +62,7 @@ class ShardIndex:
         """Number of labels of each sample, [n]."""
         return np.diff(self.label_ends, prepend=0)
 
-    def num_labels_of(self, row: int) -> int:
+    def count_labels(self, row: int) -> int:
         """Return the number of labels of one sample."""
         return int(self.label_ends[row]) - (int(self.label_ends[row - 1]) if row else 0)
 
@@ -202,13 +202,13 @@ class _Samples:
 def _understood(kind: str, content: bytes) -> dict[str, object]:
     """Return the values in a text member; raise ValueError where it is malformed."""
     if kind == "text":
-        return {"caption": caption_of(content)}
+        return {"caption": decode_caption(content)}
     if kind == "cls":
         return {"labels": parse_labels(decode_text(content).strip())}
     _, caption, labels = parse_object(content)
     return {"json_caption": caption, "json_labels": labels}
 
 
-def caption_of(content: bytes) -> str:
+def decode_caption(content: bytes) -> str:
     """Return the caption in a text member."""
     return parse_caption(content.decode("utf-8-sig", "replace"))

@@ -73,7 +73,7 @@ def write_shards(
                         if isinstance(result, tuple):
                             own = [label for label in labels[index] if label >= 0]
                             caption = source.captions[index] if source.captions is not None else ""
-                            write_sample(tar, _key_of(source, index), *result, caption, own)
+                            write_sample(tar, _sample_key(source, index), *result, caption, own)
                         elif skip_bad:
                             bad.append(result)
                         else:
@@ -93,7 +93,7 @@ def _try(encode: Callable, source: Source, index: int) -> tuple[str, bytes] | st
         return describe_unreadable(source, index, error)
 
 
-def _key_of(source: Source, index: int) -> str:
+def _sample_key(source: Source, index: int) -> str:
     """Return a sample's key: its number, and the end of the image's path, which fit into a tar header."""
     name = Path(source.describe(index)).with_suffix("").as_posix()[-60:]
     return f"{index:09d}-" + "".join(

@@ -15,7 +15,7 @@ from errors import UserError, abridge, printable
 from pipeline import shard_index
 from pipeline.labels import PerImage, RaggedLists
 from pipeline.sample_text import parse_object
-from pipeline.shard_scan import ShardIndex, caption_of
+from pipeline.shard_scan import ShardIndex, decode_caption
 from pipeline.sources import SKIP_ADVICE, Source
 from storage.json_files import read_json
 
@@ -200,11 +200,11 @@ class WebShards(Source):
     def _labels_at(self, index: int) -> list[int]:
         _, found, row = self._sample(index)
         end = int(found.label_ends[row])
-        return found.labels[end - int(found.num_labels_of(row)) : end].tolist()
+        return found.labels[end - int(found.count_labels(row)) : end].tolist()
 
     def _caption_at(self, index: int) -> str:
         with contextlib.suppress(ValueError):  # of JSON that the index counts as malformed
-            return caption_of(self._member(index, "text")) or parse_object(self._member(index, "json"))[1]
+            return decode_caption(self._member(index, "text")) or parse_object(self._member(index, "json"))[1]
         return ""
 
 

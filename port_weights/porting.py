@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from config import get_config, network_of
+from config import get_config, network_kind
 from errors import UserError
 from port_weights import towers
 from port_weights.families import recognise
@@ -159,7 +159,7 @@ def _ask_config_beside(path: Path, found: Recognised) -> None:
     try:
         config_file = weight_files.config_beside(path)
         config = get_config(config_file)
-        beside = of_config(config, network_of(config))
+        beside = of_config(config, network_kind(config))
     except UserError:
         return
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}

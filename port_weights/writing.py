@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from config import type_of
+from config import default_type
 from errors import UserError
 from port_weights import engines, export
-from storage import atomic, run_files, torch_file, weight_files
+from storage import atomic, results, torch_file, weight_files
 from storage.architecture import Architecture
 from storage.stored_tensor import StoredTensor
 
@@ -40,7 +40,7 @@ def check_destination(destination: Path, target: str) -> None:
     """Raise UserError if weights for a target cannot go there."""
     if target not in TARGETS:
         raise UserError(f"-to {target}: must be one of {', '.join(TARGETS)}")
-    run_files.check_target(destination, "DST")
+    results.check_target(destination, "DST")
     if is_directory(target):
         if destination.is_file() or destination.suffix in {suffix for some in _SUFFIXES.values() for suffix in some}:
             raise UserError(f"{destination}: for {target}, name a directory")
@@ -107,10 +107,10 @@ def write(
 
 def _write_files(weights: Path, tensors: Tensors, description: Mapping, companion: Path, text: str) -> list[Path]:
     """Write weights and the text file that goes with them; both appear, or neither."""
-    write_weights = _writer_of(weights)
+    write_weights = _find_writer(weights)
     if weights.parent == companion.parent and weights.stem != companion.stem:  # fixed names in a directory
         weights.parent.mkdir(parents=True, exist_ok=True)
-        run_files.claim(weights.parent, (weights.name, companion.name), "DST")
+        results.claim(weights.parent, (weights.name, companion.name), "DST")
     with contextlib.ExitStack() as stack:
         weights_path = stack.enter_context(atomic.replacing(weights))  # appears last
         text_path = stack.enter_context(atomic.replacing(companion))
@@ -119,7 +119,7 @@ def _write_files(weights: Path, tensors: Tensors, description: Mapping, companio
     return [weights, companion]
 
 
-def _writer_of(weights: Path):
+def _find_writer(weights: Path):
     writers = {".safetensors": weight_files.write_safetensors, ".pth": _write_native_torch}
     return writers.get(weights.suffix, weight_files.write_pdparams)
 
@@ -127,7 +127,7 @@ def _writer_of(weights: Path):
 def write_text_tower(destination: Path, tensors: Tensors, description: Mapping) -> list[Path]:
     """Write a text tower, which needs no YAML: LIT.TEXT_PRETRAINED takes it."""
     with atomic.replacing(destination) as path:
-        _writer_of(destination)(path, tensors, description)
+        _find_writer(destination)(path, tensors, description)
     return [destination]
 
 
@@ -147,7 +147,9 @@ def _config_text(weights: Path, architecture: Architecture, description: Mapping
     """Return a YAML that builds the model; its first line marks it as ours."""
     values: dict = {}
     settings = (
-        architecture.settings() | {"MODEL.TYPE": type_of(architecture.network)} | description.get("preprocessing", {})
+        architecture.settings()
+        | {"MODEL.TYPE": default_type(architecture.network)}
+        | description.get("preprocessing", {})
     )
     for key, value in settings.items():
         *sections, leaf = key.split(".")

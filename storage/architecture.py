@@ -228,7 +228,7 @@ def of_config(config, network: str) -> Architecture:
     """Return the architecture that a configuration builds.
 
     Args:
-        network: `config.network_of(config)`; "encoder" and "clip" have no classifier.
+        network: `config.network_kind(config)`; "encoder" and "clip" have no classifier.
     """
     model, size = config.MODEL, config.DATA.IMAGE_SIZE
     height, width = (size, size) if isinstance(size, int) else size

@@ -48,7 +48,7 @@ def _dtype_with_objects(code: str, align: bool = False, copy: bool = True) -> np
 OBJECT_ARRAYS = {("numpy", "dtype"): _dtype_with_objects}
 
 
-def list_of(values: object, shape: tuple) -> list:
+def to_list(values: object, shape: tuple) -> list:
     """Return an array of objects of one or two axes as a list, or a list of lists."""
     check_shape(shape)
     if not isinstance(values, list) or len(shape) not in (1, 2) or math.prod(shape) != len(values):
@@ -68,14 +68,14 @@ def _empty_array(kind: object, shape: tuple, code: bytes) -> np.ndarray:
 
 
 def _scalar(dtype: np.dtype, raw: bytes) -> np.generic:
-    return array_of(raw, dtype, ())[()]
+    return to_array(raw, dtype, ())[()]
 
 
 def _array_from_buffer(buffer: bytes, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
-    return array_of(buffer, dtype, shape, "F" if order == "F" else "C")
+    return to_array(buffer, dtype, shape, "F" if order == "F" else "C")
 
 
-def array_of(raw: bytes | Range, dtype: np.dtype, shape: tuple, order: str = "C") -> np.ndarray | StoredTensor:
+def to_array(raw: bytes | Range, dtype: np.dtype, shape: tuple, order: str = "C") -> np.ndarray | StoredTensor:
     """Return an array of some bytes; of bytes that stay in their file, a `StoredTensor`."""
     if not isinstance(dtype, np.dtype) or dtype.kind not in _NUMBER_KINDS:
         raise ValueError("an array of something that is no number")

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from errors import UserError, printable
-from storage.pickle_names import PLAIN_DATA, Attributes, Range, array_of, list_of
+from storage.pickle_names import PLAIN_DATA, Attributes, Range, to_array, to_list
 
 _LARGE_BYTES = 1 << 20
 _MOST_INSTRUCTIONS = 2_000_000  # CIFAR-100's train file takes 300,000, weights some thousands
@@ -125,9 +125,9 @@ class _PlainDataUnpickler(pickle._Unpickler):
                 self._spend(len(raw))
                 raw = raw.encode("latin1")
             if dtype == np.dtype(object):
-                self._replace(target, list_of(raw, shape))
+                self._replace(target, to_list(raw, shape))
             else:
-                self._replace(target, array_of(raw, dtype, shape, "F" if is_fortran else "C"))
+                self._replace(target, to_array(raw, dtype, shape, "F" if is_fortran else "C"))
         elif isinstance(target, np.dtype):
             if state[1] not in tuple("<>|=") or any(part is not None for part in state[2:5]):
                 raise ValueError("an array of records, where plain data has numbers")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from config import get_config
 from training.log import RunLog
-from training.task import Run
+from training.run import Run
 
 paddle.set_device("cpu")
 paddle.set_flags({"FLAGS_use_stride_kernel": False})

@@ -14,11 +14,12 @@ from PIL import Image
 
 import zoo
 from config import get_config
+from measures import robustness
 from methods import dispatch
 from runtime import ROOT
-from tools import export, robustness
+from tools import export
 from training.log import RunLog
-from training.task import Run
+from training.run import Run
 from transformer import build_transformer
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

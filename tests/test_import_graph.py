@@ -13,15 +13,19 @@ import pytest
 from runtime import ROOT
 
 ROWS = [
-    {"errors", "runtime"},
+    {"errors"},
+    {"runtime"},
     {"arguments", "layers", "optim", "program"},
     {"storage"},
     {"strict_config"},
     {"config"},
     {"checkpoint", "pipeline", "port_weights", "text_tower", "transformer"},
     {"clip", "datasets", "mae"},
-    {"training", "zoo"},
+    {"launch", "zoo"},
+    {"training"},
     {"methods"},
+    {"measures"},
+    {"pages"},
     {"main_multi_gpu_finetune", "main_multi_gpu_linearprobe", "main_multi_gpu_pretrain", "tools"},
     {"benchmarks"},
 ]

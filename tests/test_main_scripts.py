@@ -13,7 +13,7 @@ import checkpoint
 import main_multi_gpu_finetune
 import main_multi_gpu_linearprobe
 import main_multi_gpu_pretrain
-from training import cli
+from launch import command_line
 
 MAINS = {
     "pretrain": main_multi_gpu_pretrain.main,
@@ -254,7 +254,7 @@ def test_auto_resume_without_a_run_starts_one(start, tmp_path):
 def test_user_errors_are_one_line_and_exit_2(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main_multi_gpu_finetune.py", "-cfg", "nowhere.yaml"])
     with pytest.raises(SystemExit) as stop:
-        cli.run(MAINS["finetune"])
+        command_line.run(MAINS["finetune"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: -cfg ")
@@ -263,7 +263,7 @@ def test_user_errors_are_one_line_and_exit_2(capsys, monkeypatch):
 
 @pytest.mark.quick
 def test_flags_are_frozen():
-    flags = {option for action in cli.make_parser("finetune", "")._actions for option in action.option_strings}
+    flags = {option for action in command_line.make_parser("finetune", "")._actions for option in action.option_strings}
     paddlevit = (
         "cfg dataset data_path output batch_size batch_size_eval image_size accum_iter pretrained resume last_epoch"
     )

@@ -158,8 +158,8 @@ def test_readme_names_only_what_exists():
 
 def test_readme_options_exist():
     from config import get_config
+    from launch.command_line import make_parser
     from strict_config import all_keys
-    from training.cli import make_parser
 
     text = (ROOT / "README.md").read_text()
     flags = {option for action in make_parser("finetune", "")._actions for option in action.option_strings}

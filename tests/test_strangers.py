@@ -18,15 +18,18 @@ from PIL import Image
 
 import datasets
 from errors import UserError, escape_controls, printable
+from launch import run_directory
+from pages import html, plots
 from pipeline import builtin_sets, loading, sources
 from pipeline.file_images import FileImages
 from pipeline.folders import find_images
 from pipeline.samplers import EvalSampler
+from storage import run_state
 from storage.array_files import read_arrays
 from storage.json_files import read_json
 from tests.helpers.saved_runs import save, trained
-from tools import pack_dataset, pages, plots
-from training import checkpoints, resume, run_directory
+from tools import pack_dataset
+from training import checkpoints
 
 pytestmark = pytest.mark.quick
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
@@ -261,7 +264,7 @@ def test_a_state_of_another_kind_is_one_line(tmp_path, text):
     path = save(tmp_path, 1, *trained(steps=1))
     (path / "state.json").write_text(text)
     with pytest.raises(UserError, match="state.json: "):
-        resume.read_state(path)
+        run_state.read_state(path)
 
 
 @pytest.mark.parametrize("text", ["[]", '{"model.pdparams": 3}', '{"../x": {"size": 1, "sha256": "a"}}', "{" * 99])
@@ -366,9 +369,9 @@ def test_deep_and_large_json_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>", "</pre><script>", "a&b\"'<"])
 def test_no_name_becomes_markup(tmp_path, name):
-    sections = [(name, pages.html_table([name], [[name]]) + pages.html_text(name) + pages.html_paragraph(name))]
-    sections += [("x", pages.html_figure(Image.new("L", (2, 2)), name))]
-    pages.write_page(tmp_path / "x.html", name, sections)
+    sections = [(name, html.html_table([name], [[name]]) + html.html_text(name) + html.html_paragraph(name))]
+    sections += [("x", html.html_figure(Image.new("L", (2, 2)), name))]
+    html.write_page(tmp_path / "x.html", name, sections)
     text = (tmp_path / "x.html").read_text()
     assert name not in text
     for tag in ("<script", "<img src=x", "onerror=alert(1)>"):

@@ -15,16 +15,17 @@ from PIL import Image
 from config import get_config
 from errors import UserError, one_name
 from methods import contrastive_tuning, linearprobe
-from methods.networks import load_encoder
+from methods.load_models import load_encoder
 from methods.nnclr_head import NNCLRHead
+from pages import plots, run_page
 from pipeline import prompts
 from storage import safe_pickle, weight_files
 from tests.conftest import MODES, TINY
 from tests.helpers.saved_runs import fit_pretrain
-from tools import knn, plots, report, sweep
+from tools import knn, sweep
 from training import loaders
 from training.log import RunLog
-from training.task import Run
+from training.run import Run
 from zoo import __main__ as zoo_main
 from zoo import download
 
@@ -221,7 +222,7 @@ def test_damaged_results_of_a_sweep_are_one_line(tmp_path, runs):
 
 def test_a_loss_of_null_in_the_log_is_no_number(tmp_path):
     records = [{"event": "train", "step": 1, "epoch": 0.5, "loss": None}, {"event": "train", "step": 2, "lr": None}]
-    figures = report.summarise(tmp_path, records)
+    figures = run_page.summarise(tmp_path, records)
     assert "last loss" not in figures
     assert figures["updates"] == 2
 

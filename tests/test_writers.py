@@ -9,7 +9,7 @@ from PIL import Image
 from errors import UserError
 from port_weights import port
 from runtime import ROOT
-from storage import run_files
+from storage import results
 from tests.port_weights.test_engines import make_weights
 from tests.test_import_graph import source_files
 from tools import check_dataset, sweep
@@ -17,33 +17,33 @@ from tools import check_dataset, sweep
 pytestmark = pytest.mark.quick
 
 # Functions that write, make, rename or delete files, and what keeps them to the rule. A new one needs a place here:
-# a result that a user names goes through `inputs.new_file`, `inputs.new_directory` or `run_files.check_target`, and
-# a file of a fixed name in a directory that a user names through `run_files.claim`, too.
+# a result that a user names goes through `results.new_file`, `results.new_directory` or `results.check_target`, and
+# a file of a fixed name in a directory that a user names through `results.claim`, too.
 PRIMITIVES = {"storage/atomic.py", "storage/weight_files.py", "storage/torch_file.py", "storage/lock_files.py"}
 # the run's own directory, which `run_directory.open_directory` has checked
 IN_A_RUN = {
-    "training/task.py:report_bad_images",
+    "training/run.py:report_bad_images",
     "training/log.py:_keep",
     "training/log.py:record",
     "training/log.py:rewind",
     "training/guard.py:_describe",
-    "training/resume.py:write",
-    "training/run_directory.py:write_config",
-    "training/run_directory.py:open_directory",
-    "training/run_directory.py:discard",
+    "storage/run_state.py:write",
+    "launch/run_directory.py:write_config",
+    "launch/run_directory.py:open_directory",
+    "launch/run_directory.py:discard",
     "training/checkpoints.py:write",
     "training/checkpoints.py:_write_files",
     "training/checkpoints.py:_point",
     "training/checkpoints.py:_delete",
-    "training/run_lock.py:release",
+    "launch/run_lock.py:release",
     "methods/image_text.py:_keep_tokenizer",
     "storage/manifest.py:write",
 }
 # a directory or file that is made for the moment, or standard streams
 TEMPORARY = {
-    "training/launch.py:_run",
-    "training/launch.py:note_end",
-    "training/distributed.py:_import_http_server",
+    "launch/launcher.py:_run",
+    "launch/launcher.py:note_end",
+    "layers/across_ranks.py:_import_http_server",
     "tools/demo.py:main",
     "program.py:_use_consoles",
     "program.py:_drop_unwritable_output",
@@ -69,27 +69,27 @@ RESULTS = {
     "port_weights/writing.py:write_maws",
     "tools/visualise.py:main",
     "tools/neighbours.py:main",
-    "tools/pages.py:write_page",
+    "pages/html.py:write_page",
     "tools/analyse.py:write_report",
     "tools/export.py:export_paddle",
     "tools/export.py:export_onnx",
     "tools/export.py:_export",
     "tools/export.py:main",
-    "tools/inputs.py:new_directory",
-    "tools/tables.py:write_csv",
-    "tools/feature_sets.py:split_features",
-    "tools/feature_sets.py:report",
-    "tools/evaluate.py:_finish",
-    "tools/features.py:__init__",
-    "tools/features.py:_create",
-    "tools/features.py:_shorten",
-    "tools/features.py:_move",
+    "storage/results.py:new_directory",
+    "pages/tables.py:write_csv",
+    "measures/feature_cache.py:split_features",
+    "measures/feature_cache.py:report",
+    "pages/evaluation.py:finish",
+    "measures/extraction.py:__init__",
+    "measures/extraction.py:_create",
+    "measures/extraction.py:_shorten",
+    "measures/extraction.py:_move",
     "tools/features.py:main",
     "tools/sweep.py:main",
     "tools/sweep.py:_write_done",
     "tools/check_dataset.py:main",
     "tools/zeroshot.py:main",
-    "storage/run_files.py:claim",
+    "storage/results.py:claim",
     "tools/caption_dataset.py:write",
     "tools/caption_dataset.py:main",
     "tools/pack_dataset.py:pack",
@@ -148,7 +148,7 @@ def test_every_writer_is_known():
             found |= {f"{name}:{function}" for function in writers(file.read_text(encoding="utf-8"))}
     known = IN_A_RUN | TEMPORARY | IN_THE_CACHE | RESULTS | OWN_FOLDER
     assert found - known == set(), "keep to the rule at the top of this file, and add the function there"
-    assert known - found <= {"tools/export.py:export_onnx", "tools/pages.py:write_page"}
+    assert known - found <= {"tools/export.py:export_onnx", "pages/html.py:write_page"}
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_files_of_others_are_not_replaced(tmp_path, target):
     (tmp_path / "first").mkdir()
     port(weights, tmp_path / "first", target=target, heads=(4, None))
     port(weights, tmp_path / "first", target=target, heads=(4, None))  # its own
-    names = [path.name for path in (tmp_path / "first").iterdir() if path.name != run_files.OWN_FILES]
+    names = [path.name for path in (tmp_path / "first").iterdir() if path.name != results.OWN_FILES]
     assert len(names) == 2
     for name in names:
         folder = tmp_path / f"with {name}".replace(".", " ")
@@ -207,19 +207,19 @@ def test_a_sweep_does_not_go_into_a_run(tmp_path, tiny_yaml):
 
 def test_a_users_file_of_the_notes_name_is_not_replaced(tmp_path):
     for content in (b"my own notes\nscores.json\n", b"\xff\xfe", b""):
-        (tmp_path / run_files.OWN_FILES).write_bytes(content)
+        (tmp_path / results.OWN_FILES).write_bytes(content)
         with pytest.raises(UserError, match="which is not from here"):
-            run_files.claim(tmp_path, ["scores.json"])
-        assert (tmp_path / run_files.OWN_FILES).read_bytes() == content
-    (tmp_path / run_files.OWN_FILES).unlink()
-    run_files.claim(tmp_path, ["a"])
-    run_files.claim(tmp_path, ["b"])
+            results.claim(tmp_path, ["scores.json"])
+        assert (tmp_path / results.OWN_FILES).read_bytes() == content
+    (tmp_path / results.OWN_FILES).unlink()
+    results.claim(tmp_path, ["a"])
+    results.claim(tmp_path, ["b"])
     (tmp_path / "a").write_text("")
-    run_files.claim(tmp_path, ["a", "b"])
+    results.claim(tmp_path, ["a", "b"])
 
 
 def test_an_input_that_is_in_a_folder_is_not_replaced(tmp_path):
     (tmp_path / "photo.png").write_bytes(b"mine")
     with pytest.raises(UserError, match="is an input"):
-        run_files.check_target(tmp_path / "photo.png", "-out", [tmp_path])
-    assert run_files.check_target(tmp_path / "new.png", "-out", [tmp_path]) == tmp_path / "new.png"
+        results.check_target(tmp_path / "photo.png", "-out", [tmp_path])
+    assert results.check_target(tmp_path / "new.png", "-out", [tmp_path]) == tmp_path / "new.png"

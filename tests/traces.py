@@ -25,7 +25,7 @@ from methods import dispatch
 from tests.conftest import MODES, TINY
 from tests.helpers.sentences import SENTENCES, make_tokenizer
 from training.log import RunLog, read_log
-from training.task import Run
+from training.run import Run
 
 GOLDEN = runtime.ROOT / "tests" / "golden"
 NUM_STEPS = 20

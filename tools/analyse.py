@@ -23,12 +23,10 @@ import paddle
 
 from arguments import Parser
 from errors import UserError
-from methods import networks
-from pipeline import sources
-from storage import atomic, run_files
-from tools import inputs, pages, plots
-from tools.attention import attention_logits
-from tools.layer_measures import (
+from launch import command_line, tool_flags
+from measures import image_sets
+from measures.attention import attention_logits
+from measures.layer_measures import (
     MinibatchCKA,
     Spectrum,
     attention_distance,
@@ -36,7 +34,11 @@ from tools.layer_measures import (
     effective_rank,
     patch_attention,
 )
-from training import cli, device
+from methods import load_models
+from pages import html, plots
+from pipeline import sources
+from storage import atomic, results
+from training import device
 
 _FILES = ("analysis.json", "report.html")
 _SMALLEST_BATCH = 4  # of the unbiased estimate
@@ -105,11 +107,11 @@ def analyse(models: list, loader) -> tuple[list[dict[str, np.ndarray]], dict[tup
 
 
 def write_report(
-    out: Path, runs: list[str], results: list[dict], similarity: dict[tuple[int, int], np.ndarray]
+    out: Path, runs: list[str], analyses: list[dict], similarity: dict[tuple[int, int], np.ndarray]
 ) -> None:
     """Write analysis.json and report.html."""
     names, entries, sections = _short_names(runs), [], []
-    for number, (run, found) in enumerate(zip(runs, results, strict=True)):
+    for number, (run, found) in enumerate(zip(runs, analyses, strict=True)):
         rank, cka = effective_rank(found["spectrum"]), similarity[number, number]
         values = {key: value.tolist() for key, value in found.items()}
         entries.append({"run": run, **values, "cka": cka.tolist(), "effective_rank": rank})
@@ -123,21 +125,21 @@ def write_report(
         about = (
             f"Each box: the heads of a layer. Effective rank of the features: {rank:.1f} of {len(found['spectrum'])}."
         )
-        sections.append((names[number], pages.html_figure(boxes, about) + _heat_map(cka, "layer", "layer")))
+        sections.append((names[number], html.html_figure(boxes, about) + _heat_map(cka, "layer", "layer")))
     for (own, other), cka in similarity.items():
         if own != other:
             sections.append((f"{names[own]} and {names[other]}", _heat_map(cka, names[own], names[other])))
     curves = {}
-    for name, found in zip(names, results, strict=True):
+    for name, found in zip(names, analyses, strict=True):
         spectrum = found["spectrum"] / found["spectrum"][0]
         curves[name] = [(index, value) for index, value in enumerate(spectrum, start=1) if value > 1e-6]
     curve = plots.draw_curves([("Spectrum", "deviation / largest", curves)], "direction", logarithmic=True)
-    sections.append(("Spectrum of the features", pages.html_figure(curve, "Of what a classifier reads.")))
+    sections.append(("Spectrum of the features", html.html_figure(curve, "Of what a classifier reads.")))
     pairs = [{"runs": list(pair), "cka": cka.tolist()} for pair, cka in similarity.items() if pair[0] != pair[1]]
-    run_files.claim(out, _FILES)
+    results.claim(out, _FILES)
     atomic.write_text(out / "analysis.json", json.dumps({"runs": entries, "pairs": pairs}, indent=1))
-    title = f"Analysis of {', '.join(names)}, {results[0]['images']:,} images"
-    pages.write_page(out / "report.html", title, sections)
+    title = f"Analysis of {', '.join(names)}, {analyses[0]['images']:,} images"
+    html.write_page(out / "report.html", title, sections)
 
 
 def _short_names(runs: list[str]) -> list[str]:
@@ -150,7 +152,7 @@ def _heat_map(values: np.ndarray, rows: str, columns: str) -> str:
     picture = plots.draw_matrix(
         values, range(values.shape[0]), range(values.shape[1]), labels=(rows, columns), limits=(0.0, 1.0)
     )
-    return pages.html_figure(picture, "Linear CKA; 0: what the first block reads, last: what the encoder puts out.")
+    return html.html_figure(picture, "Linear CKA; 0: what the first block reads, last: what the encoder puts out.")
 
 
 def main(argv: list[str] | None = None) -> tuple[list[dict[str, np.ndarray]], dict[tuple[int, int], np.ndarray]]:
@@ -159,31 +161,31 @@ def main(argv: list[str] | None = None) -> tuple[list[dict[str, np.ndarray]], di
     parser.add_argument(
         "run", nargs="+", help="runs, checkpoint directories, or weight files with their YAML beside them"
     )
-    inputs.add_data_flags(parser)
+    tool_flags.add_data_flags(parser)
     parser.add("with", "one more RUN", dest="other", metavar="RUN")
     parser.add("num", "images (default: 1024)", type=int, default=1024)
-    parser.add("seed", "of the choice of images", type=inputs.natural, default=0)
+    parser.add("seed", "of the choice of images", type=tool_flags.natural, default=0)
     parser.add("out", "directory for the results", required=True, metavar="DIR")
     args = parser.parse_args(argv)
     if args.num < _SMALLEST_BATCH or args.batch_size < _SMALLEST_BATCH:
         raise UserError(f"-num and -batch_size must be at least {_SMALLEST_BATCH}")
     runs = [*args.run, *([args.other] if args.other else [])]
-    out = inputs.new_directory(args.out, runs, writes=_FILES)
+    out = results.new_directory(args.out, runs, writes=_FILES)
     device.set_device()
     loaded = []
     for run in runs:
         own = argparse.Namespace(**{**vars(args), "run": run})
-        loaded.append(networks.load_encoder(run, inputs.read_config(own)))
-        if inputs.input_of(loaded[-1][1]) != inputs.input_of(loaded[0][1]):
+        loaded.append(load_models.load_encoder(run, tool_flags.read_config(own)))
+        if image_sets.image_format(loaded[-1][1]) != image_sets.image_format(loaded[0][1]):
             raise UserError(f"{run}: its images have another size or normalisation than {runs[0]}'s")
     config = loaded[0][1]
-    source = inputs.open_any_images(config, args.split)
-    chosen = sources.Subset(source, inputs.choose_balanced(source.labels, args.num, args.seed))
-    results, similarity = analyse([model for model, _ in loaded], inputs.open_loader(config, chosen))
-    write_report(out, runs, results, similarity)
+    source = image_sets.open_any_images(config, args.split)
+    chosen = sources.Subset(source, image_sets.choose_balanced(source.labels, args.num, args.seed))
+    found, similarity = analyse([model for model, _ in loaded], image_sets.open_loader(config, chosen))
+    write_report(out, runs, found, similarity)
     print(f"wrote {out / 'analysis.json'} and {out / 'report.html'}")
-    return results, similarity
+    return found, similarity
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

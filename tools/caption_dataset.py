@@ -24,13 +24,12 @@ import datasets
 from arguments import Parser
 from config import DATASETS
 from errors import UserError
+from launch import command_line
 from pipeline import prompts
 from pipeline.shard_writer import open_shard, write_sample
 from pipeline.sources import Source, describe_unreadable, read_image
 from program import terminal
-from storage import atomic
-from tools import inputs
-from training import cli
+from storage import atomic, results
 
 _PER_SHARD = 2000
 
@@ -41,9 +40,9 @@ def samples(source: Source, named: str, languages: list[str], seed: int) -> Iter
     Args:
         named: data set whose class names are meant.
     """
-    templates = {language: prompts.templates_of(language) for language in languages}
-    names = {language: prompts.class_names_of(language, named, source.class_names) for language in languages}
-    num_classes, groups = len(names[languages[0]]), list(prompts.groups_of(named).values())
+    templates = {language: prompts.language_templates(language) for language in languages}
+    names = {language: prompts.language_class_names(language, named, source.class_names) for language in languages}
+    num_classes, groups = len(names[languages[0]]), list(prompts.class_groups(named).values())
     rng = np.random.default_rng(seed)
     for number in rng.permutation(len(source) * len(languages)).tolist():
         index, language = number // len(languages), languages[number % len(languages)]
@@ -88,11 +87,11 @@ def main(argv: list[str] | None = None) -> None:
     source = datasets.open_source(args.dataset, args.data_path, "train", num_classes=10)
     own = None if args.names else source.class_names
     for language in args.languages:
-        num_names = len(prompts.class_names_of(language, named, own))
+        num_names = len(prompts.language_class_names(language, named, own))
         if num_names != source.count_classes() or source.labels.min() < 0:
             count = source.count_classes()
             raise UserError(f"{source.origin}: has {count} classes, all images must have one, and {named} {num_names}")
-    out = inputs.new_directory(args.out)
+    out = results.new_directory(args.out)
     if any(out.iterdir()):
         raise UserError(f"-out {out}: is not empty; choose another directory")
     channels = 1 if args.dataset == "digits" else 3
@@ -104,4 +103,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

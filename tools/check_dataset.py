@@ -21,10 +21,9 @@ import datasets
 from arguments import Parser
 from config import DATASETS
 from errors import UserError
+from launch import command_line
 from pipeline import sources
-from storage import atomic
-from tools import inputs
-from training import cli
+from storage import atomic, results
 
 _SPLITS = ("train", "val")
 
@@ -85,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dataset not in DATASETS:
         raise UserError(f"-dataset {args.dataset}: must be one of {', '.join(DATASETS)}")
     if args.json:
-        inputs.new_file(args.json, ".json", flag="-json")
+        results.new_file(args.json, ".json", flag="-json")
     splits = [split for split in _SPLITS if split == "train" or _is_wanted(args.dataset, Path(args.data_path), split)]
     reports = {split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full) for split in splits}
     for split, report in reports.items():
@@ -108,4 +107,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: sys.exit(main()))
+    command_line.run(lambda: sys.exit(main()))

@@ -15,8 +15,8 @@ import numpy as np
 
 from arguments import Parser
 from errors import UserError
-from tools import feature_sets, inputs
-from training import cli
+from launch import command_line, tool_flags
+from measures import feature_cache
 
 _MANY = 100_000
 
@@ -50,23 +50,23 @@ def score(clusters: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Print and return the scores."""
     parser = Parser(prog="python -m tools.cluster", description=__doc__)
-    feature_sets.add_feature_flags(parser)
+    feature_cache.add_feature_flags(parser)
     parser.add("clusters", "how many (default: as many as classes)", type=int)
     parser.add("runs", "with other random starts (default: 3)", type=int, default=3)
-    parser.add("seed", "of the first run", type=inputs.natural, default=0)
+    parser.add("seed", "of the first run", type=tool_flags.natural, default=0)
     args = parser.parse_args(argv)
     if args.runs < 1 or (args.clusters is not None and args.clusters < 2):
         raise UserError("-runs must be at least 1, and -clusters at least 2")
-    feature_sets.check_outputs(args)
-    (data,) = feature_sets.split_features(args, args.split)
+    feature_cache.check_outputs(args)
+    (data,) = feature_cache.split_features(args, args.split)
     count = len(np.unique(data["labels"])) if args.clusters is None else args.clusters
     scores = [score(cluster(data["features"], count, args.seed + run), data["labels"]) for run in range(args.runs)]
     figures = {}
     for name in scores[0]:
         values = [run[name] for run in scores]
         figures |= {f"{name}, mean": float(np.mean(values)), f"{name}, best": max(values)}
-    return feature_sets.report(args, f"k-means, {count} clusters of {len(data['labels']):,} images", figures)
+    return feature_cache.report(args, f"k-means, {count} clusters of {len(data['labels']):,} images", figures)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

@@ -30,15 +30,17 @@ from PIL import Image
 
 from arguments import Parser
 from errors import UserError
-from methods import networks
+from launch import command_line
+from measures import classification, image_sets
+from methods import load_models
+from pages import drawing
+from pages.uploads import LARGEST_BYTES, photo_reader, read_upload, with_message
+from pages.zero_shot_tab import ZeroShot, add_zero_shot
 from pipeline import sources
 from pipeline.decoding import as_mode, decode
 from pipeline.file_images import FileImages
 from pipeline.transforms import eval_transform
-from tools import drawing, evaluate, inputs
-from tools.demo_zeroshot import ZeroShot, add_zero_shot
-from tools.uploads import LARGEST_BYTES, photo_reader, read_upload, with_message
-from training import cli, device
+from training import device
 
 _HOSTS = ["127.0.0.1", "localhost"]  # a page of another name that leads here is somebody else's (DNS rebinding)
 _MOST_LAYERS = 8
@@ -56,11 +58,11 @@ class Demo:
     """
 
     def __init__(self, autoencoder: str, classifier: str | None = None):
-        self.model, self.config = networks.load_autoencoder(autoencoder)
-        self.encoder, _ = networks.load_encoder(autoencoder)
+        self.model, self.config = load_models.load_autoencoder(autoencoder)
+        self.encoder, _ = load_models.load_encoder(autoencoder)
         self.classifier, self.classifier_config, self.names = None, None, []
         if classifier is not None:
-            self.classifier, self.classifier_config = networks.load_classifier(classifier)
+            self.classifier, self.classifier_config = load_models.load_classifier(classifier)
             self.names = _names(self.classifier_config)
 
     def reconstruct(
@@ -96,12 +98,12 @@ class Demo:
 
 def _names(config) -> list[str]:
     if config.DATA.CLASS_NAMES is not None:
-        return evaluate.class_names(config.DATA.CLASS_NAMES, config.MODEL.NUM_CLASSES)
+        return classification.class_names(config.DATA.CLASS_NAMES, config.MODEL.NUM_CLASSES)
     try:
-        own = inputs.open_images(config, "val").class_names
+        own = image_sets.open_images(config, "val").class_names
     except UserError:  # the data set need not be here
         own = None
-    return evaluate.class_names(own, config.MODEL.NUM_CLASSES)
+    return classification.class_names(own, config.MODEL.NUM_CLASSES)
 
 
 def _read(config, photo: str) -> np.ndarray:
@@ -174,7 +176,7 @@ def _add_autoencoder(gradio, demo: Demo, uploads: Path) -> None:
 def _add_inputs(gradio, demo: Demo, uploads: Path) -> list:
     """Add the inputs: photo, mask ratio, seed, kind of mask, sketch. Uploads are opened by our own readers."""
 
-    def layers_of(payload) -> list[bytes]:
+    def read_layers(payload) -> list[bytes]:
         """Return the encoded layers of the sketch, which came before the request, or were uploaded as files."""
         if payload is not None and payload.id is not None:
             payload = sketch.blob_storage.pop(payload.id, None)
@@ -192,7 +194,7 @@ def _add_inputs(gradio, demo: Demo, uploads: Path) -> list:
         canvas_size=(_CANVAS_PX, _CANVAS_PX),
         brush=gradio.Brush(default_size=24, colors=["#000000"], color_mode="fixed"),
     )
-    sketch.preprocess = with_message(gradio, layers_of)
+    sketch.preprocess = with_message(gradio, read_layers)
     return [photo, ratio, seed, kind, sketch]
 
 
@@ -267,4 +269,4 @@ def _serve(page, port: int) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

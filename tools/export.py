@@ -26,12 +26,11 @@ import paddle
 from paddle import nn
 
 from arguments import Parser
-from config import image_size_hw, network_of
+from config import image_size_hw, network_kind
 from errors import UserError, one_line
-from methods import networks
-from storage import run_files
-from tools import inputs
-from training import cli
+from launch import command_line, tool_flags
+from methods import load_models
+from storage import results
 from transformer import VisionTransformer
 
 TOLERANCE = 1e-5  # of the largest output: float32 in another order
@@ -186,17 +185,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     formats = args.format or ["paddle", "onnx"]
     if "onnx" in formats:
         check_onnx()
-    out = inputs.new_directory(args.out, [args.run], writes=_FILES)
+    out = results.new_directory(args.out, [args.run], writes=_FILES)
     paddle.set_device("cpu")
-    config = inputs.read_config(args)
-    is_encoder = args.encoder or network_of(config) not in ("classifier", "probe")
-    model, config = (networks.load_encoder if is_encoder else networks.load_classifier)(args.run, config)
+    config = tool_flags.read_config(args)
+    is_encoder = args.encoder or network_kind(config) not in ("classifier", "probe")
+    model, config = (load_models.load_encoder if is_encoder else load_models.load_classifier)(args.run, config)
     shape = (config.DATA.IMAGE_CHANNELS, *image_size_hw(config))
     _check_space(model, out)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as folder:  # what is wrong does not stay
         differences = _export(model, shape, Path(folder), formats)
         (Path(folder) / "config.yaml").write_text(config.dump(), encoding="utf-8")
-        run_files.claim(out, _FILES)
+        results.claim(out, _FILES)
         for file in Path(folder).iterdir():
             os.replace(file, out / file.name)
     names = ", ".join(f"{name} (differs by {value:.1e})" for name, value in differences.items())
@@ -206,4 +205,4 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

@@ -17,9 +17,9 @@ import numpy as np
 
 from arguments import Parser
 from errors import UserError
+from launch import command_line, tool_flags
+from measures import feature_cache, image_sets
 from pipeline.sources import find_listed
-from tools import feature_sets, inputs
-from training import cli
 
 _INVERSE_PENALTY = 4000.0
 
@@ -60,20 +60,20 @@ def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Print and return the accuracies, in percent."""
     parser = Parser(prog="python -m tools.lowshot", description=__doc__)
-    feature_sets.add_feature_flags(parser)
+    feature_cache.add_feature_flags(parser)
     parser.add("shots", "images per class (default: 1 2 5 13)", type=int, nargs="+", default=[1, 2, 5, 13])
     parser.add("splits", "draws of each (default: 3)", type=int, default=3)
-    parser.add("seed", "of the draws", type=inputs.natural, default=0)
+    parser.add("seed", "of the draws", type=tool_flags.natural, default=0)
     parser.add("list", "given splits instead", nargs="+", default=[], metavar="FILE")
     args = parser.parse_args(argv)
     if min(args.splits, *args.shots) < 1:
         raise UserError("-shots and -splits must be at least 1")
-    feature_sets.check_outputs(args)
-    source = inputs.open_images(inputs.read_config(args), "train")
+    feature_cache.check_outputs(args)
+    source = image_sets.open_images(tool_flags.read_config(args), "train")
     lists = [find_listed(source, path, "-list") for path in args.list]
     for shots in [] if lists else args.shots:
         draw(source.labels, shots, args.seed)  # says at once if there are too few images
-    train, val = feature_sets.split_features(args, "train", "val")
+    train, val = feature_cache.split_features(args, "train", "val")
     labels = train["labels"]
     if lists and len(labels) < len(source):
         raise UserError(
@@ -92,8 +92,8 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         scores = [fit_and_score(train, indices, val) for indices in chosen]
         figures[f"acc1, {name}"] = float(np.mean(scores))
         figures[f"deviation, {name}"] = float(np.std(scores))
-    return feature_sets.report(args, f"logistic regression, {len(next(iter(draws.values())))} splits", figures)
+    return feature_cache.report(args, f"logistic regression, {len(next(iter(draws.values())))} splits", figures)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

@@ -18,23 +18,18 @@ import numpy as np
 
 from arguments import Parser
 from errors import UserError
-from methods import networks
+from launch import command_line, tool_flags
+from measures import image_sets
+from measures.extraction import POOLS, extract_all
+from measures.neighbours import nearest
+from methods import load_models
+from pages import drawing, html
 from pipeline import sources
-from storage import atomic
-from tools import drawing, inputs, pages
-from tools.features import POOLS, extract_all
-from training import cli, device
+from storage import atomic, results
+from training import device
 
 _GREEN, _RED, _WHITE = (40, 160, 60), (200, 50, 40), (255, 255, 255)
 _SIDE_PX, _FRAME_PX = 64, 3
-
-
-def nearest(features: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices [Q, count] of the most similar other rows of features [N, D], by the cosine."""
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    similarity = unit[queries] @ unit.T
-    similarity[np.arange(len(queries)), queries] = -np.inf
-    return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
 
 
 def framed(pictures: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
@@ -51,17 +46,17 @@ def framed(pictures: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndar
 
 def draw_neighbours(args) -> tuple[list[np.ndarray], list[str]]:
     """Return one array [Q, H, W, 3] per column, and a line per run with the share of neighbours of the same class."""
-    configs = [inputs.read_config(argparse.Namespace(**{**vars(args), "run": run})) for run in args.runs]
-    source = inputs.open_any_images(configs[0], args.split)
-    bank = sources.Subset(source, inputs.choose_balanced(source.labels, args.bank, args.seed))
+    configs = [tool_flags.read_config(argparse.Namespace(**{**vars(args), "run": run})) for run in args.runs]
+    source = image_sets.open_any_images(configs[0], args.split)
+    bank = sources.Subset(source, image_sets.choose_balanced(source.labels, args.bank, args.seed))
     if not 0 < args.k < len(bank):
         raise UserError(f"-k {args.k}: must be from 1 to {len(bank) - 1}, as there are {len(bank)} images")
     queries = np.sort(np.random.default_rng(args.seed).permutation(len(bank))[: args.num])
     columns = [framed(_pictures(configs[0], bank, queries), [_WHITE] * len(queries))]
     lines = []
     for run, config in zip(args.runs, configs, strict=True):
-        model, _ = networks.load_encoder(run, config)
-        features = extract_all(model, inputs.open_loader(config, bank), None, args.pool)["features"]
+        model, _ = load_models.load_encoder(run, config)
+        features = extract_all(model, image_sets.open_loader(config, bank), None, args.pool)["features"]
         if len(features) < len(bank):
             raise UserError(f"{source.origin}: {len(bank) - len(features)} images cannot be read; leave them out")
         found = nearest(features, queries, args.k)
@@ -85,18 +80,18 @@ def main(argv: list[str] | None = None) -> Path:
     """Write the picture or the page, and return its path."""
     parser = Parser(prog="python -m tools.neighbours", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="runs, checkpoints, or weight files with their YAML")
-    inputs.add_data_flags(parser)
+    tool_flags.add_data_flags(parser)
     parser.add("num", "images whose neighbours are drawn (default: 8)", type=int, default=8)
     parser.add("k", "neighbours (default: 5)", type=int, default=5)
     parser.add("bank", "images among which they are, of all classes alike (default: 2000)", type=int, default=2000)
     parser.add("pool", "class token or mean of the patches, instead of what a classifier reads", choices=POOLS[:2])
-    parser.add("seed", "chooses the images", type=inputs.natural, default=0)
+    parser.add("seed", "chooses the images", type=tool_flags.natural, default=0)
     parser.add("out", ".png or .html file to write", default="neighbours.png")
     args = parser.parse_intermixed_args(argv)
     if args.num < 1 or args.bank < 2:
         raise UserError("-num must be at least 1, and -bank at least 2")
-    given = [path for run in args.runs for path in inputs.inputs_of(args, run)]
-    out = inputs.new_file(args.out, ".png", ".html", inputs=given)
+    given = [path for run in args.runs for path in tool_flags.list_inputs(args, run)]
+    out = results.new_file(args.out, ".png", ".html", inputs=given)
     device.set_device()
     columns, lines = draw_neighbours(args)
     picture = drawing.make_grid(columns, side_px=1)
@@ -106,10 +101,10 @@ def main(argv: list[str] | None = None) -> Path:
     else:
         names = ", ".join(Path(run).name for run in args.runs)
         caption = f"Columns: the image, then its {args.k} nearest for each of {names}. " + "; ".join(lines)
-        pages.write_page(out, "Nearest neighbours", [(names, pages.html_figure(picture, caption))])
+        html.write_page(out, "Nearest neighbours", [(names, html.html_figure(picture, caption))])
     print("\n".join([*lines, f"wrote {out}"]))
     return out
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

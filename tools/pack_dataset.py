@@ -27,14 +27,14 @@ import datasets
 from arguments import Parser, user_path
 from config import DATASETS
 from errors import UserError, abridge
-from pipeline.decoding import as_mode, decode, suffix_of
+from launch import command_line
+from pipeline.decoding import as_mode, decode, image_suffix
 from pipeline.folders import class_folders
 from pipeline.image_lists import list_names
 from pipeline.shard_writer import write_shards
 from pipeline.sources import Source
 from pipeline.web_shards import PACK_FILE, PACK_VERSION, is_packed, read_pack
-from storage import atomic, manifest, run_files
-from training import cli
+from storage import atomic, manifest, results
 
 _PLAN = "plan.json"
 
@@ -56,7 +56,7 @@ def encode(source: Source, index: int, size: int, quality: int) -> tuple[str, by
     scale, orientation = size / min(image.size), _orientation(image)
     pixels = as_mode(image, 4 if has_alpha else 1 if is_grey else 3, upright=False)  # raises if none can be made of it
     if size == 0 or scale >= 1:
-        return suffix_of(image), data
+        return image_suffix(image), data
     pixels = pixels.resize([max(1, round(side * scale)) for side in pixels.size], Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
@@ -85,7 +85,7 @@ def pack(src: Path, dst: Path, args) -> None:
     """
     sources = {split: _open(args, src, split) for split in ("train", "val") if _has_split(args.dataset, src, split)}
     plan = {"version": PACK_VERSION, "size": args.size, "quality": args.quality, "images_per_shard": args.per_shard}
-    _begin(dst, plan | {"skip_bad": args.skip_bad, "source": {s: _sum_of(source) for s, source in sources.items()}})
+    _begin(dst, plan | {"skip_bad": args.skip_bad, "source": {s: _checksum(source) for s, source in sources.items()}})
     left_out = {}
     for split, source in sources.items():
         size = args.size if split == "train" else 0
@@ -133,7 +133,7 @@ def _open(args, src: Path, split: str) -> Source:
     return source
 
 
-def _sum_of(source: Source) -> str:
+def _checksum(source: Source) -> str:
     """Return a sum of a source's list, so that an interrupted packing continues with the same list only."""
     digest = hashlib.sha256(source.label_lists().flat.tobytes())
     for index in range(len(source)):
@@ -146,7 +146,7 @@ def _sum_of(source: Source) -> str:
 def _begin(dst: Path, plan: dict) -> None:
     if is_packed(dst):
         raise UserError(f"{dst}: is a packed data set already; choose another directory, or delete it")
-    run_files.check_target(dst, "DST")
+    results.check_target(dst, "DST")
     try:
         dst.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -201,4 +201,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: sys.exit(main()))
+    command_line.run(lambda: sys.exit(main()))

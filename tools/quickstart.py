@@ -11,9 +11,9 @@ from pathlib import Path
 
 import program
 from errors import UserError
-from methods import networks
-from tools import drawing, pages, plots, report
-from training import cli
+from launch import command_line
+from methods import load_models
+from pages import drawing, html, plots, run_page
 
 ROOT = runtime.ROOT
 OUTPUT = ROOT / "output" / "quickstart"
@@ -37,7 +37,7 @@ def run_stage(name: str, mode: str, flags: list[str]) -> float:
     arguments = ["-cfg", f"configs/digits_{mode}.yaml", "-output", str(OUTPUT), *flags, *settings]
     print(f"\n==> python main_multi_gpu_{mode}.py {' '.join(arguments)}", flush=True)
     started = time.monotonic()
-    code = cli.run_script(mode, arguments)
+    code = command_line.run_script(mode, arguments)
     if code == program.EXIT_STOPPED or code > 128:
         raise SystemExit(code)
     if code:
@@ -47,36 +47,36 @@ def run_stage(name: str, mode: str, flags: list[str]) -> float:
 
 def last_accuracy(name: str) -> float:
     """Return the last top-1 accuracy in a run's log, in %."""
-    return [record["acc1"] for record in report.read_log(OUTPUT / name) if record["event"] == "eval"][-1]
+    return [record["acc1"] for record in run_page.read_log(OUTPUT / name) if record["event"] == "eval"][-1]
 
 
 def write_report(rows: list[list[object]], path: Path) -> None:
     """Write the page: table, curves, pictures."""
-    logs = {name: report.read_log(OUTPUT / name) for name in ("pretrain", "finetune", "probe", "probe-untrained")}
+    logs = {name: run_page.read_log(OUTPUT / name) for name in ("pretrain", "finetune", "probe", "probe-untrained")}
     curves = plots.draw_curves(
         [
-            ("Pretraining", "loss on hidden patches", {"pretrain": report.curve(logs["pretrain"], "train", "loss")}),
-            ("Finetuning", "loss", {"finetune": report.curve(logs["finetune"], "train", "loss")}),
+            ("Pretraining", "loss on hidden patches", {"pretrain": run_page.curve(logs["pretrain"], "train", "loss")}),
+            ("Finetuning", "loss", {"finetune": run_page.curve(logs["finetune"], "train", "loss")}),
             (
                 "Validation",
                 "top-1 accuracy (%)",
                 {
-                    "finetune": report.curve(logs["finetune"], "eval", "acc1"),
-                    "probe": report.curve(logs["probe"], "eval", "acc1"),
-                    "probe, untrained encoder": report.curve(logs["probe-untrained"], "eval", "acc1"),
+                    "finetune": run_page.curve(logs["finetune"], "eval", "acc1"),
+                    "probe": run_page.curve(logs["probe"], "eval", "acc1"),
+                    "probe, untrained encoder": run_page.curve(logs["probe-untrained"], "eval", "acc1"),
                 },
             ),
         ]
     )
-    model, config = networks.load_autoencoder(OUTPUT / "pretrain")
+    model, config = load_models.load_autoencoder(OUTPUT / "pretrain")
     grid = drawing.make_grid(drawing.draw_panels(model, config, drawing.draw_images(config, 8)))
-    pages.write_page(
+    html.write_page(
         path,
         "MAE quickstart: handwritten digits",
         [
-            ("Results", pages.html_table(["stage", "top-1 accuracy (%)", "target", "seconds"], rows)),
-            ("Curves", pages.html_figure(curves, "Loss and accuracy over epochs.")),
-            ("Reconstructions", pages.html_figure(grid, drawing.caption_of(model))),
+            ("Results", html.html_table(["stage", "top-1 accuracy (%)", "target", "seconds"], rows)),
+            ("Curves", html.html_figure(curves, "Loss and accuracy over epochs.")),
+            ("Reconstructions", html.html_figure(grid, drawing.reconstruction_caption(model))),
         ],
     )
 
@@ -109,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

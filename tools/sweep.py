@@ -23,11 +23,11 @@ import program
 from arguments import Parser, user_path
 from config import get_config
 from errors import UserError, printable
+from launch import command_line
 from methods import dispatch
-from storage import atomic, run_files
+from pages import html
+from storage import atomic, results
 from storage.json_files import NUMBER, is_a, read_json
-from tools import pages
-from training import cli
 from training.log import read_log
 
 _RESULTS, _PAGE = "results.json", "results.html"
@@ -78,7 +78,7 @@ def _split_values(text: str) -> list[str]:
     return values
 
 
-def name_of(point: dict[str, str]) -> str:
+def run_name(point: dict[str, str]) -> str:
     """Return the name of a combination's run: the last words of its keys, in lower case, with the values."""
     parts = [f"{key.rpartition('.')[2].lower()}={value}" for key, value in point.items()]
     name = ",".join(parts).replace("/", "_").replace(" ", "")
@@ -87,10 +87,10 @@ def name_of(point: dict[str, str]) -> str:
     return name
 
 
-def arguments_of(point: dict[str, str], cfg: str, flags: Sequence[str], out: Path) -> list[str]:
+def run_arguments(point: dict[str, str], cfg: str, flags: Sequence[str], out: Path) -> list[str]:
     """Return the main script's arguments for one combination."""
     settings = [word for pair in point.items() for word in pair]
-    return ["-cfg", cfg, *flags, "-output", str(out), "-resume", "auto", "-opts", *settings, "RUN", name_of(point)]
+    return ["-cfg", cfg, *flags, "-output", str(out), "-resume", "auto", "-opts", *settings, "RUN", run_name(point)]
 
 
 def read_result(run: Path) -> dict[str, float]:
@@ -113,18 +113,18 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     args = parser.parse_args(own)
     points, out = read_grid(args.grid), user_path(args.out, "-out")
     script = _check(args.cfg, points, flags, out)
-    run_files.check_target(out)
+    results.check_target(out)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / _RESULTS).is_file():
-        run_files.claim(out, (_RESULTS, _PAGE))
+        results.claim(out, (_RESULTS, _PAGE))
     about = {"recipe": get_config(args.cfg).dump(), "flags": flags}
     done = _read_done(out, about)
     rows, failed = [], []
     for number, point in enumerate(points, start=1):
-        name = name_of(point)
+        name = run_name(point)
         if name not in done or not (out / name).is_dir():
             print(f"{number} of {len(points)}: {name}", flush=True)
-            code = cli.run_script(script, arguments_of(point, args.cfg, flags, out))
+            code = command_line.run_script(script, run_arguments(point, args.cfg, flags, out))
             if code == program.EXIT_STOPPED or code > 128:
                 raise SystemExit(code)
             if code:
@@ -148,13 +148,13 @@ def _check(cfg: str, points: list[dict[str, str]], flags: list[str], out: Path) 
     refused = [flag for flag in given if flag in _OWN_FLAGS] + [key for key in _OWN_KEYS if key in (*flags, *points[0])]
     if refused:
         raise UserError(f"{refused[0]}: is set by the sweep itself; see -cfg and -out before the --")
-    names = [name_of(point) for point in points]
+    names = [run_name(point) for point in points]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"-grid: two combinations would be the run {twice}; give them other values")
-    script = dispatch.method_of(get_config(cfg)).script
+    script = dispatch.get_method(get_config(cfg)).script
     for point in points:
-        dispatch.check_script(script, cli.read_config(script, arguments_of(point, cfg, flags, out)))
+        dispatch.check_script(script, command_line.read_config(script, run_arguments(point, cfg, flags, out)))
     return script
 
 
@@ -202,8 +202,8 @@ def _report(rows: list[dict[str, object]], keys: list[str], out: Path) -> None:
         print("  ".join(_text(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     note = f"The runs are in {out.resolve()}, named after their settings. "
     note += "The first one is the best on val, on which it was also chosen." if "acc1" in metrics else ""
-    sections = [("Results", pages.html_table(header, table) + pages.html_paragraph(note))]
-    pages.write_page(out / _PAGE, f"Sweep of {len(rows)} runs", sections)
+    sections = [("Results", html.html_table(header, table) + html.html_paragraph(note))]
+    html.write_page(out / _PAGE, f"Sweep of {len(rows)} runs", sections)
     print(f"wrote {out / _RESULTS} and {out / _PAGE}")
 
 
@@ -212,4 +212,4 @@ def _text(cell: object) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

@@ -25,16 +25,12 @@ import numpy as np
 from PIL import Image
 
 from arguments import Parser, finite
-from config import network_of
+from config import network_kind
 from errors import UserError
-from methods import networks
-from pipeline.decoding import as_mode, open_file
-from pipeline.file_images import FileImages
-from pipeline.folders import find_images
-from storage import atomic
-from tools import inputs, pages
-from tools.drawing import (
-    caption_of,
+from launch import command_line, tool_flags
+from methods import load_models
+from pages import html
+from pages.drawing import (
     draw_attention,
     draw_images,
     draw_noise,
@@ -42,9 +38,14 @@ from tools.drawing import (
     load_images,
     make_grid,
     mask_to_noise,
+    reconstruction_caption,
     stack,
 )
-from training import cli, device
+from pipeline.decoding import as_mode, open_file
+from pipeline.file_images import FileImages
+from pipeline.folders import find_images
+from storage import atomic, results
+from training import device
 
 
 def read_mask(path: str, grid_hw: tuple[int, int]) -> tuple[np.ndarray, float]:
@@ -86,7 +87,7 @@ def _reconstructions(model, config, images: np.ndarray, args) -> list[tuple[str,
     pictures = []
     for ratio in ratios:
         panels = draw_panels(model, config, images, mask_ratio=ratio, noise=noise)
-        pictures.append((f"{ratio:.0%} hidden", make_grid(panels), caption_of(model)))
+        pictures.append((f"{ratio:.0%} hidden", make_grid(panels), reconstruction_caption(model)))
     return pictures
 
 
@@ -98,49 +99,49 @@ def _check(args) -> Path:
         raise UserError(f"-num {args.num}: must be at least 1")
     if args.mask not in ("random", "block") and args.mask_ratio:
         raise UserError("-mask_ratio: a drawn mask has its own; leave it out")
-    given = [*args.images, *inputs.inputs_of(args), args.mask]
+    given = [*args.images, *tool_flags.list_inputs(args), args.mask]
     for folder in filter(Path.is_dir, map(Path, args.images)):
         given += find_images(folder)
-    return inputs.new_file(args.out, ".png", ".html", inputs=given)
+    return results.new_file(args.out, ".png", ".html", inputs=given)
 
 
 def main(argv: list[str] | None = None) -> Path:
     """Write the picture or the page, and return its path."""
     parser = Parser(prog="python -m tools.visualise", description=__doc__)
-    inputs.add_flags(parser)
+    tool_flags.add_flags(parser)
     parser.add_argument("images", nargs="*", help="image files and folders, instead of a data set")
     parser.add("num", "number of images at most (default: 8)", type=int, default=8)
     parser.add("mask_ratio", "instead of the model's own; a page may have several", type=finite, nargs="+")
     parser.add("mask", "random (default), block, or a picture that is white where it hides", default="random")
     parser.add("same_mask", "hide the same patches in every image", action="store_true")
-    parser.add("seed", "chooses images and masks", type=inputs.natural, default=0)
+    parser.add("seed", "chooses images and masks", type=tool_flags.natural, default=0)
     parser.add("attention", "draw attention, too", action="store_true")
     parser.add("layer", "whose heads are drawn (default: -1, the last)", type=int, default=-1)
     parser.add("out", ".png or .html file to write", default="reconstruction.png")
     args = parser.parse_intermixed_args(argv)  # images may follow the flags
     out = _check(args)
     device.set_device()
-    config = inputs.read_config(args)
+    config = tool_flags.read_config(args)
     if args.images:
         images = named_images(config, args.images, args.num)
     else:
         images = draw_images(config, args.num, args.seed, args.split)
     pictures = []
-    if network_of(config) == "autoencoder" or not args.attention:
-        pictures = _reconstructions(*networks.load_autoencoder(args.run, config), images, args)
+    if network_kind(config) == "autoencoder" or not args.attention:
+        pictures = _reconstructions(*load_models.load_autoencoder(args.run, config), images, args)
     if args.attention:
-        panels = draw_attention(networks.load_encoder(args.run, config)[0], config, images, args.layer)
+        panels = draw_attention(load_models.load_encoder(args.run, config)[0], config, images, args.layer)
         caption = f"Columns: original, rollout over all layers, then each head of layer {args.layer} (class token)."
         pictures.append(("Attention", make_grid(panels), caption))
     if out.suffix.lower() == ".png":
         with atomic.replacing(out) as temporary:
             stack([picture for _, picture, _ in pictures]).save(temporary, format="PNG")
     else:
-        sections = [(heading, pages.html_figure(picture, caption)) for heading, picture, caption in pictures]
-        pages.write_page(out, f"What {Path(args.run).name} sees", sections)
+        sections = [(heading, html.html_figure(picture, caption)) for heading, picture, caption in pictures]
+        html.write_page(out, f"What {Path(args.run).name} sees", sections)
     print(f"wrote {out}. {pictures[0][2]}")
     return out
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

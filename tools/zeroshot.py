@@ -24,15 +24,17 @@ from PIL import Image
 from arguments import Parser
 from clip import CLIP, load_clip
 from errors import UserError
+from launch import command_line, tool_flags
+from measures import classification, image_sets
 from methods import zero_shot
+from pages import drawing, evaluation, html
 from pipeline import prompts
 from pipeline.decoding import FORMAT_OF_SUFFIX
 from pipeline.sources import Source
-from storage import atomic, manifest, run_files, weight_files
+from storage import atomic, manifest, results, weight_files
 from storage.cache import cache_dir
 from storage.regular_files import read_regular_file
-from tools import drawing, evaluate, inputs, pages
-from training import cli, device
+from training import device
 
 _MOST_VECTOR_BYTES = 4 << 30
 _SHOWN = 12  # photos on a page
@@ -60,14 +62,14 @@ def cached_vectors(clip: CLIP, weights: Path, texts: list[list[str]]) -> paddle.
     return vectors
 
 
-def texts_of(args, config, source: Source, language: str) -> tuple[list[list[str]], list[list[str]]]:
+def class_texts(args, config, source: Source, language: str) -> tuple[list[list[str]], list[list[str]]]:
     """Return the texts and the names of each class, as the flags ask for."""
-    templates = prompts.read_templates(args.templates) if args.templates else prompts.templates_of(language)
+    templates = prompts.read_templates(args.templates) if args.templates else prompts.language_templates(language)
     if args.classnames:
         names = prompts.read_class_names(args.classnames)
     else:
         own = None if args.names else source.class_names
-        names = prompts.class_names_of(language, args.names or config.DATA.DATASET, own)
+        names = prompts.language_class_names(language, args.names or config.DATA.DATASET, own)
     largest = source.count_classes()
     if len(names) < largest:
         raise UserError(f"{len(names)} classes have names, and {source.origin} has labels up to {largest - 1}")
@@ -76,25 +78,25 @@ def texts_of(args, config, source: Source, language: str) -> tuple[list[list[str
 
 def evaluate_language(args, clip: CLIP, config, source: Source, language: str) -> dict[str, float]:
     """Print the accuracy in one language, and write tables and a page if there is a directory for them."""
-    texts, names = texts_of(args, config, source, language)
+    texts, names = class_texts(args, config, source, language)
     vectors = cached_vectors(clip, weight_files.resolve(args.clip), texts)
 
     def logits(images: paddle.Tensor) -> paddle.Tensor:
         return clip.logit_scale.exp() * paddle.matmul(clip.encode_images(images), vectors, transpose_y=True)
 
     notes: list[str] = []
-    probabilities, labels = evaluate.predict(logits, inputs.open_loader(config, source, notes))
+    probabilities, labels = classification.predict(logits, image_sets.open_loader(config, source, notes))
     if labels.min() < 0:
         raise UserError(f"{source.origin}: has images without labels")
     extra = {"skipped": len(notes)} if notes else {}
-    scores = evaluate.score(probabilities, labels) | extra
+    scores = classification.score(probabilities, labels) | extra
     print(f"{language}: Acc@1 {scores['acc1']:.3f}, Acc@5 {scores['acc5']:.3f} on {scores['images']:,} images")
     if args.out:
-        out = inputs.new_directory(Path(args.out) / language, writes=evaluate.RESULTS)
+        out = results.new_directory(Path(args.out) / language, writes=evaluation.RESULTS)
         first = [own[0] for own in names]
         sections = [("Some photos", _examples(config, source, probabilities, first))] if not notes else []
         title = f"Zero-shot classification of {source.origin}, {language}"
-        evaluate.write_results(out, title, probabilities, labels, first, extra=extra, more=sections)
+        evaluation.write_results(out, title, probabilities, labels, first, extra=extra, more=sections)
     return scores
 
 
@@ -107,7 +109,7 @@ def _examples(config, source: Source, probabilities: np.ndarray, names: list[str
         best = probabilities[index].argsort()[::-1][:3]
         caption = ", ".join(f"{names[label]} {probabilities[index, label]:.0%}" for label in best)
         image = Image.fromarray(picture.squeeze()).resize((160, 160), Image.Resampling.BICUBIC)
-        figures.append(pages.html_figure(image, caption))
+        figures.append(html.html_figure(image, caption))
     return '<div style="display:flex;flex-wrap:wrap;gap:1rem">' + "".join(figures) + "</div>"
 
 
@@ -133,7 +135,7 @@ def main(argv: list[str] | None = None):
     parser.add("classnames", "names of the classes, instead of a language's", metavar="FILE")
     parser.add("names", "data set whose names in configs/prompts are meant (default: -dataset)", metavar="NAME")
     parser.add("tokenizer", "sentencepiece model (default: the run's, or the one beside the weights)", metavar="FILE")
-    inputs.add_data_flags(parser)
+    tool_flags.add_data_flags(parser)
     parser.add("out", "directory for scores, tables and pages", metavar="DIR")
     args = parser.parse_args(argv)
     args.run = args.clip
@@ -145,16 +147,16 @@ def main(argv: list[str] | None = None):
         raise UserError(f"-image_size {args.image_size}: a CLIP model takes images of its own size only")
     if args.texts and not photos:
         raise UserError("-texts needs photos behind the texts, or in -photos")
-    out = inputs.new_directory(args.out, [args.clip], writes=("scores.json",)) if args.out else None
+    out = results.new_directory(args.out, [args.clip], writes=("scores.json",)) if args.out else None
     device.set_device()
     clip = load_clip(args.clip, args.tokenizer)
     if args.texts:
         return quick_look(clip, [text for text in args.texts if not _is_photo(text)], photos)
-    config = inputs.read_config(args, *([] if args.dataset else ["DATA.DATASET", "folder"]))
-    source = inputs.open_images(config, args.split)
+    config = tool_flags.read_config(args, *([] if args.dataset else ["DATA.DATASET", "folder"]))
+    source = image_sets.open_images(config, args.split)
     scores = {language: evaluate_language(args, clip, config, source, language) for language in args.language}
     if out is not None:
-        run_files.claim(out, ("scores.json",))
+        results.claim(out, ("scores.json",))
         atomic.write_text(out / "scores.json", json.dumps(scores, indent=1))
     return scores
 
@@ -164,4 +166,4 @@ def _is_photo(text: str) -> bool:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

@@ -45,11 +45,9 @@ from storage.run_files import (
     checkpoint_name,
     is_checkpoint,
     list_checkpoints,
-    step_of,
 )
+from storage.run_state import RunState, newest_first, next_save_number, read_state
 from storage.stored_tensor import StoredTensor
-from training import resume
-from training.resume import RunState
 from training.task import Task
 
 _FILES = (MANIFEST_FILE, STATE_FILE, MODEL_FILE, EMA_FILE, EXTRA_FILE, OPTIMIZER_FILE, CONFIG_FILE)  # order of deleting
@@ -113,7 +111,7 @@ def write(run_dir: Path, saved: Snapshot) -> Path:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write_files(temporary, saved, resume.next_save_number(list_checkpoints(run_dir)))
+        _write_files(temporary, saved, next_save_number(list_checkpoints(run_dir)))
         if final.exists():  # saved before, by a run that was then continued from an earlier step
             replaced = _free_name(run_dir / f".replaced-{final.name}")
             final.rename(replaced)
@@ -218,20 +216,10 @@ class Writer:
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def newest_first(run_dir: Path) -> list[Path]:
-    """List a run's checkpoints in the order of writing: by their own count, as a run may have gone back a few steps.
-
-    Checkpoints of older versions have no count, and come by step, before all others. Times of files do not count: a
-    copied run may have others.
-    """
-    checkpoints = list_checkpoints(run_dir)
-    return sorted(checkpoints, key=lambda path: (resume.save_number(path), step_of(path)), reverse=True)
-
-
 def load(checkpoint_dir: Path, task: Task) -> RunState:
     """Restore all tensors of a task exactly; return what else the checkpoint holds."""
     checkpoint_dir = Path(checkpoint_dir)
-    state = resume.read_state(checkpoint_dir)
+    state = read_state(checkpoint_dir)
     checkpoint.load_weights(task.network, checkpoint_dir / MODEL_FILE)
     _load_extra(checkpoint_dir, task)
     saved = weight_files.read_nested(checkpoint_dir / OPTIMIZER_FILE, "optimizer")
@@ -275,7 +263,7 @@ def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]
     for key, value in optimizer.state_dict().items():
         if key in ("LR_Scheduler", "master_weights"):
             continue  # the engine sets the learning rate; weights are float32 themselves
-        owner = _owner_of(key, names)
+        owner = _find_owner(key, names)
         renamed[f"{names[owner]}/{key[len(owner) + 1 :]}"] = value.numpy()
     return dict(sorted(renamed.items()))  # the file must not depend on the rank that gathered the state
 
@@ -315,7 +303,7 @@ def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source:
         optimizer.set_state_dict(restored)
 
 
-def _owner_of(key: str, names: dict[str, str]) -> str:
+def _find_owner(key: str, names: dict[str, str]) -> str:
     owners = [auto_name for auto_name in names if key.startswith(auto_name + "_")]
     if not owners:
         raise ValueError(f"optimizer state {key} belongs to no parameter of the model")

@@ -8,6 +8,7 @@ micro-step), so a checkpoint needs no generator states, and on CPU a resumed run
 one.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -19,17 +20,20 @@ from paddle import nn
 
 import runtime
 from errors import UserError
+from launch.run_directory import write_config
+from launch.stop import StopRequest
+from layers import across_ranks
 from pipeline.loading import Batch, Loader
 from program import Stopped
-from training import checkpoints, distributed, flops, resume, static_graph
+from storage import run_state
+from storage.run_state import RunState
+from training import checkpoints, data_parallel, flops, resume, static_graph
 from training.device import autocast, autocast_dtype, is_on_gpu
 from training.guard import Guard
 from training.log import Means, Throughput
 from training.plan import Plan, check_micro_steps, describe_plan, make_plan, train_flops
-from training.resume import RunState
-from training.run_directory import write_config
-from training.stop import StopRequest
-from training.task import Run, Task
+from training.run import Run
+from training.task import Evaluation, Task
 
 _MUCH_WAITING = 0.05  # share of the time from which on the log shows it
 
@@ -61,7 +65,7 @@ class Training:
         step: updates done.
         best: best value of the task's best metric up to now; None before the first.
         images_done: of the current epoch, if it began with another number of images per update.
-        owes_evaluation: the weights should have been evaluated, but the run was asked to stop.
+        evaluation_pending: the weights should have been evaluated, but the run was asked to stop.
     """
 
     def __init__(
@@ -77,15 +81,15 @@ class Training:
         self.peak_flops = None
         if is_on_gpu():
             peak = flops.peak_flops(paddle.device.cuda.get_device_name())
-            self.peak_flops = peak * distributed.world_size() if peak is not None else None
+            self.peak_flops = peak * runtime.world_size() if peak is not None else None
         self.step, self.best = run.config.TRAIN.LAST_EPOCH * plan.updates_per_epoch, None
         self.images_done: int | None = None
-        self.owes_evaluation = False
+        self.evaluation_pending = False
         self.writer: checkpoints.Writer | None = None
         self.run_number = 0
         if run.directory is not None:
             if run.resume_from is None:
-                self.run_number = resume.next_run_number(run.directory.parent)
+                self.run_number = run_state.next_run_number(run.directory.parent)
             self.writer = checkpoints.Writer(
                 run.directory, lambda path, is_best: run.log.say(f"saved {path}" + (" (best)" if is_best else ""))
             )
@@ -96,7 +100,7 @@ class Training:
         self.task.model.train()
         if self.run.config.TRAIN.TO_STATIC:
             static_graph.compile_model(self.task, self.run.config, lambda: autocast(self.run.config), self.run.log.say)
-        self.model = distributed.wrap(self.task.model)
+        self.model = data_parallel.wrap(self.task.model)
         self.clock = Throughput(self.step)
         self.show = self.run.log.progress(self.plan.total_steps, self.step)
 
@@ -107,7 +111,7 @@ class Training:
         results: dict[str, float] = {}
         if plan.total_steps == 0:  # an untrained model is something to compare with
             self.save(is_best=False)
-        if self.owes_evaluation:
+        if self.evaluation_pending:
             results |= self._evaluate_and_save(evaluates=True, saves=False)
         while self.step < plan.total_steps:
             epoch, first_update = divmod(self.step, plan.updates_per_epoch)
@@ -130,7 +134,7 @@ class Training:
         task, sampler, config = self.task, self.train_loader.sampler, self.run.config
         sizes, share = sampler.micro_sizes(update), sampler.update_share(update)
         # Data parallelism averages over ranks, and shares may differ by an image: weigh by images, not by ranks.
-        weight = share * distributed.world_size() / sampler.update_size(update)
+        weight = share * runtime.world_size() / sampler.update_size(update)
         loss_sum, part_sums = paddle.zeros([]), {}
         # DataParallel cannot follow the backward passes within the backward pass that recomputation makes.
         sends_all_at_once = config.TRAIN.BF16_ALLREDUCE or config.TRAIN.RECOMPUTE
@@ -139,7 +143,7 @@ class Training:
             with self.clock.waiting():
                 batch = next(batches)
             is_last = micro + 1 == len(sizes)
-            with distributed.no_sync(self.model, not is_last or sends_all_at_once):
+            with data_parallel.no_sync(self.model, not is_last or sends_all_at_once):
                 with autocast(config):
                     loss, parts = task.loss(self.model, batch, rng)
                 self.scaler.scale(loss * (size * weight)).backward()
@@ -151,14 +155,14 @@ class Training:
             task.optimizer.gradient_share = share
         trained = [p for p in task.model.parameters() if not p.stop_gradient and p.grad is not None]
         if sends_all_at_once:
-            distributed.average_gradients(trained, "bfloat16" if config.TRAIN.BF16_ALLREDUCE else "float32")
+            data_parallel.average_gradients(trained, "bfloat16" if config.TRAIN.BF16_ALLREDUCE else "float32")
         if self.scaler.is_enable():
             self.scaler.unscale_(task.optimizer)
         if config.TRAIN.GRAD_CLIP is None:
             norm = paddle.stack([p.grad.astype("float32").square().sum() for p in trained]).sum().sqrt()
         else:  # Paddle's own grad_clip would clip each parameter group by itself
             norm = nn.utils.clip_grad_norm_(trained, config.TRAIN.GRAD_CLIP)
-        if self.guard.admits(loss_sum, sum(sizes), norm, update, self.step, lr, part_sums):
+        if self.guard.check(loss_sum, sum(sizes), norm, update, self.step, lr, part_sums):
             self.scaler.step(task.optimizer)
             if task.ema is not None:  # the scaler leaves out an update whose gradient is not finite
                 task.ema.update(task.network, norm.isfinite() if self.scaler.is_enable() else None)
@@ -175,15 +179,15 @@ class Training:
         saves = _is_due(done, config.SAVE_FREQ) or _is_due(step, config.SAVE_FREQ_STEPS) or is_last
         reports = _is_due(step, config.REPORT_FREQ) or done > 0
         if reports or saves:
-            guard.settle()
+            guard.synchronise()
         saves = saves or guard.stops or guard.wants_save
         results = self._report(lr) if reports or saves else {}
         evaluates = self.eval_loader is not None and (_is_due(done, config.VALIDATE_FREQ) or is_last)
         # Evaluation may outlast the grace period of the scheduler that sent the signal.
-        self.owes_evaluation = evaluates and guard.stops
+        self.evaluation_pending = evaluates and guard.stops
         if evaluates or saves:
             results |= self._evaluate_and_save(evaluates and not guard.stops, saves)
-        if guard.stops and (not is_last or self.owes_evaluation):
+        if guard.stops and (not is_last or self.evaluation_pending):
             self._finish()
             raise Stopped(f"stopped by a signal after {step} of {plan.total_steps} updates; -resume goes on")
         return results
@@ -191,12 +195,12 @@ class Training:
     def _evaluate_and_save(self, evaluates: bool, saves: bool) -> dict[str, float]:
         """Evaluate, save, or both; a new best is always saved. Returns the scores."""
         started = time.monotonic()
-        distributed.average_running_statistics(self.task.model)
+        data_parallel.average_running_statistics(self.task.model)
         scores, is_best = {}, False
         if evaluates:
             scores = self._evaluate()
             is_best = self._is_best(scores)
-            self.owes_evaluation = False
+            self.evaluation_pending = False
         if saves or is_best:
             self.save(is_best)
         self.clock.pause(time.monotonic() - started)
@@ -204,9 +208,7 @@ class Training:
 
     def _is_best(self, scores: dict[str, float]) -> bool:
         """Return True if these scores are the best up to now, and remember them."""
-        if self.task.best is None:
-            return False
-        name, direction = self.task.best
+        name, direction = self.task.evaluation.best
         value = scores[name]
         sign = 1 if direction == "max" else -1
         if not math.isfinite(value) or (self.best is not None and sign * value <= sign * self.best):
@@ -234,7 +236,9 @@ class Training:
         return means
 
     def _evaluate(self) -> dict[str, float]:
-        scores = self.task.after_evaluation(evaluate(self.task, self.eval_loader, self.run))
+        task = self.task
+        with task.ema.swapped(task.network) if task.ema is not None else contextlib.nullcontext():
+            scores = evaluate(task.evaluation, task.model, self.eval_loader, self.run)
         self.run.log.record("eval", self.step, {"epoch": self.step / self.plan.updates_per_epoch, **scores})
         text = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
         if not math.isfinite(sum(scores.values())):
@@ -255,13 +259,13 @@ class Training:
         epoch, update = divmod(self.step, plan.updates_per_epoch) if plan.updates_per_epoch else (0, 0)
         state = RunState(
             self.step,
-            **resume.identity(task, plan, config),
+            **resume.resume_fingerprint(task, plan, config),
             epoch=epoch,
             images_done=self.train_loader.sampler.images_before(update) if update else 0,
             images_per_update=plan.images_per_update,
-            ranks=distributed.world_size(),
+            ranks=runtime.world_size(),
             run_number=self.run_number,
-            owes_evaluation=self.owes_evaluation,
+            evaluation_pending=self.evaluation_pending,
             best=self.best,
             scaler={key: np.asarray(value).tolist() for key, value in self.scaler.state_dict().items()},
         )
@@ -277,7 +281,7 @@ class Training:
         if self.run.resume_from is not None:
             logged_step = self._load(self.run.resume_from)
         self.run.log.rewind(logged_step)
-        if not distributed.is_same_on_all_ranks(self.step):
+        if not across_ranks.is_same_on_all_ranks(self.step):
             raise UserError(
                 "-resume: not all nodes see the same checkpoint; -output must be a directory that they share"
             )
@@ -285,8 +289,8 @@ class Training:
     def _load(self, directory: Path) -> int:
         """Load a checkpoint, and return its step in the count of the run that saved it."""
         plan, run, log = self.plan, self.run, self.run.log
-        state, sampler = resume.read_state(directory), self.train_loader.sampler
-        resume.check_identity(state, resume.identity(self.task, plan, run.config), directory)
+        state, sampler = run_state.read_state(directory), self.train_loader.sampler
+        resume.check_fingerprint(state, resume.resume_fingerprint(self.task, plan, run.config), directory)
         checkpoints.load(directory, self.task)
         if run.directory is not None:
             write_config(run.directory, run.config)
@@ -295,7 +299,7 @@ class Training:
         self.best, self.run_number = state.best, state.run_number
         self.step, self.images_done = resume.position(state, plan, sampler)
         is_over = bool(state.images_done) and self.images_done is None  # too few images are left for an update
-        self.owes_evaluation = self.eval_loader is not None and (is_over or state.owes_evaluation)
+        self.evaluation_pending = self.eval_loader is not None and (is_over or state.evaluation_pending)
         log.say(f"resumed {directory} after {self.step} of {plan.total_steps} updates")
         change = resume.describe_change(state, plan)
         if change is not None:
@@ -308,7 +312,7 @@ class Training:
         """Wait until every checkpoint is written, on all ranks."""
         if self.writer is not None:
             self.writer.wait()
-        distributed.barrier()
+        across_ranks.barrier()
 
     def close(self) -> None:
         """Wait for the writer, and close the log; also called after an error."""
@@ -318,36 +322,30 @@ class Training:
 
 
 @paddle.no_grad()
-def evaluate(task: Task, loader: Loader, run: Run) -> dict[str, float]:
-    """Average the task's metrics over all images of a loader, exactly, for any number of ranks and batches.
-
-    Averaged weights (EMA) are evaluated in place of the model's own, where the task keeps them.
-    """
+def evaluate(evaluation: Evaluation, model: nn.Layer, loader: Loader, run: Run) -> dict[str, float]:
+    """Average the metrics over all images of a loader, exactly, for any number of ranks and batches."""
     runtime.keep_large_blocks()
-    if task.ema is not None:
-        task.ema.swap(task.network)
-    task.model.eval()
+    model.eval()
     with autocast(run.config):
-        task.before_evaluation()
-    totals, num_images = paddle.zeros([len(task.metrics)], "float64"), 0
+        evaluation.prepare()
+    totals, num_images = paddle.zeros([len(evaluation.metrics)], "float64"), 0
     for batch in loader:
         with autocast(run.config):
-            sums = task.evaluate(task.model, batch)
+            sums = evaluation.measure(model, batch)
         totals += paddle.stack([value.astype("float64") for value in sums])
         num_images += len(batch)
-    task.model.train()
-    if task.ema is not None:
-        task.ema.swap(task.network)
+    model.train()
     run.report_bad_images()
-    *totals, num_images = distributed.sum_across_ranks(np.array([*totals.numpy(), num_images]))
+    *totals, num_images = across_ranks.sum_across_ranks(np.array([*totals.numpy(), num_images]))
     if num_images == 0:
         raise UserError(f"{loader.source.origin}: none of its images can be read")
-    return {name: float(total / num_images) for name, total in zip(task.metrics, totals, strict=True)}
+    means = {name: float(total / num_images) for name, total in zip(evaluation.metrics, totals, strict=True)}
+    return evaluation.summarise(means)
 
 
 def _seed_micro_step(seed: int, step: int, micro: int) -> np.random.Generator:
     """Seed masks, drop path and dropout for this micro-step and rank; returns the generator for mixup."""
-    sequence = np.random.SeedSequence([seed, step, micro, distributed.rank()])
+    sequence = np.random.SeedSequence([seed, step, micro, runtime.rank()])
     paddle.seed(int(sequence.generate_state(1)[0]))
     return np.random.default_rng(sequence)
 

@@ -7,16 +7,17 @@ import time
 import numpy as np
 import paddle
 
+import runtime
 from errors import UserError
+from launch.stop import StopRequest
+from layers import across_ranks
 from pipeline.loading import Loader
 from storage import atomic
-from training import distributed
 from training.checkpoints import SaveTimer
 from training.log import Means
-from training.stop import StopRequest
-from training.task import Run
+from training.run import Run
 
-_SETTLE_SECS = 5.0
+_SYNCHRONISE_SECS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class _Update:
     part_sums: dict[str, paddle.Tensor]
     norm: paddle.Tensor
 
-    def value_of(self, name: str) -> paddle.Tensor:
+    def tensor(self, name: str) -> paddle.Tensor:
         """Return `loss_sum`, `norm`, or a part by its name."""
         return self.part_sums[name] if name in self.part_sums else getattr(self, name)
 
@@ -43,7 +44,7 @@ class Guard:
     most TRAIN.MAX_SKIPS in a row. With fp16 the loss scaler leaves updates out by itself when the
     scale is too large for the gradients; those are no errors.
 
-    Reading a number makes the host wait for a GPU. So with "stop" on a GPU numbers are read at `settle` only: before
+    Reading a number makes the host wait for a GPU. So with "stop" on a GPU only `synchronise` reads numbers: before
     every report and every checkpoint, when a single process is asked to stop, and every five seconds or so where ranks
     must agree on it. A run with bad numbers ends some updates late, and its checkpoints are good.
 
@@ -68,11 +69,11 @@ class Guard:
         self._defers = defers and run.config.TRAIN.NONFINITE == "stop"
         self._pending: list[_Update] = []
         self._skipped = 0
-        self._settled_at = time.monotonic()
-        self._settle_every = 1  # updates; of several ranks
+        self._synchronised_at = time.monotonic()
+        self._synchronise_every = 1  # updates; of several ranks
         self.stops = self.wants_save = False
 
-    def admits(
+    def check(
         self,
         loss_sum: paddle.Tensor,
         num_images: int,
@@ -96,19 +97,19 @@ class Guard:
             UserError: on all ranks, if the run must not go on.
         """
         self._pending.append(_Update(step + 1, update, lr, num_images, loss_sum, part_sums, norm))
-        if distributed.world_size() == 1:
+        if runtime.world_size() == 1:
             is_time = self._stop.requested or self._save_timer.is_due()
         else:  # all ranks must settle at the same updates, so none can by its own clock
-            is_time = len(self._pending) >= self._settle_every
-        return True if self._defers and not is_time else self.settle()
+            is_time = len(self._pending) >= self._synchronise_every
+        return True if self._defers and not is_time else self.synchronise()
 
-    def settle(self) -> bool:
-        """Read the numbers of the updates since the last call, and decide with the other ranks; see `admits`."""
+    def synchronise(self) -> bool:
+        """Read the numbers of the updates since the last call, and decide with the other ranks; see `check`."""
         updates, self._pending = self._pending, []
         if not updates:
             return True
         names = ["loss_sum", "norm", *updates[0].part_sums]
-        numbers = {name: _read([update.value_of(name) for update in updates]) for name in names}
+        numbers = {name: _read([update.tensor(name) for update in updates]) for name in names}
         losses, norms = numbers.pop("loss_sum"), numbers.pop("norm")
         is_bad = ~np.isfinite(losses) | (~np.isfinite(norms) & (not self._has_scaler))
         sums = {"loss": losses[~is_bad].sum(dtype=np.float64)}
@@ -131,17 +132,17 @@ class Guard:
         Returns:
             the first bad update of each rank, counted from 1 (0: none); the sums over all ranks; the number of images.
         """
-        num_ranks = distributed.world_size()
+        num_ranks = runtime.world_size()
         first_bad = np.zeros(num_ranks)
-        first_bad[distributed.rank()] = is_bad.argmax() + 1 if is_bad.any() else 0
+        first_bad[runtime.rank()] = is_bad.argmax() + 1 if is_bad.any() else 0
         now = time.monotonic()
-        secs, self._settled_at = now - self._settled_at, now
+        secs, self._synchronised_at = now - self._synchronised_at, now
         num_images = sum(update.num_images for update in updates)
         own = [self._stop.requested, self._save_timer.is_due(), num_images, secs, *first_bad, *sums.values()]
-        total = distributed.sum_across_ranks(np.array(own, np.float64))
+        total = across_ranks.sum_across_ranks(np.array(own, np.float64))
         self.stops, self.wants_save = bool(total[0]), bool(total[1])
         secs_per_update = total[3] / num_ranks / len(updates)
-        self._settle_every = max(1, int(_SETTLE_SECS / max(secs_per_update, 1e-3)))
+        self._synchronise_every = max(1, int(_SYNCHRONISE_SECS / max(secs_per_update, 1e-3)))
         first_bad, totals = total[4 : 4 + num_ranks].astype(int), total[4 + num_ranks :]
         return first_bad, dict(zip(sums, totals, strict=True)), int(total[2])
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 import datasets
+import runtime
 from config import image_size_hw, replaced
 from errors import UserError, one_name
 from pipeline import decoding, loading, sources
 from pipeline.samplers import EvalSampler, TrainSampler
 from pipeline.sources import Subset
 from pipeline.transforms import Transform, eval_transform
-from training import distributed
-from training.resume import read_state
-from training.task import Run
+from storage.run_state import read_state
+from training.run import Run
 
 _SMALLEST_BATCH, _UPDATES_PER_EPOCH = 8, 4  # of a batch that fits the images
 _NUM_TRIED = 8  # images that are decoded before all are needed
@@ -25,14 +25,14 @@ def build_train_loader(
     run: Run,
     transform: Transform,
     target: str,
-    select: Callable[[object, sources.Source], sources.Source] = lambda config, source: source,
+    prepare_source: Callable[[object, sources.Source], sources.Source] = lambda config, source: source,
     whole_batch: bool = False,
 ) -> loading.Loader:
     """Open and check the train split, and fit the batch of the run's configuration to it.
 
     Args:
         target: what each image must have: "none", "label", "labels" or "caption".
-        select: returns what of the data set is trained on, see `methods.method.Method`.
+        prepare_source: returns what of the data set is trained on, see `methods.method.Method`.
         whole_batch: the loss is over all images of an update, so the batch is left as it is.
 
     Raises:
@@ -42,16 +42,16 @@ def build_train_loader(
     source = open_split(run, "train", target)
     if target == "caption" and source.captions is None:
         raise UserError(f"{source.origin}: has no captions, which MODEL.TYPE {config.MODEL.TYPE} needs")
-    source = select(config, source)
+    source = prepare_source(config, source)
     if not whole_batch:
-        config = run.config = fit_batch(config, len(source), run.log.say, _images_per_update_of(run.resume_from))
+        config = run.config = fit_batch(config, len(source), run.log.say, _saved_images_per_update(run.resume_from))
     accum_iter = _accum_iter(config)
     sampler = TrainSampler(
         len(source),
         config.DATA.BATCH_SIZE,
         accum_iter,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        rank=runtime.rank(),
+        world_size=runtime.world_size(),
         seed=config.SEED,
         drop_last=config.DATA.DROP_LAST,
         repeats=config.TRAIN.AUG_REPEATS,
@@ -62,11 +62,11 @@ def build_train_loader(
 
 
 def _accum_iter(config) -> int:
-    per_step = config.DATA.BATCH_SIZE * distributed.world_size()
+    per_step = config.DATA.BATCH_SIZE * runtime.world_size()
     return config.TRAIN.ACCUM_ITER or max(1, round(config.TRAIN.TOTAL_BATCH_SIZE / per_step))
 
 
-def _images_per_update_of(resume_from: Path | None) -> int | None:
+def _saved_images_per_update(resume_from: Path | None) -> int | None:
     return None if resume_from is None else read_state(resume_from).images_per_update
 
 
@@ -78,7 +78,7 @@ def fit_batch(config, num_images: int, say: Callable[[str], None], resumed: int 
     Args:
         resumed: images per update of the run that goes on; it keeps them.
     """
-    ranks, data = distributed.world_size(), config.DATA
+    ranks, data = runtime.world_size(), config.DATA
     per_update = data.BATCH_SIZE * _accum_iter(config) * ranks
     is_wanted = data.BATCH_FIT == "auto" or (data.BATCH_FIT == "few" and num_images < per_update)
     fitting = max(_SMALLEST_BATCH, 2 ** int(math.log2(max(1, num_images / _UPDATES_PER_EPOCH / ranks))))
@@ -105,7 +105,7 @@ def build_eval_loader(run: Run, config=None) -> loading.Loader:
     config = config or run.config
     source = open_split(run, "val", "label", config)
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
-    sampler = EvalSampler(len(source), batch_size, distributed.rank(), distributed.world_size())
+    sampler = EvalSampler(len(source), batch_size, runtime.rank(), runtime.world_size())
     return build_loader(config, source, eval_transform(config), sampler, note_bad=run.bad_images.append)
 
 

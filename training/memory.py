@@ -65,7 +65,7 @@ class Count:
     trained: int
 
 
-def count_of(architecture: Architecture | ClipArchitecture | TextArchitecture) -> Count:
+def count_parameters(architecture: Architecture | ClipArchitecture | TextArchitecture) -> Count:
     """Count the parameters of a network, and those that its method trains."""
     sizes = {name: math.prod(shape) for name, shape in architecture.shapes().items()}
     total = sum(sizes.values())
@@ -98,7 +98,7 @@ def estimate(
         device: "cpu", which has no low precision, or "gpu".
         ranks: over which TRAIN.SHARD_OPTIMIZER shares the moments out.
     """
-    count = count or count_of(architecture)
+    count = count or count_parameters(architecture)
     is_low = device == "gpu" and amp_dtype(config) is not None
     layers = list(_layers(architecture, config, cost))
     kept = sum(layer.kept(config, is_low) for layer in layers if layer.trains)
@@ -201,7 +201,7 @@ def describe(architecture: Architecture | ClipArchitecture, config, gpu_gib: flo
 
     With MODEL.NUM_CLASSES None, the head is not counted, and the lines say so.
     """
-    count, ranks = count_of(architecture), ranks if ranks > 1 else _MANY_RANKS
+    count, ranks = count_parameters(architecture), ranks if ranks > 1 else _MANY_RANKS
     lines = [
         f"{architecture.content}: {architecture}",
         f"{count.all:,} parameters, {count.trained:,} of them train; estimates, not measured on a GPU",

@@ -1,6 +1,8 @@
 """The optimizer of a configuration, and averages of weights that follow its updates."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import paddle
 from paddle import nn
@@ -9,7 +11,7 @@ from optim import build_optimizer
 from training.sharding import ShardedOptimizer
 
 
-def optimizer_of(config, groups: list[dict]):
+def configured_optimizer(config, groups: list[dict]):
     """Build TRAIN.OPTIMIZER over parameter groups, sharded if TRAIN.SHARD_OPTIMIZER is set.
 
     Args:
@@ -21,7 +23,7 @@ def optimizer_of(config, groups: list[dict]):
     return ShardedOptimizer(build, groups) if config.TRAIN.SHARD_OPTIMIZER else build(groups)
 
 
-def ema_of(config, network: nn.Layer) -> "WeightAverage | None":
+def weight_average(config, network: nn.Layer) -> "WeightAverage | None":
     """Return an average of a network's weights; None unless TRAIN.EMA_DECAY is set."""
     return WeightAverage(network, config.TRAIN.EMA_DECAY) if config.TRAIN.EMA_DECAY is not None else None
 
@@ -64,8 +66,16 @@ class WeightAverage:
         for name, average in self._average.items():
             average.set_value(paddle.to_tensor(state[name], dtype=average.dtype))
 
-    def swap(self, model: nn.Layer) -> None:
-        """Exchange the model's weights with the average; call it twice to evaluate the average."""
+    @contextlib.contextmanager
+    def swapped(self, model: nn.Layer) -> Iterator[None]:
+        """Give the model the averaged weights within this context."""
+        self._swap(model)
+        try:
+            yield
+        finally:
+            self._swap(model)
+
+    def _swap(self, model: nn.Layer) -> None:
         for name, value in model.state_dict().items():
             kept = value.detach().clone()
             value.set_value(self._average[name])

@@ -14,7 +14,7 @@ from optim import lr_at
 from pipeline.loading import Loader
 from pipeline.samplers import TrainSampler
 from storage.architecture import Architecture
-from training import distributed, flops, memory
+from training import flops, memory
 from training.task import Task
 
 _FEW_UPDATES = 200
@@ -97,7 +97,7 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
         f"{data.NUM_WORKERS} workers per process",
         *_describe_compute(task, architecture, config),
         f"batch: {data.BATCH_SIZE} per process x {sampler.accum_iter} accumulated x "
-        f"{distributed.world_size()} processes = {plan.images_per_update} images per update",
+        f"{runtime.world_size()} processes = {plan.images_per_update} images per update",
         f"schedule: {plan.num_epochs} epochs x {plan.updates_per_epoch} updates = {plan.total_steps} steps, "
         f"{plan.warmup_steps} of them warm-up",
         f"learning rate: {train.BASE_LR} x {plan.images_per_update} / {train.LINEAR_SCALED_LR} = {plan.peak_lr:.6g} "
@@ -123,8 +123,8 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
     lines += task.notes(plan.num_images)
     wanted = train.TOTAL_BATCH_SIZE
     if wanted is not None and wanted != plan.images_per_update:
-        per_step = data.BATCH_SIZE * distributed.world_size()
-        others = sampler.accum_iter * distributed.world_size()
+        per_step = data.BATCH_SIZE * runtime.world_size()
+        others = sampler.accum_iter * runtime.world_size()
         if wanted % per_step == 0 and task.accumulates:
             hint = f"; -accum_iter {wanted // per_step} makes it so"
         else:
@@ -155,7 +155,7 @@ def _describe_compute(task: Task, architecture: Architecture | None, config) -> 
 def _warn_of_memory(architecture: Architecture, count: memory.Count, config, task: Task) -> list[str]:
     """Return a warning if all processes of this node need more memory than there is; none if that is unknown."""
     kind, where = paddle.device.get_device().partition(":")[0], "the GPU"
-    options = {"device": "gpu" if kind == "gpu" else "cpu", "ranks": distributed.world_size()}
+    options = {"device": "gpu" if kind == "gpu" else "cpu", "ranks": runtime.world_size()}
     needed = memory.estimate(architecture, config, count, task.cost, **options).peak
     if kind == "gpu":
         there = paddle.device.cuda.get_device_properties().total_memory

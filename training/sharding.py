@@ -8,7 +8,8 @@ import paddle
 from paddle import distributed as dist
 from paddle.optimizer import Optimizer
 
-from training import distributed
+import runtime
+from layers import across_ranks
 
 
 class ShardedOptimizer:
@@ -30,9 +31,9 @@ class ShardedOptimizer:
     def __init__(self, build: Callable[[list[dict]], Optimizer], groups: list[dict]):
         self._parameter_list = [parameter for group in groups for parameter in group["params"]]
         sizes = [parameter.size for parameter in self._parameter_list]
-        self._owners = share_out(sizes, distributed.world_size())
+        self._owners = share_out(sizes, runtime.world_size())
         pairs = zip(self._parameter_list, self._owners, strict=True)
-        self._own_names = {parameter.name for parameter, owner in pairs if owner == distributed.rank()}
+        self._own_names = {parameter.name for parameter, owner in pairs if owner == runtime.rank()}
         own_groups = [
             {**group, "params": [p for p in group["params"] if p.name in self._own_names]} for group in groups
         ]
@@ -58,7 +59,7 @@ class ShardedOptimizer:
         """Update this rank's parameters, and exchange all."""
         if self._optimizer is not None:
             self._optimizer.step()
-        if distributed.world_size() == 1:
+        if runtime.world_size() == 1:
             return
         pairs = zip(self._parameter_list, self._owners, strict=True)
         with paddle.no_grad():
@@ -75,18 +76,18 @@ class ShardedOptimizer:
         """Return the whole state on the first rank, on its host, and nothing on others; all ranks must call it."""
         own = {} if self._optimizer is None else self._optimizer.state_dict()
         own = {key: value for key, value in own.items() if isinstance(value, paddle.Tensor)}
-        if distributed.world_size() == 1:
+        if runtime.world_size() == 1:
             return own
         described = [
-            json.dumps([distributed.rank(), key, value.shape, str(value.dtype).split(".")[-1]])
+            json.dumps([runtime.rank(), key, value.shape, str(value.dtype).split(".")[-1]])
             for key, value in own.items()
         ]
         whole = {}
-        for rank, key, shape, dtype in map(json.loads, distributed.gather_texts(described)):
-            is_owner = rank == distributed.rank()  # AdamW's powers of beta are on the host, also on a GPU
+        for rank, key, shape, dtype in map(json.loads, across_ranks.gather_texts(described)):
+            is_owner = rank == runtime.rank()  # AdamW's powers of beta are on the host, also on a GPU
             tensor = own[key].to(paddle.device.get_device()) if is_owner else paddle.empty(shape, dtype)
             dist.broadcast(tensor, src=rank)
-            if distributed.is_main():
+            if runtime.is_main():
                 whole[key] = tensor.cpu()
         return whole
 

@@ -8,7 +8,7 @@ from paddle import nn
 
 from config import image_size_hw
 from errors import one_line
-from training import distributed
+from training import data_parallel
 from training.task import Task
 
 
@@ -45,7 +45,7 @@ def compile_model(task: Task, config, autocast: Callable, say: Callable[[str], N
 
 def _try(model: nn.Layer, config, autocast: Callable) -> None:
     """Do a forward and a backward pass that leave nothing behind."""
-    running = distributed.running_statistics(model)
+    running = data_parallel.running_statistics(model)
     before = [value.clone() for value in running]
     images = paddle.zeros([config.DATA.BATCH_SIZE, *_image_shape(config)])
     with warnings.catch_warnings(), autocast():

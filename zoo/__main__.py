@@ -71,10 +71,10 @@ def _info(name: str) -> None:
 
 def _place(url: str) -> str:
     try:
-        download.folder_of(url)
+        download.cache_folder(url)
     except UserError as error:  # of a user without a home directory
         return f"none ({error})"
-    return f"{download.folder_of(url)} ({'there' if download.is_cached(url) else 'not there yet'})"
+    return f"{download.cache_folder(url)} ({'there' if download.is_cached(url) else 'not there yet'})"
 
 
 def _print_lines(lines: dict[str, object]) -> None:

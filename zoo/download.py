@@ -45,15 +45,15 @@ _MOST_BYTES = 64 << 30
 _RETRY_CODES = (408, 425, 429, 500, 502, 503, 504)
 
 
-def folder_of(url: str) -> Path:
+def cache_folder(url: str) -> Path:
     """Return the folder in the cache that belongs to an address."""
     return cache_dir() / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def is_cached(url: str) -> bool:
     """Return True if the file of an address was downloaded before."""
-    record = _read_record(folder_of(url))
-    return record is not None and (folder_of(url) / record["file"]).is_file()
+    record = _read_record(cache_folder(url))
+    return record is not None and (cache_folder(url) / record["file"]).is_file()
 
 
 def mirrored(url: str, file_name: str = "") -> str:
@@ -96,7 +96,7 @@ def fetch(
     Raises:
         UserError: if it cannot be had, or is not the file that it should be. The cache has no wrong file then.
     """
-    folder = folder_of(url)
+    folder = cache_folder(url)
     last_part = url.partition("?")[0].rpartition("/")[2]
     file = folder / _plain_name(url, file_name or urllib.parse.unquote(last_part))
     try:

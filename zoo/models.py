@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from config import get_config, type_of
+from config import default_type, get_config
 from errors import UserError
 from pipeline import captions
 from port_weights import port
@@ -43,7 +43,7 @@ def fetch(name: str, source: str | None = None, say: Callable[[str], None] = pri
     name = weights.name
     if weights.unsupported:
         raise UserError(f"{name} cannot be used here: {weights.unsupported}")
-    folder = download.folder_of(weights.url) / f"port{_PORT_VERSION}"
+    folder = download.cache_folder(weights.url) / f"port{_PORT_VERSION}"
     ported = folder / f"{name}.pdparams"
 
     def port_file(file: Path) -> None:
@@ -105,7 +105,7 @@ def build_model(
         raise UserError(f"num_classes={num_classes}: {weights.name} is an autoencoder, which has no classifier")
     path = fetch(weights.name) if pretrained else None
     architecture = (weight_files.read(path).architecture if path else None) or weights.architecture
-    settings = architecture.settings() | {"MODEL.TYPE": type_of(architecture.network)}
+    settings = architecture.settings() | {"MODEL.TYPE": default_type(architecture.network)}
     if num_classes is not None:
         settings["MODEL.NUM_CLASSES"] = num_classes
     if image_size is not None:
@@ -127,7 +127,7 @@ def _build_clip(weights: Weights, pretrained: bool, num_classes: int | None, ima
         raise UserError(f"{weights.name} is a CLIP model: it has no classifier, and images of one size")
     if pretrained:
         return load_clip(fetch(weights.name), fetch("xlmr_tokenizer"))
-    settings = weights.architecture.settings() | {"MODEL.TYPE": type_of(weights.architecture.network)}
+    settings = weights.architecture.settings() | {"MODEL.TYPE": default_type(weights.architecture.network)}
     model = build_clip(get_config(None, [word for setting in settings.items() for word in setting]))
     model.eval()
     return model

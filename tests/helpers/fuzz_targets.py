@@ -13,9 +13,10 @@ import checkpoint
 import datasets
 from config import get_config
 from errors import UserError
+from launch import run_directory
 from tests.conftest import MODES, TINY
 from tests.helpers.saved_runs import save, trained
-from training import checkpoints, run_directory
+from training import checkpoints
 from training.optimizers import WeightAverage
 from training.task import Task
 

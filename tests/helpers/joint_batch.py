@@ -16,12 +16,14 @@ import paddle
 
 import datasets
 from config import get_config
+from layers import across_ranks
 from methods import dispatch
 from pipeline import loading, transforms
 from pipeline.samplers import TrainSampler
-from training import distributed, engine
+from training import engine
 from training.log import RunLog
-from training.task import Run, Task
+from training.run import Run
+from training.task import Task
 
 NUM_IMAGES = 21
 
@@ -46,8 +48,8 @@ def train(run: Run, given_masks: bool = True) -> dict[str, np.ndarray]:
         NUM_IMAGES,
         config.DATA.BATCH_SIZE,
         config.TRAIN.ACCUM_ITER,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        rank=runtime.rank(),
+        world_size=runtime.world_size(),
         seed=config.SEED,
     )
     task = image_masked_task(run) if given_masks else dispatch.build_task(run)
@@ -71,16 +73,16 @@ def main() -> None:
     """Train as one of several processes; rank 0 writes the weights, every rank checks that it has the same."""
     directory, result, *opts = sys.argv[1:]
     paddle.set_device("cpu")
-    distributed.init()
-    directory = Path(directory) if distributed.is_main() else None
+    across_ranks.join()
+    directory = Path(directory) if runtime.is_main() else None
     # Ranks that draw other initial weights show that wrapping the model makes them equal.
     config = get_config(None, opts)
     run = Run(config, directory, RunLog(directory, quiet=True))
     weights = train(run)
     for name, value in weights.items():
-        spread = distributed.sum_across_ranks(value) / distributed.world_size() - value
+        spread = across_ranks.sum_across_ranks(value) / runtime.world_size() - value
         assert np.abs(spread).max() == 0.0, f"{name} differs between ranks"
-    if distributed.is_main():
+    if runtime.is_main():
         np.savez(result, **weights)
 
 

@@ -8,10 +8,10 @@ import paddle
 
 from methods import dispatch
 from optim import build_optimizer, param_groups
+from storage.run_state import RunState
 from tests.helpers.small_models import make_vit
 from training import checkpoints
 from training.engine import fit
-from training.resume import RunState
 from training.task import Task
 
 

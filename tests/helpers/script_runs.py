@@ -8,12 +8,12 @@ import numpy as np
 
 import runtime
 from config import get_config
+from launch.run_directory import find
 from runtime import ROOT
 from storage.run_files import EXTRA_FILE, MODEL_FILE
 from tests.conftest import assert_close
 from tests.helpers.joint_batch import comparable
 from tests.methods.test_toy_method import tensors
-from training.run_directory import find
 
 STEP = "step-00000005"
 

@@ -8,7 +8,7 @@ import checkpoint
 from config import get_config
 from errors import UserError
 from layers import kernels
-from layers.relative_position import index_of, num_rows, resize_bias_table
+from layers.relative_position import num_rows, position_index, resize_bias_table
 from mae import build_mae_pretrain
 from methods import dispatch
 from optim import param_groups
@@ -29,7 +29,7 @@ FLOAT32_RELATIVE = 1e-5  # sums in another order
 @pytest.mark.parametrize("grid_hw", [(14, 14), (2, 3), (1, 1)])
 def test_the_index_of_every_pair(grid_hw):
     height, width = grid_hw
-    index, last = index_of(grid_hw), (2 * height - 1) * (2 * width - 1)
+    index, last = position_index(grid_hw), (2 * height - 1) * (2 * width - 1)
     assert index.shape == (1 + height * width,) * 2
     for query in range(height * width):
         for key in range(height * width):
@@ -98,7 +98,7 @@ def test_every_block_gets_the_biases_and_recomputation_changes_nothing(kind):
     logits = [scores.numpy() for _, _, scores in model.encoder.walk(model.embed(images), return_logits=True)]
     without = [scores.numpy() for _, _, scores in plain.encoder.walk(plain.embed(images), return_logits=True)]
     table = next(iter(tables.values())).numpy()
-    assert_close(logits[0] - without[0], np.repeat(table[index_of((2, 2))].transpose(2, 0, 1)[None], 4, 0), 1e-4)
+    assert_close(logits[0] - without[0], np.repeat(table[position_index((2, 2))].transpose(2, 0, 1)[None], 4, 0), 1e-4)
 
 
 @pytest.mark.quick
@@ -178,7 +178,7 @@ def published(layout: str) -> dict[str, np.ndarray]:
     for block in range(2):
         prefix = f"blocks.{block}"
         arrays[f"{prefix}.attn.relative_position_bias_table"] = rng.standard_normal((12, 2)).astype(np.float32)
-        arrays[f"{prefix}.attn.relative_position_index"] = index_of((2, 2))
+        arrays[f"{prefix}.attn.relative_position_index"] = position_index((2, 2))
         if layout != "qkv.bias":
             query, _, value = np.split(arrays.pop(f"{prefix}.attn.qkv.bias"), 3)
             arrays |= {f"{prefix}.attn.q_bias": query, f"{prefix}.attn.v_bias": value}

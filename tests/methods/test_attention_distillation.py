@@ -7,8 +7,9 @@ import pytest
 import main_multi_gpu_finetune
 import main_multi_gpu_pretrain
 from errors import UserError
+from launch.run_directory import find
 from mae import MAEPretrain, embed_visible
-from methods import networks
+from methods import load_models
 from methods.attention_distillation import AttentionDistillation, Matches
 from port_weights import port
 from storage.run_files import EXTRA_FILE, MODEL_FILE
@@ -18,7 +19,6 @@ from tests.helpers.joint_batch import comparable
 from tests.helpers.small_models import mae_architecture, make_vit
 from tests.methods.test_toy_method import tensors
 from training.log import read_log
-from training.run_directory import find
 
 BATCH, PATCH, SIDE, KEPT = 5, 4, 16, 4
 # Float32 sums in another order through two networks: 1e-5 of each tensor's largest value.
@@ -219,8 +219,8 @@ def test_the_encoder_is_ordinary_and_the_teacher_is_not_saved(runs, tmp_path, ti
 @pytest.mark.quick
 def test_a_decoder_of_a_lower_block_reads_that_block_everywhere(runs, tmp_path):
     _, plain, extra = runs
-    model, config = networks.load_autoencoder(extra)
-    assert (model.decode_layer, networks.load_autoencoder(plain)[0].decode_layer) == (1, 2)
+    model, config = load_models.load_autoencoder(extra)
+    assert (model.decode_layer, load_models.load_autoencoder(plain)[0].decode_layer) == (1, 2)
     images, noise = paddle.randn([2, 3, 16, 16]), paddle.rand([2, 16])
     shuffle, restore, _ = model.choose_patches(2, noise=noise)
     read = model.encoder.norm(model.encoder.layers[0](embed_visible(model, images, shuffle)))

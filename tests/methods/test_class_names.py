@@ -12,13 +12,13 @@ import checkpoint
 from config import get_config
 from errors import UserError
 from methods import dispatch
-from methods.classifier import Judge
+from methods.classifier import ClassifierEvaluator
 from pipeline.loading import Batch
 from port_weights import port
 from tests.conftest import MODES, TINY
 from tools import evaluate, export
 from training.log import RunLog
-from training.task import Run
+from training.run import Run
 
 COLOURS = {"a": (250, 10, 10), "b": (10, 250, 10), "c": (10, 10, 250), "d": (250, 250, 10)}
 
@@ -61,7 +61,7 @@ def evaluated(trained, photos, *more):
 def test_names_are_in_the_run_and_in_its_checkpoints(trained):
     for folder in (trained / "run", trained / "run" / "latest"):
         assert yaml.safe_load((folder / "config.yaml").read_text())["DATA"]["CLASS_NAMES"] == ["a", "b", "c"]
-    assert checkpoint.class_names_of(trained / "run") == ["a", "b", "c"]
+    assert checkpoint.recorded_class_names(trained / "run") == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("names", ["bc", "b", "abc", "ca"])
@@ -100,9 +100,9 @@ def test_tools_and_exports_know_the_names(trained, tmp_path):
 def test_ported_files_keep_the_names_both_ways(trained, tmp_path):
     port(trained / "run", tmp_path / "there.pth", target="official", heads=(4, None))
     port(tmp_path / "there.pth", tmp_path / "back.pdparams", heads=(4, None))
-    assert checkpoint.class_names_of(tmp_path / "back.pdparams") == ["a", "b", "c"]
+    assert checkpoint.recorded_class_names(tmp_path / "back.pdparams") == ["a", "b", "c"]
     port(trained / "run", tmp_path / "ours.safetensors")
-    assert checkpoint.class_names_of(tmp_path / "ours.safetensors") == ["a", "b", "c"]
+    assert checkpoint.recorded_class_names(tmp_path / "ours.safetensors") == ["a", "b", "c"]
 
 
 def test_a_head_of_other_classes_is_not_kept(trained, tmp_path, capsys):
@@ -129,12 +129,12 @@ def test_a_run_goes_on_with_its_names(trained, tmp_path):
 @pytest.mark.parametrize("is_one", [True, False])
 def test_one_class_for_everything_is_said(tmp_path, capsys, is_one):
     config = get_config(None, [*TINY, *MODES["finetune"], "DATA.CLASS_NAMES", list("abcd")])
-    fields = Judge(Run(config, None, RunLog(None))).of_task()
+    evaluation = ClassifierEvaluator(Run(config, None, RunLog(None))).evaluation()
     for last in ([0.0, 2.0, 1.0, 0.0], [0.0, 2.0, 1.0, 0.0] if is_one else [3.0, 2.0, 1.0, 0.0]):
-        fields["before_evaluation"]()
+        evaluation.prepare()
         logits = paddle.to_tensor([[0.0, 2.0, 1.0, 0.0], last])
         batch = Batch((paddle.zeros([2, 3, 4, 4]),), paddle.to_tensor([0, 1]), paddle.to_tensor([0, 1]))
-        sums = fields["evaluate"](lambda images, logits=logits: logits, batch)
-        scores = {name: float(value) / 2 for name, value in zip(fields["metrics"], sums, strict=True)}
-        assert fields["after_evaluation"](scores) == scores
+        sums = evaluation.measure(lambda images, logits=logits: logits, batch)
+        scores = {name: float(value) / 2 for name, value in zip(evaluation.metrics, sums, strict=True)}
+        assert evaluation.summarise(scores) == scores
     assert capsys.readouterr().out.count("warning: every image is taken for the class b: ") == 1 + is_one

@@ -7,6 +7,7 @@ import pytest
 import main_multi_gpu_linearprobe
 import main_multi_gpu_pretrain
 from config import get_config
+from launch.run_directory import find
 from methods import contrastive_tuning
 from port_weights import port
 from storage import weight_files
@@ -16,8 +17,7 @@ from tests.helpers import script_runs
 from tests.methods.test_toy_method import tensors
 from tools import knn
 from training.log import RunLog, read_log
-from training.run_directory import find
-from training.task import Run
+from training.run import Run
 
 SMALL = ["CONTRAST.PROJECTOR_DIMS", [16, 16, 8], "CONTRAST.PREDICTOR_DIM", 16, "CONTRAST.QUEUE_SIZE", 100]
 OPTS = [*TINY, "MODEL.TYPE", "CONTRASTIVE_TUNING", *SMALL, "DATA.DROP_LAST", True, "DATA.BATCH_SIZE", 64]

@@ -9,14 +9,15 @@ from yacs.config import CfgNode
 import main_multi_gpu_finetune
 from config import get_config
 from errors import UserError
-from methods import dispatch, networks, teachers
+from measures import extraction
+from methods import dispatch, load_models, teachers
 from methods.finetune import distilled_loss
 from optim import param_groups
 from runtime import ROOT
 from storage.run_files import MODEL_FILE
 from tests.conftest import MODES, TINY, assert_close
 from tests.helpers import script_runs
-from tools import export, features
+from tools import export
 from training.log import read_log
 from transformer import build_transformer
 
@@ -70,7 +71,7 @@ def test_losses_and_gradients_are_torchs(kind, has_second):
 @pytest.mark.quick
 def test_both_classifiers_are_averaged_in_evaluation(runs):
     _, student = runs
-    model, _ = networks.load_classifier(student)
+    model, _ = load_models.load_classifier(student)
     images = paddle.to_tensor(np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32))
     tokens = model.forward_tokens(images)
     first = model.classifier(model.encoder_norm(tokens[:, 1:].mean(axis=1)))
@@ -97,8 +98,8 @@ def test_a_stopped_run_is_bit_identical_and_evaluates_alone(runs, tmp_path):
     assert again["acc5"] == pytest.approx(100.0)
     text = (student / "log.txt").read_text()
     assert "hard distillation: the second classifier, on the class token, follows the teacher, weight 0.5" in text
-    encoder, _ = networks.load_encoder(student)
-    assert features.extract(encoder, paddle.ones([2, 3, 16, 16])).shape == [2, 32]
+    encoder, _ = load_models.load_encoder(student)
+    assert extraction.extract(encoder, paddle.ones([2, 3, 16, 16])).shape == [2, 32]
 
 
 class Convolutions(paddle.nn.Layer):
@@ -181,7 +182,7 @@ def test_a_classifier_that_fits_is_kept_beside_a_new_one(runs, tiny_run):
     teacher, _ = runs
     sizes = ["MODEL.ENCODER.EMBED_DIM", 48, "MODEL.PRETRAINED", str(teacher), "DISTILL.TEACHER", str(teacher)]
     model = dispatch.build_task(tiny_run("finetune", *sizes, *HEAD)).network
-    stored = networks.load_classifier(teacher)[0]
+    stored = load_models.load_classifier(teacher)[0]
     assert np.array_equal(model.classifier.weight.numpy(), stored.classifier.weight.numpy())
     assert float(model.distill_classifier.weight.abs().max()) < 1e-3  # drawn anew, at the recipe's deviation
 

@@ -9,7 +9,7 @@ import main_multi_gpu_pretrain
 from clip import load_clip
 from errors import UserError
 from methods.image_text import image_text_loss
-from methods.networks import load_encoder
+from methods.load_models import load_encoder
 from storage import weight_files
 from tests.conftest import TINY, assert_close
 from tests.helpers import script_runs

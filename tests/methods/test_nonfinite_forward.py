@@ -4,6 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
+from launch.run_directory import find
 from layers.basic import ProbeNorm
 from layers.heads import JointBatchNorm, mlp_head
 from methods import dispatch
@@ -12,7 +13,6 @@ from tests.helpers.saved_runs import poison_images
 from tests.methods import test_contrastive_tuning, test_moco
 from training.checkpoints import load
 from training.engine import fit
-from training.run_directory import find
 
 METHODS = {
     "head": test_contrastive_tuning.OPTS,

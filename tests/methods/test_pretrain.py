@@ -4,10 +4,10 @@ import numpy as np
 import paddle
 import pytest
 
+from launch.run_directory import find
 from methods import dispatch
 from pipeline import loading
 from tests.helpers.saved_runs import fit_pretrain
-from training.run_directory import find
 
 pytestmark = pytest.mark.quick
 

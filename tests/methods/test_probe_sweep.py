@@ -6,13 +6,13 @@ import pytest
 
 import checkpoint
 import main_multi_gpu_linearprobe
+from launch.run_directory import find
 from methods import dispatch
 from storage import weight_files
 from storage.run_files import EXTRA_FILE, MODEL_FILE
 from tests.conftest import assert_close
 from training import engine, loaders
 from training.log import read_log
-from training.run_directory import find
 
 pytestmark = pytest.mark.quick
 RATES = [0.5, 2.0, 8.0]

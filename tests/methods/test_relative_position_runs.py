@@ -7,7 +7,7 @@ import pytest
 import main_multi_gpu_finetune
 import main_multi_gpu_linearprobe
 from errors import UserError
-from methods import dispatch, networks
+from methods import dispatch, load_models
 from tests.conftest import MODES, TINY
 from tests.helpers import script_runs
 from tests.helpers.small_models import make_mae
@@ -47,7 +47,7 @@ def test_tools_read_it(trained, tmp_path, tiny_yaml):
     visualise.main([str(run), "-attention", "-num", "2", "-out", str(tmp_path / "a.png")])
     assert report.main([str(run), "-out", str(tmp_path / "report.html")]).is_file()
     assert max(export.main([str(run), "-out", str(tmp_path / "exported"), "-format", "paddle"]).values()) < 1e-5
-    model, _ = networks.load_classifier(run)
+    model, _ = load_models.load_classifier(run)
     assert float(model.encoder.layers[0].gamma_1.abs().max()) > 0
     probe = tiny_yaml("linearprobe", "MODEL.GLOBAL_POOL", True, "DATA.BATCH_SIZE", 256)
     with pytest.raises(

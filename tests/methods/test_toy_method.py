@@ -31,6 +31,7 @@ import main_multi_gpu_finetune
 import main_multi_gpu_linearprobe
 import main_multi_gpu_pretrain
 from config import get_config, replaced
+from launch.run_directory import find
 from methods import dispatch
 from methods.method import Method
 from optim import param_groups
@@ -43,10 +44,8 @@ from tests.conftest import TINY, assert_close
 from tests.helpers.joint_batch import comparable
 from tests.helpers.saved_runs import stop_at
 from tools import analyse, features, knn, report, visualise
-from training import distributed
 from training.log import read_log
-from training.optimizers import ema_of, optimizer_of
-from training.run_directory import find
+from training.optimizers import configured_optimizer, weight_average
 from training.task import Task
 from transformer import build_transformer
 
@@ -95,7 +94,7 @@ class ToyContrast(nn.Layer):
 
     @paddle.no_grad()
     def enqueue(self, key, indices) -> None:
-        if distributed.world_size() > 1:
+        if runtime.world_size() > 1:
             keys, ids = [], []
             paddle.distributed.all_gather(keys, key.contiguous())
             paddle.distributed.all_gather(ids, indices)
@@ -128,11 +127,11 @@ def build(run) -> Task:
     task = Task(
         "toy",
         model,
-        optimizer_of(config, groups),
+        configured_optimizer(config, groups),
         loss,
         saved=model.encoder,
         after_update=lambda step, total: model.follow(config.TOY.MOMENTUM),
-        ema=ema_of(config, model.encoder),
+        ema=weight_average(config, model.encoder),
     )
     return stop_at(task, int(os.environ.get("TOY_STOP_AT", "0")))
 

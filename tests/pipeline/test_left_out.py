@@ -10,7 +10,7 @@ from PIL import Image
 
 import datasets
 from errors import UserError
-from pipeline.shard_index import split_of
+from pipeline.shard_index import shard_split
 from pipeline.sources import Subset
 from pipeline.web_shards import WebShards
 from tools import check_dataset
@@ -229,7 +229,7 @@ def test_labels_that_are_words_leave_images_out_by_number(tmp_path):
     ],
 )
 def test_the_name_of_a_shard_tells_its_split(name, split):
-    assert split_of(name) == split
+    assert shard_split(name) == split
 
 
 def test_shards_of_other_splits_are_not_trained_on(tmp_path):

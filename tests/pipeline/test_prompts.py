@@ -12,10 +12,10 @@ pytestmark = pytest.mark.quick
 @pytest.mark.parametrize("language", ["en", "fr", "de", "es", "hi", "zh"])
 def test_six_languages_have_sentences_and_names(language):
     assert language in prompts.LANGUAGES
-    templates = prompts.templates_of(language)
+    templates = prompts.language_templates(language)
     assert len(templates) >= 8
     for dataset in ("cifar10", "digits"):
-        names = prompts.class_names_of(language, dataset, None)
+        names = prompts.language_class_names(language, dataset, None)
         texts = prompts.sentences(templates, names)
         assert [len(own) for own in texts] == [len(templates)] * 10
         assert len({text for own in texts for text in own}) == 10 * len(templates)
@@ -23,11 +23,11 @@ def test_six_languages_have_sentences_and_names(language):
 
 
 def test_names_of_folders_are_used_where_a_language_has_none():
-    assert prompts.class_names_of("fr", "folder", ["golden_retriever", "cat"]) == [["golden retriever"], ["cat"]]
+    assert prompts.language_class_names("fr", "folder", ["golden_retriever", "cat"]) == [["golden retriever"], ["cat"]]
     with pytest.raises(UserError, match="has none for it"):
-        prompts.class_names_of("fr", "folder", None)
+        prompts.language_class_names("fr", "folder", None)
     with pytest.raises(UserError, match="there are de, en"):
-        prompts.templates_of("xx")
+        prompts.language_templates("xx")
 
 
 def test_files_of_every_kind(tmp_path):

@@ -13,7 +13,7 @@ import yaml
 import runtime
 from config import get_config
 from errors import UserError
-from methods import networks
+from methods import load_models
 from port_weights import port
 from port_weights.engines import ENGINES
 from runtime import ROOT
@@ -62,7 +62,7 @@ def test_the_librarys_own_class_has_our_features(tmp_path, library, kind):
     done = subprocess.run(command, capture_output=True, text=True, env=runtime.original_environment(), timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    model, _ = networks.load_encoder(weights)
+    model, _ = load_models.load_encoder(weights)
     images = paddle.to_tensor(pixels)
     outputs = [tokens for _, tokens, _ in model.encoder.walk(model.embed(images))]
     if library == "paddleseg" and kind == "with a last norm":

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from config import get_config, network_of, type_of
+from config import default_type, get_config, network_kind
 from errors import UserError
 from mae import build_mae_pretrain
 from port_weights.families import recognise
@@ -94,7 +94,7 @@ def test_shapes_are_those_of_the_models(tiny_config, mode, opts):
     config = tiny_config(mode, *opts)
     model = (build_mae_pretrain if mode == "pretrain" else build_transformer)(config)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    architecture = of_config(config, network_of(config))
+    architecture = of_config(config, network_kind(config))
     assert model.architecture == architecture
     assert architecture.shapes() == shapes
     # Shapes tell everything but the heads, a grid that is not square, and what the decoder predicts.
@@ -103,9 +103,9 @@ def test_shapes_are_those_of_the_models(tiny_config, mode, opts):
     assert infer(shapes, config.MODEL.ENCODER.NUM_HEADS, decoder_heads, architecture.grid_hw, pixels) == architecture
     assert Architecture.from_dict(architecture.to_dict()) == architecture
     # And the settings that it gives build the same model again.
-    settings = architecture.settings() | {"MODEL.TYPE": type_of(architecture.network)}
+    settings = architecture.settings() | {"MODEL.TYPE": default_type(architecture.network)}
     rebuilt = get_config(None, [word for pair in settings.items() for word in pair])
-    assert of_config(rebuilt, network_of(rebuilt)) == architecture
+    assert of_config(rebuilt, network_kind(rebuilt)) == architecture
 
 
 def test_sizes_that_no_shape_tells_are_asked_for():

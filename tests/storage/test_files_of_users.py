@@ -16,13 +16,13 @@ import tools.export
 import tools.features
 import tools.visualise
 from errors import UserError
+from launch import run_directory
+from launch.run_lock import RunLock
+from pages import tables
 from storage import run_files
 from storage.json_files import read_json, read_records
 from tests.helpers.saved_runs import fit_pretrain, save, trained
-from tools import tables
-from training import run_directory
 from training.log import RunLog
-from training.run_lock import RunLock
 
 pytestmark = pytest.mark.quick
 

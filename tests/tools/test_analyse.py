@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from errors import UserError
-from methods import dispatch, networks
-from tools import analyse, layer_measures
+from measures import layer_measures
+from methods import dispatch, load_models
+from tools import analyse
 
 pytestmark = pytest.mark.quick
 
@@ -97,7 +98,7 @@ def test_command(tiny_run, image_folder, tmp_path):
     flags = ["-dataset", "folder", "-data_path", str(image_folder), "-out", str(tmp_path / "out"), "-num", "10"]
     # 4, 4, and 2 that are left out
     results, similarity = analyse.main([*folders[:2], "-with", folders[2], *flags, "-batch_size", "4"])
-    model, _ = networks.load_encoder(folders[0])
+    model, _ = load_models.load_encoder(folders[0])
     depth = len(model.encoder.layers)
     assert [found["distance"].shape for found in results] == [(depth, model.encoder.layers[0].attn.num_heads)] * 3
     assert set(similarity) == {(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)}

@@ -19,13 +19,13 @@ from clip import build_clip
 from config import get_config
 from errors import UserError
 from methods import dispatch
+from pages.zero_shot_tab import ZeroShot
 from runtime import ROOT
 from storage import weight_files
 from storage.stored_tensor import StoredTensor
 from tests.conftest import TINY
 from tests.helpers.sentences import make_tokenizer
 from tools.demo import Demo, main
-from tools.demo_zeroshot import ZeroShot
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 

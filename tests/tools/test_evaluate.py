@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from errors import UserError
+from measures import classification, robustness
 from methods import dispatch
-from tools import evaluate, robustness
+from tools import evaluate
 
 pytestmark = pytest.mark.quick
 
@@ -20,7 +21,7 @@ def test_scores_by_hand():
         [[0.7, 0.1, 0.1, 0.04, 0.03, 0.03], [0.2, 0.3, 0.5, 0, 0, 0], [0.9, 0.02, 0.02, 0.02, 0.02, 0.02]]
     )
     labels = np.array([0, 1, 5])
-    scores = evaluate.score(probabilities, labels)
+    scores = classification.score(probabilities, labels)
     assert scores["acc1"] == pytest.approx(100 / 3)
     assert scores["acc5"] == pytest.approx(200 / 3)  # the third: equal values are taken in order, and 5 is the last
     assert scores["nll"] == pytest.approx(-(np.log(0.7) + np.log(0.3) + np.log(0.02)) / 3)
@@ -29,9 +30,9 @@ def test_scores_by_hand():
 
 
 def test_classes_and_confusion_by_hand():
-    counts = evaluate.confusion_matrix(np.array([0, 0, 1, 2, 0]), np.array([0, 1, 1, 1, 0]), 3)
+    counts = classification.confusion_matrix(np.array([0, 0, 1, 2, 0]), np.array([0, 1, 1, 1, 0]), 3)
     assert counts.tolist() == [[2, 0, 0], [1, 1, 1], [0, 0, 0]]
-    first, second = evaluate.per_class(counts, ["a", "b", "c"])
+    first, second = classification.per_class(counts, ["a", "b", "c"])
     assert first == {"class": "a", "images": 2, "acc1": 100.0, "precision": 200 / 3, "most often taken for": ""}
     assert second["acc1"] == pytest.approx(100 / 3)
     assert second["precision"] == 100.0

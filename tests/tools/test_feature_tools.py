@@ -16,10 +16,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
 from errors import UserError
-from methods import dispatch, networks
+from measures import extraction, image_sets, neighbours
+from methods import dispatch, load_models
 from pipeline.file_images import FileImages
 from pipeline.sources import find_listed
-from tools import cluster, features, inputs, knn, lowshot
+from tools import cluster, features, knn, lowshot
 
 pytestmark = pytest.mark.quick
 NOTHING = ("TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
@@ -36,7 +37,7 @@ def digits():
 @pytest.mark.parametrize("standardise", [False, True])
 def test_nearest_neighbours_are_those_of_scikit_learn(digits, standardise):
     train, val = digits
-    ours = knn.classify(train["features"], train["labels"], val["features"], [1, 7, 20, 1000], 0.07, standardise)
+    ours = neighbours.classify(train["features"], train["labels"], val["features"], [1, 7, 20, 1000], 0.07, standardise)
     bank, queries = (part["features"].astype(np.float64) for part in digits)
     if standardise:
         mean, scale = bank.mean(axis=0), bank.std(axis=0, ddof=1) + 1e-5
@@ -58,7 +59,7 @@ def test_the_largest_values_of_rows(columns, count):
 def test_neighbours_that_cannot_be(digits):
     train, val = digits
     with pytest.raises(UserError, match="from 1 to the number of training images, 1000"):
-        knn.classify(train["features"], train["labels"], val["features"], [1001])
+        neighbours.classify(train["features"], train["labels"], val["features"], [1001])
 
 
 def test_few_shots_are_scikit_learns_regression(digits):
@@ -95,7 +96,7 @@ def test_accuracy_of_clusters_is_that_of_the_best_assignment():
 def test_features_are_what_the_layers_put_out(tiny_run, mode):
     run = tiny_run(mode, *NOTHING)
     dispatch.train_or_evaluate(run)
-    model, config = networks.load_encoder(run.directory)
+    model, config = load_models.load_encoder(run.directory)
     images = paddle.rand([2, 3, 16, 16])
     depth = len(model.encoder.layers)
     with paddle.no_grad():
@@ -105,21 +106,21 @@ def test_features_are_what_the_layers_put_out(tiny_run, mode):
         for layer in model.encoder.layers:
             tokens = layer(tokens)
             expected.append(tokens.numpy())
-    found = features.extract(model, images, layers=[1, -1], pool="tokens")
+    found = extraction.extract(model, images, layers=[1, -1], pool="tokens")
     np.testing.assert_array_equal(found[1].numpy(), expected[0])
     np.testing.assert_array_equal(found[-1].numpy(), expected[depth - 1])
-    means = features.extract(model, images, layers=[1], pool="mean")[1]
+    means = extraction.extract(model, images, layers=[1], pool="mean")[1]
     np.testing.assert_allclose(means.numpy(), expected[0][:, 1:].mean(axis=1), atol=1e-6)
-    whole = features.extract(model, images)
+    whole = extraction.extract(model, images)
     np.testing.assert_array_equal(whole.numpy(), model(images).numpy())
     pool = "mean" if config.MODEL.GLOBAL_POOL else "cls"
-    np.testing.assert_allclose(features.extract(model, images, pool=pool).numpy(), whole.numpy(), atol=1e-6)
-    assert features.extract(model, images, pool="tokens").shape == [2, 17, model.cls_token.shape[-1]]
+    np.testing.assert_allclose(extraction.extract(model, images, pool=pool).numpy(), whole.numpy(), atol=1e-6)
+    assert extraction.extract(model, images, pool="tokens").shape == [2, 17, model.cls_token.shape[-1]]
     assert not any(layer._forward_post_hooks for layer in model.encoder.layers)
     with pytest.raises(UserError, match="layers 1 to"):
-        features.extract(model, images, layers=[depth + 1])
+        extraction.extract(model, images, layers=[depth + 1])
     with pytest.raises(UserError, match="pool='max'"):
-        features.extract(model, images, pool="max")
+        extraction.extract(model, images, pool="max")
 
 
 def test_files_of_features(tiny_run, image_folder, tmp_path):
@@ -239,8 +240,8 @@ def test_commands_and_their_cache(tiny_run, image_folder, tmp_path, capsys):
 
 def test_a_balanced_choice():
     labels = np.repeat([0, 1, 2], [50, 5, 3])
-    chosen = inputs.choose_balanced(labels, 12, seed=0)
+    chosen = image_sets.choose_balanced(labels, 12, seed=0)
     assert np.bincount(labels[chosen]).tolist() == [4, 5, 3] or np.bincount(labels[chosen]).tolist() == [5, 4, 3]
-    assert np.array_equal(chosen, inputs.choose_balanced(labels, 12, seed=0))
-    assert not np.array_equal(chosen, inputs.choose_balanced(labels, 12, seed=1))
-    assert len(inputs.choose_balanced(labels, 100, seed=0)) == 58
+    assert np.array_equal(chosen, image_sets.choose_balanced(labels, 12, seed=0))
+    assert not np.array_equal(chosen, image_sets.choose_balanced(labels, 12, seed=1))
+    assert len(image_sets.choose_balanced(labels, 100, seed=0)) == 58

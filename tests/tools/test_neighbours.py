@@ -13,7 +13,7 @@ def runs(tmp_path_factory):
     from config import get_config
     from tests.conftest import MODES, TINY
     from training.log import RunLog
-    from training.task import Run
+    from training.run import Run
 
     found = []
     for seed in (0, 1):

@@ -10,9 +10,10 @@ import pytest
 
 import runtime
 from errors import UserError
+from launch import command_line
 from methods import dispatch
+from pages import run_page
 from tools import report
-from training import cli
 from training.log import RunLog
 
 pytestmark = pytest.mark.quick
@@ -35,13 +36,13 @@ def finished(tiny_run):
 )
 def test_a_run_writes_its_report(finished, mode, pictures):
     run = finished(mode, "REPORT", True)
-    cli.write_report(run)
+    command_line.write_report(run)
     page = (run.directory / "report.html").read_text()
     assert re.findall("<h2>(.*?)</h2>", page) == ["Figures", "Curves", "Pictures", "Configuration"]
     assert pictures in page
     assert "NUM_EPOCHS: 1" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
-    losses = [record["loss"] for record in report.read_log(run.directory) if record["event"] == "train"]
+    losses = [record["loss"] for record in run_page.read_log(run.directory) if record["event"] == "train"]
     assert f"{losses[-1]:.2f}</td>" in page
 
 
@@ -86,10 +87,10 @@ def test_a_report_that_fails_is_a_warning(finished, capsys):
     run = finished("pretrain", "REPORT", True)
     (run.directory / "config.yaml").unlink()
     run.log = RunLog(run.directory)
-    cli.write_report(run)
+    command_line.write_report(run)
     assert "warning: no report: error: " in capsys.readouterr().out
     silent = finished("pretrain")  # REPORT False
-    cli.write_report(silent)
+    command_line.write_report(silent)
     assert not (silent.directory / "report.html").exists()
 
 
@@ -97,6 +98,6 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
     (tmp_path / "log.jsonl").write_text(
         json.dumps({"event": "train", "loss": float("nan"), "epoch": 1}) + '\n{"event": "tr'
     )
-    records = report.read_log(tmp_path)
+    records = run_page.read_log(tmp_path)
     assert len(records) == 1
-    assert report.curve(records, "train", "loss") == []
+    assert run_page.curve(records, "train", "loss") == []

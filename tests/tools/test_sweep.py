@@ -27,8 +27,8 @@ def test_combinations_and_their_names():
         "TRAIN.WARMUP_EPOCHS": "0",
         "TRAIN.CROP_SCALE": "[0.5,1.0]",
     }
-    assert len({sweep.name_of(point) for point in points}) == 8
-    assert sweep.name_of(points[1]) == "base_lr=0.001,num_epochs=1,warmup_epochs=0,crop_scale=None"
+    assert len({sweep.run_name(point) for point in points}) == 8
+    assert sweep.run_name(points[1]) == "base_lr=0.001,num_epochs=1,warmup_epochs=0,crop_scale=None"
 
 
 @pytest.mark.quick

@@ -10,9 +10,11 @@ from PIL import Image
 
 import mae
 from errors import UserError
-from methods import dispatch, networks
+from measures import attention, image_sets
+from methods import dispatch, load_models
+from pages import drawing
 from pipeline import sources, transforms
-from tools import attention, drawing, inputs, visualise
+from tools import visualise
 
 pytestmark = pytest.mark.quick
 NOTHING = ("TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
@@ -32,8 +34,8 @@ def trained(tiny_run):
 
 def test_visible_pixels_are_those_of_the_photo(trained, image_folder, tmp_path):
     run = trained()
-    model, config = networks.load_autoencoder(run)
-    source = inputs.open_images(config.clone(), "val", needs_labels=False)
+    model, config = load_models.load_autoencoder(run)
+    source = image_sets.open_images(config.clone(), "val", needs_labels=False)
     images = drawing.draw_images(config, 3)
     original, masked, _, pasted = drawing.draw_panels(model, config, images)
     chosen = np.random.default_rng(0).permutation(len(source))[:3]
@@ -48,7 +50,7 @@ def test_visible_pixels_are_those_of_the_photo(trained, image_folder, tmp_path):
 
 def test_patches_get_their_own_mean_and_contrast_back(trained):
     """A model that predicts the target itself reconstructs the photo, with normalised pixels, too."""
-    model, config = networks.load_autoencoder(trained())
+    model, config = load_models.load_autoencoder(trained())
     assert model.norm_pix_loss
     images = paddle.to_tensor(drawing.draw_images(config, 2))
     target = mae.patchify(images, model.patch_embedding.patch_size)
@@ -80,7 +82,7 @@ def test_a_drawn_mask_hides_what_is_white(trained, tmp_path):
     Image.fromarray(drawn).save(tmp_path / "mask.png")
     noise, ratio = visualise.read_mask(str(tmp_path / "mask.png"), (4, 4))
     assert ratio == 2 / 16
-    model, config = networks.load_autoencoder(trained())
+    model, config = load_models.load_autoencoder(trained())
     _, masked, _, _ = drawing.draw_panels(model, config, drawing.draw_images(config, 1), mask_ratio=ratio, noise=noise)
     hidden = (masked[0] == 128).all(axis=-1)
     assert hidden[:4, 8:].all()
@@ -93,7 +95,7 @@ def test_a_drawn_mask_hides_what_is_white(trained, tmp_path):
 
 
 def test_attention_is_that_of_the_model_and_rollout_is_the_product(trained):
-    model, config = networks.load_encoder(trained("finetune"))
+    model, config = load_models.load_encoder(trained("finetune"))
     images = paddle.to_tensor(drawing.draw_images(config, 2))
     with paddle.no_grad():
         scores = list(attention.attention_logits(model, images))

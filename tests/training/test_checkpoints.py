@@ -4,13 +4,14 @@ import paddle
 import pytest
 
 import checkpoint
+from launch import run_directory
 from optim import build_optimizer, param_groups
 from storage import weight_files
+from storage.run_state import RunState
 from tests.helpers.saved_runs import save, snapshot, step, trained
 from tests.helpers.small_models import equal, make_vit
-from training import checkpoints, run_directory
+from training import checkpoints
 from training.optimizers import WeightAverage
-from training.resume import RunState
 from training.task import Task
 
 pytestmark = pytest.mark.quick

@@ -14,7 +14,7 @@ from runtime import ROOT
 from tests.conftest import MODES, TINY, assert_close
 from tests.helpers.joint_batch import comparable, train
 from training.log import RunLog, read_log
-from training.task import Run
+from training.run import Run
 
 
 def launch(tmp_path, script, *arguments, nproc=2):
@@ -110,11 +110,12 @@ def test_ranks_draw_other_masks(tmp_path):
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import numpy as np, paddle\n"
-        "from training import distributed, engine\n"
-        "paddle.set_device('cpu'); distributed.init()\n"
+        "from layers import across_ranks\n"
+        "from training import engine\n"
+        "paddle.set_device('cpu'); across_ranks.join()\n"
         "engine._seed_micro_step(0, 3, 0)\n"
         "noise = paddle.rand([4]).numpy().astype('float64')\n"
-        "spread = distributed.sum_across_ranks(noise) - 2 * noise\n"
+        "spread = across_ranks.sum_across_ranks(noise) - 2 * noise\n"
         "assert np.abs(spread).max() > 1e-3\n"
     )
     code, output = launch(tmp_path, script)
@@ -128,16 +129,18 @@ def test_nodes_that_see_other_checkpoints_stop(tmp_path):
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import pathlib, paddle\n"
-        "from training import cli, distributed, run_directory\n"
+        "import runtime\n"
+        "from launch import command_line, run_directory\n"
+        "from layers import across_ranks\n"
         "from config import get_config\n"
-        "from training.task import Run\n"
+        "from training.run import Run\n"
         "from training.log import RunLog\n"
         "from tests.helpers.joint_batch import train\n"
-        "paddle.set_device('cpu'); distributed.init()\n"
-        "directory = pathlib.Path(sys.argv[1]) if distributed.is_main() else None\n"
+        "paddle.set_device('cpu'); across_ranks.join()\n"
+        "directory = pathlib.Path(sys.argv[1]) if runtime.is_main() else None\n"
         f"config = get_config(None, {opts!r})\n"
         "resume_from = run_directory.find(directory) if directory and len(sys.argv) > 2 else None\n"
-        "cli.run(lambda: train(Run(config, directory, RunLog(directory, quiet=True), resume_from)))\n"
+        "command_line.run(lambda: train(Run(config, directory, RunLog(directory, quiet=True), resume_from)))\n"
     )
     (tmp_path / "run").mkdir()
     assert launch(tmp_path, script, tmp_path / "run")[0] == 0

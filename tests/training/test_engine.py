@@ -10,19 +10,20 @@ import pytest
 
 import checkpoint
 from errors import UserError
+from launch import run_directory
 from methods import dispatch
 from methods.classifier import count_correct
 from pipeline import loading, transforms
 from pipeline.samplers import EvalSampler, TrainSampler
-from storage import weight_files
+from storage import run_state, weight_files
+from storage.run_state import RunState
 from tests.conftest import assert_close
 from tests.helpers.joint_batch import comparable, image_masked_task, train
 from tests.helpers.saved_runs import fit_pretrain, poison, stop_at, weights
-from training import engine, loaders, resume, run_directory
+from training import engine, loaders, resume
 from training.engine import fit
 from training.log import RunLog, read_log
 from training.plan import Plan
-from training.resume import RunState
 
 pytestmark = pytest.mark.quick
 
@@ -156,7 +157,12 @@ def test_evaluation_is_exact_over_ragged_batches(tiny_run, num_classes):
     source = loaders.open_split(run, "val", "label")
     source.images, source.labels = source.images[:11], source.labels[:11]
     results = [
-        engine.evaluate(task, loading.Loader(source, transforms.eval_transform(run.config), EvalSampler(11, size)), run)
+        engine.evaluate(
+            task.evaluation,
+            task.model,
+            loading.Loader(source, transforms.eval_transform(run.config), EvalSampler(11, size)),
+            run,
+        )
         for size in (11, 4)
     ]
     task.model.eval()
@@ -329,7 +335,7 @@ def test_a_run_goes_on_with_other_images_per_update_and_sees_each_once(tiny_run,
 
         with contextlib.suppress(SystemExit):
             fit(task, loader, None, run)
-        state = resume.read_state(run_directory.find(run.directory))
+        state = run_state.read_state(run_directory.find(run.directory))
         seen.append((state.epoch, state.images_done, state.step))
         return run.directory
 

@@ -1,6 +1,6 @@
 import pytest
 
-from config import get_config, network_of
+from config import get_config, network_kind
 from methods import dispatch
 from runtime import ROOT
 from storage import architecture
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.quick
 
 def model(name):
     config = get_config(CONFIGS / f"{name}.yaml")
-    return architecture.of_config(config, network_of(config)), config.MODEL.MASK_RATIO
+    return architecture.of_config(config, network_kind(config)), config.MODEL.MASK_RATIO
 
 
 # EasyCV states 9.8 and 20.8 G for the autoencoders of ViT-B and L; timm 17.6, 61.6 and 167.3 G for the classifiers.

@@ -7,12 +7,13 @@ import paddle
 import pytest
 
 from errors import UserError
+from launch import run_directory
+from launch.stop import StopRequest
 from methods import dispatch
 from tests.helpers.saved_runs import fit_pretrain, poison
-from training import engine, run_directory
+from training import engine
 from training.log import read_log
 from training.plan import make_plan
-from training.stop import StopRequest
 
 READS = ("numpy", "item", "tolist", "__bool__", "__float__", "__int__", "__array__", "__index__")
 pytestmark = pytest.mark.quick
@@ -52,7 +53,7 @@ def test_no_update_reads_from_the_device(tiny_run, late, reads, mode):
     for update in (1, 2, 3):
         training.update(batches, update, 1e-3)
     assert not any(reads.values()), reads
-    training.guard.settle()
+    training.guard.synchronise()
     assert reads["numpy"] == 2  # losses and norms of all updates at once
 
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from launch.heartbeat import Heartbeat
 from runtime import ROOT
-from training.heartbeat import Heartbeat
 
 TOKEN = b"of this job"
 pytestmark = pytest.mark.quick
@@ -65,8 +65,8 @@ def test_a_node_that_fails_stops_all_others(port, failing):
 
 
 def test_a_node_that_falls_silent_is_noticed(port, monkeypatch):
-    monkeypatch.setattr("training.heartbeat._SILENCE_SECS", 4.0)
-    code = f"import time; from training.heartbeat import Heartbeat\nHeartbeat('127.0.0.1', {port}, {TOKEN!r}, print)\n"
+    monkeypatch.setattr("launch.heartbeat._SILENCE_SECS", 4.0)
+    code = f"import time; from launch.heartbeat import Heartbeat\nHeartbeat('127.0.0.1', {port}, {TOKEN!r}, print)\n"
     code += "time.sleep(600)"
     first = Node(port)
     second = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
@@ -112,7 +112,7 @@ def test_many_silent_connections_keep_no_node_away(port):
 
 
 def test_another_program_at_the_port_is_named(port, monkeypatch):
-    monkeypatch.setattr("training.heartbeat._STRANGER_SECS", 1.0)
+    monkeypatch.setattr("launch.heartbeat._STRANGER_SECS", 1.0)
     with socket.create_server(("127.0.0.1", port)) as server:
 
         def greet():
@@ -134,7 +134,7 @@ def test_another_program_at_the_port_is_named(port, monkeypatch):
 
 
 def test_a_node_of_another_job_is_a_stranger(port, monkeypatch):
-    monkeypatch.setattr("training.heartbeat._STRANGER_SECS", 1.0)
+    monkeypatch.setattr("launch.heartbeat._STRANGER_SECS", 1.0)
     first = Node(port)
     told = []
     other = Heartbeat("127.0.0.1", port, b"of another job", told.append)

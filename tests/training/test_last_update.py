@@ -8,6 +8,7 @@ import pytest
 
 from config import get_config
 from errors import UserError
+from launch.stop import StopRequest
 from methods import dispatch
 from methods.classifier import soft_cross_entropy
 from optim import LARS, build_optimizer
@@ -18,7 +19,6 @@ from tests.conftest import assert_close
 from training import loaders
 from training.engine import Training
 from training.plan import check_micro_steps, make_plan
-from training.stop import StopRequest
 from transformer import build_transformer
 
 pytestmark = pytest.mark.quick

@@ -9,8 +9,8 @@ import time
 import pytest
 
 import runtime
+from launch import launcher
 from runtime import ROOT
-from training import launch
 
 SOON_SECS = 60
 
@@ -121,27 +121,27 @@ def test_what_the_user_can_mend_is_last_and_one_line(tmp_path, tiny_yaml, image_
 def test_the_first_end_is_told(tmp_path, capsys, killed, note, code, said):
     if note is not None:
         (tmp_path / note).write_text("its traceback")
-    assert launch._describe_end(tmp_path, 134, [], [], killed) == code
+    assert launcher._describe_end(tmp_path, 134, [], [], killed) == code
     assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("code", "told"), [(0, 0), (1, 1), (75, 75), (247, 137), (250, 134), (-9, 137), (-15, 143)])
 def test_exit_codes_are_those_of_a_shell(code, told):
-    assert launch._shell_code(code) == told
+    assert launcher._shell_code(code) == told
 
 
 @pytest.mark.parametrize("master", ["10.0.0.1", "10.0.0.1:", ":6170", "10.0.0.1:65535", "10.0.0.1:port"])
 def test_addresses_are_checked(master):
     with pytest.raises(ValueError, match=f"-master {re.escape(master)}: expected IP:PORT"):
-        launch._split_address(master)
+        launcher._split_address(master)
 
 
 def test_own_address_is_the_one_towards_the_first_node():
-    assert launch._own_address("127.0.0.1", 6170) == "127.0.0.1"
+    assert launcher._own_address("127.0.0.1", 6170) == "127.0.0.1"
     if sys.platform == "linux":
-        assert launch._interface_of("127.0.0.1") == "lo"
+        assert launcher._find_interface("127.0.0.1") == "lo"
     with pytest.raises(ValueError, match="-master no.such.host.invalid:1"):
-        launch._own_address("no.such.host.invalid", 1)
+        launcher._own_address("no.such.host.invalid", 1)
 
 
 @pytest.mark.parametrize("capability", [(9, 0), (10, 0), (3, 7)])
@@ -159,7 +159,7 @@ def test_nodes_of_a_job_have_one_token_and_other_jobs_have_others(monkeypatch):
     from config import get_config
 
     def token(*opts, master="10.0.0.1:6070", nodes=2):
-        return launch.job_token(master, nodes, get_config(None, list(opts)))
+        return launcher.job_token(master, nodes, get_config(None, list(opts)))
 
     assert token("SAVE", "/a", "DATA.DATA_PATH", "/b", "RUN", "x", "DATA.NUM_WORKERS", 1) == token()
     others = [token("SEED", 1), token(master="10.0.0.1:6071"), token(nodes=3), token("TRAIN.BASE_LR", 1.0)]

@@ -7,7 +7,7 @@ import pytest
 import main_multi_gpu_finetune
 import main_multi_gpu_pretrain
 from benchmarks.memory import estimated
-from config import get_config, network_of
+from config import get_config, network_kind
 from errors import UserError
 from runtime import ROOT
 from storage.clip_architecture import of_any_config
@@ -36,7 +36,7 @@ def test_estimates_are_within_15_percent_of_measured_peaks(case):
 
 def load(name, *opts):
     config = get_config(ROOT / "configs" / f"{name}.yaml", list(opts))
-    return of_any_config(config, network_of(config)), config
+    return of_any_config(config, network_kind(config)), config
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def load(name, *opts):
     ],
 )
 def test_parameters_are_counted_without_a_model(name, parameters):
-    assert memory.count_of(load(name)[0]).all == parameters
+    assert memory.count_parameters(load(name)[0]).all == parameters
 
 
 def test_sharding_precision_and_recomputation_change_what_they_should():

@@ -12,7 +12,7 @@ import main_multi_gpu_finetune
 import main_multi_gpu_linearprobe
 import main_multi_gpu_pretrain
 from clip import load_clip
-from methods import networks
+from methods import load_models
 from runtime import ROOT
 from storage.json_files import read_records
 from tests import traces
@@ -66,7 +66,7 @@ def test_an_old_run_is_evaluated_and_read(runs, mode, tmp_path):
         ["-cfg", str(config), "-eval", "-pretrained", str(run / "step-00000002"), "-output", str(tmp_path)]
     )
     assert scores["acc1"] == 25.0
-    assert networks.load_encoder(run / "step-00000002")[0].classifier is not None
+    assert load_models.load_encoder(run / "step-00000002")[0].classifier is not None
 
 
 def test_an_old_autoencoder_is_finetuned(runs, tmp_path):
@@ -77,7 +77,7 @@ def test_an_old_autoencoder_is_finetuned(runs, tmp_path):
 
 @pytest.mark.parametrize("mode", ["moco", "contrastive_tuning", "image_text"])
 def test_the_encoder_of_an_old_run_is_read(runs, mode):
-    encoder, config = networks.load_encoder(runs / mode / "step-00000002")
+    encoder, config = load_models.load_encoder(runs / mode / "step-00000002")
     assert encoder.cls_token.shape[-1] == config.MODEL.ENCODER.EMBED_DIM
 
 

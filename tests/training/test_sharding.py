@@ -22,8 +22,8 @@ def test_shares_are_about_equal_and_the_same_everywhere():
 
 @pytest.mark.parametrize("name", ["AdamW", "LARS"])
 def test_a_rank_keeps_the_state_of_its_share_and_updates_no_other(monkeypatch, name):
-    monkeypatch.setattr(sharding.distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(sharding.distributed, "rank", lambda: 1)
+    monkeypatch.setattr(sharding.runtime, "world_size", lambda: 2)
+    monkeypatch.setattr(sharding.runtime, "rank", lambda: 1)
     sent = []
 
     class Sent:

@@ -4,15 +4,18 @@ import json
 
 import pytest
 
+import runtime
 from config import get_config
 from errors import UserError
+from launch import launcher, run_directory
 from methods import dispatch
 from pipeline.samplers import TrainSampler
 from runtime import ROOT
+from storage import run_state
 from tests.helpers.saved_runs import fit_pretrain
-from training import launch, plan, resume, run_directory
+from training import plan
 from training.log import RunLog
-from training.task import Run
+from training.run import Run
 
 pytestmark = pytest.mark.quick
 
@@ -59,7 +62,7 @@ def test_auto_takes_the_run_that_began_last_whatever_the_clock_said(tiny_config,
         saved_run(tiny_config, tmp_path, name)
     config = tiny_config("pretrain", "SAVE", str(tmp_path), "MODEL.RESUME", "auto")
     assert run_directory.find_resume(config, "pretrain").parent.name == "pretrain-20261101-020000"
-    numbers = {path.name: resume.run_number(path) for path in tmp_path.iterdir()}
+    numbers = {path.name: run_state.run_number(path) for path in tmp_path.iterdir()}
     assert sorted(numbers.values()) == [1, 2, 3]
 
 
@@ -128,18 +131,17 @@ def test_shares_of_ranks_are_those_of_numpy(images, ranks):
 @pytest.mark.parametrize("master", ["a" * 300 + ":6070", "x:99999999999999", ":6070", "host", "host:٣"])
 def test_masters_that_no_host_can_have_are_one_line(master):
     with pytest.raises(UserError, match="expected IP:PORT"):
-        launch._split_address(master)
+        launcher._split_address(master)
 
 
 def test_a_name_with_a_long_part_is_one_line():
     with pytest.raises(UserError, match="-master"):
-        launch._own_address("a" * 100 + ".example", 6070)
+        launcher._own_address("a" * 100 + ".example", 6070)
 
 
 @pytest.mark.parametrize("text", ["abc", "-1", "", "1" * 30])
 def test_a_rank_that_is_no_number_is_one_line(monkeypatch, text):
-    from training import distributed
 
     monkeypatch.setenv("PADDLE_TRAINER_ID", text)
     with pytest.raises(UserError, match="PADDLE_TRAINER_ID="):
-        distributed.rank()
+        runtime.rank()

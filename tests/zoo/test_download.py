@@ -242,7 +242,7 @@ def test_mirror_and_local_files(server, tmp_path, monkeypatch):
     url = "https://example.org/deep/weights.pth"
     file = download.fetch(url, say=lambda line: None)
     assert server.requests[0][0] == "/mirror/example.org/deep/weights.pth"
-    assert file.parent == download.folder_of(url)  # the cache goes by the address itself
+    assert file.parent == download.cache_folder(url)  # the cache goes by the address itself
     folder = tmp_path / "disk" / "example.org" / "other file"
     folder.mkdir(parents=True)
     (folder / "weights.pth").write_bytes(CONTENT)

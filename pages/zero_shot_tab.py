@@ -4,7 +4,7 @@ from pathlib import Path
 
 from clip import load_clip
 from errors import UserError
-from tools.uploads import photo_reader
+from pages.uploads import photo_reader
 
 _MOST_TEXTS, _LONGEST_TEXT = 50, 500
 _EXAMPLE = "a cat\nun chien\nein Pferd\nun camión\nएक पक्षी\n一艘船"

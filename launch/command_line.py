@@ -1,27 +1,20 @@
-"""The command line that the three main scripts share: flags, launch, device, run directory, errors."""
+"""The command line that the three main scripts share, and how a program runs and ends."""
 
 import argparse
-import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-import paddle
-
 import program
 import runtime
 from arguments import Parser, finite
 from config import DATASETS, get_config
 from errors import UserError, printable
+from launch import launcher, run_directory
 from pipeline import workers
-from storage.run_files import CONFIG_FILE, LOG_FILE, REPORT_FILE
-from training import distributed, launch, run_directory
-from training.device import set_device
-from training.log import RunLog
-from training.run_lock import RunLock
-from training.task import Run
+from storage.run_files import CONFIG_FILE
 
 _FLAG_KEYS = {  # flag: configuration keys that it sets
     "dataset": ("DATA.DATASET",),
@@ -102,55 +95,13 @@ def _batch_size(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-def start(
-    script: str,
-    description: str,
-    argv: Sequence[str] | None,
-    check: Callable[[object], None],
-    run_prefix: Callable[[object], str],
-) -> Run:
-    """Read the command line, join the other processes, and open the run's directory.
-
-    Args:
-        script: "pretrain", "finetune" or "linearprobe".
-        argv: arguments; None: those of the process, which may then be replaced by a multi-process launch.
-        check: raises UserError if the script cannot do what the configuration asks for.
-        run_prefix: returns how the names of run directories begin, given the configuration.
-
-    Raises:
-        UserError: for anything that the user can mend.
-    """
-    args = make_parser(script, description).parse_args(argv)
-    config = _read_config(script, args)
-    check(config)
-    if "PADDLE_TRAINER_ID" not in os.environ:
-        launch.launch_if_needed(script, args, argv, config)
-    launch.end_with_launcher()
-    set_device(args.device, config.DETERMINISTIC)
-    distributed.init()
-    prefix = run_prefix(config)
-    resume_from = run_directory.find_resume(config, prefix)
-    directory = lock = None
-    if distributed.is_main() and not args.dry_run:
-        directory = run_directory.open_directory(config, "eval" if config.EVAL else prefix, resume_from)
-        lock = RunLock(directory, print)
-        if resume_from is None or config.EVAL:  # a run that goes on keeps its own until it is known to fit
-            run_directory.write_config(directory, config)
-    log = RunLog(directory, quiet=not distributed.is_main(), visualdl=config.VISUALDL, lock=lock)
-    if directory is not None:
-        log.say(
-            f"run directory {directory}, paddle {paddle.__version__} on {paddle.device.get_device()}, "
-            f"{distributed.world_size()} processes"
-        )
-    if args.dry_run:
-        log.say(config.dump())
-    return Run(config, directory, log, resume_from, args.dry_run, gpu_gib=args.gpu_memory)
-
-
 def run(main: Callable[[], object]) -> None:
     """Run the main function of a script or a tool; see `program.run`."""
     program.run(
-        main, note_end=launch.note_end, clean_up=workers.kill_all, is_reported_elsewhere=launch.is_reported_elsewhere
+        main,
+        note_end=launcher.note_end,
+        clean_up=workers.kill_all,
+        is_reported_elsewhere=launcher.is_reported_elsewhere,
     )
 
 
@@ -176,29 +127,13 @@ def run_script(script: str, arguments: Sequence[str]) -> int:
         raise
 
 
-def write_report(run: Run) -> None:
-    """Have another process write report.html into the directory of a run that has ended.
-
-    A failure is logged as a warning, never raised.
-    """
-    if run.directory is None or not run.config.REPORT or not (run.directory / LOG_FILE).is_file():
-        return
-    command = runtime.module_command("tools.report", str(run.directory.resolve()))
-    environment = runtime.module_environment() | {"CUDA_VISIBLE_DEVICES": ""}
-    environment = {key: value for key, value in environment.items() if not key.startswith("PADDLE_")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        run.log.say(f"report: {run.directory / REPORT_FILE}")
-    else:
-        run.log.say(f"warning: no report: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-
-
 def read_config(script: str, argv: Sequence[str]):
-    """Return the configuration that arguments ask for, without doing anything else; raise UserError as `start` does."""
-    return _read_config(script, make_parser(script, "").parse_args(argv))
+    """Return the configuration that a command line asks for; raises as `training.run.start_run`."""
+    return read_arguments(script, make_parser(script, "").parse_args(argv))
 
 
-def _read_config(script: str, args: argparse.Namespace):
+def read_arguments(script: str, args: argparse.Namespace):
+    """Return the configuration that parsed arguments ask for."""
     if args.cfg is None and args.resume not in (None, "auto"):
         # A run goes on as it was. What else its checkpoint holds is checked when it is loaded.
         args.cfg = run_directory.find(args.resume, lambda line: None, only=CONFIG_FILE) / CONFIG_FILE

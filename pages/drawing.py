@@ -6,9 +6,9 @@ from PIL import Image
 
 import mae
 from errors import UserError
+from measures import attention, image_sets
 from pipeline import sources
 from pipeline.transforms import eval_transform
-from tools import attention, inputs
 
 _GREY = 0.5
 _GAP_PX = 2
@@ -126,7 +126,7 @@ def make_grid(panels: list[np.ndarray], side_px: int = 96) -> Image.Image:
     return Image.fromarray(np.concatenate(rows, axis=0))
 
 
-def caption_of(model: mae.MAEPretrain) -> str:
+def reconstruction_caption(model: mae.MAEPretrain) -> str:
     """Return a caption that names the columns of reconstructions."""
     caption = (
         "Columns: original, masked, prediction of every patch (it carries no loss where the patch is visible), "
@@ -168,7 +168,7 @@ def draw_attention(model, config, images: np.ndarray, layer: int = -1) -> list[n
 
 def draw_images(config, num_images: int, seed: int = 0, split: str = "val") -> np.ndarray:
     """Return images [B, C, H, W] drawn from a split of a config's data set, as evaluation sees them."""
-    source = inputs.open_any_images(config, split)
+    source = image_sets.open_any_images(config, split)
     return load_images(config, source, np.random.default_rng(seed).permutation(len(source))[:num_images])
 
 

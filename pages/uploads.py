@@ -44,9 +44,9 @@ def with_message(gradio, read: Callable) -> Callable:
 def photo_reader(gradio, folder: Path) -> Callable:
     """Return what makes the path of a photo of an upload, after a test that it can be read."""
 
-    def photo_of(payload) -> str | None:
+    def read_photo(payload) -> str | None:
         if payload is not None:
             read_upload(payload.path, folder)
         return None if payload is None else payload.path
 
-    return with_message(gradio, photo_of)
+    return with_message(gradio, read_photo)

@@ -21,7 +21,7 @@ class Ranks:
 
     def __init__(self, launcher_pid: int):
         self._launcher_pid = launcher_pid
-        self._rank_of: dict[int, str] = {}
+        self._rank_by_pid: dict[int, str] = {}
         self._ended: set[int] = set()
         self._signalled: set[int] = set()
         self.first_killed: tuple[str, int] | None = None
@@ -30,19 +30,19 @@ class Ranks:
     @property
     def are_there(self) -> bool:
         """True if a rank has been seen."""
-        return any(self._rank_of.values())
+        return any(self._rank_by_pid.values())
 
     def look(self) -> None:
         """Note new processes, and how others ended since the last look."""
         killed, exited = [], False
         for pid, fields in self._children():
             if fields[_STATE] != "Z":
-                self._rank_of[pid] = self._rank_of.get(pid) or _rank_of(pid)
+                self._rank_by_pid[pid] = self._rank_by_pid.get(pid) or _read_rank(pid)
             elif pid not in self._ended:
                 self._ended.add(pid)
                 status = int(fields[_EXIT_CODE])
                 if os.WIFSIGNALED(status):
-                    killed.append((self._rank_of.get(pid) or "?", os.WTERMSIG(status)))
+                    killed.append((self._rank_by_pid.get(pid) or "?", os.WTERMSIG(status)))
                 exited = exited or os.WEXITSTATUS(status) != 0
         causes = [end for end in killed if end[1] in _CAUSES] or ([] if exited else killed)
         if causes and not self._has_ended_badly:
@@ -68,7 +68,7 @@ class Ranks:
         return children
 
 
-def _rank_of(pid: int) -> str:
+def _read_rank(pid: int) -> str:
     """Return the rank in a process's environment; empty before it is set."""
     with contextlib.suppress(OSError):
         for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):

@@ -1,11 +1,12 @@
 """Networks with the weights of a run or a file, and of the architecture that is recorded with them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from paddle import nn
 
 import checkpoint
-from config import get_config, network_of, replaced
+from config import get_config, network_kind, replaced
 from errors import UserError
 from mae import MAEPretrain, build_mae_pretrain
 from storage import weight_files
@@ -16,7 +17,7 @@ def load_autoencoder(path: str | Path, config=None) -> tuple[MAEPretrain, object
     """Load an autoencoder and its config from a pretraining run, a checkpoint, or a file with its YAML beside it."""
     weights = weight_files.resolve(path)
     config = config or get_config(weight_files.config_beside(weights))
-    if network_of(config) != "autoencoder":
+    if network_kind(config) != "autoencoder":
         raise UserError(
             f"{weights}: weights of a classifier or an encoder; reconstructing needs the decoder, which only "
             "pretraining runs and full pretraining files have"
@@ -29,21 +30,21 @@ def load_encoder(path: str | Path, config=None) -> tuple[VisionTransformer, obje
     weights = weight_files.resolve(path)
     config = config or get_config(weight_files.config_beside(weights))
     headless = replaced(config, "MODEL.NUM_CLASSES", 0)
-    if network_of(config) == "autoencoder":  # which has its last norm whatever the configuration says
+    if network_kind(config) == "autoencoder":  # which has its last norm whatever the configuration says
         headless = replaced(headless, "MODEL.GLOBAL_POOL", False)
-    return _load(build_transformer(headless), weights, allow_unexpected=checkpoint.NAMES_BESIDE_ENCODER), config
+    return _load(build_transformer(headless), weights, checkpoint.load_encoder), config
 
 
 def load_classifier(path: str | Path, config=None) -> tuple[VisionTransformer, object]:
     """Load a classifier of a finetuning or probing run, or of a ported file."""
     weights = weight_files.resolve(path)
     config = config or get_config(weight_files.config_beside(weights))
-    if network_of(config) not in ("classifier", "probe") or config.MODEL.NUM_CLASSES == 0:
+    if network_kind(config) not in ("classifier", "probe") or config.MODEL.NUM_CLASSES == 0:
         raise UserError(f"{weights}: an encoder without a classifier; finetune or probe it first")
     return _load(build_transformer(config), weights, allow_unexpected=checkpoint.UNUSED_PROBE_NORM), config
 
 
-def _load(model: nn.Layer, weights: Path, **allowed: object):
-    checkpoint.load_weights(model, weights, **allowed)
+def _load(model: nn.Layer, weights: Path, load: Callable = checkpoint.load_weights, **allowed: object):
+    load(model, weights, **allowed)
     model.eval()
     return model

@@ -27,10 +27,10 @@ import paddle
 
 import runtime
 from errors import UserError, printable
+from launch.heartbeat import Heartbeat
+from launch.ranks import Ranks
 from program import EXIT_STOPPED, Interrupted, Stopped
 from runtime import ENDING_SIGNALS
-from training.heartbeat import Heartbeat
-from training.ranks import Ranks
 
 _MOST_PROCESSES = 4096
 _LONGEST_HOST = 253  # of a domain name
@@ -71,7 +71,7 @@ def launch_if_needed(script: str, args: argparse.Namespace, argv: Sequence[str] 
     if args.nnodes > 1:
         master = _split_address(args.master)
         own = _own_address(*master)  # Paddle and gloo would take the hostname's, which may be 127.0.0.1
-        interface = _interface_of(own)
+        interface = _find_interface(own)
         if interface is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         launch += ["--nnodes", str(args.nnodes), "--master", args.master, "--host", own]
@@ -100,7 +100,7 @@ def _own_address(host: str, port: int) -> str:
         raise UserError(f"-master {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _interface_of(address: str) -> str | None:
+def _find_interface(address: str) -> str | None:
     """Return the name of the network interface that has an IPv4 address (Linux only)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():

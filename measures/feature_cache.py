@@ -8,11 +8,12 @@ import numpy as np
 
 from arguments import Parser
 from errors import UserError, printable
-from methods import networks
-from storage import atomic, manifest, weight_files
+from launch import tool_flags
+from measures import image_sets
+from measures.extraction import POOLS, extract_all
+from methods import load_models
+from storage import atomic, manifest, results, weight_files
 from storage.json_files import read_json
-from tools import inputs
-from tools.features import POOLS, extract_all
 from training import device
 
 _CACHED = ("features", "labels")
@@ -20,7 +21,7 @@ _CACHED = ("features", "labels")
 
 def add_feature_flags(parser: Parser) -> None:
     """Add the flags of the tools that evaluate features."""
-    inputs.add_flags(parser)
+    tool_flags.add_flags(parser)
     parser.add("pool", "class token or mean of the patches, instead of what the classifier reads", choices=POOLS[:2])
     parser.add("cache", "directory that keeps the features", metavar="DIR")
     parser.add("json", "write the figures to this file, too", metavar="FILE")
@@ -29,16 +30,16 @@ def add_feature_flags(parser: Parser) -> None:
 def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
     """Return `features` and `labels` of splits, from the cache where it has them."""
     device.set_device()
-    model, config = networks.load_encoder(args.run, inputs.read_config(args))
+    model, config = load_models.load_encoder(args.run, tool_flags.read_config(args))
     weights, results = weight_files.resolve(args.run).resolve(), []
     settings = hashlib.sha256(f"{config.DATA.dump()}{config.MODEL.dump()}".encode()).hexdigest()
     for split in splits:
-        source = inputs.open_images(config, split)
+        source = image_sets.open_images(config, split)
         if source.labels.min() < 0:
             raise UserError(f"{source.origin}: has images without labels")
         about = {"weights": str(weights), "written": weights.stat().st_mtime_ns, "pool": args.pool, "split": split}
         about |= {"origin": str(source.origin), "images": len(source), "settings": settings}
-        folder = None if args.cache is None else inputs.new_directory(Path(args.cache) / split, [args.run], "-cache")
+        folder = None if args.cache is None else results.new_directory(Path(args.cache) / split, [args.run], "-cache")
         known = None if folder is None else folder / "about.json"
         cached = None if known is None else _read_cache(folder, about)
         if cached is not None:
@@ -46,7 +47,7 @@ def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
             print(f"{split}: features of {len(source):,} images are taken from {folder}")
             continue
         print(f"{split}: computing the features of {len(source):,} images", flush=True)
-        results.append(extract_all(model, inputs.open_loader(config, source), None, args.pool, folder))
+        results.append(extract_all(model, image_sets.open_loader(config, source), None, args.pool, folder))
         if known is not None:
             atomic.write_text(known, json.dumps(about | {"sums": _sums(folder)}))
     return results
@@ -76,7 +77,7 @@ def _read_cache(folder: Path, about: dict) -> dict[str, np.ndarray] | None:
 def check_outputs(args) -> None:
     """Check where results are to go before anything is computed."""
     if args.json is not None:
-        inputs.new_file(args.json, ".json", flag="-json", inputs=inputs.inputs_of(args))
+        results.new_file(args.json, ".json", flag="-json", inputs=tool_flags.list_inputs(args))
 
 
 def report(args, title: str, figures: dict[str, object]) -> dict[str, object]:

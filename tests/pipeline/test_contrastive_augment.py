@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 from config import get_config
-from pipeline import two_views
-from pipeline.two_views import AUGMENTATIONS, ViewRecipe, distort
+from pipeline import contrastive_augment
+from pipeline.contrastive_augment import AUGMENTATIONS, ViewRecipe, distort
 
 pytestmark = pytest.mark.quick
 NEVER = ViewRecipe()
@@ -57,17 +57,17 @@ def test_brightness_contrast_and_saturation_by_hand():
     mean = int(grey.mean() + 0.5)
     rng = np.random.default_rng(3)
     factors = [rng.uniform(0.6, 1.4), rng.uniform(1.0, 1.0), rng.uniform(1.0, 1.0)]
-    found = two_views.jitter(photo(), np.random.default_rng(3), 0.4, 0.0, 0.0, 0.0)
+    found = contrastive_augment.jitter(photo(), np.random.default_rng(3), 0.4, 0.0, 0.0, 0.0)
     assert np.abs(np.asarray(found) - cut(pixels * factors[0])).max() <= 1.0
     rng = np.random.default_rng(4)
     rng.uniform(1.0, 1.0)
     factor = rng.uniform(0.6, 1.4)
-    found = two_views.jitter(photo(), np.random.default_rng(4), 0.0, 0.4, 0.0, 0.0)
+    found = contrastive_augment.jitter(photo(), np.random.default_rng(4), 0.0, 0.4, 0.0, 0.0)
     assert np.abs(np.asarray(found) - cut(mean + (pixels - mean) * factor)).max() <= 1.0
     rng = np.random.default_rng(5)
     rng.uniform(size=2)
     factor = rng.uniform(0.8, 1.2)
-    found = two_views.jitter(photo(), np.random.default_rng(5), 0.0, 0.0, 0.2, 0.0)
+    found = contrastive_augment.jitter(photo(), np.random.default_rng(5), 0.0, 0.0, 0.2, 0.0)
     assert np.abs(np.asarray(found) - cut(grey[..., None] + (pixels - grey[..., None]) * factor)).max() <= 1.0
 
 
@@ -77,7 +77,7 @@ def test_hue_is_turned_by_whole_steps_towards_zero(shift):
     hue, saturation, value = photo().convert("HSV").split()
     turned = (np.asarray(hue).astype(int) + int(shift * 255)) % 256
     expected = Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
-    assert np.array_equal(two_views.shift_hue(photo(), shift), expected)
+    assert np.array_equal(contrastive_augment.shift_hue(photo(), shift), expected)
 
 
 @pytest.mark.parametrize("shift", [-0.1, 0.05, 0.3])
@@ -85,7 +85,7 @@ def test_hue_is_turned_around_the_circle(shift):
     """Saturated colours; HSV has 8 bits in Pillow, so colours may be off by some levels."""
     colours = [(220, 30, 30), (30, 220, 60), (40, 60, 230), (200, 180, 20)]
     image = Image.fromarray(np.array([colours], np.uint8))
-    found = np.asarray(two_views.shift_hue(image, shift))[0]
+    found = np.asarray(contrastive_augment.shift_hue(image, shift))[0]
     for colour, got in zip(colours, found, strict=True):
         hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))
         expected = [255 * channel for channel in colorsys.hsv_to_rgb((hue + shift) % 1.0, saturation, value)]
@@ -117,7 +117,7 @@ def test_each_is_applied_as_often_as_it_should(monkeypatch, view):
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_views_have_the_models_size_and_depend_on_the_seed_alone(name):
     config = get_config(None, ["DATA.IMAGE_SIZE", [32, 16], "MODEL.PATCH_SIZE", 4])
-    views = two_views.two_views(config, name)
+    views = contrastive_augment.two_views(config, name)
     assert len(views) == 2
     for view in views:
         first, again, other = (view(photo(size=(60, 50)), np.random.default_rng(seed)) for seed in (1, 1, 2))

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+import runtime
 from arguments import user_path
 from errors import UserError, abridge, printable
-from storage import atomic, manifest
+from launch.run_lock import LOCK_FILE
+from layers import across_ranks
+from storage import atomic, manifest, run_state
 from storage.run_files import (
     CONFIG_FILE,
     LAUNCH_LOGS,
@@ -19,9 +22,7 @@ from storage.run_files import (
     is_run,
     list_checkpoints,
 )
-from training import distributed, resume
-from training.checkpoints import newest_first
-from training.run_lock import LOCK_FILE
+from storage.run_state import newest_first
 
 _BEGUN = {LOCK_FILE, CONFIG_FILE, TEXT_LOG_FILE, LAUNCH_LOGS}  # of a run that ended before its first record
 
@@ -78,15 +79,15 @@ def find_resume(config, prefix: str) -> Path | None:
     save = user_path(config.SAVE, "-output")
     runs = [save / config.RUN] if config.RUN else list(save.glob(f"{prefix}-*"))
     runs = [path for path in runs if list_checkpoints(path)]
-    runs.sort(key=lambda path: (resume.run_number(path), path.name))
+    runs.sort(key=lambda path: (run_state.run_number(path), path.name))
     return find_on_main(runs[-1]) if runs else None
 
 
 def find_on_main(path: Path) -> Path:
     """Let the first rank find the newest whole checkpoint; the others take the same one."""
-    found = find(path) if distributed.is_main() else None
-    own_step = resume.read_state(found).step if found else 0
-    step = int(distributed.sum_across_ranks(np.array([own_step], np.float64))[0])
+    found = find(path) if runtime.is_main() else None
+    own_step = run_state.read_state(found).step if found else 0
+    step = int(across_ranks.sum_across_ranks(np.array([own_step], np.float64))[0])
     if found is None:
         found = path if is_checkpoint(path) else path / checkpoint_name(step)
     return found

@@ -1,0 +1,59 @@
+"""Flags of the tools for a model and images, and how both are loaded."""
+
+import argparse
+
+from arguments import Parser
+from config import get_config
+from errors import UserError
+from pipeline.decoding import allow_pixels
+from storage import weight_files
+
+_OVERRIDES = {
+    "dataset": "DATA.DATASET",
+    "data_path": "DATA.DATA_PATH",
+    "image_size": "DATA.IMAGE_SIZE",
+    "batch_size": "DATA.BATCH_SIZE",
+}
+
+
+def add_flags(parser: Parser, split: str = "val") -> None:
+    """Add the flags of nearly every tool."""
+    parser.add_argument("run", help="run, checkpoint directory, or weight file with its YAML beside it")
+    add_data_flags(parser, split)
+
+
+def add_data_flags(parser: Parser, split: str = "val") -> None:
+    """Add the flags for images."""
+    parser.add("dataset", "instead of the run's own", metavar="NAME")
+    parser.add("data_path", "directory of the data set, instead of the run's own", metavar="DIR")
+    parser.add("split", f"train or val (default: {split})", default=split, choices=("train", "val"))
+    parser.add("image_size", "pixels, instead of the run's own", metavar="PX")
+    parser.add("batch_size", "images at a time (default: 32)", type=int, default=32, metavar="N")
+    parser.add("opts", "KEY VALUE pairs for the configuration", nargs="+", action="extend", default=[])
+
+
+def read_config(args: argparse.Namespace, *more: object):
+    """Return the configuration of the weights in `args.run`, with the command line's overrides; `more` come last."""
+    words = []
+    for flag, key in _OVERRIDES.items():
+        if getattr(args, flag, None) is not None:
+            words += [key, getattr(args, flag)]
+    config = get_config(weight_files.config_beside(weight_files.resolve(args.run)), [*words, *args.opts, *more])
+    allow_pixels(config.DATA.MAX_PIXELS)
+    return config
+
+
+def natural(text: str) -> int:
+    """Read a number that is not negative, for a parser."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def list_inputs(args: argparse.Namespace, run: str | None = None) -> list[str]:
+    """Return the paths that a tool reads: the weights (those of `args`, or others), and the data set's directory."""
+    run = run or args.run
+    try:
+        return [run, read_config(argparse.Namespace(**{**vars(args), "run": run})).DATA.DATA_PATH]
+    except UserError:  # said when they are read
+        return [run]

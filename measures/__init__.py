@@ -1,0 +1,1 @@
+"""Measures of encoders and classifiers: features and their cache, neighbours, attention, scores."""

@@ -1,0 +1,95 @@
+"""Scores of classifiers: accuracy, calibration, each class, confusion."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import paddle
+
+from errors import UserError
+from measures import robustness
+from pipeline.loading import with_progress
+
+_BINS = 15  # of the calibration error
+
+
+@paddle.no_grad()
+def predict(model, loader, columns: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probabilities [N, K] of all images of a loader, and their labels [N].
+
+    Args:
+        columns: [K] labels among which to choose; None: all classes of the model.
+    """
+    probabilities, labels = [], []
+    for batch in with_progress(loader, len(loader.source), "evaluated"):
+        logits = model(batch.images).astype("float32")
+        if columns is not None:
+            logits = logits[:, paddle.to_tensor(columns)]
+        if not bool(paddle.isfinite(logits).all()):
+            raise UserError("the model's outputs are not finite; are its weights whole?")
+        probabilities.append(paddle.nn.functional.softmax(logits, axis=-1).numpy())
+        labels.append(batch.labels.numpy())
+    if not labels:
+        raise UserError(f"{loader.source.origin}: none of its images can be read")
+    return np.concatenate(probabilities), np.concatenate(labels)
+
+
+def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return top-1 and top-5 accuracy in percent, negative log-likelihood, and expected calibration error.
+
+    The calibration error is the mean over 15 equal bins of confidence, weighted by their images, of the difference
+    between confidence and accuracy, in percent (Guo et al., arXiv 1706.04599).
+
+    Args:
+        probabilities: [N, K].
+        labels: [N], columns of `probabilities`.
+    """
+    blocks = np.array_split(probabilities, max(1, len(probabilities) // 1024))  # all at once would take much memory
+    order = np.concatenate([np.argsort(-block, axis=1, kind="stable")[:, :5] for block in blocks])
+    is_right = order[:, 0] == labels
+    confidence = probabilities.max(axis=1)
+    bins = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
+    gaps = [abs(confidence[bins == b].sum() - is_right[bins == b].sum()) for b in range(_BINS)]
+    likelihood = probabilities[np.arange(len(labels)), labels]
+    return {
+        "images": len(labels),
+        "acc1": 100.0 * float(is_right.mean()),
+        "acc5": 100.0 * float((order == labels[:, None]).any(axis=1).mean()),
+        "nll": float(-np.log(np.maximum(likelihood, 1e-30)).mean()),
+        "calibration_error": 100.0 * float(sum(gaps)) / len(labels),
+    }
+
+
+def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count [K, K] how often a class (row) was taken for one (column)."""
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(counts, (labels, predicted), 1)
+    return counts
+
+
+def per_class(counts: np.ndarray, names: list[str]) -> list[dict[str, object]]:
+    """Return images, accuracy (recall) and precision in percent of each class that has images, and its worst mix-up."""
+    rows = []
+    for label in np.flatnonzero(counts.sum(axis=1)):
+        others = counts[label].copy()
+        right, others[label] = int(others[label]), 0
+        predicted = int(counts[:, label].sum())
+        worst = int(others.argmax())
+        rows.append(
+            {
+                "class": names[label],
+                "images": int(counts[label].sum()),
+                "acc1": 100.0 * right / int(counts[label].sum()),
+                "precision": 100.0 * right / predicted if predicted else 0.0,
+                "most often taken for": f"{names[worst]} ({others[worst]})" if others[worst] else "",
+            }
+        )
+    return rows
+
+
+def class_names(own: Sequence[str] | None, num_classes: int) -> list[str]:
+    """Return names by label: the run's or the data set's own, ImageNet's for 1,000 classes, or numbers."""
+    if own is not None:
+        return [*own, *map(str, range(len(own), num_classes))]
+    if num_classes == 1000:
+        return [f"{wnid} {name}" for wnid, name in robustness.imagenet_classes()]
+    return [str(label) for label in range(num_classes)]

@@ -1,0 +1,63 @@
+"""Images for the tools: opened as a run's configuration says, and loaded as evaluation sees them."""
+
+import numpy as np
+
+from config import image_size_hw, replaced
+from errors import UserError
+from pipeline import loading, sources
+from pipeline.samplers import EvalSampler
+from pipeline.transforms import eval_transform
+from training import loaders
+
+
+def open_any_images(config, split: str) -> sources.Source:
+    """Open a split with its labels, or without where it has none."""
+    try:
+        return open_images(config, split)
+    except UserError:
+        return open_images(config, split, needs_labels=False)
+
+
+def open_images(config, split: str, needs_labels: bool = True, num_classes: int | None = None) -> sources.Source:
+    """Open a split.
+
+    Args:
+        num_classes: of a classifier that judges the images: labels must be below it, and are found by the names of
+            its classes. None: labels are the data set's own.
+    """
+    config = config if num_classes is not None else replaced(config, "DATA.CLASS_NAMES", None)
+    source = loaders.open_source(config, split, "label" if needs_labels else "none")
+    source.labels = source.single_labels(strict=False)  # no tool reads several labels per image
+    options = {"channels": config.DATA.IMAGE_CHANNELS, "is_val": split == "val"}
+    for warning in source.check(num_classes=num_classes, **options):
+        print(f"warning: {warning}")
+    return source
+
+
+def choose_balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Choose images at random, as many of each class as possible; indices in ascending order.
+
+    Args:
+        labels: [N].
+        count: of images; all are taken if there are no more.
+    """
+    rng = np.random.default_rng(seed)
+    turns = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        turns[members] = rng.permutation(len(members))  # the first of each class, then the second of each, ...
+    order = np.lexsort((rng.random(len(labels)), turns))
+    return np.sort(order[:count])
+
+
+def open_loader(config, source: sources.Source, notes: list[str] | None = None) -> loading.Loader:
+    """Return batches as evaluation sees them, in the source's order; skipped images are appended to `notes`."""
+    sampler = EvalSampler(len(source), config.DATA.BATCH_SIZE)
+    note_bad = print if notes is None else notes.append
+    return loaders.build_loader(config, source, eval_transform(config), sampler, note_bad=note_bad)
+
+
+def image_format(config) -> tuple:
+    """Return size, channels and normalisation of a model's images, which two models must share to be compared."""
+    data = config.DATA
+    return (image_size_hw(config), data.IMAGE_CHANNELS, tuple(data.IMAGENET_MEAN), tuple(data.IMAGENET_STD))

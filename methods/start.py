@@ -1,0 +1,32 @@
+"""Shared by the starts of methods: weights for an encoder, and settings that a loss over a whole batch needs."""
+
+from paddle import nn
+
+import checkpoint
+from errors import UserError
+from training.run import Run
+
+
+def has_weights_to_load(run: Run) -> bool:
+    """Return True if a new run names -pretrained weights; warn if it does not. A resumed run restores all of them."""
+    if run.resume_from is not None:
+        return False
+    if not run.config.MODEL.PRETRAINED:
+        run.log.say("warning: no -pretrained weights, so the encoder starts from its initialisation")
+    return bool(run.config.MODEL.PRETRAINED)
+
+
+def load_encoder(run: Run, encoder: nn.Layer) -> None:
+    """Load the encoder of -pretrained into a network from images to features; classifiers and decoders are ignored."""
+    if has_weights_to_load(run):
+        run.log.say(str(checkpoint.load_encoder(encoder, run.config.MODEL.PRETRAINED)))
+
+
+def check_whole_batch(config) -> None:
+    """Raise UserError where an update would be made of less than a whole batch at once."""
+    train, data = config.TRAIN, config.DATA
+    if train.ACCUM_ITER != 1 or not data.DROP_LAST:
+        raise UserError(
+            f"MODEL.TYPE {config.MODEL.TYPE} needs TRAIN.ACCUM_ITER=1 (is {train.ACCUM_ITER}) and DATA.DROP_LAST=True "
+            f"(is {data.DROP_LAST}), as its loss is over all images of an update; use more processes or a smaller batch"
+        )

@@ -1,0 +1,1 @@
+"""Pages, plots, tables and pictures that the tools write."""

@@ -1,0 +1,84 @@
+"""The tables and the page of an evaluation."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from measures import image_sets
+from measures.classification import class_names, confusion_matrix, per_class, predict, score
+from pages import html, plots, tables
+from storage import atomic, results
+
+RESULTS = ("scores.json", "classes.csv", "confusion.csv", "corruptions.csv", "report.html")
+_MOST_ROWS = 20  # of a table on the page
+
+
+def evaluate_source(model, config, source, out: Path, columns: np.ndarray | None = None) -> dict[str, float]:
+    """Evaluate a model on a source, and write tables and a page; returns the scores."""
+    notes: list[str] = []
+    probabilities, labels = predict(model, image_sets.open_loader(config, source, notes), columns)
+    names = class_names(source.class_names or config.DATA.CLASS_NAMES, config.MODEL.NUM_CLASSES)
+    if columns is not None:
+        names, labels = [names[column] for column in columns], np.searchsorted(columns, labels)
+    extra = {"skipped": len(notes)} if notes else {}
+    return write_results(out, f"Evaluation on {source.origin}", probabilities, labels, names, extra=extra)
+
+
+def write_results(
+    out: Path,
+    title: str,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    names: list[str],
+    *,
+    extra: dict[str, float] | None = None,
+    more: list[tuple[str, str]] | None = None,
+) -> dict[str, float]:
+    """Write scores, tables and a page of predictions; returns the scores.
+
+    Args:
+        probabilities: [N, K].
+        labels: [N], columns of `probabilities`.
+        names: of the K classes.
+        extra: scores from elsewhere.
+        more: (heading, HTML) sections that go behind the scores.
+    """
+    scores = score(probabilities, labels) | (extra or {})
+    results.claim(out, RESULTS)
+    if scores["acc1"] < 100.0 and len(set(probabilities.argmax(axis=1).tolist())) == 1:
+        print(f"warning: every image is taken for the class {names[int(probabilities[0].argmax())]}")
+    counts = confusion_matrix(probabilities.argmax(axis=1), labels, len(names))
+    classes = per_class(counts, names)
+    tables.write_csv(out / "classes.csv", list(classes[0]), [list(row.values()) for row in classes])
+    rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
+    tables.write_csv(out / "confusion.csv", ["", *names], rows)
+    worst = sorted(classes, key=lambda row: row["acc1"])
+    sections = [
+        ("Scores", html.htmlhtml_rows(["score", "value"], [[name, value] for name, value in scores.items()])),
+        *(more or []),
+        ("Confusion", html.html_figure(plots.draw_matrix(counts, names), "Row: class; column: what it was taken for.")),
+        (
+            f"Classes with the lowest accuracy ({min(_MOST_ROWS, len(worst))} of {len(worst)})",
+            html_rows(worst[:_MOST_ROWS]),
+        ),
+    ]
+    finish(out, title, scores, sections)
+    return scores
+
+
+def html_rows(rows: list[dict[str, object]]) -> str:
+    """Write a table of rows with equal keys."""
+    return html.htmlhtml_rows(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def finish(out: Path, title: str, scores: dict[str, object], sections: list[tuple[str, str]]) -> None:
+    """Write the scores and the page, and print them."""
+    atomic.write_text(out / "scores.json", json.dumps(scores, indent=1))
+    html.write_page(out / "report.html", title, sections)
+    print(
+        ", ".join(
+            f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in scores.items()
+        )
+    )
+    print(f"wrote {out / 'report.html'}")

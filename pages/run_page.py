@@ -1,0 +1,163 @@
+"""The page about a run, or one that compares several: curves, figures, configuration, pictures."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from config import get_config, network_kind
+from errors import UserError, one_line
+from measures import image_sets
+from measures.classification import class_names
+from methods import load_models
+from pages import drawing, html, plots
+from pipeline import sources
+from storage.json_files import NUMBER, is_a
+from strict_config import read_yaml
+from training.log import read_log
+
+_NUM_PICTURES = 8
+_CURVES = (  # panel, label of y, event, metric
+    ("Loss", "loss", "train", "loss"),
+    ("Validation", "top-1 accuracy (%)", "eval", "acc1"),
+    ("Validation loss", "loss", "eval", "loss"),
+    ("Learning rate", "lr", "train", "lr"),
+    ("Gradient norm", "norm", "train", "grad_norm"),
+    ("Throughput", "images/s", "train", "images_per_sec"),
+)
+
+
+_NOT_DRAWN = ("event", "step", "epoch", "data_wait", "acc5", "mfu")
+
+
+def curve(records: list[dict], event: str, name: str) -> list[tuple[float, float]]:
+    """Return [(epoch, value), ...] of one metric; values that are not finite are left out."""
+    points = [
+        (record.get("epoch", 0.0), record[name])
+        for record in records
+        if record["event"] == event and is_a(record.get(name), NUMBER) and is_a(record.get("epoch", 0.0), NUMBER)
+    ]
+    return [(epoch, value) for epoch, value in points if math.isfinite(value)]
+
+
+def _panels(logs: dict[str, list[dict]]) -> list[tuple[str, str, str, str]]:
+    """Return the rows of `_CURVES`, and one for each other number that a method logs."""
+    known = {*_NOT_DRAWN, *(name for _, _, _, name in _CURVES)}
+    others = {}
+    for record in (record for records in logs.values() for record in records):
+        for name, value in record.items():
+            if name not in known and is_a(value, NUMBER) and record["event"] in ("train", "eval"):
+                others[record["event"], name] = (f"{name} ({record['event']})", name, record["event"], name)
+    return [*_CURVES, *others.values()]
+
+
+def draw_log(logs: dict[str, list[dict]]) -> str:
+    """Draw the logged metrics, all runs in one panel per metric; returns HTML."""
+    panels = []
+    for title, y_label, event, name in _panels(logs):
+        curves = {run: curve(records, event, name) for run, records in logs.items()}
+        if any(curves.values()):
+            panels.append((title, y_label, curves))
+    rows = [panels[first : first + 3] for first in range(0, len(panels), 3)]
+    return "\n".join(html.html_figure(plots.draw_curves(row), ", ".join(panel[0] for panel in row)) for row in rows)
+
+
+def summarise(run_dir: Path, records: list[dict]) -> dict[str, object]:
+    """Return the figures of a run: last and best values, and the medians of speed and waiting."""
+    figures: dict[str, object] = {"run": run_dir.name}
+    train = [record for record in records if record["event"] == "train"]
+    scores = [record for record in records if record["event"] == "eval"]
+    if train:
+        last = train[-1]
+        known = {"updates": "step", "epochs": "epoch", "last loss": "loss"}
+        figures |= {title: last[name] for title, name in known.items() if is_a(last.get(name), NUMBER)}
+        for title, name, factor in (("images/s", "images_per_sec", 1), ("waiting for data (%)", "data_wait", 100)):
+            values = [record[name] for record in train if is_a(record.get(name), NUMBER)]
+            figures |= {title: factor * float(np.median(values))} if values else {}
+    for name, value in (scores[-1] if scores else {}).items():
+        if name not in _NOT_DRAWN and name != "loss" and is_a(value, NUMBER):
+            figures[f"last {name}"] = value
+    accuracies = [record["acc1"] for record in scores if is_a(record.get("acc1"), NUMBER)]
+    return figures | ({"best acc1": max(accuracies)} if accuracies else {})
+
+
+def draw_samples(run_dir: Path) -> str:
+    """Draw reconstructions, predictions or attention on some val images; returns HTML, or why there are no pictures."""
+    try:
+        config = get_config(run_dir / "config.yaml")
+        if network_kind(config) in ("classifier", "probe"):
+            return _draw_predictions(run_dir, config)
+        if network_kind(config) != "autoencoder":
+            return _draw_attention(run_dir, config)
+        model, _ = load_models.load_autoencoder(run_dir)
+        panels = drawing.draw_panels(model, config, drawing.draw_images(config, _NUM_PICTURES))
+        return html.html_figure(drawing.make_grid(panels), drawing.reconstruction_caption(model))
+    except (UserError, OSError, RuntimeError) as error:
+        return html.html_paragraph(f"No pictures: {one_line(error)}")
+
+
+def _draw_predictions(run_dir: Path, config) -> str:
+    evaluated = config.MODEL.RESUME or config.MODEL.PRETRAINED
+    model, _ = load_models.load_classifier(evaluated if config.EVAL else run_dir, config)
+    source = image_sets.open_images(config, "val", num_classes=config.MODEL.NUM_CLASSES)
+    chosen = sources.Subset(source, np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES])
+    names = class_names(source.class_names or config.DATA.CLASS_NAMES, config.MODEL.NUM_CLASSES)
+    figure, axes = plots.new_axes(len(chosen), (1.6, 2.1))
+    for batch in image_sets.open_loader(config, chosen):
+        with paddle.no_grad():
+            best = model(batch.images).argmax(axis=-1).numpy()
+        pictures = drawing.as_uint8(drawing.to_pixels(config, batch.images))
+        for axis, picture, label, guess in zip(axes, pictures, batch.labels.numpy(), best, strict=False):
+            axis.imshow(picture.squeeze(), cmap="gray")
+            axis.set_title(
+                plots.plain(names[guess][-16:]), fontsize=8, color="black" if guess == label else "firebrick"
+            )
+            axis.set_xlabel(plots.plain(names[label][-16:]), fontsize=8)
+            axis.set(xticks=[], yticks=[])
+        break
+    return html.html_figure(plots.to_image(figure), "Above: the prediction, red where it is wrong; below: the label.")
+
+
+def _draw_attention(run_dir: Path, config) -> str:
+    model, _ = load_models.load_encoder(run_dir, config)
+    panels = drawing.draw_attention(model, config, drawing.draw_images(config, _NUM_PICTURES))
+    return html.html_figure(drawing.make_grid(panels), "Columns: original, attention rollout, heads of the last layer.")
+
+
+def write_report(run_dir: Path, out: Path) -> None:
+    """Write the page of one run."""
+    records = read_log(run_dir)
+    figures = summarise(run_dir, records)
+    sections = [("Figures", html.html_table(list(figures), [list(figures.values())]))]
+    if any(record["event"] == "train" for record in records):
+        sections.append(("Curves", draw_log({run_dir.name: records})))
+    sections.append(("Pictures", draw_samples(run_dir)))
+    text = (run_dir / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    sections.append(("Configuration", html.html_text(text)))
+    html.write_page(out, run_dir.name, sections)
+
+
+def write_comparison(run_dirs: list[Path], out: Path) -> None:
+    """Write the page of several runs: their curves together, figures, and where their configurations differ."""
+    names = [directory.name for directory in run_dirs]
+    if len(set(names)) < len(names):
+        names = [str(directory) for directory in run_dirs]
+    logs = {name: read_log(directory) for name, directory in zip(names, run_dirs, strict=True)}
+    figures = [summarise(Path(name), records) | {"run": name} for name, records in logs.items()]
+    header = list(dict.fromkeys(key for row in figures for key in row))
+    table = html.html_table(header, [[row.get(key, "") for key in header] for row in figures])
+    settings = [_flat(read_yaml(path / "config.yaml")) for path in run_dirs]
+    keys = sorted({key for values in settings for key in values})
+    differing = [key for key in keys if len({repr(values.get(key)) for values in settings}) > 1]
+    rows = [[key, *(str(values.get(key)) for values in settings)] for key in differing]
+    sections = [("Figures", table), ("Curves", draw_log(logs)), ("Differences", html.html_table(["", *names], rows))]
+    html.write_page(out, f"Comparison of {len(run_dirs)} runs", sections)
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Return {"A.B": value} of nested values."""
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,125 @@
+"""A run: its directory, log and settings; how it starts, and the page that it leaves."""
+
+import dataclasses
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import paddle
+
+import runtime
+from errors import escape_controls
+from launch import command_line as command_line
+from launch import launcher, run_directory
+from launch.run_lock import RunLock
+from layers import across_ranks
+from pipeline.sources import Source
+from storage import atomic
+from storage.run_files import BAD_IMAGES_FILE, LOG_FILE, REPORT_FILE
+from training.device import set_device
+from training.log import RunLog
+
+
+@dataclasses.dataclass
+class Run:
+    """Directory, log and settings of a run.
+
+    Attributes:
+        config: frozen configuration.
+        directory: of the run; None on all ranks but the first.
+        log: silent on all ranks but the first.
+        resume_from: checkpoint directory to continue.
+        dry_run: print the plan, and stop.
+        gpu_gib: memory of a GPU, of which the plan says whether it is enough; None: this was not asked.
+        bad_images: notes on images that could not be read and were skipped by this rank, since the last report.
+        num_bad_images: of all ranks, up to the last report.
+        sources: splits that have been opened, see `loaders.open_once`.
+    """
+
+    config: object
+    directory: Path | None
+    log: RunLog
+    resume_from: Path | None = None
+    dry_run: bool = False
+    gpu_gib: float | None = None
+    bad_images: list[str] = dataclasses.field(default_factory=list)
+    num_bad_images: int = 0
+    sources: dict[tuple, Source] = dataclasses.field(default_factory=dict)
+
+    def report_bad_images(self) -> None:
+        """Count skipped images in the log, and list them in the run directory; all ranks must call it."""
+        notes = across_ranks.gather_texts(self.bad_images)
+        self.bad_images.clear()
+        if not notes or self.directory is None:
+            return
+        path = self.directory / BAD_IMAGES_FILE
+        known = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        # Ranks, resumed runs and evaluations meet the same images.
+        listed = list(dict.fromkeys([*known, *map(escape_controls, notes)]))
+        if len(listed) > self.num_bad_images:
+            self.log.say(f"warning: {len(listed)} images skipped so far, the last one {listed[-1]}; all are in {path}")
+            self.num_bad_images = len(listed)
+            atomic.write_text(path, "".join(f"{note}\n" for note in listed))
+
+
+def start_run(
+    script: str,
+    description: str,
+    argv: Sequence[str] | None,
+    check: Callable[[object], None],
+    run_prefix: Callable[[object], str],
+) -> Run:
+    """Read the command line, join the other processes, and open the run's directory.
+
+    Args:
+        script: "pretrain", "finetune" or "linearprobe".
+        argv: arguments; None: those of the process, which may then be replaced by a multi-process launch.
+        check: raises UserError if the script cannot do what the configuration asks for.
+        run_prefix: returns how the names of run directories begin, given the configuration.
+
+    Raises:
+        UserError: for anything that the user can mend.
+    """
+    args = command_line.make_parser(script, description).parse_args(argv)
+    config = command_line.read_arguments(script, args)
+    check(config)
+    if "PADDLE_TRAINER_ID" not in os.environ:
+        launcher.launch_if_needed(script, args, argv, config)
+    launcher.end_with_launcher()
+    set_device(args.device, config.DETERMINISTIC)
+    across_ranks.join()
+    prefix = run_prefix(config)
+    resume_from = run_directory.find_resume(config, prefix)
+    directory = lock = None
+    if runtime.is_main() and not args.dry_run:
+        directory = run_directory.open_directory(config, "eval" if config.EVAL else prefix, resume_from)
+        lock = RunLock(directory, print)
+        if resume_from is None or config.EVAL:  # a run that goes on keeps its own until it is known to fit
+            run_directory.write_config(directory, config)
+    log = RunLog(directory, quiet=not runtime.is_main(), visualdl=config.VISUALDL, lock=lock)
+    if directory is not None:
+        log.say(
+            f"run directory {directory}, paddle {paddle.__version__} on {paddle.device.get_device()}, "
+            f"{runtime.world_size()} processes"
+        )
+    if args.dry_run:
+        log.say(config.dump())
+    return Run(config, directory, log, resume_from, args.dry_run, gpu_gib=args.gpu_memory)
+
+
+def write_report(run: Run) -> None:
+    """Have another process write report.html into the directory of a run that has ended.
+
+    A failure is logged as a warning, never raised.
+    """
+    if run.directory is None or not run.config.REPORT or not (run.directory / LOG_FILE).is_file():
+        return
+    command = runtime.module_command("tools.report", str(run.directory.resolve()))
+    environment = runtime.module_environment() | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = {key: value for key, value in environment.items() if not key.startswith("PADDLE_")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        run.log.say(f"report: {run.directory / REPORT_FILE}")
+    else:
+        run.log.say(f"warning: no report: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
