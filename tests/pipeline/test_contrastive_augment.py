@@ -104,7 +104,7 @@ def test_each_is_applied_as_often_as_it_should(monkeypatch, view):
     recipe, counts = AUGMENTATIONS["byol"][view], dict.fromkeys(("jitter", "blur", "to_grey", "solarize"), 0)
     for name in counts:
         monkeypatch.setattr(
-            two_views, name, lambda image, *args, name=name: counts.update({name: counts[name] + 1}) or image
+            contrastive_augment, name, lambda image, *args, name=name: counts.update({name: counts[name] + 1}) or image
         )
     for index in range(2000):
         distort(photo(), np.random.default_rng([1, index]), recipe)
