@@ -53,7 +53,6 @@ TEMPORARY = {
 IN_THE_CACHE = {
     "zoo/download.py:fetch",
     "zoo/download.py:_accept",
-    "zoo/download.py:_write_record",
     "zoo/resuming.py:__call__",
     "zoo/resuming.py:_transfer",
     "zoo/resuming.py:_copy",
