@@ -4,7 +4,7 @@
 #   DATA_PATH=/data/imagenet PRETRAINED=output/pretrain-... sh run_contrastive_multi.sh
 #
 # Started again, it goes on where it was stopped; a stage that has ended is not repeated. Besides run_common.sh's settings:
-#   MODEL         recipes: configs/MODEL_contrastive_{head,tuning}[_aug].yaml (default: vit_base_patch16_224)
+#   MODEL         recipes: configs/mae_ct/MODEL_contrastive_{head,tuning}[_aug].yaml (default: vit_base_patch16_224)
 #   AUG           minimal (default) | aug: colour jitter, blur, grey and solarisation, too
 #   STAGE         both (default) | head | tuning; tuning takes PRETRAINED as the head stage's run unless that is here
 #   NAME          of the runs, which are OUTPUT/NAME-head and OUTPUT/NAME-tuning (default: contrastive-$AUG)
@@ -40,18 +40,18 @@ if [ "$STAGE" != tuning ]; then
         echo "error: PRETRAINED is not set: the run or the weights of a pretrained autoencoder" >&2
         exit 2
     fi
-    CFG=configs/${MODEL}_contrastive_head$suffix.yaml
+    CFG=configs/mae_ct/${MODEL}_contrastive_head$suffix.yaml
     run_main pretrain "$@" -opts RUN "$NAME-head" || exit $?
 fi
 if [ "$STAGE" = both ] && [ -n "$dry_run" ] && [ ! -d "$OUTPUT/$NAME-head" ]; then
     echo "the tuning stage starts from the head stage's run, $OUTPUT/$NAME-head, so there is no plan of it yet"
 elif [ "$STAGE" != head ]; then
     [ ! -d "$OUTPUT/$NAME-head" ] || PRETRAINED=$OUTPUT/$NAME-head
-    CFG=configs/${MODEL}_contrastive_tuning$suffix.yaml
+    CFG=configs/mae_ct/${MODEL}_contrastive_tuning$suffix.yaml
     run_main pretrain "$@" -opts RUN "$NAME-tuning" || exit $?
     [ -z "$dry_run" ] || exit 0
-    probe=configs/${MODEL}_contrastive_linearprobe.yaml # reads what the head has read, where that is not the class token
-    [ -f "$probe" ] || probe=configs/${MODEL}_linearprobe_sweep.yaml
+    probe=configs/mae_ct/${MODEL}_contrastive_linearprobe.yaml # reads what the head has read, where that is not the class token
+    [ -f "$probe" ] || probe=configs/mae_ct/${MODEL}_linearprobe_sweep.yaml
     echo "the tuned encoder: $OUTPUT/$NAME-tuning (its averaged weights are read); to probe it:"
     echo "    DATA_PATH=$(quote "${DATA_PATH:-DIR}") PRETRAINED=$(quote "$OUTPUT/$NAME-tuning") CFG=$probe sh run_linear_probe_multi.sh"
 fi

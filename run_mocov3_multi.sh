@@ -6,5 +6,5 @@
 # run_common.sh lists the settings.
 set -eu
 . "$(dirname "$0")/run_common.sh"
-CFG=${CFG:-configs/vit_base_patch16_224_moco.yaml}
+CFG=${CFG:-configs/mae_lite/vit_base_patch16_224_moco.yaml}
 run_main pretrain "$@"

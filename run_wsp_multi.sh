@@ -6,5 +6,5 @@
 # run_common.sh lists the settings.
 set -eu
 . "$(dirname "$0")/run_common.sh"
-CFG=${CFG:-configs/vit_base_patch16_224_wsp.yaml}
+CFG=${CFG:-configs/maws/vit_base_patch16_224_wsp.yaml}
 run_main pretrain "$@"

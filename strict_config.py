@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -49,6 +49,7 @@ class Rule:
     """
 
     def __init__(self, default: object, text: str = ""):
+        self.text = text
         names, _, rest = text.partition(", ")
         has_types = bool(text) and all(name in _TYPES for name in names.split(" or "))
         self.types = tuple(_TYPES[name] for name in names.split(" or ")) if has_types else (type(default),)
@@ -123,6 +124,18 @@ class Merger:
                 raise UserError(f"{source}: unknown configuration key {printable(key)}{hint}")
             node = node[part]
         return node
+
+
+def read_pairs(words: Iterable[object]) -> list[tuple[str, object]]:
+    """Split the words of -opts, `KEY VALUE` or `KEY=VALUE` each, into (key, value); raise UserError at a lone key."""
+    pairs, words = [], iter(words)
+    for word in words:
+        key, sign, value = str(word).partition("=")
+        try:
+            pairs.append((key, value if sign else next(words)))
+        except StopIteration:
+            raise UserError(f"-opts takes KEY VALUE or KEY=VALUE, and {printable(key)} has no value") from None
+    return pairs
 
 
 def read_assignments(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, object, str]]:

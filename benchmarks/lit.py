@@ -44,7 +44,7 @@ def make_pairs(root: Path, count: int) -> None:
 def seconds(root: Path, batch_size: int, cached: bool, name: str) -> float:
     """Run one side, and return the seconds of an update."""
     command = [sys.executable, str(ROOT / "main_multi_gpu_pretrain.py"), "-device", "cpu", "-nproc", "1"]
-    command += ["-cfg", str(ROOT / "configs" / "vit_base_patch16_224_lit.yaml"), "-dataset", "lists"]
+    command += ["-cfg", str(ROOT / "configs" / "maws" / "vit_base_patch16_224_lit.yaml"), "-dataset", "lists"]
     command += ["-data_path", str(root), "-batch_size", str(batch_size), "-output", str(root / "runs")]
     command += ["-opts", "LIT.TOKENIZER", str(root / "tokenizer.model"), "LIT.CACHE_FEATURES", str(cached)]
     command += ["REPORT", "False", "REPORT_FREQ", "1", "RUN", name, "DATA.NUM_WORKERS", "2", "TRAIN.TOTAL_BATCH_SIZE"]

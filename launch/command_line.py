@@ -73,7 +73,7 @@ def make_parser(script: str, description: str) -> Parser:
     )
     add(
         "opts",
-        "any other setting: KEY VALUE pairs, see config.py",
+        "any other setting: KEY VALUE or KEY=VALUE; python -m tools.keys lists them",
         nargs="+",
         action="extend",
         default=[],
@@ -139,8 +139,6 @@ def read_arguments(script: str, args: argparse.Namespace):
         args.cfg = run_directory.find(args.resume, lambda line: None, only=CONFIG_FILE) / CONFIG_FILE
     if args.gpu_memory is not None and not (args.dry_run and args.gpu_memory > 0):
         raise UserError(f"-gpu_memory {args.gpu_memory:g}: is for -dry_run, and in GiB above 0")
-    if len(args.opts) % 2:
-        raise UserError(f"-opts takes KEY VALUE pairs with a space between, but got: {' '.join(args.opts)}")
     if args.cfg is None:
         raise UserError(f"-cfg is missing, for example -cfg configs/vit_base_patch16_224_{script}.yaml")
     opts: list[object] = []

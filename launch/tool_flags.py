@@ -1,12 +1,14 @@
 """Flags of the tools for a model and images, and how both are loaded."""
 
 import argparse
+import itertools
 
 from arguments import Parser
 from config import get_config
 from errors import UserError
 from pipeline.decoding import allow_pixels
 from storage import weight_files
+from strict_config import read_pairs
 
 _OVERRIDES = {
     "dataset": "DATA.DATASET",
@@ -29,16 +31,15 @@ def add_data_flags(parser: Parser, split: str = "val") -> None:
     parser.add("split", f"train or val (default: {split})", default=split, choices=("train", "val"))
     parser.add("image_size", "pixels, instead of the run's own", metavar="PX")
     parser.add("batch_size", "images at a time (default: 32)", type=int, default=32, metavar="N")
-    parser.add("opts", "KEY VALUE pairs for the configuration", nargs="+", action="extend", default=[])
+    parser.add("opts", "settings of the configuration: KEY VALUE or KEY=VALUE", nargs="+", action="extend", default=[])
 
 
 def read_config(args: argparse.Namespace, *more: object):
     """Return the configuration of the weights in `args.run`, with the command line's overrides; `more` come last."""
-    words = []
-    for flag, key in _OVERRIDES.items():
-        if getattr(args, flag, None) is not None:
-            words += [key, getattr(args, flag)]
-    config = get_config(weight_files.config_beside(weight_files.resolve(args.run)), [*words, *args.opts, *more])
+    pairs = [(key, getattr(args, flag, None)) for flag, key in _OVERRIDES.items()]
+    pairs = [(key, value) for key, value in pairs if value is not None] + read_pairs(args.opts)
+    words = itertools.chain.from_iterable(pairs)
+    config = get_config(weight_files.config_beside(weight_files.resolve(args.run)), [*words, *more])
     allow_pixels(config.DATA.MAX_PIXELS)
     return config
 

@@ -31,7 +31,7 @@ def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
     """Return `features` and `labels` of splits, from the cache where it has them."""
     device.set_device()
     model, config = load_models.load_encoder(args.run, tool_flags.read_config(args))
-    weights, results = weight_files.resolve(args.run).resolve(), []
+    weights, found = weight_files.resolve(args.run).resolve(), []
     settings = hashlib.sha256(f"{config.DATA.dump()}{config.MODEL.dump()}".encode()).hexdigest()
     for split in splits:
         source = image_sets.open_images(config, split)
@@ -43,14 +43,14 @@ def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
         known = None if folder is None else folder / "about.json"
         cached = None if known is None else _read_cache(folder, about)
         if cached is not None:
-            results.append(cached)
+            found.append(cached)
             print(f"{split}: features of {len(source):,} images are taken from {folder}")
             continue
         print(f"{split}: computing the features of {len(source):,} images", flush=True)
-        results.append(extract_all(model, image_sets.open_loader(config, source), None, args.pool, folder))
+        found.append(extract_all(model, image_sets.open_loader(config, source), None, args.pool, folder))
         if known is not None:
             atomic.write_text(known, json.dumps(about | {"sums": _sums(folder)}))
-    return results
+    return found
 
 
 def _sums(folder: Path) -> dict[str, str]:

@@ -25,8 +25,9 @@ def load_encoder(run: Run, encoder: nn.Layer) -> None:
 def check_whole_batch(config) -> None:
     """Raise UserError where an update would be made of less than a whole batch at once."""
     train, data = config.TRAIN, config.DATA
-    if train.ACCUM_ITER != 1 or not data.DROP_LAST:
-        raise UserError(
-            f"MODEL.TYPE {config.MODEL.TYPE} needs TRAIN.ACCUM_ITER=1 (is {train.ACCUM_ITER}) and DATA.DROP_LAST=True "
-            f"(is {data.DROP_LAST}), as its loss is over all images of an update; use more processes or a smaller batch"
-        )
+    reason = f"the loss of MODEL.TYPE {config.MODEL.TYPE} is over all images of an update"
+    if train.ACCUM_ITER != 1:
+        what = "set it to 1, with more processes or a smaller total batch"
+        raise UserError(f"TRAIN.ACCUM_ITER={train.ACCUM_ITER}: {reason}; {what}")
+    if not data.DROP_LAST:
+        raise UserError(f"DATA.DROP_LAST=False: {reason}, and a smaller last batch would change it; set it to True")

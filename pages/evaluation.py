@@ -55,7 +55,7 @@ def write_results(
     tables.write_csv(out / "confusion.csv", ["", *names], rows)
     worst = sorted(classes, key=lambda row: row["acc1"])
     sections = [
-        ("Scores", html.htmlhtml_rows(["score", "value"], [[name, value] for name, value in scores.items()])),
+        ("Scores", html.html_table(["score", "value"], [[name, value] for name, value in scores.items()])),
         *(more or []),
         ("Confusion", html.html_figure(plots.draw_matrix(counts, names), "Row: class; column: what it was taken for.")),
         (
@@ -69,7 +69,7 @@ def write_results(
 
 def html_rows(rows: list[dict[str, object]]) -> str:
     """Write a table of rows with equal keys."""
-    return html.htmlhtml_rows(list(rows[0]), [list(row.values()) for row in rows])
+    return html.html_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def finish(out: Path, title: str, scores: dict[str, object], sections: list[tuple[str, str]]) -> None:

@@ -6,8 +6,9 @@ import yaml
 
 import config as config_module
 from config import get_config
+from errors import UserError
+from tests.helpers.recipes import RECIPES
 
-CONFIGS = sorted(Path("configs").glob("*.yaml"))
 pytestmark = pytest.mark.quick
 
 
@@ -17,7 +18,7 @@ def test_defaults_are_frozen():
         config.SEED = 1
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES.values(), ids=RECIPES)
 def test_yaml_loads_and_its_name_tells_its_mode(path):
     config = get_config(path)
     short = {"WEAK_LABELS": "wsp", "IMAGE_TEXT": "lit"}  # as the field calls them
@@ -25,7 +26,7 @@ def test_yaml_loads_and_its_name_tells_its_mode(path):
     assert f"{config.MODEL.PATCH_SIZE}_{config.DATA.IMAGE_SIZE}" in path.stem or path.stem.startswith("digits")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES.values(), ids=RECIPES)
 def test_yaml_states_only_differences_from_its_base(path, tmp_path):
     values = yaml.safe_load(path.read_text())
     bases = [str(path.resolve().parent / name) for name in values.pop("BASE", [])]
@@ -41,6 +42,48 @@ def test_yaml_states_only_differences_from_its_base(path, tmp_path):
                 assert str(value) != str(base[key]), f"{prefix}{key} repeats {value}"
 
     walk(values, base)
+
+
+def longest_chain(path: Path) -> int:
+    bases = yaml.safe_load(path.read_text()).get("BASE", [])
+    return 1 + max((longest_chain(path.parent / name) for name in bases), default=0)
+
+
+def test_recipes_build_on_bases_only_and_on_few():
+    """A reader opens three files at most, and no recipe changes when another one does."""
+    for path in RECIPES.values():
+        bases = yaml.safe_load(path.read_text()).get("BASE", [])
+        assert all(Path(name).parent.name == "_base" for name in bases), path
+        assert longest_chain(path) <= 3, path
+    assert len([path for path in Path("configs").iterdir() if path.is_file()]) <= 30
+
+
+def test_every_base_is_used():
+    used = set()
+    for path in [*RECIPES.values(), *Path("configs/_base").glob("*.yaml")]:
+        used |= {Path(name).name for name in yaml.safe_load(path.read_text()).get("BASE", [])}
+    assert used == {path.name for path in Path("configs/_base").glob("*.yaml")}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("vit_base_patch16_224_moco", "mae_lite"),
+        ("vit_large_patch16_224_contrastive_head", "mae_ct"),
+        ("vit_2b_patch14_224_pretrain", "maws"),
+        ("vit_base_patch16_224_finetune_pets", "transfer"),
+    ],
+)
+def test_an_old_path_names_the_new_one(old, new):
+    with pytest.raises(UserError, match=f"configs/{old}.yaml: is configs/{new}/{old}.yaml now"):
+        get_config(f"configs/{old}.yaml")
+
+
+def test_a_file_that_is_nowhere_has_no_new_path(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        get_config("configs/nowhere.yaml")
+    with pytest.raises(UserError, match="No such file"):  # a folder of the user's own
+        get_config(tmp_path / "vit_base_patch16_224_moco.yaml")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +140,19 @@ def test_overrides_win_and_text_becomes_a_value():
     assert config.MODEL.DROPPATH == 0.0
 
 
+def test_a_setting_is_a_pair_or_one_word():
+    config = get_config(
+        None, ["SEED=3", "TRAIN.BASE_LR", "1e-3", "RUN=a=b", "DATA.CLASS_NAMES=['x=1', 'y']", "EVAL", True]
+    )
+    assert (config.SEED, config.TRAIN.BASE_LR, config.RUN, config.EVAL) == (3, 1e-3, "a=b", True)
+    assert config.DATA.CLASS_NAMES == ["x=1", "y"]
+    assert get_config(None, ["RUN="]).RUN == ""
+    with pytest.raises(UserError, match="SEED has no value"):
+        get_config(None, ["EVAL=True", "SEED"])
+    with pytest.raises(UserError, match="unknown configuration key SEEDS; did you mean SEED"):
+        get_config(None, ["SEEDS=1"])
+
+
 def test_paddlevit_yaml_still_loads(tmp_path):
     path = tmp_path / "old.yaml"
     path.write_text(
@@ -145,7 +201,7 @@ def test_hostile_yaml_is_refused_soon(tmp_path, text, message):
         (["TRAIN.NUM_EPOCHS", True], "is not of type int"),
         (["MODEL.GLOBAL_POOL", 1], "MODEL.GLOBAL_POOL=1 is not of type bool"),
         (["MODEL", 1], "MODEL is a section"),
-        (["SEED"], "KEY VALUE pairs"),
+        (["SEED"], "KEY VALUE or KEY=VALUE, and SEED has no value"),
         (["DATA.IMAGE_SIZE", 100], "not a whole number of patches"),
         (["DATA.IMAGE_SIZE", [224]], "must be a side in pixels"),
         (["DATA.IMAGE_SIZE", [224, 192, 3]], r"must be a side in pixels, or \[height, width\]"),

@@ -17,6 +17,7 @@ from config import get_config
 from measures import robustness
 from methods import dispatch
 from runtime import ROOT
+from tests.helpers.recipes import recipe
 from tools import export
 from training.log import RunLog
 from training.run import Run
@@ -118,7 +119,7 @@ def test_documented_python_runs(directory, monkeypatch, page, code):
         pytest.importorskip("paddle2onnx")
         export.main(["output/quickstart/digits", "-out", "exported", "-format", "onnx"])
     if "mae_finetuned_vit_base.pdparams" in code:
-        model = build_transformer(get_config(ROOT / "configs" / "vit_base_patch16_224_finetune.yaml"))
+        model = build_transformer(get_config(recipe("vit_base_patch16_224_finetune")))
         paddle.save(model.state_dict(), "mae_finetuned_vit_base.pdparams")
         (directory / "configs").symlink_to(ROOT / "configs")
     code = code.replace("output/quickstart/pretrain", "output/quickstart/digits-pretrain")

@@ -152,9 +152,8 @@ def test_weight_average():
     model.weight.set_value(paddle.to_tensor([[5.0], [2.0]]))
     average.update(model)
     assert average.state_dict()["weight"].tolist() == [[2.0], [2.0]]
-    average.swap(model)
-    assert model.weight.tolist() == [[2.0], [2.0]]
-    average.swap(model)
+    with average.swapped(model):
+        assert model.weight.tolist() == [[2.0], [2.0]]
     assert model.weight.tolist() == [[5.0], [2.0]]
 
 

@@ -11,6 +11,7 @@ import main_multi_gpu_finetune
 import main_multi_gpu_pretrain
 from config import get_config
 from runtime import ROOT
+from tests.helpers.recipes import recipe
 from training import loaders
 
 
@@ -79,7 +80,7 @@ def test_few_updates_are_a_warning_with_numbers(tmp_path, monkeypatch, capsys):
 )
 def test_the_batch_fits_few_images(num_images, more, expected):
     lines = []
-    config = get_config(ROOT / "configs" / "vit_micro_patch4_32_finetune.yaml", more)
+    config = get_config(recipe("vit_micro_patch4_32_finetune"), more)
     found = loaders.fit_batch(config, num_images, lines.append)
     assert expected == found.DATA.BATCH_SIZE
     assert len(lines) == (expected != 128)

@@ -21,6 +21,7 @@ from pages import plots, run_page
 from pipeline import prompts
 from storage import safe_pickle, weight_files
 from tests.conftest import MODES, TINY
+from tests.helpers.recipes import recipe
 from tests.helpers.saved_runs import fit_pretrain
 from tools import knn, sweep
 from training import loaders
@@ -202,7 +203,7 @@ def test_rates_of_a_sweep_of_heads_are_checked(tiny_run, rates):
 @pytest.mark.parametrize("kind", ["digits_wsp", "digits_pretrain", "digits_lit", "digits_linearprobe"])
 def test_settings_that_a_method_does_not_use_are_refused(kind, key, value):
     with pytest.raises(UserError, match=f"TRAIN.{key}=.*does not use it"):
-        get_config(f"configs/{kind}.yaml", [f"TRAIN.{key}", value])
+        get_config(recipe(kind), [f"TRAIN.{key}", value])
 
 
 def test_a_grid_is_counted_before_it_is_made():

@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add("image_size", "pixels, instead of the run's own", metavar="PX")
     parser.add("encoder", "leave the classifier out: features [B, D]", action="store_true")
     parser.add("out", "directory for the files", required=True, metavar="DIR")
-    parser.add("opts", "KEY VALUE pairs for the configuration", nargs="+", action="extend", default=[])
+    parser.add("opts", "settings of the configuration: KEY VALUE or KEY=VALUE", nargs="+", action="extend", default=[])
     args = parser.parse_args(argv)
     formats = args.format or ["paddle", "onnx"]
     if "onnx" in formats:

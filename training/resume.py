@@ -21,12 +21,15 @@ def resume_fingerprint(task: Task, plan: Plan, config) -> dict[str, object]:
     }
 
 
+_LABELS = {"external_id": "teacher or tokenizer", "num_images": "training images"}  # in messages
+
+
 def check_fingerprint(state: RunState, own: dict[str, object], directory: Path) -> None:
     """Raise UserError if a checkpoint is another run's; `own` is this run's `resume_fingerprint`."""
     for key, value in own.items():
         if getattr(state, key) != value:
             raise UserError(
-                f"-resume {directory}: that run has {key} {getattr(state, key)}, this one {value}; "
+                f"-resume {directory}: that run has {_LABELS.get(key, key)} {getattr(state, key)}, this one {value}; "
                 "to start a new run from its weights, use -pretrained"
             )
 

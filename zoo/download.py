@@ -27,6 +27,7 @@ from zoo.resuming import ResumingDownloader
 
 MIRROR_VARIABLE = "MAE_MIRROR"
 _MOST_BYTES = 64 << 30
+pooch.get_logger().setLevel(logging.ERROR)  # `say` reports
 
 
 def cache_folder(url: str) -> Path:
@@ -94,9 +95,8 @@ def fetch(
                 say(f"warning: {file} has changed since it was downloaded; it is fetched again")
             address = _address(source) if source else mirrored(url, file_name)
             say(f"fetching {address}")
-            pooch.get_logger().setLevel(logging.ERROR)
             downloader = ResumingDownloader(folder / f"{name}.part", most_bytes, first_wait_secs)
-            # Into a folder of its own: the file of an earlier download stays until this one is accepted.
+            # In a folder of its own, as an earlier file stays until this one is accepted.
             found = pooch.retrieve(address, None, name, folder / "incoming", downloader=downloader)
             _accept(Path(found), file, url, md5_prefix, record, check)
             say(f"saved {file} ({file.stat().st_size:,} bytes)")
@@ -163,5 +163,5 @@ def _address(source: str) -> str:
         return source
     path = user_path(source, "-from").resolve()
     if not path.is_file() and not path.is_dir():  # a directory is a mirror
-        raise UserError(f"{source}: no such file or directory")
+        raise UserError(f"{source}: no such file or directory, or a pipe or a device, and a file is needed")
     return path.as_uri()

@@ -47,7 +47,10 @@ class ResumingDownloader:
     def __call__(self, url: str, output_file: str, pooch: object) -> None:
         """Write the file of an address to `output_file`, as pooch asks for it."""
         if url.startswith("file:"):
-            shutil.copyfile(urllib.request.url2pathname(urllib.parse.urlsplit(url).path), output_file)
+            source = urllib.request.url2pathname(urllib.parse.urlsplit(url).path)
+            if not os.path.isfile(source):
+                raise UserError(f"{printable(source)}: no such file{_ADVICE}")
+            shutil.copyfile(source, output_file)
             return
         attempts = 0
         while True:

@@ -257,7 +257,7 @@ def test_what_cannot_work_is_refused(runs, tmp_path, opts, said):
 @pytest.mark.quick
 def test_a_run_goes_on_with_the_same_teacher_only(runs, tmp_path):
     _, plain, extra = runs
-    with pytest.raises(UserError, match="that run has teacher .*, this one "):
+    with pytest.raises(UserError, match="that run has teacher or tokenizer .*, this one "):
         train(tmp_path, "run", "-teacher", str(extra), "-resume", str(plain))
     with pytest.raises(UserError, match="that run has task pretrain_distilled, this one pretrain"):
         train(tmp_path, "other", "-resume", str(plain))

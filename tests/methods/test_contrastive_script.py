@@ -48,7 +48,10 @@ def test_both_stages_with_a_stop_between(tmp_path):
 
     output = finish(start(tmp_path))
     assert "resumed" in (head / "log.txt").read_text()
-    assert f"PRETRAINED={tuning} CFG=configs/digits_contrastive_linearprobe.yaml sh run_linear_probe_multi.sh" in output
+    assert (
+        f"PRETRAINED={tuning} CFG=configs/mae_ct/digits_contrastive_linearprobe.yaml sh run_linear_probe_multi.sh"
+        in output
+    )
     steps = [record["step"] for record in read_log(head) if record["event"] == "train"]
     assert steps == sorted(set(steps))
     assert steps[-1] == 2 * 22

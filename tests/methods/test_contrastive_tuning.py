@@ -178,8 +178,8 @@ def test_rates_decays_and_frozen_parts_are_those_of_the_paper():
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["TRAIN.ACCUM_ITER", 2], "TRAIN.ACCUM_ITER=2: the contrastive loss .* set it to 1"),
-        (["DATA.DROP_LAST", False], "DATA.DROP_LAST=False: a smaller last batch"),
+        (["TRAIN.ACCUM_ITER", 2], "TRAIN.ACCUM_ITER=2: the loss .* set it to 1"),
+        (["DATA.DROP_LAST", False], "DATA.DROP_LAST=False: .* a smaller last batch"),
         (["DATA.BATCH_SIZE", 1], "a micro-step of one image"),
         (
             ["DATA.IMAGE_CHANNELS", 4, "DATA.IMAGENET_MEAN", [0.5] * 4, "DATA.IMAGENET_STD", [0.5] * 4]

@@ -13,7 +13,6 @@ from measures import extraction
 from methods import dispatch, load_models, teachers
 from methods.finetune import distilled_loss
 from optim import param_groups
-from runtime import ROOT
 from storage.run_files import MODEL_FILE
 from tests.conftest import MODES, TINY, assert_close
 from tests.helpers import script_runs
@@ -232,7 +231,7 @@ def expected_table(recipe: str) -> dict[str, tuple[float, float]]:
 def test_rates_and_decays_of_every_parameter(recipe):
     suffix = "" if recipe == "improved" else f"_{recipe}"
     small = ["MODEL.ENCODER.EMBED_DIM", 24, "DATA.IMAGE_SIZE", 32, "MODEL.NUM_CLASSES", 3]  # widths do not matter
-    config = get_config(ROOT / "configs" / f"vit_tiny_patch16_224_finetune{suffix}.yaml", small)
+    config = get_config(recipe(f"vit_tiny_patch16_224_finetune{suffix}"), small)
     model = build_transformer(config)
     found = {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}

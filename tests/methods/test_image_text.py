@@ -120,7 +120,7 @@ def test_another_tokenizer_does_not_go_on(undisturbed, tmp_path, captioned):
     make_tokenizer(tmp_path / "other.model", 300)
     settings = [*settings_of(captioned), "LIT.TOKENIZER", str(tmp_path / "other.model")]
     script_runs.stop_after_step(undisturbed, tmp_path)
-    with pytest.raises(UserError, match="has teacher tokenizer"):
+    with pytest.raises(UserError, match="has teacher or tokenizer tokenizer"):
         train(tmp_path, "again", settings, "-resume", str(tmp_path / "again"))
 
 
@@ -167,8 +167,8 @@ def test_cached_features_on_two_ranks(tmp_path, captioned):
     ("opts", "words"),
     [
         (["LIT.TOKENIZER", None], "zoo fetch xlmr_tokenizer"),
-        (["TRAIN.ACCUM_ITER", 2], "ACCUM_ITER=1"),
-        (["DATA.DROP_LAST", False], "DROP_LAST=True"),
+        (["TRAIN.ACCUM_ITER", 2], "ACCUM_ITER=2: .* set it to 1"),
+        (["DATA.DROP_LAST", False], "DROP_LAST=False: .* set it to True"),
         (["TEXT.VOCAB_SIZE", 50], "another model"),
         (["TEXT.NUM_HEADS", 3], "must divide TEXT.EMBED_DIM=16"),
         (["TRAIN.LAYER_DECAY", 0.5], "is not for MODEL.TYPE IMAGE_TEXT"),

@@ -48,7 +48,7 @@ def test_the_best_head_is_the_saved_probe(tiny_yaml, tmp_path):
     model = weight_files.read(find(run) / MODEL_FILE).tensors
     chosen = extra[f"heads.{RATES.index(best)}.weight"].read()
     assert np.array_equal(model["classifier.1.weight"].read(), chosen)
-    assert "it is chosen on the images it is judged on" in (run / "log.txt").read_text()
+    assert "selected on val, so optimistic" in (run / "log.txt").read_text()
     evaluated = main_multi_gpu_linearprobe.main(
         ["-cfg", cfg, "-eval", "-pretrained", str(find(run)), "-output", str(tmp_path)]
     )

@@ -18,6 +18,7 @@ import tools.visualise
 from errors import UserError
 from launch import run_directory
 from launch.run_lock import RunLock
+from measures import extraction
 from pages import tables
 from storage import run_files
 from storage.json_files import read_json, read_records
@@ -73,7 +74,7 @@ def test_features_that_fail_leave_the_old_ones(run_dir, tmp_path, monkeypatch):
     tools.features.main([str(run_dir), "-out", str(out)])
     (out / "layer_notes.npy").write_bytes(b"the user's")
     before = contents(out)
-    monkeypatch.setattr(tools.features, "extract", lambda *args: 1 / 0)
+    monkeypatch.setattr(extraction, "extract", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tools.features.main([str(run_dir), "-out", str(out), "-layers", "1"])
     assert {name: data for name, data in contents(out).items() if ".writing" not in name} == before
@@ -94,7 +95,7 @@ def test_features_that_do_not_fit_the_disk_are_an_error(run_dir, tmp_path, monke
     def full(descriptor, offset, length):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tools.features.os, "posix_fallocate", full)
+    monkeypatch.setattr(extraction.os, "posix_fallocate", full)
     with pytest.raises(UserError, match="features: cannot be written: No space left on device"):
         tools.features.main([str(run_dir), "-out", str(tmp_path / "features")])
 

@@ -52,7 +52,7 @@ def test_nearest_neighbours_are_those_of_scikit_learn(digits, standardise):
 @pytest.mark.parametrize(("columns", "count"), [(5000, 20), (4999, 1), (640, 20), (20, 20), (64, 3)])
 def test_the_largest_values_of_rows(columns, count):
     values = np.random.default_rng(0).standard_normal((30, columns)).astype(np.float32)
-    places = np.sort(knn._largest(values, count), axis=1)
+    places = np.sort(neighbours._largest(values, count), axis=1)
     assert np.array_equal(places, np.sort(np.argsort(-values, axis=1)[:, :count], axis=1))
 
 

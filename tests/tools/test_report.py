@@ -10,10 +10,10 @@ import pytest
 
 import runtime
 from errors import UserError
-from launch import command_line
 from methods import dispatch
 from pages import run_page
 from tools import report
+from training import run as training_run
 from training.log import RunLog
 
 pytestmark = pytest.mark.quick
@@ -36,7 +36,7 @@ def finished(tiny_run):
 )
 def test_a_run_writes_its_report(finished, mode, pictures):
     run = finished(mode, "REPORT", True)
-    command_line.write_report(run)
+    training_run.write_report(run)
     page = (run.directory / "report.html").read_text()
     assert re.findall("<h2>(.*?)</h2>", page) == ["Figures", "Curves", "Pictures", "Configuration"]
     assert pictures in page
@@ -87,10 +87,10 @@ def test_a_report_that_fails_is_a_warning(finished, capsys):
     run = finished("pretrain", "REPORT", True)
     (run.directory / "config.yaml").unlink()
     run.log = RunLog(run.directory)
-    command_line.write_report(run)
+    training_run.write_report(run)
     assert "warning: no report: error: " in capsys.readouterr().out
     silent = finished("pretrain")  # REPORT False
-    command_line.write_report(silent)
+    training_run.write_report(silent)
     assert not (silent.directory / "report.html").exists()
 
 

@@ -106,7 +106,10 @@ def test_mistakes_end_it_before_the_first_run(tmp_path, tiny_yaml):
         (["-grid", "TRAIN.BASE_LR=0.1", *out, "--", "-opts", "SAVE", "x"], "SAVE: is set by the sweep itself"),
         (["-grid", "RUN=a,b", *out], "RUN: is set by the sweep itself"),
         (["-grid", "MODEL.PRETRAINED=a/b,a_b", *out], "two combinations would be the run pretrained=a_b"),
-        (["-grid", "TRAIN.BASE_LR=0.1", *out, "--", "-opts", "TRAIN.NUM_EPOCHS"], "KEY VALUE pairs"),
+        (
+            ["-grid", "TRAIN.BASE_LR=0.1", *out, "--", "-opts", "TRAIN.NUM_EPOCHS"],
+            "TRAIN.NUM_EPOCHS='TRAIN.BASE_LR' is not of type int",
+        ),
         (["-grid", "MODEL.TYPE=MOCO", *out], "it is for MODEL.TYPE"),
     ):
         with pytest.raises(UserError, match=said):

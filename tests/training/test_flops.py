@@ -2,17 +2,16 @@ import pytest
 
 from config import get_config, network_kind
 from methods import dispatch
-from runtime import ROOT
 from storage import architecture
+from tests.helpers.recipes import recipe
 from training import flops, memory, plan
 from training.task import ONE_PASS
 
-CONFIGS = ROOT / "configs"
 pytestmark = pytest.mark.quick
 
 
 def model(name):
-    config = get_config(CONFIGS / f"{name}.yaml")
+    config = get_config(recipe(name))
     return architecture.of_config(config, network_kind(config)), config.MODEL.MASK_RATIO
 
 

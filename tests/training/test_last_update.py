@@ -48,7 +48,7 @@ def test_the_gradient_of_a_small_update_is_the_sum_over_a_full_batch(tiny_run, m
     run = tiny_run("finetune", "TRAIN.MIXUP_PROB", 0.0, "MODEL.DROPPATH", 0.0, "TRAIN.RANDOM_ERASE_PROB", 0.0)
     training = make_training(run, 10, batch, accum)
     seen = {}
-    monkeypatch.setattr(training.guard, "admits", lambda *args: seen.update(gradients(training.task.model)) or False)
+    monkeypatch.setattr(training.guard, "check", lambda *args: seen.update(gradients(training.task.model)) or False)
     training.update(training.train_loader.epoch(0, 1), 1, 0.0)
     model = training.task.model
     model.clear_gradients()

@@ -9,8 +9,8 @@ import main_multi_gpu_pretrain
 from benchmarks.memory import estimated
 from config import get_config, network_kind
 from errors import UserError
-from runtime import ROOT
 from storage.clip_architecture import of_any_config
+from tests.helpers.recipes import recipe
 from training import memory
 
 pytestmark = pytest.mark.quick
@@ -35,7 +35,7 @@ def test_estimates_are_within_15_percent_of_measured_peaks(case):
 
 
 def load(name, *opts):
-    config = get_config(ROOT / "configs" / f"{name}.yaml", list(opts))
+    config = get_config(recipe(name), list(opts))
     return of_any_config(config, network_kind(config)), config
 
 
@@ -81,13 +81,13 @@ def test_sharding_precision_and_recomputation_change_what_they_should():
     ],
 )
 def test_a_dry_run_needs_neither_model_nor_data(main, name, flags, words, capsys, tmp_path):
-    cfg = str(ROOT / "configs" / f"{name}.yaml")
+    cfg = str(recipe(name))
     assert main(["-cfg", cfg, "-dry_run", "-data_path", str(tmp_path / "absent"), "-device", "cpu", *flags]) == {}
     assert re.search(words, capsys.readouterr().out)
 
 
 def test_bad_questions_are_refused(capsys):
-    cfg = str(ROOT / "configs" / "vit_base_patch16_224_pretrain.yaml")
+    cfg = str(recipe("vit_base_patch16_224_pretrain"))
     for flags in (["-gpu_memory", "80"], ["-dry_run", "-gpu_memory", "-1"]):
         with pytest.raises(UserError, match="GiB above 0"):
             main_multi_gpu_pretrain.main(["-cfg", cfg, "-device", "cpu", *flags])
@@ -98,7 +98,7 @@ def test_bad_questions_are_refused(capsys):
 
 
 def test_a_head_that_follows_the_data_is_counted_or_said_to_be_left_out(capsys):
-    cfg = str(ROOT / "configs" / "vit_base_patch16_224_wsp.yaml")
+    cfg = str(recipe("vit_base_patch16_224_wsp"))
     common = ["-cfg", cfg, "-dry_run", "-device", "cpu", "-gpu_memory", "80"]
 
     def trained() -> int:
@@ -116,7 +116,7 @@ def test_a_head_that_follows_the_data_is_counted_or_said_to_be_left_out(capsys):
 def test_cached_features_need_no_activations_of_the_image_tower(tmp_path):
     sizes = {}
     for cached in (False, True):
-        config = get_config(ROOT / "configs" / "vit_2b_patch14_224_lit.yaml", ["LIT.CACHE_FEATURES", cached])
+        config = get_config(recipe("vit_2b_patch14_224_lit"), ["LIT.CACHE_FEATURES", cached])
         sizes[cached] = memory.estimate(of_any_config(config, "clip"), config, device="gpu")
     assert sizes[True].activations < sizes[False].activations
     assert sizes[True].layer < sizes[False].layer

@@ -10,8 +10,8 @@ from errors import UserError
 from launch import launcher, run_directory
 from methods import dispatch
 from pipeline.samplers import TrainSampler
-from runtime import ROOT
 from storage import run_state
+from tests.helpers.recipes import RECIPES
 from tests.helpers.saved_runs import fit_pretrain
 from training import plan
 from training.log import RunLog
@@ -20,9 +20,9 @@ from training.run import Run
 pytestmark = pytest.mark.quick
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_saves_at_least_every_half_hour(recipe):
-    config = get_config(recipe)
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_saves_at_least_every_half_hour(name):
+    config = get_config(RECIPES[name])
     assert config.SAVE_EVERY_MINUTES is not None
     assert config.SAVE_EVERY_MINUTES <= 30
     assert "costs at most 30 minutes of training" in plan.describe_saving(config, 10_000, 100_000)
