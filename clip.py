@@ -31,7 +31,7 @@ from transformer import VisionTransformer, build_transformer
 
 FIRST_LOGIT_SCALE = math.log(1 / 0.07)
 TOKENIZER_FILE = "sentencepiece.bpe.model"  # as XLM-R's is called
-_MAX_PIECES = 100  # of a text; XLM-R has positions for 510, and MAWS reads 100
+_MAX_PIECES = 100  # longest text in pieces; XLM-R has positions for 510, and MAWS reads 100
 
 Images = paddle.Tensor | Image.Image | str | Path | Sequence["Images"]
 Texts = paddle.Tensor | str | Sequence[str]
@@ -46,7 +46,7 @@ class CLIP(nn.Layer):
         embed_dim: E.
         transform: makes the image tower's input of an image.
         tokenizer: from texts to ids; None: `encode_texts` takes ids only.
-        max_pieces: of a text that are read; fewer where the text tower has no positions for so many.
+        max_pieces: of a text that are read; fewer where the text tower has fewer positions.
 
     Attributes:
         logit_scale: logarithm of the factor of the cosines, a scalar parameter.

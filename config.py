@@ -229,7 +229,7 @@ def _check_data(data: CfgNode, require) -> None:
     is_size = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
     require(is_size, "DATA.IMAGE_SIZE", "must be a side in pixels, or [height, width]")
     is_small = math.prod(sides) <= _LARGEST_IMAGE_PX
-    require(is_small, "DATA.IMAGE_SIZE", f"must be whole numbers of pixels, at most {_LARGEST_IMAGE_PX:,} in all")
+    require(is_small, "DATA.IMAGE_SIZE", f"must be integers, in pixels, at most {_LARGEST_IMAGE_PX:,} in all")
     for key in ("IMAGENET_MEAN", "IMAGENET_STD"):
         values = data[key]
         are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
@@ -246,7 +246,7 @@ def _check_model(config: CfgNode, require) -> None:
     model, has_decoder = config.MODEL, network_kind(config) == "autoencoder"
     height, width = image_size_hw(config)
     for side in (height, width):
-        what = f"{side} pixels are not a whole number of patches; MODEL.PATCH_SIZE is {model.PATCH_SIZE}"
+        what = f"{side} pixels are not divisible into patches; MODEL.PATCH_SIZE is {model.PATCH_SIZE}"
         require(side % model.PATCH_SIZE == 0, "DATA.IMAGE_SIZE", what)
     for section in ("ENCODER", "DECODER") if has_decoder else ("ENCODER",):
         part = model[section]

@@ -83,7 +83,9 @@ class MAEPretrain(nn.Layer):
             latent: [B, 1 + K, D], class token first, patches in the order of `shuffle`.
         """
         latent = self.encoder(embed_visible(self, images, shuffle), end=self.decode_layer)
-        is_lower = self.decode_layer < len(self.encoder.layers)  # of a decoupled distillation
+        is_lower = self.decode_layer < len(
+            self.encoder.layers
+        )  # decoupled distillation: the last block only gives scores
         return self.encoder.norm(latent) if is_lower else latent
 
     def decode(self, latent: paddle.Tensor, restore: paddle.Tensor) -> paddle.Tensor:
@@ -173,7 +175,7 @@ def embed_visible(network: nn.Layer, images: paddle.Tensor, shuffle: paddle.Tens
 
 
 def num_visible(num_patches: int, mask_ratio: float) -> int:
-    """Return K, the whole number of patches that stay visible: N * (1 - ratio), rounded down."""
+    """Return K, the number of patches that stay visible: N * (1 - ratio), rounded down."""
     num_kept = int(num_patches * (1 - mask_ratio) + 1e-6)  # 100 * (1 - 0.9) is 9.999999999999998
     if not 1 <= num_kept <= num_patches:
         raise UserError(f"mask_ratio={mask_ratio} keeps {num_kept} of {num_patches} patches; it must keep at least one")

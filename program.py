@@ -3,7 +3,7 @@
 Each of them ends with one line on standard error and an exit code; a traceback is for defects of this project only.
 
     0          done
-    1 or 2     the user can mend it (1 for the commands for weights), or a file cannot be read or written
+    1 or 2     the user can correct it (1 for the commands for weights), or a file cannot be read or written
     75         a training was asked to stop, and has saved its state
     130, 143   ended by Ctrl-C or SIGTERM (128 + the signal's number); likewise SIGHUP and SIGUSR1
     141        nobody reads standard output any more, as with `| head -1`
@@ -114,7 +114,7 @@ def run(
 
     Args:
         main: its result is ignored.
-        error_code: for what the user can mend.
+        error_code: for errors that the user can correct.
         note_end: is told exit code and last words.
         clean_up: called in the end, whatever happened.
         is_reported_elsewhere: returns True for an end of which another process of the job tells the user.

@@ -15,7 +15,7 @@
 #   NNODES        number of nodes; with it, on all nodes the same MASTER=IP:PORT of the first one
 #   NODE_RANK     number of this node; default: by order of arrival
 #   DEVICE        cpu | gpu
-#   RETRIES       how often to go on from the last checkpoint after a crash; not after a user error or a signal
+#   RETRIES       how often to resume from the last checkpoint after a crash; not after a user error or a signal
 #   PYTHON        interpreter; default: python3 of an activated environment, else .venv/bin/python if it is there
 # Arguments of the script are passed on.
 
@@ -49,7 +49,7 @@ run_main() {
         ${DEVICE:+-device "$DEVICE"} \
         "$@"
     if [ -n "${RETRIES:-}" ]; then
-        # Without a name, "auto" could go on with an older run if this one crashed before its first checkpoint.
+        # Without a name, "auto" could resume an older run if this one crashed before its first checkpoint.
         case " $* " in
         *" -resume "* | *" --resume "*) ;;
         *" RUN "*) set -- "$@" -resume auto ;;
@@ -71,7 +71,7 @@ retry() {
         0 | 2 | 75 | 129 | 130 | 131 | 138 | 143) return "$code" ;;
         esac
         [ "$attempt" -le "${RETRIES:-0}" ] || return "$code"
-        echo "exit code $code: going on from the last checkpoint, retry $attempt of $RETRIES" >&2
+        echo "exit code $code: resuming from the last checkpoint, retry $attempt of $RETRIES" >&2
     done
 }
 

@@ -3,7 +3,7 @@
 #
 #   DATA_PATH=/data/imagenet PRETRAINED=output/pretrain-... sh run_contrastive_multi.sh
 #
-# Started again, it goes on where it was stopped; a stage that has ended is not repeated. Besides run_common.sh's settings:
+# Started again, it resumes where it was stopped; a stage that has ended is not repeated. Besides run_common.sh's settings:
 #   MODEL         recipes: configs/mae_ct/MODEL_contrastive_{head,tuning}[_aug].yaml (default: vit_base_patch16_224)
 #   AUG           minimal (default) | aug: colour jitter, blur, grey and solarisation, too
 #   STAGE         both (default) | head | tuning; tuning takes PRETRAINED as the head stage's run unless that is here

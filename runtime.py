@@ -129,7 +129,7 @@ def _end_at_once(number: int, frame: object) -> None:
 def module_command(name: str, *args: str) -> list[str]:
     """Return the command that runs a module like `python -m`, with this project where that has the working directory.
 
-    `python -m` would import modules of the working directory first, which may be a stranger's.
+    `python -m` would import modules of the working directory first, which anyone may have written.
     """
     return [sys.executable, "-W", f"ignore:{_NO_CCACHE}", "-c", _RUN_MODULE, str(ROOT), name, *args]
 

@@ -265,7 +265,7 @@ def _sane_int(value: int, key: str, source: str) -> int:
 def _finite(value: float, key: str, source: str) -> float:
     try:
         value = float(value)
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer of hundreds of digits
         value = math.inf
     if not math.isfinite(value):
         raise UserError(f"{source}: {key}={value!r} is not a finite number")

@@ -297,7 +297,7 @@ def layer_index(name: str, depth: int) -> int:
 
 
 def init_linear(layer: nn.Linear, weight_init: nn.initializer.Initializer) -> None:
-    """Draw a linear layer's weight anew, and set its bias to zero."""
+    """Initialise a linear layer's weight again, and set its bias to zero."""
     weight_init(layer.weight)
     if layer.bias is not None:
         nn.initializer.Constant(0.0)(layer.bias)

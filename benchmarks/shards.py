@@ -4,7 +4,7 @@
 
 1. Images per second of one process, exact decoding, in turns, on generated JPEGs of 256 x 256 pixels.
 2. Memory of the index of 5 billion images in 500,000 shards, with the order of an epoch, and the time to open it.
-3. Seconds from opening the shards to the first image of a run that goes on in the middle of an epoch, and whether it is
+3. Seconds from opening the shards to the first image of a run that resumes in the middle of an epoch, and whether it is
    the image that an undisturbed run would have had.
 """
 
@@ -99,7 +99,7 @@ def _memory_mb() -> float:
 
 
 def resume_in_the_middle(out: Path, count: int) -> dict[str, object]:
-    """Take the first image of a run that goes on in the middle of its third epoch."""
+    """Take the first image of a run that resumes in the middle of its third epoch."""
     wanted = WebShards(out / "shards", "train", "caption").order(7, 2)[np.arange(count)]
     update = count // 64 // 2
     started = time.perf_counter()

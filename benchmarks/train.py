@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     parser.add("cfg", "YAML of the recipe", required=True, metavar="FILE")
     parser.add("data_path", "directory of the data set", default=".", metavar="DIR")
     parser.add("dataset", "instead of the recipe's", metavar="NAME")
-    parser.add("nproc", "compare one process with so many", type=int, default=1, metavar="N")
+    parser.add("nproc", "compare one process with N", type=int, default=1, metavar="N")
     parser.add("epochs", "per run (default: 1)", type=int, default=1)
     parser.add("pairs", "runs of each kind (default: 5)", type=int, default=5)
     parser.add("json", "append the lines to this file", metavar="FILE")

@@ -80,7 +80,11 @@ def make_parser(script: str, description: str) -> Parser:
         metavar="KEY VALUE",
     )
     add("dry_run", "print the plan (configuration, model, data, batch, schedule), and stop", action="store_true")
-    add("gpu_memory", "with -dry_run: say whether a GPU of so many GiB is enough, without a model or data", type=finite)
+    add(
+        "gpu_memory",
+        "with -dry_run: say whether a GPU of this size in GiB is enough, without a model or data",
+        type=finite,
+    )
     add("device", "cpu or gpu (default: gpu if there is one)", choices=("cpu", "gpu"))
     add("nproc", "processes on this node (default: one per visible GPU, or 1 on CPU)", type=int, metavar="N")
     add("nnodes", "number of nodes (default: 1)", type=int, default=1, metavar="N")
@@ -135,7 +139,7 @@ def read_config(script: str, argv: Sequence[str]):
 def read_arguments(script: str, args: argparse.Namespace):
     """Return the configuration that parsed arguments ask for."""
     if args.cfg is None and args.resume not in (None, "auto"):
-        # A run goes on as it was. What else its checkpoint holds is checked when it is loaded.
+        # A run resumes with its own configuration. Its checkpoint is checked when it is loaded.
         args.cfg = run_directory.find(args.resume, lambda line: None, only=CONFIG_FILE) / CONFIG_FILE
     if args.gpu_memory is not None and not (args.dry_run and args.gpu_memory > 0):
         raise UserError(f"-gpu_memory {args.gpu_memory:g}: is for -dry_run, and in GiB above 0")

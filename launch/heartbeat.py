@@ -6,7 +6,7 @@ A node that is silent for 20 s, or closes its connection without the goodbye byt
 then closes all connections, so that every node stops.
 
 Whoever connects has to prove first that it knows the job's token, and so has whoever listens: each sends a random
-number, and the other one answers with its HMAC. What strangers send counts for nothing.
+number, and the other one answers with its HMAC. Messages without a valid HMAC are ignored.
 """
 
 import contextlib
@@ -189,7 +189,7 @@ def _prove(peer: socket.socket, token: bytes, own_role: bytes, other_role: bytes
 
 
 def _receive(peer: socket.socket, count: int, deadline: float) -> bytes:
-    """Receive so many bytes; a trickle does not put the deadline off."""
+    """Receive `count` bytes; the deadline is absolute, however slowly they arrive."""
     received = b""
     while len(received) < count:
         left = deadline - time.monotonic()

@@ -33,7 +33,7 @@ from program import EXIT_STOPPED, Interrupted, Stopped
 from runtime import ENDING_SIGNALS
 
 _MOST_PROCESSES = 4096
-_LONGEST_HOST = 253  # of a domain name
+_LONGEST_HOST = 253  # longest domain name (RFC 1035)
 _GRACE_SECS, _LOOK_SECS, _NEWS_SECS = 10.0, 0.1, 5.0
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
@@ -284,7 +284,7 @@ def _describe_end(notes: Path, code: int, lost: list[str], asked: list[int], kil
     codes = [int(end[2]) for end, _ in ends]
     for what in lost:
         print(
-            f"error: {what}; this node stops, too, and -resume auto goes on from the last checkpoint", file=sys.stderr
+            f"error: {what}; this node stops, too, and -resume auto resumes from the last checkpoint", file=sys.stderr
         )
         return 1
     if asked and code != 0 and 2 not in codes:  # a rank may fail because another one has ended

@@ -9,7 +9,11 @@ import signal
 from pathlib import Path
 
 _STATE, _PARENT, _EXIT_CODE = 0, 1, 49  # fields of /proc/PID/stat after the name, see proc(5)
-_CAUSES = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)  # of several that died together; a peer's loss is an abort
+_CAUSES = (
+    signal.SIGKILL,
+    signal.SIGSEGV,
+    signal.SIGBUS,
+)  # likely causes where several ranks died together; those that lost a peer abort
 
 
 class Ranks:

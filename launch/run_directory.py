@@ -24,7 +24,12 @@ from storage.run_files import (
 )
 from storage.run_state import newest_first
 
-_BEGUN = {LOCK_FILE, CONFIG_FILE, TEXT_LOG_FILE, LAUNCH_LOGS}  # of a run that ended before its first record
+_BEGUN = {
+    LOCK_FILE,
+    CONFIG_FILE,
+    TEXT_LOG_FILE,
+    LAUNCH_LOGS,
+}  # all that a run leaves that ended before its first record
 
 
 def write_config(directory: Path, config) -> None:
@@ -47,7 +52,7 @@ def find(path: str | Path, warn: Callable[[str], None] = print, only: str | None
     if is_checkpoint(path):
         damage = manifest.find_damage(path, only)
         if damage is not None:
-            raise UserError(f"-resume {path}: {damage}; name the run's directory to go on from the newest whole one")
+            raise UserError(f"-resume {path}: {damage}; name the run's directory to resume from the newest intact one")
         return path.resolve()
     damaged = 0
     for candidate in newest_first(path):

@@ -47,7 +47,7 @@ def read_config(args: argparse.Namespace, *more: object):
 def natural(text: str) -> int:
     """Read a number that is not negative, for a parser."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0")
     return int(text)
 
 

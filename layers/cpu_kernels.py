@@ -122,7 +122,7 @@ class _Attention(PyLayer):
         qkv, *saved = ctx.saved_tensor()
         bias = saved.pop() if ctx.has_bias else None
         grads, tiles = [], _tile(bias, qkv)
-        sums_of_bias: list[paddle.Tensor] = []  # of whole pieces, and of the last one if it is smaller
+        sums_of_bias: list[paddle.Tensor] = []  # one for the full pieces, one for a smaller last piece
         pieces = zip(_chunks(qkv, qkv), _chunks(grad, qkv), saved[::2], saved[1::2], strict=True)
         for images, grad_mixed, highest, share in pieces:
             query, key, value = _split(images)

@@ -9,7 +9,7 @@ from errors import UserError
 from measures import robustness
 from pipeline.loading import with_progress
 
-_BINS = 15  # of the calibration error
+_BINS = 15  # confidence bins of the calibration error
 
 
 @paddle.no_grad()

@@ -22,8 +22,8 @@ def open_images(config, split: str, needs_labels: bool = True, num_classes: int 
     """Open a split.
 
     Args:
-        num_classes: of a classifier that judges the images: labels must be below it, and are found by the names of
-            its classes. None: labels are the data set's own.
+        num_classes: outputs of a classifier: labels must be below it, and are found by the names of its classes.
+            None: labels are the data set's own.
     """
     config = config if num_classes is not None else replaced(config, "DATA.CLASS_NAMES", None)
     source = loaders.open_source(config, split, "label" if needs_labels else "none")

@@ -1,6 +1,6 @@
 """ImageNet's variants for robustness: layouts, labels and scores.
 
-| benchmark | layout below DATA_PATH | judged among |
+| benchmark | layout below DATA_PATH | evaluated among |
 |---|---|---|
 | `a`, `r` | `<wnid>/*`, 200 classes each | the logits of those 200 classes, as the published numbers are |
 | `sketch` | `<wnid>/*`, 1,000 classes | all |

@@ -77,7 +77,7 @@ class ScoresBlock(nn.Layer):
 
 
 class AttentionDistillation(nn.Layer):
-    """An autoencoder and what it needs to follow a teacher; the teacher is no part of its state.
+    """An autoencoder and what it needs to follow a teacher; the teacher is not part of its state.
 
     Args:
         student: its encoder and decoder train.

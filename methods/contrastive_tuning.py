@@ -126,7 +126,7 @@ def _check(config) -> None:
     """Raise UserError for settings under which the loss would be another one."""
     dims, train = config.CONTRAST.PROJECTOR_DIMS, config.TRAIN
     if not dims or not all(type(width) is int and 0 < width <= 65_536 for width in dims):
-        raise UserError(f"CONTRAST.PROJECTOR_DIMS={dims!r}: must be a list of whole numbers from 1 to 65,536")
+        raise UserError(f"CONTRAST.PROJECTOR_DIMS={dims!r}: must be a list of integers from 1 to 65,536")
     if config.MODEL.GLOBAL_POOL:
         raise UserError("MODEL.GLOBAL_POOL=True: leaves the encoder without its last norm; use MODEL.POOL_AFTER_NORM")
     if config.CONTRAST.STAGE == "tuning" and train.EMA_DECAY is not None and train.NUM_EPOCHS == 0:

@@ -82,9 +82,7 @@ def check_script(script: str, config) -> None:
             f"-cfg is for MODEL.TYPE {kind}, which main_multi_gpu_{method.script}.py runs; this script is for {types}"
         )
     if config.EVAL and not method.evaluates:
-        raise UserError(
-            f"-eval: MODEL.TYPE {kind} has no classifier to evaluate; an encoder is judged by finetuning or probing it"
-        )
+        raise UserError(f"-eval: MODEL.TYPE {kind} has no classifier to evaluate; finetune or probe the encoder")
 
 
 def train_or_evaluate(run: Run) -> dict[str, float]:
@@ -154,7 +152,7 @@ def follow_classes(run: Run) -> None:
 
 
 def recall_class_names(run: Run) -> None:
-    """Take DATA.CLASS_NAMES from the weights that are evaluated, or from the run that goes on."""
+    """Take DATA.CLASS_NAMES from the weights that are evaluated, or from the resumed run."""
     config = run.config
     weights = run.resume_from or (config.MODEL.PRETRAINED if config.EVAL else None)
     if weights is not None and config.DATA.CLASS_NAMES is None and get_method(config).target in ("label", "labels"):

@@ -166,7 +166,7 @@ class ZeroShotEvaluator:
         self._vectors: list[paddle.Tensor] = []
 
     def evaluation(self) -> Evaluation:
-        """Return how the model is judged; the first language chooses the best checkpoint."""
+        """Return how the model is evaluated; the first language chooses the best checkpoint."""
         metrics = tuple(f"{name}_{language}" for language in self._texts for name in ("acc1", "acc5"))
         return Evaluation(metrics, self._measure, (metrics[0], "max"), self._prepare)
 
@@ -191,15 +191,15 @@ def _class_names(config, language: str) -> list[list[str]]:
 
 
 def validation_config(config) -> object | None:
-    """Return the configuration of the data set that judges a run; None: it is not judged."""
+    """Return the configuration of the data set that a run is evaluated on; None: no evaluation."""
     lit = config.LIT
     if lit.EVAL_DATASET is None:
         return None
     if not lit.LANGUAGES:
         raise UserError("LIT.LANGUAGES=[]: zero-shot evaluation needs a language")
-    judged = replaced(config, "DATA.DATASET", lit.EVAL_DATASET)
-    judged = replaced(judged, "DATA.DATA_PATH", lit.EVAL_DATA_PATH or config.DATA.DATA_PATH)
-    return replaced(judged, "MODEL.NUM_CLASSES", len(_class_names(config, lit.LANGUAGES[0])))
+    validation = replaced(config, "DATA.DATASET", lit.EVAL_DATASET)
+    validation = replaced(validation, "DATA.DATA_PATH", lit.EVAL_DATA_PATH or config.DATA.DATA_PATH)
+    return replaced(validation, "MODEL.NUM_CLASSES", len(_class_names(config, lit.LANGUAGES[0])))
 
 
 def prepare_source(config, source: Source) -> Source:

@@ -22,8 +22,8 @@ class Method:
         variant: besides MODEL.TYPE, the kind of a run, where one kind cannot be resumed as another; part of the run
             directory's name, by which `-resume auto` finds a run.
         evaluates: the run evaluates on the val split, with labels, and -eval works.
-        validation_config: of a method that does not: returns the configuration of a data set whose val split judges a
-            run while it trains, or None.
+        validation_config: for a method that does not: returns the configuration of a data set, on the val split of
+            which a run is evaluated while it trains, or None.
         prepare_source: returns the source that is trained on, given the configuration and the data set's own.
         whole_batch: the loss is over all images of an update together, so a smaller batch would be another loss.
     """

@@ -42,7 +42,7 @@ class NNCLRHead(nn.Layer):
         predictor_dim: hidden width of the predictor.
         queue_size: Q, images whose projections are kept, first in, first out.
         temperature: of the softmax over similarities.
-        topk: a neighbour is drawn evenly among the so many most similar ones; 0 takes the most similar one.
+        topk: a neighbour is drawn evenly among the `topk` most similar ones; 0 takes the most similar one.
         momentum: of an averaged copy of the projector, which then makes the projections that are looked up and kept;
             None: the projector makes them itself.
     """
@@ -147,7 +147,7 @@ class NNCLRHead(nn.Layer):
             projections, ids, labels = projections[count - size :], ids[count - size :], labels[count - size :]
         skipped = max(0, count - size)
         places = (paddle.arange(len(ids), dtype="int64") + self.queue_ptr + skipped) % size
-        is_good = projections.isfinite().all()  # of all ranks, so they agree
+        is_good = projections.isfinite().all()  # over all ranks, so they agree
         for buffer, rows in ((self.queue, projections), (self.queue_id, ids), (self.queue_y, labels)):
             rows = paddle.where(is_good, rows, paddle.gather(buffer, places))
             buffer.set_value(paddle.scatter(buffer, places, rows))

@@ -1,4 +1,4 @@
-"""Linear probes with several learning rates at once, on one pass of the frozen encoder (as MAE-CT judges encoders)."""
+"""Linear probes with several learning rates at once, on one pass of the frozen encoder, as in MAE-CT."""
 
 import dataclasses
 

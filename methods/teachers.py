@@ -23,7 +23,7 @@ class Teacher:
 
     Attributes:
         network: from images [B, C, H, W], normalised as the student's; not registered in the student's network.
-        sha256: of its weights' file; a run goes on with the same teacher only.
+        sha256: of its weights' file; a run resumes with the same teacher only.
         description: one line for the log.
     """
 
@@ -127,7 +127,7 @@ def _check_images(path: str, theirs, config) -> None:
 
 def _find_program(path: Path) -> Path | None:
     """Return the program of an inference model, given it, its parameters, their common name, or their directory."""
-    if path.is_dir():  # of tools.export
+    if path.is_dir():  # a directory that tools.export wrote
         found = [path / f"model{suffix}" for suffix in _PROGRAMS]
     elif path.suffix in (*_PROGRAMS, _PARAMETERS):
         found = [path.with_suffix(suffix) for suffix in _PROGRAMS]

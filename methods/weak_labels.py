@@ -21,7 +21,7 @@ from training.run import Run
 from training.task import Task
 
 _CROP_SCALE = [0.08, 1.0]
-_HEAD_STD = 0.01  # of a new head over loaded weights
+_HEAD_STD = 0.01  # initialisation of a new head over loaded weights
 
 
 def many_label_loss(logits: paddle.Tensor, labels: paddle.Tensor, kind: str = "softmax") -> paddle.Tensor:

@@ -63,7 +63,7 @@ def draw_noise(
 
 
 def mask_to_noise(hidden: np.ndarray, origin: str) -> tuple[np.ndarray, float]:
-    """Turn hidden patches, a truth value for each, into noise [1, N] and the mask ratio."""
+    """Turn a boolean per patch, True where it is hidden, into noise [1, N] and the mask ratio."""
     hidden = hidden.reshape(1, -1)
     if hidden.all() or not hidden.any():
         raise UserError(f"{origin}: hides {'all' if hidden.all() else 'none'} of {hidden.size} patches")

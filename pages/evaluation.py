@@ -11,7 +11,7 @@ from pages import html, plots, tables
 from storage import atomic, results
 
 RESULTS = ("scores.json", "classes.csv", "confusion.csv", "corruptions.csv", "report.html")
-_MOST_ROWS = 20  # of a table on the page
+_MOST_ROWS = 20  # rows of a table on the page
 
 
 def evaluate_source(model, config, source, out: Path, columns: np.ndarray | None = None) -> dict[str, float]:

@@ -56,7 +56,7 @@ def _check_cifar_batch(batch: object, label_key: bytes, num_classes: int, root: 
     if not is_right or not all(type(label) is int and 0 <= label < num_classes for label in labels):
         raise UserError(
             f"DATA.DATA_PATH={root}: not the published python version: a batch needs {b'data'!r}, uint8 [N, 3072], and "
-            f"{label_key!r}, N whole numbers below {num_classes}"
+            f"{label_key!r}, N integers below {num_classes}"
         )
     return pixels, np.array(labels, np.int64)
 
@@ -69,7 +69,7 @@ def _read_limited(file: Path) -> bytes:
 
 
 class _Limited(io.RawIOBase):
-    """A stream that ends with an error after so many bytes."""
+    """A stream that raises an error after a given number of bytes."""
 
     def __init__(self, stream: io.BufferedIOBase, most_bytes: int):
         self._stream, self._left, self._most = stream, most_bytes, most_bytes

@@ -71,7 +71,7 @@ def _token_id(piece: int) -> int:
 
 
 def _without_surrogates(text: str) -> str:
-    """Replace halves of surrogate pairs, which are no characters and which UTF-8 cannot hold."""
+    """Replace halves of surrogate pairs, which are not characters, and which UTF-8 cannot encode."""
     if not isinstance(text, str):
         raise UserError(f"{printable(text, 60)!r} is not a text")
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -25,7 +25,7 @@ FORMAT_OF_SUFFIX = {
 }
 FORMATS = tuple(dict.fromkeys(FORMAT_OF_SUFFIX.values()))
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_MOST_BYTES = 1 << 30  # of a photo
+_MOST_BYTES = 1 << 30  # largest image file
 
 # Pillow warns of more than MAX_IMAGE_PIXELS, and refuses twice as many, 179 million: phones make 108 million.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -37,7 +37,7 @@ def most_pixels() -> int:
 
 
 def allow_pixels(count: int | None) -> None:
-    """Have Pillow read images of up to so many pixels (DATA.MAX_PIXELS); None: as it does by itself."""
+    """Set the largest image that Pillow decodes, in pixels (DATA.MAX_PIXELS); None: its own limit."""
     if count is not None:
         Image.MAX_IMAGE_PIXELS = -(-count // 2)
 

@@ -38,7 +38,7 @@ class LazyJpeg:
         left, top, right, bottom = box
         needed_hw = (size_hw[0] * self.size[1] / (bottom - top), size_hw[1] * self.size[0] / (right - left))
         pixels = self._decode(needed_hw)
-        # JPEGs are scaled by eighths; a side that is no multiple is rounded up, and its last pixel covers less.
+        # JPEGs are scaled by eighths; a side that is not a multiple is rounded up, and its last pixel covers less.
         scale_x, scale_y = (
             round(8 * side / whole) / 8 for side, whole in zip(pixels.shape[1::-1], self.size, strict=True)
         )
@@ -83,7 +83,7 @@ def open_jpeg(data: bytes, channels: int, upright: bool = True) -> LazyJpeg | No
     """Return an encoded image if it is a JPEG for this module (grey or colour, no bomb), else None.
 
     Args:
-        upright: leave alone what an EXIF note wants turned.
+        upright: leave images with another EXIF orientation to Pillow.
     """
     if not data.startswith(b"\xff\xd8") or channels not in _COLORSPACES:
         return None
@@ -99,7 +99,9 @@ def open_jpeg(data: bytes, channels: int, upright: bool = True) -> LazyJpeg | No
 
 
 def _is_upright(data: bytes) -> bool:
-    if b"Exif" not in data and b"rientation" not in data:  # of EXIF, wherever it is, or of XMP, which Pillow reads, too
+    if (
+        b"Exif" not in data and b"rientation" not in data
+    ):  # EXIF anywhere in the file, or XMP, which Pillow reads as well
         return True
     with open_image(data, ["JPEG"]) as image:  # reads the header only
         return image.getexif().get(_ORIENTATION, 1) == 1

@@ -12,7 +12,7 @@ from errors import abridge, one_name, printable
 from pipeline.sources import Source
 from storage.regular_files import read_regular_file
 
-_MOST_BYTES = 1 << 30  # of a photo
+_MOST_BYTES = 1 << 30  # largest image file
 
 
 class FileImages(Source):
@@ -53,7 +53,7 @@ class FileImages(Source):
         return one_name(self.paths[index])
 
     def missing(self) -> list[int]:
-        """Return the images whose paths are no files."""
+        """Return the images whose paths are not files."""
         return self.paths.missing()
 
 
@@ -79,7 +79,7 @@ class PathList(Sequence):
         return os.fsdecode(self._block[int(self._ends[index - 1]) if index else 0 : int(self._ends[index])])
 
     def missing(self) -> list[int]:
-        """Return the indices of paths that are no files: absent, or pipes and devices."""
+        """Return the indices of paths that are not files: absent, or pipes and devices."""
         folders: dict[str, int] = {}
         paths = map(self.text, range(len(self)))
         ids = [folders.setdefault(os.path.dirname(path), len(folders)) for path in paths]
@@ -122,7 +122,7 @@ def _plain(label: object) -> int | tuple[int, ...]:
 
 
 def find_missing(keys: np.ndarray, folder_ids: np.ndarray, folders: Sequence[str], root: str) -> list[int]:
-    """Return the indices of paths that are no files, with one listing of each folder.
+    """Return the indices of paths that are not files, with one listing of each folder.
 
     Args:
         keys: [N], `hash` of each path below `root`.

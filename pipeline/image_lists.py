@@ -27,7 +27,7 @@ from pipeline.sources import Source
 from storage.regular_files import open_regular_file, read_regular_file
 from storage.text_files import decode_text, iterate_lines
 
-_MOST_BYTES = 1 << 30  # of a photo
+_MOST_BYTES = 1 << 30  # largest image file
 _LONGEST_LINE = 1 << 20  # bytes
 _LONGEST_PATH = 4095  # bytes, Linux
 _MOST_PROBLEMS, _SHOWN = 1000, 5

@@ -144,7 +144,7 @@ def _read_npy(content: bytes, path: Path) -> list:
         names = {(1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0"}
         shape, is_fortran, dtype = getattr(np.lib.format, names[version])(file)
     except Exception as error:  # NumPy evaluates the header as Python
-        raise UserError(f"{path}: no file of NumPy ({printable(one_line(error))})") from error
+        raise UserError(f"{path}: not a NumPy file ({printable(one_line(error))})") from error
     if len(shape) not in (1, 2):
         raise UserError(f"{path}: must have one or two axes, and has {len(shape)}")
     if not 0 < math.prod(shape) <= _MOST_NAMES:

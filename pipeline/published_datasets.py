@@ -31,7 +31,7 @@ from storage.text_files import read_lines
 _ADVICE = "see published_datasets.py for the layout"
 _MOST_JSON_BYTES = _MOST_TEXT_BYTES = 2 << 30
 _MOST_MAT_BYTES = 256 << 20  # unpacked; the published ones have some megabytes
-_LARGEST_NUMBER = 1_000_000  # of a class or an image
+_LARGEST_NUMBER = 1_000_000  # largest class or image number
 _MAT_COMPRESSED = 15  # type of an element, miCOMPRESSED
 
 
@@ -87,14 +87,14 @@ def _unpacked_bytes(content: bytes) -> int:
 
 
 def _labels(content: dict, name: str, file: Path) -> np.ndarray:
-    """Return an entry of whole numbers from 1, as int64 [N]."""
+    """Return an entry of integers from 1, as int64 [N]."""
     values = _entry(content, name, file)
     if (
         values.ndim != 1
         or values.dtype.kind not in "iuf"
         or not (np.isfinite(values) & (values == np.round(values))).all()
     ):
-        raise UserError(f"{file}: its {name} are no whole numbers; is it the published file?")
+        raise UserError(f"{file}: its {name} are not integers; is it the published file?")
     if len(values) and not (values.min() >= 1 and values.max() <= _LARGEST_NUMBER):
         raise UserError(f"{file}: its {name} are not from 1 to {_LARGEST_NUMBER:,}; is it the published file?")
     return values.astype(np.int64)

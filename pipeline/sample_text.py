@@ -6,7 +6,7 @@ import re
 from errors import one_line, printable
 from storage.text_files import decode_text
 
-_MOST_LABELS = 10_000  # of an image
+_MOST_LABELS = 10_000  # labels per image
 
 
 def parse_caption(text: str) -> str:

@@ -16,7 +16,7 @@ class TrainSampler:
     however they are dealt. An epoch that began with another E continues with the images that are left.
 
     With `repeats`, an epoch takes a part of the images only, and each of them so often, one after the other: each time
-    augmented anew, and decoded once (arXiv 1901.09335).
+    augmented each time, and decoded once (arXiv 1901.09335).
 
     Args:
         order: `(seed, epoch) -> order`, where `order[places]` gives the images at places [n] of an epoch's order; None:

@@ -4,7 +4,7 @@
     INDEX/SPLIT.npz     per shard: name, size, time, numbers of samples, of captions, of labelled ones; written last
 
 INDEX is `.shard-index/` beside the shards, or in the cache directory where that cannot be written. It holds for shards
-of the same names, sizes, times and first and last headers; others are indexed again. An index may be a stranger's, so
+of the same names, sizes, times and first and last headers; others are indexed again. An index may come from anyone, so
 its numbers are checked when it is read.
 """
 

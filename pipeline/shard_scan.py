@@ -1,9 +1,9 @@
 """What is in a WebDataset shard: its samples, and where their images, captions and labels are.
 
 A shard is an uncompressed tar file. Members of the same name before the last dot are a sample: an image with a caption
-(`.txt`), labels (`.cls`: whole numbers with commas) or both (`.json` with `caption` and `labels`; `.txt` and `.cls` go
-first). img2dataset writes such shards. Where a sample `a` has an image, `a.x.png` is a further field of it, and is left
-out. No member is unpacked to disk. Everything that is left out is counted by its reason.
+(`.txt`), labels (`.cls`: integers, separated by commas) or both (`.json` with `caption` and `labels`; `.txt` and `.cls`
+take precedence). img2dataset writes such shards. Where a sample `a` has an image, `a.x.png` is a further field of it,
+and is left out. No member is unpacked to disk. Everything that is left out is counted by its reason.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from pipeline.sample_text import parse_caption, parse_labels, parse_object
 from storage.text_files import decode_text
 
 IMAGE_SUFFIXES = tuple(FORMAT_OF_SUFFIX)
-PLACES = ("image", "text", "json")  # of a sample's members
+PLACES = ("image", "text", "json")  # kinds of members of a sample
 _KINDS = {".txt": "text", ".cls": "cls", ".json": "json"}
-_MOST_TEXT_BYTES = 1 << 20  # of a caption or its JSON
+_MOST_TEXT_BYTES = 1 << 20  # largest caption or JSON member
 _MOST_IMAGE_BYTES = 1 << 30
-_MOST_HEADER_BYTES = 1 << 16  # of a long name, or of attributes
+_MOST_HEADER_BYTES = 1 << 16  # largest extended header: a long name, or attributes
 _MOST_TAIL_BYTES = 16 << 20  # behind the last member
 _MOST_MEMBERS = 4_000_000
 

@@ -19,7 +19,9 @@ from pipeline.shard_scan import ShardIndex, decode_caption
 from pipeline.sources import SKIP_ADVICE, Source
 from storage.json_files import read_json
 
-WINDOW_SHARDS = 16  # whose images are mixed; of 10,000 images each, as img2dataset writes them: 160,000
+WINDOW_SHARDS = (
+    16  # shards whose images are shuffled together; of 10,000 images each, as img2dataset writes them: 160,000
+)
 _INDEXES_KEPT = 4 * WINDOW_SHARDS
 _MOST_OPEN_FILES = 256
 _NEAR_ATTEMPTS = 10
@@ -203,7 +205,7 @@ class WebShards(Source):
         return found.labels[end - int(found.count_labels(row)) : end].tolist()
 
     def _caption_at(self, index: int) -> str:
-        with contextlib.suppress(ValueError):  # of JSON that the index counts as malformed
+        with contextlib.suppress(ValueError):  # the index counts malformed JSON
             return decode_caption(self._member(index, "text")) or parse_object(self._member(index, "json"))[1]
         return ""
 

@@ -3,8 +3,8 @@
     python -m port_weights SRC DST [-to official|timm|transformers|maws|paddledetection|paddleseg|detectron2]
 
 SRC is a weight file of the official MAE, PaddleViT, PASSL, timm, transformers (or its directory), MAE-Lite, MAE-CT or
-MAWS, or a run or checkpoint of this project; whose it is, is found out. DST is a .pdparams or .safetensors file; a
-.yaml beside it builds the model. With -to, names and layout of another implementation are written.
+MAWS, or a run or checkpoint of this project; the project it comes from is recognised. DST is a .pdparams or
+.safetensors file; a .yaml beside it builds the model. With -to, names and layout of another implementation are written.
 """
 
 import re
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m port_weights", description=__doc__)
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("destination", metavar="DST")
-    parser.add("to", "whose names and layout (default: paddle)", choices=TARGETS, default="paddle")
+    parser.add("to", "project whose names and layout to write (default: paddle)", choices=TARGETS, default="paddle")
     parser.add(
         "heads",
         "numbers of attention heads, where neither the file nor its size tells them",
@@ -57,12 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _numbers(flag: str, text: str | None, counts: tuple[int, ...]) -> tuple[int, ...]:
-    """Read whole numbers above 0, separated by commas."""
+    """Read integers above 0, separated by commas."""
     if text is None:
         return ()
     parts = text.split(",")
     if len(parts) not in counts or not all(re.fullmatch(r"\s*[1-9]\d{0,5}\s*", part) for part in parts):
-        raise UserError(f"{flag} {text}: expected {' or '.join(map(str, counts))} whole numbers, separated by a comma")
+        raise UserError(f"{flag} {text}: expected {' or '.join(map(str, counts))} integers, separated by a comma")
     return tuple(int(part) for part in parts)
 
 

@@ -1,4 +1,4 @@
-"""Recognise whose weights a file holds, and give its tensors our names and our layout.
+"""Recognise the project that wrote a weight file, and give its tensors our names and our layout.
 
 Nearly all implementations name the tensors of a ViT as timm does; they differ in a prefix, in what stands beside the
 encoder, and in the class token's row of the position table. Every tensor of a file is mapped, or dropped for a stated

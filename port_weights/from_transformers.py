@@ -92,7 +92,7 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
 def _heads(file: WeightFile, config: Mapping, key: str) -> int | None:
     value = config.get(key)
     if value is not None and (type(value) is not int or value < 1):
-        raise UserError(f"{file.path}: config.json says {key}={printable(value, 40)}, which is no number of heads")
+        raise UserError(f"{file.path}: config.json says {key}={printable(value, 40)}, which is not a number of heads")
     return value
 
 

@@ -46,7 +46,7 @@ def port(
         source: a weight file of any known family; a directory of transformers; or a run or checkpoint of ours.
         destination: for "paddle" a `.pdparams` or `.safetensors` file, and a `.yaml` that builds the model goes beside
             it; for "official" a `.pth` file, for "timm" that or `.safetensors`, for "transformers" a directory.
-        target: whose names and layout to write.
+        target: project whose names and layout to write.
         heads: attention heads of encoder and decoder; go before those of the file and of the table of known models.
         grid_hw: patches per column and per row, where the grid is not square.
         norm_pix_loss: whether the decoder predicts normalised pixels; None: as the file records.

@@ -61,7 +61,7 @@ class Recognised:
     """A file's tensors under our names and in our layout.
 
     Attributes:
-        family: whose implementation wrote it, in words.
+        family: name of the implementation that wrote it.
         tensors: what belongs to the model.
         dropped: the rest, with the reason.
         heads: attention heads of the encoder and the decoder, where the file or its family tells.
@@ -204,7 +204,7 @@ def is_sincos(table: StoredTensor, grid_hw: tuple[int, int], has_class_row: bool
 
 
 def layout(tensors: Tensors) -> str | None:
-    """Return whose layout the matrices have, by the first fused projection, which is not square."""
+    """Return the layout of the matrices, from the first fused projection, which is not square."""
     qkv = tensors.get("encoder.layers.0.attn.qkv.weight")
     if qkv is None or len(qkv.shape) != 2:
         return None

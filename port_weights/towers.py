@@ -76,7 +76,7 @@ _XLM_R_TOP = {
 }
 _TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
 _XLM_R_DROPPED = {"pooler.": "pooler, which MAWS does not use", "embeddings.position_ids": "numbers of positions"}
-_XLM_R_SETTINGS = {  # of config.json, as XLM-R has them
+_XLM_R_SETTINGS = {  # what config.json says for XLM-R
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-5,
     "pad_token_id": 1,

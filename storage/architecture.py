@@ -202,7 +202,7 @@ class Architecture:
         values = dict(values)
         for key in ("encoder", "decoder"):
             values[key] = Tower(*values[key]) if values.get(key) is not None else None
-        if isinstance(values.get("layer_scale"), bool):  # of files before the first value was recorded
+        if isinstance(values.get("layer_scale"), bool):  # older files record only whether there is LayerScale
             values["layer_scale"] = 1.0 if values["layer_scale"] else None
         found = cls(**values | {"grid_hw": tuple(values["grid_hw"])})
         sizes = [*found.encoder, *(found.decoder or ()), *found.grid_hw, found.patch_px, found.channels]

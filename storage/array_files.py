@@ -18,7 +18,7 @@ def read_arrays(file: Path, most_bytes: int, advice: str) -> dict[str, np.ndarra
         advice: what to do with a damaged one, for the message.
 
     Raises:
-        UserError: if it cannot be read, is larger than `most_bytes`, or is no such file.
+        UserError: if it cannot be read, is larger than `most_bytes`, or is not such a file.
     """
     try:
         content = io.BytesIO(read_regular_file(file, most_bytes))

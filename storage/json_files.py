@@ -1,4 +1,4 @@
-"""Read JSON that may be damaged or a stranger's, with limits and checks. No Paddle here."""
+"""Read JSON that may be damaged or malicious, with limits and checks. No Paddle here."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ def read_json(
     """Read a JSON file that holds an object.
 
     Args:
-        fields: entries that must be there, and their types; True and False are no numbers.
+        fields: entries that must be there, and their types; True and False do not count as numbers.
         advice: appended to the message of an error.
         most_bytes: a larger file is refused.
 
@@ -55,7 +55,7 @@ def parse_json(
 
 
 def is_a(value: object, kind: type | tuple[type, ...]) -> bool:
-    """Return True if a value is of a type; True and False are no numbers."""
+    """Return True if a value is of a type; True and False do not count as numbers."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
 

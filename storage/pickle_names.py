@@ -78,7 +78,7 @@ def _array_from_buffer(buffer: bytes, dtype: np.dtype, shape: tuple, order: str)
 def to_array(raw: bytes | Range, dtype: np.dtype, shape: tuple, order: str = "C") -> np.ndarray | StoredTensor:
     """Return an array of some bytes; of bytes that stay in their file, a `StoredTensor`."""
     if not isinstance(dtype, np.dtype) or dtype.kind not in _NUMBER_KINDS:
-        raise ValueError("an array of something that is no number")
+        raise ValueError("an array of something that is not a number")
     check_shape(shape)
     if math.prod(shape) * dtype.itemsize != len(raw):
         raise ValueError(f"an array of shape {shape} and {len(raw)} bytes")
@@ -100,9 +100,9 @@ def to_array(raw: bytes | Range, dtype: np.dtype, shape: tuple, order: str = "C"
 def check_shape(shape: object) -> None:
     """Raise ValueError unless this is the shape of an array."""
     if not isinstance(shape, tuple) or len(shape) > _MOST_DIMS:
-        raise ValueError("an array whose shape is none")
+        raise ValueError("an array without a valid shape")
     if not all(type(side) is int and 0 <= side < 2**63 for side in shape):
-        raise ValueError("an array whose sides are no whole numbers")
+        raise ValueError("an array whose dimensions are not integers")
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -119,20 +119,20 @@ def _ordered_dict(*args: object) -> OrderedDict:
 
 def _tuple(values: list | tuple = ()) -> tuple:
     if not isinstance(values, (list, tuple)):
-        raise ValueError("a tuple of something that is no sequence")
+        raise ValueError("a tuple of something that is not a sequence")
     return tuple(values)
 
 
 def _sequence(values: list | tuple = ()) -> list:
     """Stand in for a set: a list, as hashing what a file nests can take for ever."""
     if not isinstance(values, (list, tuple)):
-        raise ValueError("a set of something that is no sequence")
+        raise ValueError("a set of something that is not a sequence")
     return list(values)
 
 
 def _complex(real: float, imaginary: float) -> complex:
     if not all(type(part) in (int, float) for part in (real, imaginary)):
-        raise ValueError("a complex number of something that is no number")
+        raise ValueError("a complex number of something that is not a number")
     return complex(real, imaginary)
 
 

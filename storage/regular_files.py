@@ -10,7 +10,7 @@ def open_regular_file(path: str | Path) -> BinaryIO:
     """Open a file to read.
 
     Raises:
-        ValueError: if it is no regular file.
+        ValueError: if it is not a regular file.
         OSError: if it cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for somebody to write
@@ -24,7 +24,7 @@ def read_regular_file(path: str | Path, most_bytes: int) -> bytes:
     """Read a file whole.
 
     Raises:
-        ValueError: if it is no regular file, or larger than `most_bytes`.
+        ValueError: if it is not a regular file, or larger than `most_bytes`.
         OSError: if it cannot be read.
     """
     with open_regular_file(path) as file:

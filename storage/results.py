@@ -121,7 +121,7 @@ def new_file(
     if path.suffix.lower() not in suffixes or not path.parent.is_dir() or path.is_dir():
         raise UserError(f"{flag} {path}: must be a {' or '.join(suffixes)} file in a directory that exists")
     if path.suffix.lower() == ".json" and path.exists() and not _is_report(path):
-        raise UserError(f"{flag} {path}: exists, and is no report from here; choose another name")
+        raise UserError(f"{flag} {path}: exists, and is not a report from here; choose another name")
     return path
 
 

@@ -16,7 +16,7 @@ _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
 
 
 def checkpoint_name(step: int) -> str:
-    """Return the name of the checkpoint after so many updates."""
+    """Return the name of the checkpoint after a number of updates."""
     return f"step-{step:08d}"
 
 

@@ -53,7 +53,7 @@ class RunState:
         (checkpoint_dir / STATE_FILE).write_text(text, encoding="utf-8")
 
 
-_OLD_NAMES = {"owes_evaluation": "evaluation_pending", "teacher": "external_id"}  # of fields, in older files
+_OLD_NAMES = {"owes_evaluation": "evaluation_pending", "teacher": "external_id"}  # old names of fields
 _COUNTS = (
     "step",
     "num_images",

@@ -37,7 +37,7 @@ class _BoundedFile:
 
     def __init__(self, file: io.BufferedIOBase):
         self._file = file
-        self.path: Path | None = None  # of the file, where large arrays stay in it
+        self.path: Path | None = None  # the file that large arrays are read from later
         position = file.tell()
         self._end = file.seek(0, os.SEEK_END)
         file.seek(position)
@@ -52,7 +52,7 @@ class _BoundedFile:
         return self._file.readline(1 << 20)
 
     def skip(self, size: int) -> Range:
-        """Go behind so many bytes, and return where they are."""
+        """Skip a number of bytes, and return their offset."""
         offset = self._file.tell()
         if size > self._end - offset:
             raise EOFError("it ends too early")
@@ -133,7 +133,7 @@ class _PlainDataUnpickler(pickle._Unpickler):
                 raise ValueError("an array of records, where plain data has numbers")
             self._replace(target, target.newbyteorder(state[1]))
         elif isinstance(target, Attributes):
-            if not isinstance(state, dict):  # pairs, whose names nobody has looked at
+            if not isinstance(state, dict):  # pairs, the names of which are unchecked
                 raise UserError("refused, the file sets attributes by something else than their names")
             target.update(state)
         elif isinstance(target, dict):
@@ -162,7 +162,7 @@ class _PlainDataUnpickler(pickle._Unpickler):
 
     def load_binbytes(self, num_digits: int = 4) -> None:
         size = int.from_bytes(self.read(num_digits), "little")
-        is_apart = not self._unframer.current_frame  # of the pickle's frames, as Python writes what is large
+        is_apart = not self._unframer.current_frame  # outside of the frames, where Python writes large objects
         stays = self._bounded.path is not None and size >= _LARGE_BYTES and is_apart
         self.append(self._bounded.skip(size) if stays else self.read(size))
 

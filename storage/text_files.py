@@ -13,7 +13,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 def decode_text(content: bytes) -> str:
-    """Return a text; a byte-order mark at its beginning is no part of it.
+    """Return a text; a byte-order mark at its beginning is not part of it.
 
     Raises:
         ValueError: if it is not UTF-8.

@@ -42,7 +42,7 @@ _LEFT_OUT = (  # harmless things that training code keeps beside the weights; no
     ("collections", "Counter"),
     ("collections", "defaultdict"),
     ("torch", "device"),
-    ("torch._utils", "_rebuild_tensor_v3"),  # of the types below, which weights of a ViT do not have
+    ("torch._utils", "_rebuild_tensor_v3"),  # tensor subclasses, which weights of a ViT do not use
     ("pathlib", "PosixPath"),
     ("pathlib", "WindowsPath"),
 )
@@ -155,11 +155,11 @@ class _Archive:
         # A key made of references to itself would be written out, or hashed, for ever.
         are_texts = isinstance(kind, str) and isinstance(dtype, str) and isinstance(key, str)
         if not are_texts or kind != "storage" or type(num_elements) is not int:
-            raise ValueError("a reference to something that is no tensor")
-        if dtype == _UNTYPED:  # of a tensor that is left out
+            raise ValueError("a reference to something that is not a tensor")
+        if dtype == _UNTYPED:  # the storage of a tensor that is left out
             return dtype, "", 0
         if dtype not in _STORAGE_OF_DTYPE:
-            raise ValueError("a reference to something that is no tensor")
+            raise ValueError("a reference to something that is not a tensor")
         member = self._members.get(f"{self._root}data/{key}")
         itemsize = bits_dtype(dtype).itemsize
         pickle_names.check_shape((num_elements,))

@@ -46,7 +46,7 @@ _SAFETENSORS_DTYPES = {
     "BOOL": "bool",
 }
 _LARGEST_HEADER_BYTES = 100 << 20
-_LONGEST_NAME = 300  # of a tensor
+_LONGEST_NAME = 300  # characters of a tensor name
 _LONGEST_FILE_NAME = 250  # bytes, with room for a suffix below the usual limit of a file system
 
 
@@ -59,7 +59,7 @@ class WeightFile:
         kind: "torch", "paddle" or "safetensors".
         tensors: by name, in the file's order.
         wrapper: entry of the file under which the tensors were, or None.
-        others: names of the entries beside that one, and of values that are no tensors.
+        others: names of the entries beside that one, and of values that are not tensors.
         nested: names of entries that hold tensors of their own.
         arguments: of the program that wrote the file, where it keeps them (the official code's `args`).
         metadata: the description in a file that this project wrote, else empty.

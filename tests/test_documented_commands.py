@@ -58,7 +58,7 @@ def directory(tmp_path_factory, image_folder):
     imagenet = [*three, "DATA.DATASET", "synthetic", "MODEL.NUM_CLASSES", 1000]
     runs = [("quickstart/pretrain", "pretrain", []), ("quickstart/finetune", "finetune", [])]
     runs += [("quickstart/probe", "linearprobe", []), ("imagenet", "finetune", imagenet)]
-    size = ["DATA.IMAGE_SIZE", 12]  # of the quickstart's recipes
+    size = ["DATA.IMAGE_SIZE", 12]  # as in the quickstart's recipes
     runs += [("quickstart/digits", "finetune", size), ("quickstart/digits-pretrain", "pretrain", size)]
     for name, mode, more in runs:
         folder = root / "output" / name
@@ -127,7 +127,7 @@ def test_documented_python_runs(directory, monkeypatch, page, code):
 
 
 def test_python_files_that_pages_name_exist():
-    others = {"tools/train.py", "tools/lazyconfig_train_net.py", "mask_rcnn_vitdet.py"}  # of other libraries
+    others = {"tools/train.py", "tools/lazyconfig_train_net.py", "mask_rcnn_vitdet.py"}  # files of other libraries
     others |= {"methods/NAME.py", "tests/methods/test_NAME.py", "projects/ViTDet/configs/COCO/mask_rcnn_vitdet.py"}
     names = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.as_posix()}
     for page in PAGES:

@@ -68,7 +68,7 @@ def test_pretrain_probe_finetune_evaluate_resume(start, tmp_path, capsys):
 
     # A finished run has nothing to do, and its directory is all that it needs.
     assert MAINS["finetune"](["-resume", str(only_run(tmp_path, "finetune"))]) == {}
-    assert "nothing is left to do; a larger TRAIN.NUM_EPOCHS goes on" in capsys.readouterr().out
+    assert "nothing is left to do; a larger TRAIN.NUM_EPOCHS continues" in capsys.readouterr().out
 
     # Continue for one more epoch from the newest run.
     resumed = start("finetune", "-resume", "auto", opts=["TRAIN.NUM_EPOCHS", 3])
@@ -86,7 +86,7 @@ def test_weights_reach_the_classifier_and_the_head_is_new(start, tmp_path):
     assert len(shared) == 28
     assert all(np.array_equal(encoder[name], model[name]) for name in shared)
     assert 1e-5 < model["classifier.weight"].std() < 4e-5  # drawn with 2e-5
-    # A head of the same shape is kept, one of another shape is drawn anew.
+    # A head of the same shape is kept, one of another shape is initialised again.
     start(
         "finetune",
         "-pretrained",
@@ -189,10 +189,10 @@ def test_dry_run_prints_the_plan_and_writes_nothing(start, tmp_path, capsys):
         ("finetune", ["-pretrained", "nowhere"], "nowhere: no such file, with or without .pdparams"),
         ("finetune", ["-resume", "nowhere"], "-resume nowhere: neither a checkpoint nor a run directory"),
         ("finetune", ["-eval"], "-eval needs weights"),
-        ("pretrain", ["-eval"], "judged by finetuning or probing"),
-        ("pretrain", ["-image_size", "18"], "18 pixels are not a whole number of patches"),
+        ("pretrain", ["-eval"], "finetune or probe the encoder"),
+        ("pretrain", ["-image_size", "18"], "18 pixels are not divisible into patches"),
         ("pretrain", ["-opts", "TRAIN.LEARNING_RATE", "1"], "unknown configuration key TRAIN.LEARNING_RATE"),
-        ("pretrain", ["-opts", "TRAIN.BASE_LR=1"], "pairs with a space between, but got: TRAIN.BASE_LR=1"),
+        ("pretrain", ["-opts", "TRAIN.BASE_LR"], "-opts takes KEY VALUE or KEY=VALUE, and TRAIN.BASE_LR has no value"),
         ("finetune", ["-data_path", "nowhere"], "DATA.DATA_PATH=nowhere: no such directory"),
         ("finetune", ["-opts", "MODEL.NUM_CLASSES", "2"], "8 labels are not from 0 to 1"),
         ("finetune", ["-nproc", "2"], "work on the command line only"),

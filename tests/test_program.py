@@ -94,7 +94,7 @@ def test_an_early_signal_ends_with_one_line(tmp_path, finetuned, tiny_yaml, what
     process.send_signal(number)
     code, _, errors = finish(process)
     if code == 75:  # the loop had begun
-        assert "-resume goes on" in errors
+        assert "-resume continues" in errors
     elif code not in (0, -number):  # the evaluation was over, and perhaps the interpreter, too
         assert_one_line(number, code, errors)
 

@@ -90,7 +90,7 @@ def test_retries_go_on_after_a_crash_and_only_then(tiny_yaml, tmp_path):
     }
     done = sh("run_pretrain_multi.sh", **settings, RETRIES="2")
     assert done.returncode == 0, done.stderr
-    assert "exit code 137: going on from the last checkpoint, retry 1 of 2" in done.stderr
+    assert "exit code 137: resuming from the last checkpoint, retry 1 of 2" in done.stderr
     assert "resumed" in done.stdout
     assert len(list((tmp_path / "runs").iterdir())) == 1
     done = sh("run_pretrain_multi.sh", "-opts", "NO.KEY", "1", **settings, RETRIES="2")

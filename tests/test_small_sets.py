@@ -16,7 +16,7 @@ from training import loaders
 
 
 def make_photos(root, seed: int) -> None:
-    """Write 60 photos of three classes, 14 to train and 6 to judge each: stripes of another direction and colour."""
+    """Write 60 photos of three classes, 14 to train and 6 to evaluate each: stripes of another direction and colour."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:40, :40]
     for label, name in enumerate(("oak", "pine", "red maple")):
@@ -88,5 +88,5 @@ def test_the_batch_fits_few_images(num_images, more, expected):
     peak = found.TRAIN.BASE_LR * expected / config.TRAIN.BASE_LR / 128
     assert peak == pytest.approx((expected / 128) ** 0.5)
     assert (config.DATA.DROP_LAST and expected == 128) == found.DATA.DROP_LAST
-    assert loaders.fit_batch(found, num_images, lines.append) == found, "a run that goes on keeps it"
+    assert loaders.fit_batch(found, num_images, lines.append) == found, "a resumed run keeps it"
     assert loaders.fit_batch(config, num_images, lines.append, resumed=128) == config, "as one of an older version does"

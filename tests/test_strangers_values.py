@@ -89,8 +89,8 @@ def npy(header: str, body: bytes = b"") -> bytes:
         ("c.npy", npy("{'descr': '<U1', 'fortran_order': False, 'shape': (1000000000, 0), }"), "names; from 1 to"),
         ("c.npy", npy("{'descr': '|O', 'fortran_order': False, 'shape': (1000000000, 0), }"), "names; from 1 to"),
         ("c.npy", npy("{'descr': '<U9', 'fortran_order': False, 'shape': (9,), }"), "texts are needed"),
-        ("c.npy", npy("{'descr': '<U9', 'fortran_order': __import__('os'), 'shape': (1,), }"), "no file of NumPy"),
-        ("c.npy", npy("(" * 100), "no file of NumPy"),
+        ("c.npy", npy("{'descr': '<U9', 'fortran_order': __import__('os'), 'shape': (1,), }"), "not a NumPy file"),
+        ("c.npy", npy("(" * 100), "not a NumPy file"),
         ("c.npy", npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }", bytes(8)), "texts are needed"),
     ],
 )

@@ -49,7 +49,7 @@ TEMPORARY = {
     "program.py:_drop_unwritable_output",
     "runtime.py:end_quietly",
 }
-# or the index beside shards, in a folder of ours that is no link
+# or the index beside shards, in a folder of ours that is not a link
 IN_THE_CACHE = {
     "zoo/download.py:fetch",
     "zoo/download.py:_accept",
@@ -169,7 +169,7 @@ def test_a_report_does_not_replace_the_data_sets_own_list(tmp_path):
     arguments = ["-dataset", "lists", "-data_path", str(tmp_path), "-json"]
     with pytest.raises(UserError, match=r"must be a .json file"):
         check_dataset.main([*arguments, str(tmp_path / "train.jsonl")])
-    with pytest.raises(UserError, match="exists, and is no report from here"):
+    with pytest.raises(UserError, match="exists, and is not a report from here"):
         check_dataset.main([*arguments, str(tmp_path / "notes.json")])
     for _ in range(2):  # an own report is replaced
         assert check_dataset.main([*arguments, str(tmp_path / "report.json")]) == 0

@@ -41,7 +41,7 @@ from storage import atomic, results
 from training import device
 
 _FILES = ("analysis.json", "report.html")
-_SMALLEST_BATCH = 4  # of the unbiased estimate
+_SMALLEST_BATCH = 4  # images that the unbiased estimate needs
 
 
 @paddle.no_grad()

@@ -211,7 +211,7 @@ def _respond(gradio, demo: Demo, photo, mask_ratio, seed, kind, layers) -> tuple
     if photo is None:
         raise gradio.Error("Upload a photo first.")
     if seed is None or not 0 <= seed < 2**31:
-        raise gradio.Error("The seed must be a whole number from 0.")
+        raise gradio.Error("The seed must be an integer from 0.")
     try:
         drawn = painted(layers)
         pictures = demo.reconstruct(photo, mask_ratio, int(seed), kind, drawn)

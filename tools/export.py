@@ -33,12 +33,12 @@ from methods import load_models
 from storage import results
 from transformer import VisionTransformer
 
-TOLERANCE = 1e-5  # of the largest output: float32 in another order
+TOLERANCE = 1e-5  # relative to the largest output: float32 sums in another order
 _BATCHES = (1, 7)
-_OPSET = 17  # of ONNX; the first with layer normalisation
+_OPSET = 17  # first ONNX opset with layer normalisation
 _NAME = "model"
 _FILES = (*(f"{_NAME}.{suffix}" for suffix in ("json", "pdmodel", "pdiparams", "onnx")), "config.yaml")
-_NUM_COPIES, _PROGRAM_BYTES = 2, 4 << 20  # of the weights, for Paddle and ONNX; of programs, at most
+_NUM_COPIES, _PROGRAM_BYTES = 2, 4 << 20  # copies of the weights (Paddle, ONNX); largest program
 
 
 def fold_batch_norm(model: VisionTransformer) -> VisionTransformer:

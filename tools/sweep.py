@@ -4,7 +4,7 @@
     python -m tools.sweep -cfg configs/vit_micro_patch4_32_finetune.yaml -grid TRAIN.BASE_LR=1e-3,2e-3 -- -data_path DIR
 
 Keys joined by / change together. What follows -- goes to the main script that the recipe is for. Each combination is a
-run in -out, named after its values; one that has ended is not repeated, one that was stopped goes on. Results are those
+run in -out, named after its values; one that has ended is not repeated, one that was stopped resumes. Results are those
 of the last evaluation, or of the last training record where a method has none: results.json and results.html in -out.
 """
 

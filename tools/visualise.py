@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add("same_mask", "hide the same patches in every image", action="store_true")
     parser.add("seed", "chooses images and masks", type=tool_flags.natural, default=0)
     parser.add("attention", "draw attention, too", action="store_true")
-    parser.add("layer", "whose heads are drawn (default: -1, the last)", type=int, default=-1)
+    parser.add("layer", "layer, the heads of which are drawn (default: -1, the last)", type=int, default=-1)
     parser.add("out", ".png or .html file to write", default="reconstruction.png")
     args = parser.parse_intermixed_args(argv)  # images may follow the flags
     out = _check(args)

@@ -130,7 +130,7 @@ def write(run_dir: Path, saved: Snapshot) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"{final}: the checkpoint cannot be written: {error.strerror or error}; the ones before it are intact, and "
-            "-resume goes on from there"
+            "-resume continues from there"
         ) from error
     return final
 
@@ -226,7 +226,9 @@ def load(checkpoint_dir: Path, task: Task) -> RunState:
     set_optimizer_state_by_name(task.model, task.optimizer, saved, checkpoint_dir)
     if task.ema is not None:
         if not (checkpoint_dir / EMA_FILE).is_file():
-            raise UserError(f"{checkpoint_dir}: holds no averaged weights; set TRAIN.EMA_DECAY None, or start anew")
+            raise UserError(
+                f"{checkpoint_dir}: holds no averaged weights; set TRAIN.EMA_DECAY None, or start a new run"
+            )
         task.ema.set_state_dict(_read_exactly(checkpoint_dir / EMA_FILE, task.ema.state_dict()))
     return state
 
@@ -237,7 +239,7 @@ def _load_extra(checkpoint_dir: Path, task: Task) -> None:
     if not own:
         return
     if not file.is_file():
-        raise UserError(f"{file}: missing, and {task.name} cannot go on without it; start anew with -pretrained")
+        raise UserError(f"{file}: missing, and {task.name} cannot resume without it; start a new run with -pretrained")
     for name, value in _read_exactly(file, own).items():
         own[name].set_value(value)
 

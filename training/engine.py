@@ -189,7 +189,7 @@ class Training:
             results |= self._evaluate_and_save(evaluates and not guard.stops, saves)
         if guard.stops and (not is_last or self.evaluation_pending):
             self._finish()
-            raise Stopped(f"stopped by a signal after {step} of {plan.total_steps} updates; -resume goes on")
+            raise Stopped(f"stopped by a signal after {step} of {plan.total_steps} updates; -resume continues")
         return results
 
     def _evaluate_and_save(self, evaluates: bool, saves: bool) -> dict[str, float]:
@@ -277,7 +277,7 @@ class Training:
 
     def restore(self) -> None:
         """Load the checkpoint from which the run continues, if any."""
-        logged_step = self.step  # of a new run: records after it are of one that ended before its first checkpoint
+        logged_step = self.step  # later records are from an attempt that ended before its first checkpoint
         if self.run.resume_from is not None:
             logged_step = self._load(self.run.resume_from)
         self.run.log.rewind(logged_step)
@@ -305,7 +305,7 @@ class Training:
         if change is not None:
             log.say(change)
         if self.step >= plan.total_steps:
-            log.say("nothing is left to do; a larger TRAIN.NUM_EPOCHS goes on")
+            log.say("nothing is left to do; a larger TRAIN.NUM_EPOCHS continues")
         return state.step
 
     def _finish(self) -> None:

@@ -8,7 +8,7 @@ figures the patch projection counts all patches, although only the visible ones 
 from storage.architecture import Architecture, Tower
 from storage.clip_architecture import ClipArchitecture, TextArchitecture
 
-TEXT_TOKENS = 102  # of the longest caption that MAWS reads
+TEXT_TOKENS = 102  # longest caption that MAWS reads
 # Dense bf16 FLOPs per second that the makers state, without sparsity.
 _PEAK_FLOPS = {"V100": 125e12, "A100": 312e12, "A800": 312e12, "H100": 989e12, "H200": 989e12, "H800": 989e12}
 

@@ -27,7 +27,7 @@ class _Update:
     step: int  # updates done with it
     number: int  # in the epoch
     lr: float
-    num_images: int  # of this rank
+    num_images: int  # on this rank
     loss_sum: paddle.Tensor
     part_sums: dict[str, paddle.Tensor]
     norm: paddle.Tensor
@@ -42,7 +42,7 @@ class Guard:
 
     If a number is infinite or not a number, TRAIN.NONFINITE "stop" ends the run, and "skip" leaves the update out, at
     most TRAIN.MAX_SKIPS in a row. With fp16 the loss scaler leaves updates out by itself when the
-    scale is too large for the gradients; those are no errors.
+    scale is too large for the gradients; those are not errors.
 
     Reading a number makes the host wait for a GPU. So with "stop" on a GPU only `synchronise` reads numbers: before
     every report and every checkpoint, when a single process is asked to stop, and every five seconds or so where ranks
@@ -94,12 +94,12 @@ class Guard:
             part_sums: over this rank's images, of what the task logs beside the loss.
 
         Raises:
-            UserError: on all ranks, if the run must not go on.
+            UserError: on all ranks, if the run must stop.
         """
         self._pending.append(_Update(step + 1, update, lr, num_images, loss_sum, part_sums, norm))
         if runtime.world_size() == 1:
             is_time = self._stop.requested or self._save_timer.is_due()
-        else:  # all ranks must settle at the same updates, so none can by its own clock
+        else:  # all ranks must synchronise at the same updates, so none can use its own clock
             is_time = len(self._pending) >= self._synchronise_every
         return True if self._defers and not is_time else self.synchronise()
 

@@ -17,7 +17,7 @@ from pipeline.transforms import Transform, eval_transform
 from storage.run_state import read_state
 from training.run import Run
 
-_SMALLEST_BATCH, _UPDATES_PER_EPOCH = 8, 4  # of a batch that fits the images
+_SMALLEST_BATCH, _UPDATES_PER_EPOCH = 8, 4  # when the batch size is fitted to few images
 _NUM_TRIED = 8  # images that are decoded before all are needed
 
 
@@ -76,7 +76,7 @@ def fit_batch(config, num_images: int, say: Callable[[str], None], resumed: int 
     The learning rate of AdamW goes down with the square root of the batch (arXiv 2205.10287), others' with the batch.
 
     Args:
-        resumed: images per update of the run that goes on; it keeps them.
+        resumed: images per update of the resumed run, which keeps them.
     """
     ranks, data = runtime.world_size(), config.DATA
     per_update = data.BATCH_SIZE * _accum_iter(config) * ranks

@@ -32,7 +32,7 @@ class WeightAverage:
     """Exponential moving average of a model's weights (EMA), kept in float32 beside it.
 
     Args:
-        model: its state dict is averaged; whole numbers are copied.
+        model: its state dict is averaged; integers are copied.
         decay: share of the old average that stays at each update.
     """
 
@@ -45,7 +45,7 @@ class WeightAverage:
         """Move the average towards the model's weights.
 
         Args:
-            is_made: truth value on the device: whether the optimizer made its update. If not, nothing moves.
+            is_made: boolean on the device: True if the optimizer made its update. If not, the average stays.
         """
         decay = self.decay
         if is_made is not None:

@@ -42,7 +42,7 @@ def position(state: RunState, plan: Plan, sampler: TrainSampler) -> tuple[int, i
     """
     if state.images_done is None:  # saved before other numbers were possible
         if state.images_per_update != plan.images_per_update:
-            raise UserError("-resume: a checkpoint of an older version goes on with the same images per update only")
+            raise UserError("-resume: a checkpoint of an older version resumes with the same images per update only")
         return state.step, None
     if not state.images_done <= plan.num_images:
         raise UserError(f"-resume: a checkpoint after {state.images_done} of {plan.num_images} images is damaged")
@@ -58,6 +58,6 @@ def describe_change(state: RunState, plan: Plan) -> str | None:
     if then[0] is None or then == now:
         return None
     return (
-        f"warning: {now[0]} ranks with {now[1]} images per update go on where {then[0]} with {then[1]} ended: the "
+        f"warning: {now[0]} ranks with {now[1]} images per update resume where {then[0]} with {then[1]} ended: the "
         "epoch's other images follow, each once, but the run is no longer bit-identical to an undisturbed one"
     )

@@ -79,7 +79,7 @@ def start_run(
         run_prefix: returns how the names of run directories begin, given the configuration.
 
     Raises:
-        UserError: for anything that the user can mend.
+        UserError: for anything that the user can correct.
     """
     args = command_line.make_parser(script, description).parse_args(argv)
     config = command_line.read_arguments(script, args)
@@ -95,7 +95,7 @@ def start_run(
     if runtime.is_main() and not args.dry_run:
         directory = run_directory.open_directory(config, "eval" if config.EVAL else prefix, resume_from)
         lock = RunLock(directory, print)
-        if resume_from is None or config.EVAL:  # a run that goes on keeps its own until it is known to fit
+        if resume_from is None or config.EVAL:  # a resumed run keeps its own until it is known to fit
             run_directory.write_config(directory, config)
     log = RunLog(directory, quiet=not runtime.is_main(), visualdl=config.VISUALDL, lock=lock)
     if directory is not None:

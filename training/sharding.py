@@ -16,8 +16,8 @@ class ShardedOptimizer:
     """Let each rank update its own parameters, and hand them to the others (ZeRO stage 1, arXiv 1910.02054).
 
     A rank keeps the optimizer state of its share only: with R ranks, AdamW takes 8 / R bytes per parameter instead of
-    8, besides 4 for the weight and 4 for its gradient. Parameters are shared out whole, so the result is bit for bit
-    that of the unsharded optimizer, and checkpoints are the same: a run may go on sharded or not, on any number of
+    8, besides 4 for the weight and 4 for its gradient. Parameters are distributed whole, so the result is bit-identical
+    to that of the unsharded optimizer, and checkpoints are the same: a run may resume sharded or not, on any number of
     ranks. Paddle's own engines take no parameter groups (fleet's stage 1), which layer-wise decay needs, or no CPU
     (`group_sharded_parallel`), where they could be tested.
 

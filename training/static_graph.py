@@ -36,7 +36,7 @@ def compile_model(task: Task, config, autocast: Callable, say: Callable[[str], N
         spec = paddle.static.InputSpec([None, *_image_shape(config)], "float32", "images")
         paddle.jit.to_static(model, input_spec=[spec], backend=backend, full_graph=True)
         _try(model, config, autocast)
-    except Exception as error:  # whatever it is, training can go on without
+    except Exception as error:  # whatever it is, training works without
         model.forward = eager
         say(f"warning: TRAIN.TO_STATIC: Paddle cannot trace the model ({one_line(error)}); it runs eagerly")
     else:

@@ -31,7 +31,7 @@ ONE_PASS = Cost()
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How a method judges its networks: sums over batches, and which score is best.
+    """How a method evaluates its networks: sums over batches, and which score is best.
 
     Attributes:
         metrics: names of the sums that `measure` returns.

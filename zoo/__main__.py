@@ -72,7 +72,7 @@ def _info(name: str) -> None:
 def _place(url: str) -> str:
     try:
         download.cache_folder(url)
-    except UserError as error:  # of a user without a home directory
+    except UserError as error:  # a user without a home directory
         return f"none ({error})"
     return f"{download.cache_folder(url)} ({'there' if download.is_cached(url) else 'not there yet'})"
 

@@ -79,7 +79,7 @@ def fetch(
         first_wait_secs: pause before the second attempt; doubles with each further one.
 
     Raises:
-        UserError: if it cannot be had, or is not the file that it should be. The cache has no wrong file then.
+        UserError: if the download fails, or its sum differs. The cache keeps no wrong file.
     """
     folder = cache_folder(url)
     last_part = url.partition("?")[0].rpartition("/")[2]

@@ -58,7 +58,7 @@ class Companion:
 
 @functools.cache
 def companions() -> dict[str, Companion]:
-    """Return the files of `zoo.yaml` that are no weights, by name."""
+    """Return the files of `zoo.yaml` that are not weights, by name."""
     content = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
     return {name: Companion(name, **values) for name, values in content["files"].items()}
 

@@ -20,7 +20,7 @@ _FAMILIES = {  # what a port may call the files of a source
     "MAE-Lite": ("MAE-Lite",),
 }
 _MOST_COMPANION_BYTES = 256 << 20
-_PORT_VERSION = 2  # of the files that `fetch` makes; a new one makes them anew
+_PORT_VERSION = 2  # version of the files that `fetch` makes; they are made again when it changes
 
 
 def fetch(name: str, source: str | None = None, say: Callable[[str], None] = print) -> Path:
@@ -86,7 +86,7 @@ def build_model(
         name: MODEL, for example "vit_base_patch16"; or MODEL.FAMILY, as `python -m zoo list` prints it.
         family: FAMILY, for example "mae" (where None is given), "mae_full" or "mae_finetuned".
         pretrained: load its weights, downloading them if need be; else they are random.
-        num_classes: put a new head of so many outputs on an encoder, or in place of a classifier's own.
+        num_classes: put a new head with this number of outputs on an encoder, or in place of a classifier's own.
         image_size: side, or height and width, in pixels; the position table is interpolated.
 
     Returns:

@@ -96,7 +96,7 @@ class ResumingDownloader:
             version = response.headers.get("ETag") or response.headers.get("Last-Modified")
             if start and (version, total) != (tag["version"], tag["total"]):
                 self._part.unlink()  # it would be joined with the end of another version
-                raise requests.ConnectionError("the file has changed on the server, and is fetched anew")
+                raise requests.ConnectionError("the file has changed on the server, and is fetched again")
             if (total or 0) > self._most_bytes:
                 raise UserError(f"{url}: has {total:,} bytes, and at most {self._most_bytes:,} can be right")
             free = shutil.disk_usage(self._part.parent).free

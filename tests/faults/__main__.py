@@ -3,8 +3,8 @@
     python -m tests.faults [-kills 60] [-stops 20] [-hosts 4] [-jobs 2] [-seed 0]
 
 Every trial starts the pretraining script on a small model that saves after every second update, kills it (SIGKILL: at a
-random moment, or as soon as a checkpoint is being written; SIGTERM: at a random moment, two ranks), and goes on with
-`-resume auto` to the end. The weights must be those of the undisturbed run, bit for bit. With two hosts (network
+random moment, or as soon as a checkpoint is being written; SIGTERM: at a random moment, two ranks), and resumes with
+`-resume auto` to the end. The weights must be bit-identical to those of the undisturbed run. With two hosts (network
 namespaces; as root), one of them is cut off or killed, and the job must end on both within a minute. A table tells how
 it went; the exit code is 1 if a single trial failed. Some minutes; not part of the test suite.
 """
@@ -66,7 +66,7 @@ def steps_done(output: Path) -> int:
 
 
 def is_running(process: subprocess.Popen, output: Path, updates: int) -> bool:
-    """Tell whether a run goes on, and has not done that many updates."""
+    """Return True if a run continues, and has not done that many updates."""
     return process.poll() is None and steps_done(output) < updates
 
 

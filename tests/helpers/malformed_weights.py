@@ -252,7 +252,7 @@ def make_cases() -> dict[str, tuple[str, bytes, str]]:
         "shape of many sides": (
             "a.pdparams",
             array_pickle((1, (1 << 1600,) * 1000, np.dtype("f4"), False, b"1234")),
-            "an array whose shape is none",
+            "an array without a valid shape",
         ),
         "forged report line": (
             "a.pth",
@@ -267,7 +267,7 @@ def make_cases() -> dict[str, tuple[str, bytes, str]]:
             "a.safetensors: ",
         ),
         "encrypted entry": ("a.pth", with_flag(0x1), "truncated or damaged torch file"),
-        "name that is no text": ("a.pth", with_flag(0x800, name=b"archive/data/\xff"), "a.pth: "),
+        "name that is not text": ("a.pth", with_flag(0x800, name=b"archive/data/\xff"), "a.pth: "),
         # tensors
         "projection without sides": (
             "a.pth",

@@ -1,4 +1,4 @@
-"""Runs of a method through its main script, stopped ones that go on, and the same on two ranks."""
+"""Runs of a method through its main script, stopped ones that resume, and the same on two ranks."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def stop_after_step(run: Path, folder: Path, name: str = "again") -> None:
 
 
 def assert_same(found: Path, expected: Path) -> dict[str, np.ndarray]:
-    """Compare all tensors of two runs, bit for bit, and return them."""
+    """Require that all tensors of two runs are bit-identical, and return them."""
     ours, theirs = tensors(find(found)), tensors(find(expected))
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not np.array_equal(ours[name], theirs[name])] == []

@@ -159,7 +159,7 @@ def test_rates_and_decays_follow_the_block():
     options = {"depth": 3, "layer_scale": 0.1}
     expected = {f"encoder.layers.{block}.attn.position_bias.table": (0.5 ** (3 - block), 0.05) for block in range(3)}
     expected |= {f"encoder.layers.{block}.gamma_{n}": (0.5 ** (3 - block), 0.0) for block in range(3) for n in (1, 2)}
-    expected |= {"encoder.position_bias.table": (1.0, 0.05)}  # of all blocks: as the head
+    expected |= {"encoder.position_bias.table": (1.0, 0.05)}  # shared by all blocks: as the head
     found = {}
     for kind in (True, "shared"):
         model = make_vit(position_bias=kind, **options)

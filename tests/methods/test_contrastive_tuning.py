@@ -187,7 +187,7 @@ def test_rates_decays_and_frozen_parts_are_those_of_the_paper():
             "augmentation colour changes colours, and is for grey and RGB",
         ),
         (["MODEL.GLOBAL_POOL", True], "use MODEL.POOL_AFTER_NORM"),
-        (["CONTRAST.PROJECTOR_DIMS", [16, 0]], "whole numbers from 1"),
+        (["CONTRAST.PROJECTOR_DIMS", [16, 0]], "integers from 1"),
         (["CONTRAST.TOPK", 101], "CONTRAST.TOPK=101: exceeds CONTRAST.QUEUE_SIZE=100"),
         ([*TUNING, "CONTRAST.FROZEN_BLOCKS", 2], "tuning needs a block that trains, and there are 2"),
         ([*TUNING, "TRAIN.BASE_LR", 0.0, "CONTRAST.HEAD_BASE_LR", 1e-3], "TRAIN.BASE_LR=0.0: must be above 0"),

@@ -183,7 +183,7 @@ def test_a_classifier_that_fits_is_kept_beside_a_new_one(runs, tiny_run):
     model = dispatch.build_task(tiny_run("finetune", *sizes, *HEAD)).network
     stored = load_models.load_classifier(teacher)[0]
     assert np.array_equal(model.classifier.weight.numpy(), stored.classifier.weight.numpy())
-    assert float(model.distill_classifier.weight.abs().max()) < 1e-3  # drawn anew, at the recipe's deviation
+    assert float(model.distill_classifier.weight.abs().max()) < 1e-3  # initialised with the recipe's deviation
 
 
 @pytest.mark.quick
@@ -255,7 +255,7 @@ def test_rates_and_decays_of_every_parameter(recipe):
 
 @pytest.mark.quick
 def test_a_teacher_costs_no_more_names(tiny_run, runs):
-    """The teacher is no part of what is saved."""
+    """The teacher is not part of what is saved."""
     task = dispatch.build_task(tiny_run("finetune", *HEAD, "DISTILL.TEACHER", str(runs[0])))
     assert not task.extra_state()
     assert set(task.model.state_dict()) == set(build_transformer(get_config(None, [*OPTS, *HEAD])).state_dict())

@@ -259,7 +259,7 @@ def test_it_does_not_go_on_without_its_queue(trained, tmp_path, damage):
         if file.name != "manifest.json" and (file.name != EXTRA_FILE or damage != "missing"):
             (copied / file.name).write_bytes(file.read_bytes())
     opts = ["TOY.QUEUE_SIZE", 64] if damage == "other queue" else []
-    said = "extra.pdparams: missing, and toy cannot go on" if damage == "missing" else "holds other tensors .*queue"
+    said = "extra.pdparams: missing, and toy cannot resume" if damage == "missing" else "holds other tensors .*queue"
     with pytest.raises(ValueError, match=said):
         main_multi_gpu_pretrain.main(["-resume", str(copied), "-cfg", str(write_config(tmp_path, *opts))])
 
@@ -291,7 +291,7 @@ def test_it_is_ported(trained, tmp_path):
 @pytest.mark.quick
 def test_tools_read_it(trained, tmp_path):
     figures = knn.main([str(trained), "-k", "1", "5"])
-    assert all(25.0 < value <= 100.0 for value in figures.values())  # of four classes
+    assert all(25.0 < value <= 100.0 for value in figures.values())  # four classes
     features.main([str(trained), "-out", str(tmp_path / "features.npz"), "-layers", "1", "2"])
     with np.load(tmp_path / "features.npz") as arrays:
         assert arrays["layer_2"].shape == (256, 32)

@@ -135,7 +135,7 @@ def damaged_copy(content: bytes, number: int) -> bytes:
     if kind == 1:
         return b""
     if kind == 2:
-        return b"this is no image"
+        return b"this is not an image"
     if kind == 3:
         return rng.bytes(len(content))
     flipped = bytearray(content)

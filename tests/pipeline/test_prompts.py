@@ -63,7 +63,7 @@ class Planted:
         ("c.csv", "cat", r"must be a .txt, .yaml, .json or .npy file"),
         ("c.txt", b"\xff", "cannot be read"),
         ("absent.txt", None, "cannot be read"),
-        ("c.npy", b"no numpy", "no file of NumPy"),
+        ("c.npy", b"no numpy", "not a NumPy file"),
         ("c.npy", np.array([Planted()], object), "refused"),
         ("c.npy", np.array([[["a"]]]), "one or two axes"),
     ],

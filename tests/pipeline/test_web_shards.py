@@ -1,4 +1,4 @@
-"""WebDataset shards: what is found in them, order, damage, and runs that go on at the exact next image."""
+"""WebDataset shards: what is found in them, order, damage, and runs that resume at the exact next image."""
 
 import io
 import itertools
@@ -148,7 +148,7 @@ def test_a_disk_that_cannot_be_written_has_its_index_in_the_cache(shards, tmp_pa
 
 
 def test_formats_of_a_sample(tmp_path):
-    """.json beside img2dataset's keys, .txt before it, upper case, folders, dots in names, and what is no image."""
+    """.json beside img2dataset's keys, .txt before it, upper case, folders, dots in names, and what is not an image."""
     about = {"caption": "from json", "labels": [7, 8], "url": "http://x", "status": "success"}
     write_tar(
         tmp_path / "00000.tar",

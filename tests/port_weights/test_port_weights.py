@@ -84,8 +84,8 @@ def test_errors_are_one_line_and_exit_code_1(tmp_path, capsys):
     out = tmp_path / "b.pdparams"
     assert "number of attention heads is not visible in the shapes" in error(source, out)
     assert "3 heads do not divide the encoder's width of 16" in error(source, out, "-heads", "3")
-    assert "expected 1 or 2 whole numbers" in error(source, out, "-heads", "twelve")
-    assert "expected 2 whole numbers" in error(source, out, "-grid", "4")
+    assert "expected 1 or 2 integers" in error(source, out, "-heads", "twelve")
+    assert "expected 2 integers" in error(source, out, "-grid", "4")
     assert "no such file" in error(tmp_path / "none", out)
     assert "name a file that ends in .pdparams, .safetensors" in error(source, tmp_path / "b.pth", "-heads", "4")
     assert "for official weights, name a file that ends in .pth" in error(source, out, "-to", "official")

@@ -112,7 +112,7 @@ def test_an_export_needs_room(run_dir, tmp_path, monkeypatch):
 
 
 def test_only_checkpoints_are_deleted(tmp_path):
-    """What else begins with "step-" stays, and neither ends a run nor is gone on from."""
+    """What else begins with "step-" stays, and neither ends a run nor is resumed."""
     model, optimizer = trained(steps=1)
     for name in ("step-00000480-keep", "step-by-step", "step-00000001.bak", "step-7"):
         (tmp_path / name).mkdir()

@@ -221,7 +221,7 @@ def test_the_page_in_a_browser(address, browser, photo, tmp_path):
     assert find("#zs-bars")[0].text.count("%") == 2
 
     broken, large = tmp_path / "broken.jpg", tmp_path / "large.jpg"
-    broken.write_bytes(b"this is no photo")
+    broken.write_bytes(b"this is not a photo")
     large.write_bytes(Path(photo).read_bytes() + bytes(11 << 20))
     for path, message in ((broken, "cannot be read as an image"), (large, "exceed the maximum allowed size")):
         upload(path)

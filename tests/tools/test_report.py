@@ -1,4 +1,4 @@
-"""Pages about runs: what they hold, that runs write their own, and that a failure of it is no failure of the run."""
+"""Pages about runs: what they hold, that runs write their own, and that a failure of it does not fail the run."""
 
 import json
 import re

@@ -78,7 +78,7 @@ def test_blocks_are_hidden_together():
 
 def test_a_drawn_mask_hides_what_is_white(trained, tmp_path):
     drawn = np.zeros((32, 32), np.uint8)
-    drawn[:8, 16:] = 255  # of 4 x 4 patches the two on the right of the first row
+    drawn[:8, 16:] = 255  # the grid has 4 x 4 patches; the two on the right of the first row
     Image.fromarray(drawn).save(tmp_path / "mask.png")
     noise, ratio = visualise.read_mask(str(tmp_path / "mask.png"), (4, 4))
     assert ratio == 2 / 16
@@ -162,7 +162,7 @@ def test_bad_arguments_are_named(trained, tmp_path, flags, message):
 def test_seeds_are_numbers_from_zero(trained, capsys):
     with pytest.raises(SystemExit):
         visualise.main([str(trained()), "-seed", "-1"])
-    assert "'-1' is not a whole number from 0" in capsys.readouterr().err
+    assert "'-1' is not an integer from 0" in capsys.readouterr().err
 
 
 def test_images_that_cannot_be_read_are_left_out_on_request(trained, tmp_path, image_folder):

@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, fi
     assert run_directory.find(tmp_path, warnings.append).name == "step-00000001"
     assert len(warnings) == 1
     assert damaged.name in warnings[0] or file == "manifest"  # with a flipped sum, another file looks damaged
-    with pytest.raises(ValueError, match="name the run's directory to go on"):
+    with pytest.raises(ValueError, match="name the run's directory to resume"):
         run_directory.find(path)
     if file == "model":
         with pytest.raises(ValueError, match=r"model.pdparams.*take another checkpoint of the run|no such file"):

@@ -128,7 +128,7 @@ def test_resume_with_another_epoch_length_optimizer_or_file_is_refused(tiny_run)
         train(lars)
     state = json.loads((step / "state.json").read_text())
     (step / "state.json").write_text(json.dumps({**state, "num_images": 20}))
-    with pytest.raises(ValueError, match="has num_images 20, this one 21"):
+    with pytest.raises(ValueError, match="has training images 20, this one 21"):
         train(tiny_run("pretrain", resume_from=step))
     (step / "state.json").write_text(json.dumps(state))
     (step / "optimizer.pdopt").unlink()
@@ -235,7 +235,7 @@ def test_signals_stop_after_the_update_and_the_run_is_bit_identical_after_it(tin
     with pytest.raises(SystemExit) as stopped:
         fit(task, dispatch.build_train_loader(run), None, run)
     assert stopped.value.code == 75
-    assert "stopped by a signal after 5 of 32 updates; -resume goes on" in str(stopped.value)
+    assert "stopped by a signal after 5 of 32 updates; -resume continues" in str(stopped.value)
     assert signal.getsignal(signal.SIGTERM) is before
     step = run_directory.find(run.directory)
     assert step.name == "step-00000005"
@@ -343,7 +343,7 @@ def test_a_run_goes_on_with_other_images_per_update_and_sees_each_once(tiny_run,
     assert seen[-1] == (1, 12, 9)
     go(1, 6, run_directory.find(directory), directory)  # an epoch is 4 updates now; 9 images are 2 of them
     assert seen[-1] == (1, 18, 7)
-    assert "1 ranks with 6 images per update go on where 1 with 4 ended" in capsys.readouterr().out
+    assert "1 ranks with 6 images per update resume where 1 with 4 ended" in capsys.readouterr().out
     go(1, 5, run_directory.find(directory), directory)  # 5 updates; the 3 images that are left are the last one
     assert seen[-1] == (2, 0, 10)
     go(99, 5, run_directory.find(directory), directory)

@@ -94,7 +94,7 @@ def test_the_loop_tells_lars_the_share(tiny_run, monkeypatch, sharded):
         training.task.optimizer.gradient_share = 1.0
         for velocity in accumulators(training.task.optimizer):
             velocity.set_value(paddle.zeros_like(velocity))
-    assert steps[1] / steps[0] == pytest.approx(2 / 8, rel=1e-2)  # of a weight that has moved
+    assert steps[1] / steps[0] == pytest.approx(2 / 8, rel=1e-2)  # for a weight that has moved
 
 
 def accumulators(optimizer):

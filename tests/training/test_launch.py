@@ -93,7 +93,7 @@ def test_what_the_user_can_mend_is_last_and_one_line(tmp_path, tiny_yaml, image_
     assert done.returncode == 2, done.stderr
     last = done.stderr.rstrip().splitlines()[-1]
     assert last.startswith(f"error: {tmp_path / 'photos' / bad}: cannot be read as an image"), done.stderr[-2000:]
-    # With "skip", the run goes on, and lists what its second rank left out.
+    # With "skip", the run continues, and lists what its second rank left out.
     done = subprocess.run(
         [*command, "-opts", "DATA.BAD_IMAGES", "skip", "TRAIN.NUM_EPOCHS", "1", "RUN", "skipping"],
         env=environment,

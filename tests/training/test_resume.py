@@ -43,7 +43,7 @@ class Runs:
         return output
 
     def stop_after(self, name, workers, updates, *flags):
-        """Let a run go on until it has done some updates, then ask it to stop."""
+        """Let a run continue until it has done some updates, then ask it to stop."""
         process = self.start(name, workers, *flags)
         while process.poll() is None and self.step(name) < updates:
             time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""What a crash can cost: when checkpoints are saved, what a new run keeps of a failed one, and which run goes on."""
+"""What a crash can cost: when checkpoints are saved, what a new run keeps of a failed one, and which run is resumed."""
 
 import json
 
