@@ -4,10 +4,13 @@ import runtime
 
 runtime.prepare()
 
+import time
+
 import numpy as np
 import paddle
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from config import get_config
 from training.log import RunLog
@@ -138,3 +141,20 @@ def assert_close(actual, expected, relative: float, name: str = "") -> None:
     assert actual.shape == expected.shape, name
     error = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-30)
     assert error <= relative, f"{name}: relative error {error:.2e} exceeds {relative:.0e}"
+
+
+@pytest.fixture
+def soon():
+    """Fail a test that takes half a minute, for hostile input that must be refused at once."""
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < 30
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Return the features and labels of scikit-learn's digits: 1,000 to train, 797 to evaluate."""
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    pixels, labels = data.data[order].astype(np.float32), data.target[order]
+    return {"features": pixels[:1000], "labels": labels[:1000]}, {"features": pixels[1000:], "labels": labels[1000:]}

@@ -7,7 +7,7 @@ import yaml
 import config as config_module
 from config import get_config
 from errors import UserError
-from tests.helpers.recipes import RECIPES
+from tests.helpers.recipes import RECIPES, recipe
 
 pytestmark = pytest.mark.quick
 
@@ -341,3 +341,12 @@ def test_a_base_of_another_method_may_set_its_own_keys(toy, tmp_path):
     (tmp_path / "run.yaml").write_text("BASE: ['base.yaml']\nMODEL:\n  TYPE: FINETUNE\nTOY:\n  SIZE: 3\n")
     with pytest.raises(ValueError, match="run.yaml: unknown configuration key TOY.SIZE: it is for MODEL.TYPE TOY"):
         get_config(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("SMOOTHING", 0.2), ("MIXUP_ALPHA", 0.0), ("CUTMIX_ALPHA", 0.5), ("RANDOM_ERASE_PROB", 0.5)]
+)
+@pytest.mark.parametrize("kind", ["digits_wsp", "digits_pretrain", "digits_lit", "digits_linearprobe"])
+def test_settings_that_a_method_does_not_use_are_refused(kind, key, value):
+    with pytest.raises(UserError, match=f"TRAIN.{key}=.*does not use it"):
+        get_config(recipe(kind), [f"TRAIN.{key}", value])

@@ -1,5 +1,7 @@
 """Both stages through the main script, on generated images."""
 
+import pickle
+
 import numpy as np
 import paddle
 import pytest
@@ -7,8 +9,10 @@ import pytest
 import main_multi_gpu_linearprobe
 import main_multi_gpu_pretrain
 from config import get_config
+from errors import UserError
 from launch.run_directory import find
 from methods import contrastive_tuning
+from methods.nnclr_head import NNCLRHead
 from port_weights import port
 from storage import weight_files
 from storage.run_files import EMA_FILE, EXTRA_FILE, MODEL_FILE
@@ -264,3 +268,14 @@ def test_recomputation_of_the_upper_half_changes_no_bit():
         gradients.append({name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None})
     assert passes == [[1, 1], [1, 2]]
     assert all(np.array_equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.quick
+def test_a_head_of_other_types_is_one_line(tmp_path):
+    head = NNCLRHead(8, (16, 16, 8), 16, 32)
+    state = {f"head.{name}": value.numpy() for name, value in head.state_dict().items()}
+    state["head.queue_id"] = state["head.queue_id"].astype(np.float32)
+    (tmp_path / "model.pdparams").write_bytes(pickle.dumps({"w": np.zeros(1, np.float32)}))
+    (tmp_path / "extra.pdparams").write_bytes(pickle.dumps(state))
+    with pytest.raises(UserError, match=r"the head differs: queue_id \[32\] in the file, \[32\] of int64 here"):
+        contrastive_tuning.load_head(head, str(tmp_path / "model.pdparams"))

@@ -1,5 +1,8 @@
 """Sentences and class names of zero-shot classification."""
 
+import io
+import time
+
 import numpy as np
 import pytest
 
@@ -84,3 +87,84 @@ def test_a_sentence_needs_one_place(tmp_path, text):
     (tmp_path / "t.txt").write_text(text)
     with pytest.raises(UserError, match="once, in the place of a class name"):
         prompts.read_templates(tmp_path / "t.txt")
+
+
+def write(path, content) -> str:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("c.yaml", b"- 2001-01-01\n- no\n- [1, one]\n"),
+        ("c.json", b'["2001-01-01", "no", ["1", "one"]]'),
+        ("c.txt", b"2001-01-01\rno\r1, one\r"),
+    ],
+)
+def test_names_are_the_texts_that_are_written(tmp_path, name, content, mark):
+    assert prompts.read_class_names(write(tmp_path / name, mark + content)) == [["2001-01-01"], ["no"], ["1", "one"]]
+
+
+@pytest.mark.parametrize("kind", [object, "U9"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_numpys_names_of_two_axes_are_read(tmp_path, kind, order):
+    names = np.array([["cat", "kitten"], ["dog", "puppy"], ["cow", "calf"]], dtype=kind, order=order)
+    np.save(tmp_path / "c.npy", names)
+    assert prompts.read_class_names(tmp_path / "c.npy") == names.tolist()
+
+
+def growing_array() -> bytes:
+    """Return a `.npy` file of objects, in which one long list is a million times."""
+    names = [f"name {number}" for number in range(3000)]
+    array = np.empty(3000, object)
+    array[:] = [names] * 3000
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def npy(header: str, body: bytes = b"") -> bytes:
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + body
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("c.yaml", "a: &a [x]\nb: *a\n", "a reference"),
+        ("c.yaml", "[" * 200 + "]" * 200, "nested more than"),
+        ("c.json", b"[" * 100_000 + b"]" * 100_000, "cannot be read"),
+        ("c.json", "{}", "no class names"),
+        ("c.npy", growing_array(), "more than 2,000,000 names"),
+        ("c.npy", npy("{'descr': '<U9', 'fortran_order': False, 'shape': (99999999999,), }"), "names; from 1 to"),
+        ("c.npy", npy("{'descr': '<U1', 'fortran_order': False, 'shape': (1000000000, 0), }"), "names; from 1 to"),
+        ("c.npy", npy("{'descr': '|O', 'fortran_order': False, 'shape': (1000000000, 0), }"), "names; from 1 to"),
+        ("c.npy", npy("{'descr': '<U9', 'fortran_order': False, 'shape': (9,), }"), "texts are needed"),
+        ("c.npy", npy("{'descr': '<U9', 'fortran_order': __import__('os'), 'shape': (1,), }"), "not a NumPy file"),
+        ("c.npy", npy("(" * 100), "not a NumPy file"),
+        ("c.npy", npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }", bytes(8)), "texts are needed"),
+    ],
+)
+def test_names_have_a_budget(tmp_path, name, content, words):
+    started = time.monotonic()
+    with pytest.raises(UserError, match=words):
+        prompts.read_class_names(write(tmp_path / name, content))
+    assert time.monotonic() - started < 20
+
+
+def test_lists_that_contain_themselves_are_refused(tmp_path):
+    array = np.empty(1, object)
+    array[0] = endless = []
+    endless.append(endless)
+    np.save(tmp_path / "c.npy", array, allow_pickle=True)
+    with pytest.raises(UserError, match="class 0 needs a name"):
+        prompts.read_class_names(tmp_path / "c.npy")
+
+
+def test_a_name_that_is_one_text_is_one_name():
+    assert prompts.sentences(["a {}", "the {}"], ["cat", ["dog", "hound"]]) == [
+        ["a cat", "the cat"],
+        ["a dog", "a hound", "the dog", "the hound"],
+    ]

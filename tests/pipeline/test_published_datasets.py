@@ -1,6 +1,7 @@
 """Data sets for transfer, on small trees of exactly the published layouts."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -212,3 +213,40 @@ def test_a_model_needs_a_number(tiny_config):
 
     with pytest.raises(UserError, match=r"MODEL\.NUM_CLASSES=None"):
         build_transformer(tiny_config("finetune", "MODEL.NUM_CLASSES", None))
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1, 2], [np.nan, 1, 2], [-4, 1, 2], ["a", "b", "c"], [10**7, 1, 2]])
+def test_mat_labels_of_another_kind_are_refused(tmp_path, labels):
+    scipy.io.savemat(tmp_path / "imagelabels.mat", {"labels": np.array(labels)})
+    scipy.io.savemat(tmp_path / "setid.mat", {"trnid": [1], "valid": [2], "tstid": [3]})
+    with pytest.raises(UserError, match="its labels are (not integers|not from 1)"):
+        datasets.open_source("flowers102", str(tmp_path), "val", num_classes=None)
+
+
+def test_a_mat_file_that_unpacks_to_much_is_refused(tmp_path, monkeypatch):
+    from pipeline import published_datasets
+
+    monkeypatch.setattr(published_datasets, "_MOST_MAT_BYTES", 1 << 20)
+    scipy.io.savemat(tmp_path / "imagelabels.mat", {"labels": np.ones(1 << 20)}, do_compression=True)
+    assert (tmp_path / "imagelabels.mat").stat().st_size < 1 << 16
+    with pytest.raises(UserError, match="unpacks to more than 1 MiB"):
+        datasets.open_source("flowers102", str(tmp_path), "val", num_classes=None)
+
+
+@pytest.mark.parametrize("name", ["fifo", "device"])
+def test_pipes_and_devices_are_no_index(tmp_path, name):
+    from config import get_config
+
+    def put(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(path) if name == "fifo" else path.symlink_to("/dev/zero")
+
+    put(tmp_path / "annotations" / "test.txt")
+    put(tmp_path / "val2018.json")
+    put(tmp_path / "imagelabels.mat")
+    for dataset in ("pets", "inat2018", "flowers102"):
+        with pytest.raises(UserError, match="not a regular file"):
+            datasets.open_source(dataset, str(tmp_path), "val", num_classes=None)
+    put(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match="not a regular file"):
+        get_config(tmp_path / "a.yaml")

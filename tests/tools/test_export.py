@@ -6,6 +6,10 @@ import numpy as np
 import paddle
 import pytest
 
+import tools.evaluate
+import tools.export
+import tools.features
+import tools.visualise
 from errors import UserError
 from methods import dispatch
 from tools import export
@@ -73,3 +77,23 @@ def test_without_the_converter_the_error_says_what_to_install(trained, tmp_path,
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"not installed; pip install -r requirements/export\.txt"):
         export.main([trained("finetune"), "-out", str(tmp_path / "out"), "-format", "onnx"])
+
+
+@pytest.fixture
+def run_dir(tiny_run):
+    """Return the directory of a run that has ended."""
+    run = tiny_run("finetune", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
+    from methods import dispatch
+
+    (run.directory / "config.yaml").write_text(run.config.dump())
+    dispatch.train_or_evaluate(run)
+    run.log.record("train", 0, {"loss": 1.0})
+    return run.directory
+
+
+def test_an_export_needs_room(run_dir, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(tools.export.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="the disk has 1,000 bytes left"):
+        tools.export.main([str(run_dir), "-out", str(tmp_path / "exported"), "-format", "paddle"])
+    assert not list((tmp_path / "exported").iterdir())

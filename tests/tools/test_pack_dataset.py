@@ -279,3 +279,15 @@ def test_evaluation_is_pillow_bit_identical(image_folder):
     left, top = round((size[0] - 224) / 2), round((size[1] - 224) / 2)
     wanted = np.asarray(resized.crop((left, top, left + 224, top + 224)))
     assert np.array_equal(transforms.eval_transform(config).views[0](image, None), wanted)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "text",
+    ["[]", '{"version": true}', '{"version": 2, "class_names": [1]}', '{"version": 2, "class_names": "cat"}', "{"],
+)
+def test_a_packed_json_of_other_types_is_refused(tmp_path, image_folder, text):
+    pack_dataset.main([str(image_folder), str(tmp_path / "packed"), "-size", "0"])
+    (tmp_path / "packed" / "packed.json").write_text(text)
+    with pytest.raises(UserError, match="packed.json: .*pack the data set again"):
+        datasets.open_source("folder", str(tmp_path / "packed"), "val", num_classes=3)

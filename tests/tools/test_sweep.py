@@ -123,3 +123,20 @@ def test_failures_are_told_at_the_end(tmp_path, tiny_yaml, capfd):
     with pytest.raises(UserError, match=r"1 of 2 runs failed: pretrained=nothing \(exit code 2\)"):
         sweep.main([*arguments, "--", "-device", "cpu"])
     assert ">None</td>" in (tmp_path / "out" / "results.html").read_text()
+
+
+@pytest.mark.quick
+def test_a_grid_is_counted_before_it_is_made():
+    started = time.monotonic()
+    with pytest.raises(UserError, match="combinations; at most 10,000"):
+        sweep.read_grid([f"K{n}=" + ",".join(map(str, range(100))) for n in range(12)])
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("runs", [{"a": 3}, {"a": {"acc1": [1]}}, {"a": None}])
+def test_damaged_results_of_a_sweep_are_one_line(tmp_path, runs):
+    about = {"recipe": "x", "flags": []}
+    (tmp_path / "results.json").write_text(json.dumps({**about, "runs": runs}))
+    with pytest.raises(UserError, match="damaged, its result of 'a'|damaged, its result of a"):
+        sweep._read_done(tmp_path, about)

@@ -1,12 +1,16 @@
 import json
+import os
 
+import numpy as np
 import paddle
 import pytest
 
 import checkpoint
+from errors import UserError
 from launch import run_directory
 from optim import build_optimizer, param_groups
-from storage import weight_files
+from storage import run_files, weight_files
+from storage.json_files import read_json
 from storage.run_state import RunState
 from tests.helpers.saved_runs import save, snapshot, step, trained
 from tests.helpers.small_models import equal, make_vit
@@ -151,3 +155,67 @@ def test_a_failed_write_is_raised(tmp_path, monkeypatch):
     ):
         writer.wait()
     writer.wait()  # it is raised once
+
+
+@pytest.mark.parametrize(
+    "change", [lambda a: a[:1], lambda a: a.reshape(-1), lambda a: np.float32(1), lambda a: a * np.nan]
+)
+def test_moments_of_another_shape_are_refused(tmp_path, change):
+    model, optimizer = trained(steps=1)
+    state = checkpoints.optimizer_state_by_name(model, optimizer)
+    key = next(key for key in state if key.endswith("moment1_0") and state[key].ndim > 1)
+    with pytest.raises(UserError, match="optimizer state .* (is not as this run's|not finite)"):
+        checkpoints.set_optimizer_state_by_name(model, optimizer, {**state, key: change(state[key])}, tmp_path)
+
+
+def contents(folder):
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_only_checkpoints_are_deleted(tmp_path):
+    """What else begins with "step-" stays, and neither ends a run nor is resumed."""
+    model, optimizer = trained(steps=1)
+    for name in ("step-00000480-keep", "step-by-step", "step-00000001.bak", "step-7"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text('{"step": 480}')
+    (tmp_path / "step-notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    for number in range(1, 6):
+        save(tmp_path, number, model, optimizer, keep_last=1)
+    after = contents(tmp_path)
+    assert {name: after.get(name) for name in before} == before
+    assert run_directory.find(tmp_path).name == "step-00000005"
+    assert [path.name for path in run_files.list_checkpoints(tmp_path)] == ["step-00000005"]
+
+
+def test_a_file_that_the_user_put_into_a_checkpoint_stays(tmp_path):
+    model, optimizer = trained(steps=1)
+    (save(tmp_path, 1, model, optimizer) / "notes.txt").write_text("mine")
+    save(tmp_path, 2, model, optimizer, keep_last=1)
+    assert [path.name for path in (tmp_path / "step-00000001").iterdir()] == ["notes.txt"]
+    assert run_directory.find(tmp_path).name == "step-00000002"
+
+
+def test_checkpoints_are_in_the_order_of_writing_whatever_their_times(tmp_path):
+    model, optimizer = trained(steps=1)
+    for number in (1, 2, 3):
+        save(tmp_path, number, model, optimizer)
+    for second, path in enumerate(sorted(tmp_path.glob("step-*"), reverse=True)):
+        os.utime(path / "state.json", (second, second))  # as a copy may have them
+    assert run_directory.find(tmp_path).name == "step-00000003"
+    save(tmp_path, 2, model, optimizer)  # the run went back
+    assert run_directory.find(tmp_path).name == "step-00000002"
+
+
+def test_checkpoints_of_older_versions_are_in_the_order_of_steps(tmp_path):
+    model, optimizer = trained(steps=1)
+    for number in (1, 2, 3):
+        path = save(tmp_path, number, model, optimizer)
+        state = read_json(path / "state.json")
+        del state["save_number"]
+        (path / "state.json").write_text(json.dumps(state))
+        (path / "manifest.json").unlink()
+        os.utime(path / "state.json", (1000 - number, 1000 - number))
+    assert run_directory.find(tmp_path).name == "step-00000003"
+    save(tmp_path, 2, model, optimizer)
+    assert run_directory.find(tmp_path).name == "step-00000002"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from storage.json_files import read_records
 from training.log import RunLog, Throughput
 
 pytestmark = pytest.mark.quick
@@ -78,3 +79,19 @@ def test_visualdl_is_optional(tmp_path):
         log.record("train", 1, {"loss": 1.0})
         log.close()
         assert list((tmp_path / "visualdl").iterdir())
+
+
+@pytest.mark.parametrize("bad", ["\0" * 40, '{"event": "train", "st', "[1, 2]", '{"event": 3, "step": 1}', "[" * 9999])
+def test_damaged_lines_of_a_log_are_skipped_with_a_note(tmp_path, bad, capsys):
+    log = RunLog(tmp_path)
+    for step in (1, 2):
+        log.record("train", step, {"loss": 0.5})
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write(f"{bad}\n")
+    log.record("train", 3, {"loss": 0.25})
+    notes = []
+    assert [record["step"] for record in read_records(tmp_path / "log.jsonl", notes.append)] == [1, 2, 3]
+    assert "1 damaged lines are skipped" in notes[0]
+    log.rewind(2)
+    assert "1 damaged lines are skipped" in capsys.readouterr().out
+    assert [record["step"] for record in read_records(tmp_path / "log.jsonl")] == [1, 2]

@@ -20,13 +20,17 @@ import pytest
 import requests
 
 from errors import UserError
+from runtime import ROOT
 from storage import cache
 from zoo import download, resuming
 
 pytestmark = pytest.mark.quick
+
+
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
+
+
 MD5 = hashlib.md5(CONTENT).hexdigest()
-from runtime import ROOT
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -301,9 +305,6 @@ def test_two_processes_share_one_download(server):
     assert len(paths) == 1
     assert Path(paths.pop()).read_bytes() == CONTENT
     assert len(server.requests) == 1
-
-
-# ---- versions, limits, names
 
 
 @pytest.mark.parametrize("change", ["etag", "total", "both"])

@@ -1,5 +1,7 @@
 """Weights by name: the table, and the way from an address to a model."""
 
+import os
+
 import numpy as np
 import paddle
 import pytest
@@ -16,6 +18,7 @@ from tests.helpers.malformed_weights import torch_bytes
 from tests.helpers.sentences import make_tokenizer
 from tests.helpers.weights_by_hand import official_arrays
 from transformer import VisionTransformer
+from zoo import __main__ as zoo_main
 from zoo import download, entries
 from zoo.__main__ import main
 
@@ -220,3 +223,11 @@ def test_command_line(small_zoo, capsys, tmp_path):
     assert main(["fetch", "vit_test.mae"]) == 1
     assert "-from FILE" in capsys.readouterr().err
     assert main(["fetch", "vit_test.mae", "-from", str(tmp_path / "by hand.pth")]) == 0
+
+
+def test_the_zoo_needs_no_home_to_describe(monkeypatch, capsys):
+    for name in ("HOME", "XDG_CACHE_HOME", "MAE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert zoo_main.main(["info", "vit_base_patch16.mae"]) == 0
+    assert "cache" in capsys.readouterr().out

@@ -1,7 +1,6 @@
 """Ends of jobs with several processes: soon, with the right code, and with the reason last."""
 
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from launch import launcher
 from runtime import ROOT
 
 SOON_SECS = 60
+
 
 # A site module that Python loads by itself. In rank 1 it acts when the first checkpoint is there.
 DISTURB = """
@@ -106,28 +106,6 @@ def test_what_the_user_can_mend_is_last_and_one_line(tmp_path, tiny_yaml, image_
     (line,) = (tmp_path / "runs" / "skipping" / "bad_images.txt").read_text().splitlines()
     assert line.startswith(str(tmp_path / "photos" / bad))
     assert "warning: 1 images skipped so far, the last one" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("killed", "note", "code", "said"),
-    [
-        (("0", signal.SIGABRT), "1-1-1", 1, "rank 1 failed first:\nits traceback"),  # rank 0 lost its peer
-        (("0", signal.SIGABRT), None, 134, "error: rank 0 was ended by SIGABRT"),
-        (("1", signal.SIGKILL), "1-0-1", 137, "error: rank 1 was ended by SIGKILL"),  # rank 0 lost its peer
-        (("1", signal.SIGSEGV), "1-1-1", 1, "rank 1 failed first:\nits traceback"),
-        (None, None, 134, "error: a rank was ended by SIGABRT"),
-    ],
-)
-def test_the_first_end_is_told(tmp_path, capsys, killed, note, code, said):
-    if note is not None:
-        (tmp_path / note).write_text("its traceback")
-    assert launcher._describe_end(tmp_path, 134, [], [], killed) == code
-    assert said in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("code", "told"), [(0, 0), (1, 1), (75, 75), (247, 137), (250, 134), (-9, 137), (-15, 143)])
-def test_exit_codes_are_those_of_a_shell(code, told):
-    assert launcher._shell_code(code) == told
 
 
 @pytest.mark.parametrize("master", ["10.0.0.1", "10.0.0.1:", ":6170", "10.0.0.1:65535", "10.0.0.1:port"])

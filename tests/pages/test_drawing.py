@@ -1,0 +1,95 @@
+"""Pictures of reconstructions: visible pixels, hidden patches, drawn masks."""
+
+import itertools
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+
+import mae
+from errors import UserError
+from measures import image_sets
+from methods import dispatch, load_models
+from pages import drawing
+from pipeline import sources, transforms
+from tools import visualise
+
+pytestmark = pytest.mark.quick
+
+
+NOTHING = ("TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
+
+
+@pytest.fixture
+def trained(tiny_run):
+    """Return a function: mode and overrides to the directory of a run that did nothing."""
+
+    def make(mode="pretrain", *opts):
+        run = tiny_run(mode, *NOTHING, *opts)
+        dispatch.train_or_evaluate(run)
+        return run.directory
+
+    return make
+
+
+def test_visible_pixels_are_those_of_the_photo(trained, image_folder, tmp_path):
+    run = trained()
+    model, config = load_models.load_autoencoder(run)
+    source = image_sets.open_images(config.clone(), "val", needs_labels=False)
+    images = drawing.draw_images(config, 3)
+    original, masked, _, pasted = drawing.draw_panels(model, config, images)
+    chosen = np.random.default_rng(0).permutation(len(source))[:3]
+    pixels = transforms.eval_transform(config).views[0]
+    for picture, index in zip(original, chosen, strict=True):
+        assert np.array_equal(picture, pixels(sources.read_image(source, index, 3), None))
+    visible = ~(masked == 128).all(axis=-1)
+    assert 0.2 < visible.mean() < 0.3
+    assert np.array_equal(original[visible], pasted[visible])
+    assert drawing.make_grid([original, pasted]).size == (2 * (6 * 16 + 2), 3 * (6 * 16 + 2))
+
+
+def test_patches_get_their_own_mean_and_contrast_back(trained):
+    """A model that predicts the target itself reconstructs the photo, with normalised pixels, too."""
+    model, config = load_models.load_autoencoder(trained())
+    assert model.norm_pix_loss
+    images = paddle.to_tensor(drawing.draw_images(config, 2))
+    target = mae.patchify(images, model.patch_embedding.patch_size)
+    mean, std = mae.patch_statistics(target)
+
+    class Perfect:
+        patch_embedding, norm_pix_loss = model.patch_embedding, True
+
+        def __call__(self, images, mask_ratio=None, noise=None):
+            return None, (target - mean) / std, paddle.ones([2, target.shape[1]])
+
+    reconstruction, _ = drawing.reconstruct(Perfect(), images)
+    np.testing.assert_allclose(reconstruction.numpy(), images.numpy(), atol=1e-5)
+
+
+def test_blocks_are_hidden_together():
+    noise = drawing.draw_noise(2, (8, 8), kind="block").reshape(2, 2, 4, 2, 4).transpose(0, 1, 3, 2, 4)
+    for blocks in noise.reshape(2, 4, 16):
+        order = np.argsort(blocks.mean(axis=1))
+        assert all(blocks[low].max() < blocks[high].min() for low, high in itertools.pairwise(order))
+    same = drawing.draw_noise(3, (4, 4), same=True)
+    assert np.array_equal(same[0], same[2])
+    assert not np.array_equal(*drawing.draw_noise(2, (4, 4)))
+
+
+def test_a_drawn_mask_hides_what_is_white(trained, tmp_path):
+    drawn = np.zeros((32, 32), np.uint8)
+    drawn[:8, 16:] = 255  # the grid has 4 x 4 patches; the two on the right of the first row
+    Image.fromarray(drawn).save(tmp_path / "mask.png")
+    noise, ratio = visualise.read_mask(str(tmp_path / "mask.png"), (4, 4))
+    assert ratio == 2 / 16
+    model, config = load_models.load_autoencoder(trained())
+    _, masked, _, _ = drawing.draw_panels(model, config, drawing.draw_images(config, 1), mask_ratio=ratio, noise=noise)
+    hidden = (masked[0] == 128).all(axis=-1)
+    assert hidden[:4, 8:].all()
+    assert hidden.sum() == 4 * 8
+    Image.fromarray(drawn * 0).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match="hides none of 16 patches"):
+        visualise.read_mask(str(tmp_path / "mask.png"), (4, 4))
+    with pytest.raises(UserError, match="neither random nor block, nor a picture"):
+        visualise.read_mask("nowhere.png", (4, 4))
