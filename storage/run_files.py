@@ -1,7 +1,7 @@
 """The files in a run's directory and in its checkpoints: their names, and what must not be overwritten. No Paddle here.
 
 run/config.yaml log.txt log.jsonl report.html bad_images.txt latest -> step-00000312 best -> step-00000156
-step-00000312/model.pdparams ...                      see `training_state.py`
+step-00000312/model.pdparams ...                      see `training/checkpoints.py`
 """
 
 import re

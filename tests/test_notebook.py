@@ -23,12 +23,14 @@ def run(name, monkeypatch) -> tuple[list[str], int]:
     return [output.get("text", "") for output in outputs], len(pictures)
 
 
+@pytest.mark.slow
 def test_the_quickstart(monkeypatch):
     texts, num_pictures = run("quickstart.ipynb", monkeypatch)
     assert any("acc1, k=1" in text for text in texts)
     assert num_pictures == 3
 
 
+@pytest.mark.slow
 def test_zero_shot_in_four_languages(monkeypatch):
     texts, num_pictures = run("zero_shot.ipynb", monkeypatch)
     scores = [float(score) for text in texts for score in re.findall(r"([\d.]+)% of 360 digits, zero-shot", text)]

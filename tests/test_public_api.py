@@ -54,6 +54,7 @@ def test_readme_snippet_runs(tmp_path):
     run(setup + snippet + "\nassert logits.shape == [1, 1000]\n", tmp_path)
 
 
+@pytest.mark.slow
 def test_readme_snippet_of_the_zoo_runs(tmp_path):
     """A mirror has weights of the right names and shapes, but not of the published checksum."""
     _, snippet = snippets()

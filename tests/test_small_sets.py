@@ -40,6 +40,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line.replace("$D", data).replace("${C}", recipe))[1:] for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_readmes_commands_learn_from_60_photos(tmp_path, monkeypatch, seed):
     make_photos(tmp_path / "photos", seed)

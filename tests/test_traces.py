@@ -28,6 +28,7 @@ def found(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", traces.TRACES)
 def test_golden_trace(found, mode):
     texts = [(folder / traces.name_of(mode)).read_text(encoding="utf-8") for folder in (found, traces.GOLDEN)]

@@ -72,6 +72,7 @@ def test_a_rank_that_is_killed_ends_the_job(tmp_path, long_run):
     assert re.match(r"error: rank 1 was ended by SIGKILL", lines[-1]), lines
 
 
+@pytest.mark.slow
 def test_what_the_user_can_mend_is_last_and_one_line(tmp_path, tiny_yaml, image_folder):
     """One image that one rank meets; the other rank waits for it in vain."""
     from pipeline.samplers import TrainSampler

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 import main_multi_gpu_pretrain
 import runtime
 from runtime import ROOT
@@ -29,6 +31,7 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
+@pytest.mark.slow
 def test_both_stages_with_a_stop_between(tmp_path):
     opts = ["-opts", "RUN", "mae", "TRAIN.NUM_EPOCHS", "2", "TRAIN.WARMUP_EPOCHS", "1", "REPORT", "False"]
     main_multi_gpu_pretrain.main(

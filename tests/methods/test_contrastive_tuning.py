@@ -234,6 +234,7 @@ def test_the_reports_have_the_curves(stages, tmp_path):
 SHIFTS = ("encoder.norm.bias", "projector.7.bias", "predictor.1._mean")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["head", "tuning"])
 def test_two_ranks_are_one_with_the_joint_batch(stages, tmp_path, stage):
     mae, head, _ = stages

@@ -16,6 +16,7 @@ from optim import param_groups
 from storage.run_files import MODEL_FILE
 from tests.conftest import MODES, TINY, assert_close
 from tests.helpers import script_runs
+from tests.helpers.recipes import recipe
 from tools import export
 from training.log import read_log
 from transformer import build_transformer
@@ -227,9 +228,9 @@ def expected_table(recipe: str) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("recipe", ["default", "improved", "rpe", "deit"])
-def test_rates_and_decays_of_every_parameter(recipe):
-    suffix = "" if recipe == "improved" else f"_{recipe}"
+@pytest.mark.parametrize("variant", ["default", "improved", "rpe", "deit"])
+def test_rates_and_decays_of_every_parameter(variant):
+    suffix = "" if variant == "improved" else f"_{variant}"
     small = ["MODEL.ENCODER.EMBED_DIM", 24, "DATA.IMAGE_SIZE", 32, "MODEL.NUM_CLASSES", 3]  # widths do not matter
     config = get_config(recipe(f"vit_tiny_patch16_224_finetune{suffix}"), small)
     model = build_transformer(config)
@@ -238,9 +239,9 @@ def test_rates_and_decays_of_every_parameter(recipe):
     for group in param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY):
         for parameter in group["params"]:
             found[names[id(parameter)]] = (round(group["learning_rate"], 4), group["weight_decay"])
-    assert found == expected_table(recipe)
+    assert found == expected_table(variant)
     assert (config.TRAIN.BASE_LR * 1024 / 256, config.TRAIN.WARMUP_EPOCHS) == (4e-3, 5)
-    assert (1000 if recipe == "rpe" else 300) == config.TRAIN.NUM_EPOCHS
+    assert (1000 if variant == "rpe" else 300) == config.TRAIN.NUM_EPOCHS
     task_names = {"default": (0.8, 1.0, 0.1, 0.25, 0.1), "improved": (0.2, 0.0, 0.0, 0.0, 0.0)}
     train = config.TRAIN
     regularisation = (
@@ -250,7 +251,7 @@ def test_rates_and_decays_of_every_parameter(recipe):
         train.RANDOM_ERASE_PROB,
         config.MODEL.DROPPATH,
     )
-    assert regularisation == task_names["default" if recipe in ("default", "deit") else "improved"]
+    assert regularisation == task_names["default" if variant in ("default", "deit") else "improved"]
 
 
 @pytest.mark.quick

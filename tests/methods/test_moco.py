@@ -182,8 +182,8 @@ def test_it_trains_resumes_bit_identically_and_is_finetuned(trained, tmp_path, t
 @pytest.mark.parametrize(
     ("opts", "said"),
     [
-        (["TRAIN.ACCUM_ITER", 2], "ACCUM_ITER=1 .is 2."),
-        (["DATA.DROP_LAST", False], "DROP_LAST=True .is False."),
+        (["TRAIN.ACCUM_ITER", 2], "ACCUM_ITER=2: .* set it to 1"),
+        (["DATA.DROP_LAST", False], "DROP_LAST=False: .* set it to True"),
         (["DATA.BATCH_SIZE", 1], "a micro-step of one image"),
     ],
 )

@@ -333,6 +333,7 @@ def launch(keys: Path, folder: Path, cfg: Path, *flags: str, **environment: str)
     return done.returncode, done.stdout + done.stderr + logs
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_with_the_joint_batch_and_resume_bit_identically(toy, trained, tmp_path):
     cfg = write_config(tmp_path, "DATA.BATCH_SIZE", 24)
     code, output = launch(toy, tmp_path, cfg, "-opts", "RUN", "straight")

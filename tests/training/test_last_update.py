@@ -68,6 +68,24 @@ def gradients(model):
     return {name: p.grad.numpy().copy() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def test_clipping_scales_the_gradients_of_all_groups_by_one_factor(tiny_run, monkeypatch):
+    """Layer decay makes many parameter groups; their gradients together have the norm TRAIN.GRAD_CLIP."""
+    found = []
+    for clip in (None, 0.01):
+        run = tiny_run("finetune", "TRAIN.GRAD_CLIP", clip)
+        training = make_training(run, 8, 8)
+        assert len(training.task.optimizer._param_groups) > 4
+        model = training.task.model
+        monkeypatch.setattr(training.guard, "check", lambda *args, model=model: found.append(gradients(model)))
+        training.update(training.train_loader.epoch(0, 0), 0, 0.0)
+    plain, clipped = found
+    norm = np.sqrt(sum(np.sum(value.astype(np.float64) ** 2) for value in plain.values()))
+    assert norm > 0.02
+    for name, value in plain.items():
+        expected = value * (0.01 / norm)
+        assert np.abs(clipped[name] - expected).max() <= 1e-4 * np.abs(expected).max() + 1e-9, name  # float32 sums
+
+
 def test_lars_takes_a_small_step_for_a_small_update():
     """Its trust ratio would make any gradient one of the same length."""
     rng, share = np.random.default_rng(0), 0.25

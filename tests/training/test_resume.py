@@ -69,6 +69,7 @@ class Runs:
         return files, [{k: v for k, v in record.items() if k not in timed} for record in read_log(self.run_dir(name))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_stops_and_other_numbers_of_workers_change_no_bit(tmp_path, tiny_yaml, image_folder, ranks):
     """With two ranks, the stopped run shares its optimizer's state out between them; the straight one does not."""
