@@ -13,8 +13,7 @@ Expected layouts below DATA_PATH:
     webdataset     train/*.tar, or *.tar: WebDataset shards with captions or labels; val/*.tar
     others         see `pipeline/published_datasets.py`
 
-A directory that `tools.pack_dataset` made takes the place of any of them. A new set is a function in
-`pipeline/published_datasets.py` and its name in `config.DATASETS`.
+A directory that `tools.pack_dataset` made takes the place of any of them. docs/CONTRIBUTING.md says how to add one.
 """
 
 from collections.abc import Sequence

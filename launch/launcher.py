@@ -192,7 +192,7 @@ def _run(command: list[str], job: _Job | None) -> int:
         ranks.look()
         if heartbeat is not None and launcher.returncode != 0 and not asked:
             _wait_for_the_cause(lost, ranks)
-        code = _describe_end(Path(folder), _shell_code(launcher.returncode), lost, asked, ranks.first_killed)
+        code = _report_end(Path(folder), _shell_code(launcher.returncode), lost, asked, ranks.first_killed)
     if heartbeat is not None:
         heartbeat.close(is_well=code in (0, EXIT_STOPPED))
     return code
@@ -270,7 +270,7 @@ def _shell_code(code: int) -> int:
     return 384 - code if 256 - signal.NSIG < code < 256 else code
 
 
-def _describe_end(notes: Path, code: int, lost: list[str], asked: list[int], killed: tuple[str, int] | None) -> int:
+def _report_end(notes: Path, code: int, lost: list[str], asked: list[int], killed: tuple[str, int] | None) -> int:
     """Print why a job ended, last on the console; returns its exit code.
 
     Args:

@@ -24,7 +24,7 @@ from storage.run_files import (
 )
 from storage.run_state import newest_first
 
-_BEGUN = {
+_STARTUP_FILES = {
     LOCK_FILE,
     CONFIG_FILE,
     TEXT_LOG_FILE,
@@ -128,10 +128,10 @@ def open_directory(config, prefix: str, resume_from: Path | None) -> Path:
 
 
 def discard(directory: Path) -> None:
-    """Delete a run's directory in which nothing but its beginning is, after a start that failed."""
+    """Delete the directory of a run that failed to start, if it holds start-up files only."""
     try:
         names = {path.name for path in directory.iterdir()}
-        if names <= _BEGUN - {LAUNCH_LOGS}:
+        if names <= _STARTUP_FILES - {LAUNCH_LOGS}:
             for name in names:
                 (directory / name).unlink()
             directory.rmdir()
@@ -146,6 +146,6 @@ def _check_reuse(directory: Path) -> None:
     if not directory.is_dir():
         raise UserError(f"{directory}: a file; choose another RUN")
     names = {path.name for path in directory.iterdir()}
-    if not names <= _BEGUN and not is_run(directory):
-        others = abridge(sorted(names - _BEGUN), 3)
+    if not names <= _STARTUP_FILES and not is_run(directory):
+        others = abridge(sorted(names - _STARTUP_FILES), 3)
         raise UserError(f"{directory}: holds something else than a run ({printable(others)}); choose another RUN")

@@ -1,4 +1,7 @@
-"""Signals that ask a run to stop: it saves after the update that is under way, and exits with 75."""
+"""Signals that ask a run to stop: it saves after the update that is under way, and exits with 75.
+
+`training.guard.Guard` reads `requested` and has all ranks agree; `training.engine` saves and raises `Stopped`.
+"""
 
 import signal
 import time

@@ -49,11 +49,11 @@ def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
         print(f"{split}: computing the features of {len(source):,} images", flush=True)
         found.append(extract_all(model, image_sets.open_loader(config, source), None, args.pool, folder))
         if known is not None:
-            atomic.write_text(known, json.dumps(about | {"sums": _sums(folder)}))
+            atomic.write_text(known, json.dumps(about | {"sums": _sha256_by_name(folder)}))
     return found
 
 
-def _sums(folder: Path) -> dict[str, str]:
+def _sha256_by_name(folder: Path) -> dict[str, str]:
     return {name: manifest.digests(folder / f"{name}.npy", "sha256")["sha256"] for name in _CACHED}
 
 
@@ -66,7 +66,7 @@ def _read_cache(folder: Path, about: dict) -> dict[str, np.ndarray] | None:
         found = read_json(file)
         if {key: found.get(key) for key in about} != about:
             return None
-        if found.get("sums") != _sums(folder):
+        if found.get("sums") != _sha256_by_name(folder):
             raise ValueError("its sums are others than when it was written")
         return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _CACHED}
     except (UserError, OSError, ValueError) as error:

@@ -22,7 +22,7 @@ from transformer import Transformer, init_linear
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
-    """What of the student follows what of the teacher.
+    """Pairs of a layer of the student and the layer of the teacher that it learns to match.
 
     Attributes:
         scores: (student's layer, teacher's layer) of attention scores, from 1.
@@ -147,9 +147,9 @@ class AttentionDistillation(nn.Layer):
     def _outputs(self, network: nn.Layer, images: paddle.Tensor, shuffle: paddle.Tensor, side: int) -> "_Outputs":
         """Encode the visible patches, and keep what is matched; `side` is 0 for the student."""
         scores, hidden = ({pair[side] for pair in pairs} for pairs in (self.matches.scores, self.matches.hidden))
-        stop_at = network.decode_layer if side == 0 else None
+        decoder_reads = network.decode_layer if side == 0 else None
         tokens = embed_visible(network, images, shuffle)
-        outputs = _walk(network.encoder, tokens, scores, hidden, stop_at)
+        outputs = _walk(network.encoder, tokens, scores, hidden, decoder_reads)
         if side == 0 and self.extra is not None:
             outputs.scores[len(network.encoder.layers) + 1] = self.extra(outputs.last)
         return outputs
@@ -166,13 +166,17 @@ class _Outputs:
 
 
 def _walk(
-    stack: Transformer, tokens: paddle.Tensor, scores: Collection[int], hidden: Collection[int], stop_at: int | None
+    stack: Transformer,
+    tokens: paddle.Tensor,
+    scores: Collection[int],
+    hidden: Collection[int],
+    decoder_reads: int | None,
 ) -> _Outputs:
     """Go through the blocks of an encoder once.
 
     Args:
         scores, hidden: layers whose outputs are wanted.
-        stop_at: the block whose output the norm makes ready for the decoder; None: there is no decoder.
+        decoder_reads: the block, counted from 1, whose normalised output the decoder reads; None: no decoder.
     """
     depth, outputs = len(stack.layers), _Outputs()
     for index in range(depth):
@@ -181,7 +185,7 @@ def _walk(
         tokens, found = stack.run_layer(index, tokens, return_logits=index + 1 in scores)
         if found is not None:
             outputs.scores[index + 1] = found
-        if index + 1 == stop_at:
+        if index + 1 == decoder_reads:
             outputs.decoded = stack.norm(tokens)
     outputs.last = tokens
     if depth in hidden:

@@ -123,7 +123,7 @@ def build(run: Run) -> Task:
 
 
 def _check(config) -> None:
-    """Raise UserError for settings under which the loss would be another one."""
+    """Raise UserError for settings that this method cannot train with."""
     dims, train = config.CONTRAST.PROJECTOR_DIMS, config.TRAIN
     if not dims or not all(type(width) is int and 0 < width <= 65_536 for width in dims):
         raise UserError(f"CONTRAST.PROJECTOR_DIMS={dims!r}: must be a list of integers from 1 to 65,536")

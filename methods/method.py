@@ -17,8 +17,8 @@ class Method:
         script: the main script that runs it: "pretrain", "finetune" or "linearprobe".
         build: makes the `Task` of a run.
         transform: makes the `Transform` for training from a configuration; one view or several.
-        target: what each training image must have: "none", "label", "labels" (several) or "caption". What a data set
-            has besides is handed on as well, see `loading.Batch`.
+        target: what each training image must have: "none", "label", "labels" (several) or "caption". Batches carry
+            any other fields of the data set, too, see `loading.Batch`.
         variant: besides MODEL.TYPE, the kind of a run, where one kind cannot be resumed as another; part of the run
             directory's name, by which `-resume auto` finds a run.
         evaluates: the run evaluates on the val split, with labels, and -eval works.

@@ -23,7 +23,7 @@ class HeadOutput:
         loss_parts: of the prediction of view 0 for the neighbour of view 1, and the other way round.
         nn_accuracy: share of the images whose neighbour has their label; None without labels.
         queue_fill: share of the queue that holds projections of images.
-        projection_std: `heads.feature_std` the projections of view 0.
+        projection_std: `heads.feature_std` of the projections of view 0.
     """
 
     loss: paddle.Tensor

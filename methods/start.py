@@ -1,4 +1,4 @@
-"""Shared by the starts of methods: weights for an encoder, and settings that a loss over a whole batch needs."""
+"""Start a run of a method: load a pretrained encoder, and check the settings of a loss over whole batches."""
 
 from paddle import nn
 

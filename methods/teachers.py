@@ -62,7 +62,7 @@ def open_encoder(path: str, config) -> Teacher:
     _check_images(path, own, config)
     tower = own.MODEL.ENCODER
     words = f"teacher {weights}: encoder {tower.EMBED_DIM} wide, {tower.DEPTH} deep, {tower.NUM_HEADS} heads; frozen"
-    return Teacher(_frozen(encoder), _sum(weights), words)
+    return Teacher(_frozen(encoder), _sha256(weights), words)
 
 
 def open_classifier(path: str, config) -> Teacher:
@@ -89,7 +89,7 @@ def open_classifier(path: str, config) -> Teacher:
         _check_images(path, own, config)
         _frozen(network)
         words = f"teacher {weights}: {own.MODEL.NAME}, {own.MODEL.NUM_CLASSES} classes; frozen"
-    teacher = Teacher(network, _sum(weights), words)
+    teacher = Teacher(network, _sha256(weights), words)
     _check_classes(teacher, path, config)
     return teacher
 
@@ -111,7 +111,7 @@ def _frozen(network: VisionTransformer) -> VisionTransformer:
     return network
 
 
-def _sum(weights: Path) -> str:
+def _sha256(weights: Path) -> str:
     return manifest.digests(weights, "sha256")["sha256"]
 
 

@@ -84,8 +84,8 @@ def transform(config) -> Transform:
 def balanced(config, source: Source) -> Source:
     """Return a source in which images of rare labels are listed several times, by WSP.BALANCE.
 
-    An image comes max over its labels of (n / n_label) ** power times, where n is the mean number of images per label
-    (arXiv 1805.00932 has the square root); fractions are drawn once per run. An image never comes less than once.
+    An image is listed max over its labels of (n / n_label) ** power times, at least once, where n is the mean number of
+    images per label (arXiv 1805.00932 has the square root); fractions are drawn once per run.
 
     Raises:
         UserError: if the labels of the data set are not all in memory.

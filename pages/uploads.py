@@ -42,7 +42,7 @@ def with_message(gradio, read: Callable) -> Callable:
 
 
 def photo_reader(gradio, folder: Path) -> Callable:
-    """Return what makes the path of a photo of an upload, after a test that it can be read."""
+    """Return a function for Gradio that checks an uploaded photo and returns its path."""
 
     def read_photo(payload) -> str | None:
         if payload is not None:

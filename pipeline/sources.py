@@ -1,6 +1,6 @@
 """The one interface of data sets: a `Source` is one split, with what is known of each image.
 
-A new kind of data set is a subclass of `Source` that a function of `datasets.py` opens. What changes a part of another
+A new kind of data set is a subclass of `Source`, and a line in `datasets._open`. What changes a part of another
 source (a subset, labels alone) is a subclass of `Wrapper`, which hands on everything else.
 """
 

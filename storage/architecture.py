@@ -1,9 +1,8 @@
 """Architecture of a model: the plain values from which its network is built and which it carries. No Paddle here.
 
-A field names the configuration key that sets it, and the tensors that it adds, so a new option of a model is a field
-here, its tensors in `shapes`, its layer in `transformer.py` or `mae.py`, and its key in configs/. Names and shapes of
-tensors are those of PaddleViT's files. They determine every size but the number of attention heads, which splits a
-matrix without changing its shape. Files of this project record the architecture.
+A field names the configuration key that sets it, and the tensors that it adds; docs/CONTRIBUTING.md lists the steps of
+a new option. Names and shapes of tensors are those of PaddleViT's files. They determine every size but the number of
+attention heads, which splits a matrix without changing its shape. Files of this project record the architecture.
 """
 
 import dataclasses

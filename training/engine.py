@@ -180,14 +180,14 @@ class Training:
         reports = _is_due(step, config.REPORT_FREQ) or done > 0
         if reports or saves:
             guard.synchronise()
-        saves = saves or guard.stops or guard.wants_save
+        saves = saves or guard.stop_requested or guard.wants_save
         results = self._report(lr) if reports or saves else {}
         evaluates = self.eval_loader is not None and (_is_due(done, config.VALIDATE_FREQ) or is_last)
         # Evaluation may outlast the grace period of the scheduler that sent the signal.
-        self.evaluation_pending = evaluates and guard.stops
+        self.evaluation_pending = evaluates and guard.stop_requested
         if evaluates or saves:
-            results |= self._evaluate_and_save(evaluates and not guard.stops, saves)
-        if guard.stops and (not is_last or self.evaluation_pending):
+            results |= self._evaluate_and_save(evaluates and not guard.stop_requested, saves)
+        if guard.stop_requested and (not is_last or self.evaluation_pending):
             self._finish()
             raise Stopped(f"stopped by a signal after {step} of {plan.total_steps} updates; -resume continues")
         return results

@@ -49,7 +49,7 @@ class Guard:
     must agree on it. A run with bad numbers ends some updates late, and its checkpoints are good.
 
     Attributes:
-        stops: a rank was asked to stop.
+        stop_requested: a rank was asked to stop.
         wants_save: the save timer of a rank is due.
     """
 
@@ -71,7 +71,7 @@ class Guard:
         self._skipped = 0
         self._synchronised_at = time.monotonic()
         self._synchronise_every = 1  # updates; of several ranks
-        self.stops = self.wants_save = False
+        self.stop_requested = self.wants_save = False
 
     def check(
         self,
@@ -140,7 +140,7 @@ class Guard:
         num_images = sum(update.num_images for update in updates)
         own = [self._stop.requested, self._save_timer.is_due(), num_images, secs, *first_bad, *sums.values()]
         total = across_ranks.sum_across_ranks(np.array(own, np.float64))
-        self.stops, self.wants_save = bool(total[0]), bool(total[1])
+        self.stop_requested, self.wants_save = bool(total[0]), bool(total[1])
         secs_per_update = total[3] / num_ranks / len(updates)
         self._synchronise_every = max(1, int(_SYNCHRONISE_SECS / max(secs_per_update, 1e-3)))
         first_bad, totals = total[4 : 4 + num_ranks].astype(int), total[4 + num_ranks :]

@@ -120,14 +120,14 @@ class _Stack:
     """A stack of layers that a batch goes through.
 
     Attributes:
-        numbers: tokens of the batch times width.
+        elements: of one activation tensor: tokens of the batch times width.
         hidden: of the MLPs, as a multiple of the width.
         depth: layers whose activations are kept.
-        scores: numbers of the attention scores of a layer.
+        scores: elements of the attention scores of a layer.
         trains: gradients go through it.
     """
 
-    numbers: float
+    elements: float
     hidden: float
     depth: int
     scores: float
@@ -138,12 +138,12 @@ class _Stack:
         units = _KEPT + _KEPT_PER_HIDDEN * self.hidden + (_KEPT_BY_DROP_PATH if config.MODEL.DROPPATH else 0.0)
         low = units - _KEPT_IN_FLOAT32
         bytes_per_unit = 4 * _KEPT_IN_FLOAT32 + (2 if is_low else 4) * low
-        return self.numbers * bytes_per_unit + self.scores * (2 if is_low else 4)
+        return self.elements * bytes_per_unit + self.scores * (2 if is_low else 4)
 
     def kept(self, config, is_low: bool) -> float:
         """Return the bytes that all layers keep for the backward pass."""
         if config.TRAIN.RECOMPUTE:
-            return self.depth * self.numbers * 4
+            return self.depth * self.elements * 4
         return self.depth * self._of_layer(config, is_low)
 
     def whole(self, config, is_low: bool) -> float:
@@ -151,7 +151,7 @@ class _Stack:
         if config.EVAL or not self.trains:
             return self._of_layer(config, is_low) / 2
         recomputed = self._of_layer(config, is_low) if config.TRAIN.RECOMPUTE else 0.0
-        return recomputed + self.numbers * _TRANSIENT * (2 if is_low else 4)
+        return recomputed + self.elements * _TRANSIENT * (2 if is_low else 4)
 
 
 def _layers(architecture: Architecture | ClipArchitecture, config, cost: Cost) -> Iterator[_Stack]:

@@ -10,8 +10,7 @@ import paddle
 
 import runtime
 from errors import escape_controls
-from launch import command_line as command_line
-from launch import launcher, run_directory
+from launch import command_line, launcher, run_directory
 from launch.run_lock import RunLock
 from layers import across_ranks
 from pipeline.sources import Source

@@ -17,7 +17,7 @@ class Cost:
 
     Attributes:
         views: of an image that are encoded.
-        trained_blocks: upper blocks of the encoder through which gradients go; None: all, and a decoder's; a probe, 0.
+        trained_blocks: upper blocks of the encoder through which gradients go; None: all, and the decoder; probes: 0.
         other_macs: multiply-accumulates of the forward passes of other networks.
     """
 

@@ -20,7 +20,7 @@ from launch import launcher
 def test_the_first_end_is_told(tmp_path, capsys, killed, note, code, said):
     if note is not None:
         (tmp_path / note).write_text("its traceback")
-    assert launcher._describe_end(tmp_path, 134, [], [], killed) == code
+    assert launcher._report_end(tmp_path, 134, [], [], killed) == code
     assert said in capsys.readouterr().err
 
 
