@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     parser.add("pairs", "turns of each side (default: 5)", type=int, default=5)
     parser.add("steps", "steps per turn (default: 2)", type=int, default=2)
     parser.add("json", "append the lines to this file", metavar="FILE")
-    parser.add("opts", "KEY VALUE pairs", nargs="+", action="extend", default=[])
+    parser.add("opts", "settings: KEY VALUE or KEY=VALUE", nargs="+", action="extend", default=[])
     args = parser.parse_args(argv)
     if min(args.batch_size, args.pairs, args.steps) < 1:
         raise UserError("-batch_size, -pairs and -steps must be at least 1")

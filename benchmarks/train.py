@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     parser.add("epochs", "per run (default: 1)", type=int, default=1)
     parser.add("pairs", "runs of each kind (default: 5)", type=int, default=5)
     parser.add("json", "append the lines to this file", metavar="FILE")
-    parser.add("opts", "KEY VALUE pairs", nargs="+", action="extend", default=[])
+    parser.add("opts", "settings: KEY VALUE or KEY=VALUE", nargs="+", action="extend", default=[])
     args = parser.parse_args(argv)
     config = get_config(args.cfg, args.opts)
     kinds = sorted({1, args.nproc})
