@@ -158,3 +158,28 @@ def digits():
     order = np.random.default_rng(0).permutation(len(data.target))
     pixels, labels = data.data[order].astype(np.float32), data.target[order]
     return {"features": pixels[:1000], "labels": labels[:1000]}, {"features": pixels[1000:], "labels": labels[1000:]}
+
+
+@pytest.fixture
+def trained(tiny_run):
+    """Return a function: mode and overrides to the directory of a run that saved its initial weights."""
+    from methods import dispatch
+
+    def make(mode="pretrain", *opts):
+        run = tiny_run(mode, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0, *opts)
+        dispatch.train_or_evaluate(run)
+        return run.directory
+
+    return make
+
+
+@pytest.fixture
+def run_dir(tiny_run):
+    """Return the directory of a finetuning run that has ended, with its configuration and a line in its log."""
+    from methods import dispatch
+
+    run = tiny_run("finetune", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
+    (run.directory / "config.yaml").write_text(run.config.dump())
+    dispatch.train_or_evaluate(run)
+    run.log.record("train", 0, {"loss": 1.0})
+    return run.directory

@@ -217,7 +217,7 @@ class Writer:
 
 
 def load(checkpoint_dir: Path, task: Task) -> RunState:
-    """Restore all tensors of a task exactly; return what else the checkpoint holds."""
+    """Restore all tensors of a task exactly; return the run's state: step, best score, and so on."""
     checkpoint_dir = Path(checkpoint_dir)
     state = read_state(checkpoint_dir)
     checkpoint.load_weights(task.network, checkpoint_dir / MODEL_FILE)
@@ -258,7 +258,8 @@ def _read_exactly(file: Path, own: dict[str, Tensor]) -> dict[str, np.ndarray]:
 def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]:
     """Return the optimizer's tensors as {"structured name/accumulator": array}.
 
-    Paddle keys them by automatic names (`linear_4.w_0_moment1_0`), which depend on what else the process built.
+    Paddle keys them by automatic names (`linear_4.w_0_moment1_0`), which depend on the layers
+    that the process built before.
     """
     names = {parameter.name: name for name, parameter in model.named_parameters()}
     renamed = {}

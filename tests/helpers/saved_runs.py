@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -93,3 +94,8 @@ def save(run_dir, number, model, optimizer, **options):
 def snapshot(number, model, optimizer, ema=None, **options):
     task, state = Task("test", model, optimizer, None, ema=ema), RunState(number, best=1.0)
     return checkpoints.snapshot(task, state=state, config_yaml="SEED: 0\n", **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file below a folder."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

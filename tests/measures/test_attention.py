@@ -5,25 +5,10 @@ import paddle
 import pytest
 
 from measures import attention
-from methods import dispatch, load_models
+from methods import load_models
 from pages import drawing
 
 pytestmark = pytest.mark.quick
-
-
-NOTHING = ("TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
-
-
-@pytest.fixture
-def trained(tiny_run):
-    """Return a function: mode and overrides to the directory of a run that did nothing."""
-
-    def make(mode="pretrain", *opts):
-        run = tiny_run(mode, *NOTHING, *opts)
-        dispatch.train_or_evaluate(run)
-        return run.directory
-
-    return make
 
 
 def test_attention_is_that_of_the_model_and_rollout_is_the_product(trained):

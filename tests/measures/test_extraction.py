@@ -13,6 +13,7 @@ import tools.visualise
 from errors import UserError
 from measures import extraction
 from methods import dispatch, load_models
+from tests.helpers.saved_runs import contents
 from tools import features
 
 pytestmark = pytest.mark.quick
@@ -85,22 +86,6 @@ def test_nothing_to_compute_features_of(tiny_run, image_folder, tmp_path):
     flags = ["-dataset", "folder", "-data_path", str(tmp_path / "data"), "-opts", "DATA.BAD_IMAGES", "skip"]
     with pytest.raises(UserError, match="none of its images can be read"):
         features.main([str(run.directory), "-out", str(tmp_path / "out"), *flags])
-
-
-@pytest.fixture
-def run_dir(tiny_run):
-    """Return the directory of a run that has ended."""
-    run = tiny_run("finetune", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
-    from methods import dispatch
-
-    (run.directory / "config.yaml").write_text(run.config.dump())
-    dispatch.train_or_evaluate(run)
-    run.log.record("train", 0, {"loss": 1.0})
-    return run.directory
-
-
-def contents(folder):
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_features_that_fail_leave_the_old_ones(run_dir, tmp_path, monkeypatch):

@@ -10,27 +10,12 @@ from PIL import Image
 import mae
 from errors import UserError
 from measures import image_sets
-from methods import dispatch, load_models
+from methods import load_models
 from pages import drawing
 from pipeline import sources, transforms
 from tools import visualise
 
 pytestmark = pytest.mark.quick
-
-
-NOTHING = ("TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
-
-
-@pytest.fixture
-def trained(tiny_run):
-    """Return a function: mode and overrides to the directory of a run that did nothing."""
-
-    def make(mode="pretrain", *opts):
-        run = tiny_run(mode, *NOTHING, *opts)
-        dispatch.train_or_evaluate(run)
-        return run.directory
-
-    return make
 
 
 def test_visible_pixels_are_those_of_the_photo(trained, image_folder, tmp_path):

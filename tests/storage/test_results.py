@@ -8,24 +8,9 @@ import tools.export
 import tools.features
 import tools.visualise
 from errors import UserError
+from tests.helpers.saved_runs import contents
 
 pytestmark = pytest.mark.quick
-
-
-@pytest.fixture
-def run_dir(tiny_run):
-    """Return the directory of a run that has ended."""
-    run = tiny_run("finetune", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
-    from methods import dispatch
-
-    (run.directory / "config.yaml").write_text(run.config.dump())
-    dispatch.train_or_evaluate(run)
-    run.log.record("train", 0, {"loss": 1.0})
-    return run.directory
-
-
-def contents(folder):
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("place", [".", "latest", "sub", "latest/sub"])

@@ -11,7 +11,6 @@ import tools.export
 import tools.features
 import tools.visualise
 from errors import UserError
-from methods import dispatch
 from tools import export
 from transformer import build_transformer
 
@@ -19,19 +18,9 @@ pytestmark = pytest.mark.quick
 HAS_PADDLE_3 = int(paddle.__version__.split(".")[0]) >= 3
 
 
-@pytest.fixture
-def trained(tiny_run):
-    def make(mode, *opts):
-        run = tiny_run(mode, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0, *opts)
-        dispatch.train_or_evaluate(run)
-        return str(run.directory)
-
-    return make
-
-
 @pytest.mark.parametrize("mode", ["pretrain", "finetune", "linearprobe"])
 def test_paddle_inference_gives_the_same(trained, tmp_path, mode):
-    found = export.main([trained(mode), "-out", str(tmp_path / "out"), "-format", "paddle"])
+    found = export.main([str(trained(mode)), "-out", str(tmp_path / "out"), "-format", "paddle"])
     assert 0 <= found["paddle"] < 1e-5
     assert (tmp_path / "out" / "config.yaml").is_file()
 
@@ -43,7 +32,7 @@ def test_onnx_gives_the_same_and_nothing_gets_installed(trained, tmp_path, monke
     onnxruntime = pytest.importorskip("onnxruntime")
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda *command, **options: started.append(command))
-    found = export.main([trained(mode), "-out", str(tmp_path), "-image_size", "32", "-format", "onnx"])
+    found = export.main([str(trained(mode)), "-out", str(tmp_path), "-image_size", "32", "-format", "onnx"])
     assert 0 <= found["onnx"] < 1e-5
     assert not started
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
@@ -76,19 +65,7 @@ def test_a_difference_is_an_error(trained):
 def test_without_the_converter_the_error_says_what_to_install(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"not installed; pip install -r requirements/export\.txt"):
-        export.main([trained("finetune"), "-out", str(tmp_path / "out"), "-format", "onnx"])
-
-
-@pytest.fixture
-def run_dir(tiny_run):
-    """Return the directory of a run that has ended."""
-    run = tiny_run("finetune", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
-    from methods import dispatch
-
-    (run.directory / "config.yaml").write_text(run.config.dump())
-    dispatch.train_or_evaluate(run)
-    run.log.record("train", 0, {"loss": 1.0})
-    return run.directory
+        export.main([str(trained("finetune")), "-out", str(tmp_path / "out"), "-format", "onnx"])
 
 
 def test_an_export_needs_room(run_dir, tmp_path, monkeypatch):

@@ -6,25 +6,9 @@ import pytest
 from PIL import Image
 
 from errors import UserError
-from methods import dispatch
 from tools import visualise
 
 pytestmark = pytest.mark.quick
-
-
-NOTHING = ("TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
-
-
-@pytest.fixture
-def trained(tiny_run):
-    """Return a function: mode and overrides to the directory of a run that did nothing."""
-
-    def make(mode="pretrain", *opts):
-        run = tiny_run(mode, *NOTHING, *opts)
-        dispatch.train_or_evaluate(run)
-        return run.directory
-
-    return make
 
 
 def test_page_and_pictures(trained, image_folder, tmp_path):

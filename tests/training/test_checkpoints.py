@@ -12,7 +12,7 @@ from optim import build_optimizer, param_groups
 from storage import run_files, weight_files
 from storage.json_files import read_json
 from storage.run_state import RunState
-from tests.helpers.saved_runs import save, snapshot, step, trained
+from tests.helpers.saved_runs import contents, save, snapshot, step, trained
 from tests.helpers.small_models import equal, make_vit
 from training import checkpoints
 from training.optimizers import WeightAverage
@@ -166,10 +166,6 @@ def test_moments_of_another_shape_are_refused(tmp_path, change):
     key = next(key for key in state if key.endswith("moment1_0") and state[key].ndim > 1)
     with pytest.raises(UserError, match="optimizer state .* (is not as this run's|not finite)"):
         checkpoints.set_optimizer_state_by_name(model, optimizer, {**state, key: change(state[key])}, tmp_path)
-
-
-def contents(folder):
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_only_checkpoints_are_deleted(tmp_path):
