@@ -86,13 +86,11 @@ def _open(
         return builtin_sets.open_digits(split)
     if name == "synthetic":
         return builtin_sets.make_synthetic(split, num_classes, synthetic_hw)
-    if is_packed(root):
-        return WebShards(root, split, needs, bad_images)
     if not root.exists():
         if data_path == DEFAULT_DATA_PATH:
             raise UserError(f"-data_path is missing: the directory of the data set {name} (DATA.DATA_PATH)")
         raise UserError(f"DATA.DATA_PATH={data_path}: no such directory; set it with -data_path")
-    if name == "webdataset":
+    if name == "webdataset" or is_packed(root):
         return WebShards(root, split, needs, bad_images)
     if name == "lists":
         source = ListedImages(find_list(root, split), needs, list_outside)
