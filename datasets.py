@@ -98,7 +98,7 @@ def _open(
             source.labels = source.single_labels()
         return source
     if name in published_datasets.READERS:
-        return published_datasets.READERS[name](root, split)
+        return published_datasets.open_published(name, root, split)
     if name in builtin_sets.CIFAR:
         return builtin_sets.open_cifar(name, root, split)
     list_file = root / f"{split}_list.txt"

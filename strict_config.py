@@ -18,7 +18,7 @@ import yaml
 from yacs.config import CfgNode
 
 from errors import UserError, one_line, printable
-from storage.regular_files import read_regular_file
+from storage.files import read_file, reading
 
 
 def all_keys(config: CfgNode, prefix: str = "") -> list[str]:
@@ -215,16 +215,10 @@ def parse_yaml_texts(content: str) -> object:
 
 def read_yaml(path: Path) -> dict:
     """Read a YAML file of KEY: VALUE lines; raise UserError if it is anything else."""
-    try:
-        content = read_regular_file(path, _MOST_YAML_BYTES)
-    except (OSError, ValueError) as error:
-        raise UserError(f"-cfg {printable(path)}: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        values = yaml.load(content, _Loader) or {}
-    except Exception as error:  # values such as 2001-99-99 raise nearly anything
-        raise UserError(f"{path}: not a valid YAML file: {printable(one_line(error), 300)}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected KEY: VALUE lines, found {type(values).__name__}")
+    with reading(path, "a YAML file", flag="-cfg "):
+        values = yaml.load(read_file(path, _MOST_YAML_BYTES), _Loader) or {}
+        if not isinstance(values, dict):
+            raise ValueError(f"expected KEY: VALUE lines, found {type(values).__name__}")
     return values
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from errors import UserError, printable
-from storage.lock_files import open_lock_file
+from storage.files import open_lock_file
 
 LOCK_FILE = ".lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)

@@ -13,7 +13,7 @@ from measures import image_sets
 from measures.extraction import POOLS, extract_all
 from methods import load_models
 from storage import atomic, manifest, results, weight_files
-from storage.json_files import read_json
+from storage.files import read_json
 from training import device
 
 _CACHED = ("features", "labels")

@@ -13,7 +13,7 @@ from measures.classification import class_names
 from methods import load_models
 from pages import drawing, html, plots
 from pipeline import sources
-from storage.json_files import NUMBER, is_a
+from storage.files import NUMBER, is_a
 from strict_config import read_yaml
 from training.log import read_log
 

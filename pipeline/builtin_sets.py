@@ -3,15 +3,14 @@
 import gzip
 import io
 import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from errors import UserError, one_line
+from errors import UserError
 from pipeline.sources import ArrayImages
 from storage import safe_pickle
-from storage.regular_files import read_regular_file
+from storage.files import read_file, reading
 
 _MOST_ARCHIVE_BYTES = 512 << 20  # unpacked; CIFAR has 180 MB
 CIFAR = {  # archive, folder, train files, test file, key of the labels
@@ -33,15 +32,18 @@ def open_cifar(name: str, root: Path, split: str) -> ArrayImages:
     archive = root if root.is_file() else root / archive_name
     folder = root if root.name == folder_name else root / folder_name
     if folder.is_dir():
-        batches = [_read_cifar_batch(_read_limited(folder / file), str(folder / file)) for file in files]
+        with reading(folder, f"the published python version of {name}"):
+            contents = {file: read_file(folder / file) for file in files}
     elif archive.is_file():
         contents = _read_members(archive, [f"{folder_name}/{file}" for file in files], name)
-        batches = [_read_cifar_batch(content, f"{archive}:{file}") for file, content in contents.items()]
     else:
         raise UserError(
             f"DATA.DATA_PATH={root}: holds neither {archive_name} nor {folder_name}/; "
             f"download the python version from https://www.cs.toronto.edu/~kriz/cifar.html"
         )
+    batches = [
+        safe_pickle.load(io.BytesIO(data), f"{root}: {file}", encoding="bytes") for file, data in contents.items()
+    ]
     num_classes = 10 if name == "cifar10" else 100
     pixels, labels = zip(*(_check_cifar_batch(batch, label_key, num_classes, root) for batch in batches), strict=True)
     images = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -61,13 +63,6 @@ def _check_cifar_batch(batch: object, label_key: bytes, num_classes: int, root: 
     return pixels, np.array(labels, np.int64)
 
 
-def _read_limited(file: Path) -> bytes:
-    try:
-        return read_regular_file(file, _MOST_ARCHIVE_BYTES)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
-
-
 class _Limited(io.RawIOBase):
     """A stream that raises an error after a given number of bytes."""
 
@@ -79,32 +74,25 @@ class _Limited(io.RawIOBase):
         data = self._stream.read(size)
         self._left -= len(data)
         if self._left < 0:
-            raise UserError(f"unpacks to more than {self._most >> 20} MiB")
+            raise ValueError(f"unpacks to more than {self._most >> 20} MiB")
         return data
 
 
 def _read_members(archive: Path, names: list[str], dataset: str) -> dict[str, bytes]:
     """Read members of a tar archive, compressed by gzip or not, which may unpack to a limited size."""
-    found, what = {}, f"{archive}: not the published python archive of {dataset}"
-    try:
-        with open(archive, "rb") as file:
-            unpacked = gzip.GzipFile(fileobj=file) if file.read(2) == b"\x1f\x8b" else file
-            file.seek(0)
-            with tarfile.open(fileobj=_Limited(unpacked, _MOST_ARCHIVE_BYTES), mode="r|") as tar:
-                for member in tar:
-                    if member.name in names and member.isfile():
-                        found[member.name] = tar.extractfile(member).read()
-                    tar.members.clear()  # it would remember millions
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:  # ValueError: UserError, too
-        raise UserError(f"{what}: {error if isinstance(error, UserError) else one_line(error)}") from error
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise UserError(f"{what}: it has no {missing[0]}")
+    found = {}
+    with reading(archive, f"the published python archive of {dataset}"), open(archive, "rb") as file:
+        unpacked = gzip.GzipFile(fileobj=file) if file.read(2) == b"\x1f\x8b" else file
+        file.seek(0)
+        with tarfile.open(fileobj=_Limited(unpacked, _MOST_ARCHIVE_BYTES), mode="r|") as tar:
+            for member in tar:
+                if member.name in names and member.isfile():
+                    found[member.name] = tar.extractfile(member).read()
+                tar.members.clear()  # it would remember millions
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise ValueError(f"it has no {missing[0]}")
     return {name: found[name] for name in names}
-
-
-def _read_cifar_batch(data: bytes, name: str) -> dict:
-    return safe_pickle.load(io.BytesIO(data), name=name, encoding="bytes")
 
 
 def open_digits(split: str) -> ArrayImages:

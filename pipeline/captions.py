@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError, one_line, printable
-from storage.regular_files import read_regular_file
+from errors import UserError, printable
+from storage.files import read_file, reading
 
 BEGIN, PAD, END, UNKNOWN = 0, 1, 2, 3
 _SHIFT = 1  # from a piece's number in sentencepiece to its id
 _SPECIAL_PIECES = ("<unk>", "<s>", "</s>")  # numbers 0, 1 and 2 in XLM-R's model
-_MOST_BYTES = 256 << 20
 # Arguments of `sentencepiece.SentencePieceTrainer.train` for a model with XLM-R's numbers of special pieces.
 TRAINER_OPTIONS = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1, "hard_vocab_limit": False}
 
@@ -34,12 +33,10 @@ class Tokenizer:
         import sentencepiece
 
         self.path = Path(path)
-        try:
-            content = read_regular_file(self.path, _MOST_BYTES)
+        with reading(path, "a sentencepiece model"):
+            content = read_file(self.path)
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
             found = [self._pieces.id_to_piece(number) for number in range(len(_SPECIAL_PIECES))]
-        except Exception as error:  # sentencepiece raises RuntimeError, IndexError and its own
-            raise UserError(f"{path}: not a sentencepiece model ({one_line(error)})") from error
         if tuple(found) != _SPECIAL_PIECES:
             raise UserError(
                 f"{path}: its first pieces are {printable(', '.join(found), 60)}, and XLM-R's numbering needs "

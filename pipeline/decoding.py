@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from errors import UserError, one_line, printable
-from storage.regular_files import read_regular_file
+from storage.files import read_file, reading
 
 # Image files of a data set have one of these suffixes. Pillow is told the formats, because it would go by content, and
 # start Ghostscript for an EPS file of any name.
@@ -25,7 +24,6 @@ FORMAT_OF_SUFFIX = {
 }
 FORMATS = tuple(dict.fromkeys(FORMAT_OF_SUFFIX.values()))
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_MOST_BYTES = 1 << 30  # largest image file
 
 # Pillow warns of more than MAX_IMAGE_PIXELS, and refuses twice as many, 179 million: phones make 108 million.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -67,10 +65,8 @@ def decode(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
 
 def open_file(path: str | Path) -> Image.Image:
     """Decode an image file; raise UserError if it cannot be."""
-    try:
-        return decode(read_regular_file(Path(path), _MOST_BYTES))
-    except Exception as error:  # damaged files raise nearly anything
-        raise UserError(f"{printable(path)}: cannot be read as an image ({one_line(error)})") from error
+    with reading(path, "an image"):
+        return decode(read_file(path))
 
 
 def image_suffix(image: Image.Image) -> str:

@@ -10,9 +10,7 @@ import numpy as np
 
 from errors import abridge, one_name, printable
 from pipeline.sources import Source
-from storage.regular_files import read_regular_file
-
-_MOST_BYTES = 1 << 30  # largest image file
+from storage.files import read_file
 
 
 class FileImages(Source):
@@ -46,7 +44,7 @@ class FileImages(Source):
 
     def read(self, index: int) -> bytes:
         """Read an image file."""
-        return read_regular_file(self.paths[index], _MOST_BYTES)
+        return read_file(self.paths[index])
 
     def describe(self, index: int) -> str:
         """Name an image in a message."""

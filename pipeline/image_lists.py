@@ -24,10 +24,8 @@ from pipeline.file_images import describe_repeats, find_missing
 from pipeline.labels import PerImage, RaggedLists
 from pipeline.sample_text import parse_caption, parse_labels, parse_object
 from pipeline.sources import Source
-from storage.regular_files import open_regular_file, read_regular_file
-from storage.text_files import decode_text, iterate_lines
+from storage.files import decode_text, iterate_lines, open_file, read_file, reading
 
-_MOST_BYTES = 1 << 30  # largest image file
 _LONGEST_LINE = 1 << 20  # bytes
 _LONGEST_PATH = 4095  # bytes, Linux
 _MOST_PROBLEMS, _SHOWN = 1000, 5
@@ -69,15 +67,11 @@ class ListedImages(Source):
         # Of each image that is taken: offset of its line, number of its folder, hash of its path.
         self._starts, self._folder_ids, self._keys = array("q"), array("q"), array("q")
         self._flat, self._ends = array("q"), array("q")
-        try:
-            opened = open_regular_file(file)
+        with reading(file, "a list"), open_file(file) as opened:
             self._descriptor = os.dup(opened.fileno())
             weakref.finalize(self, os.close, self._descriptor)
-            with opened:
-                self._state = self._state_now()
-                self._scan(opened)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+            self._state = self._state_now()
+            self._scan(opened)
         if self._problems:
             raise UserError(f"{file}: {abridge(self._problems, _SHOWN, '; ')}")
         if self.left_out and not self._starts:
@@ -186,7 +180,7 @@ class ListedImages(Source):
 
     def read(self, index: int) -> bytes:
         """Read an image file."""
-        return read_regular_file(self.path(index), _MOST_BYTES)
+        return read_file(self.path(index))
 
     def describe(self, index: int) -> str:
         """Name an image in a message."""

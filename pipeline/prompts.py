@@ -15,13 +15,11 @@ import numpy as np
 from errors import UserError, one_line, printable
 from runtime import ROOT
 from storage import pickle_names, safe_pickle
-from storage.regular_files import read_regular_file
-from storage.text_files import decode_text, read_lines
+from storage.files import decode_text, read_file, read_lines, reading
 from strict_config import parse_yaml_texts, read_yaml
 
 FOLDER = ROOT / "configs" / "prompts"
 LANGUAGES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-_MOST_BYTES = 64 << 20
 _MOST_NAMES = 2_000_000
 
 
@@ -122,18 +120,14 @@ def _checked_names(content: object, path: str | Path) -> list[list[str]]:
 def _read(path: Path) -> object:
     """Return the content of a text, YAML, JSON or `.npy` file as lists and texts."""
     if path.suffix == ".txt":
-        return read_lines(path, _MOST_BYTES)
+        return read_lines(path)
     if path.suffix not in (".yaml", ".yml", ".json", ".npy"):
         raise UserError(f"{path}: must be a .txt, .yaml, .json or .npy file")
-    try:
-        content = read_regular_file(path, _MOST_BYTES)
+    with reading(path, f"a {path.suffix} file"):
+        content = read_file(path)
         if path.suffix == ".npy":
             return _read_npy(content, path)
         return json.loads(decode_text(content)) if path.suffix == ".json" else parse_yaml_texts(decode_text(content))
-    except UserError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({printable(one_line(error))})") from error
 
 
 def _read_npy(content: bytes, path: Path) -> list:

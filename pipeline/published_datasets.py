@@ -22,29 +22,19 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError, abridge, one_line, printable
+from errors import UserError, abridge, printable
 from pipeline.file_images import FileImages
-from storage.json_files import read_json
-from storage.regular_files import read_regular_file
-from storage.text_files import read_lines
+from storage.files import read_file, read_json, read_lines, reading
 
-_ADVICE = "see published_datasets.py for the layout"
-_MOST_JSON_BYTES = _MOST_TEXT_BYTES = 2 << 30
 _MOST_MAT_BYTES = 256 << 20  # unpacked; the published ones have some megabytes
 _LARGEST_NUMBER = 1_000_000  # largest class or image number
 _MAT_COMPRESSED = 15  # type of an element, miCOMPRESSED
 
 
-def _read_lines(file: Path) -> list[str]:
-    if not file.exists():
-        raise UserError(f"{file}: no such file; {_ADVICE}")
-    return read_lines(file, _MOST_TEXT_BYTES)
-
-
 def _read_pairs(file: Path, separator: str = " ") -> list[tuple[str, int]]:
     """Read lines "name label ..."; a name may hold no separator."""
     pairs, problems = [], []
-    for number, line in enumerate(_read_lines(file), start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         match = re.fullmatch(rf"(.+?){separator}(\d{{1,6}})(?:{separator}.*)?", line)
         if match is None:
             problems.append(f"line {number}: expected 'name label', found {printable(line, 60)!r}")
@@ -58,18 +48,10 @@ def _read_pairs(file: Path, separator: str = " ") -> list[tuple[str, int]]:
 def _read_mat(file: Path) -> dict:
     import scipy.io
 
-    try:
-        if _unpacked_bytes(read_regular_file(file, _MOST_MAT_BYTES)) > _MOST_MAT_BYTES:
-            raise UserError(
-                f"{file}: unpacks to more than {_MOST_MAT_BYTES >> 20} MiB, so it is not the published file"
-            )
+    with reading(file, "a .mat file"):
+        if _unpacked_bytes(read_file(file, _MOST_MAT_BYTES)) > _MOST_MAT_BYTES:
+            raise ValueError(f"unpacks to more than {_MOST_MAT_BYTES >> 20} MiB, so it is not the published file")
         return scipy.io.loadmat(file, squeeze_me=True, chars_as_strings=True)
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror or error}; see published_datasets.py for the layout") from error
-    except UserError:
-        raise
-    except Exception as error:  # damaged files raise nearly anything
-        raise UserError(f"{file}: not a .mat file that SciPy reads ({one_line(error)})") from error
 
 
 def _unpacked_bytes(content: bytes) -> int:
@@ -156,12 +138,10 @@ def open_cars(root: Path, split: str) -> FileImages:
             (place for place in (root / "devkit" / base, root / base) if place.is_file()), root / "devkit" / base
         )
         rows = _entry(_read_mat(file), "annotations", file)
-    try:
+    with reading(file, "the published annotations"):
         if names is not None:
             rows = [row for row in rows if bool(row["test"]) == (split == "val")]
         pairs = [(_inside(folder, str(row[name]), file), int(row["class"]) - 1) for row in rows]
-    except (IndexError, KeyError, ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{file}: its annotations are not as published ({one_line(error)})") from error
     return _images(pairs, file, None if names is None else [str(value) for value in names])
 
 
@@ -170,10 +150,10 @@ def open_aircraft(root: Path, split: str) -> FileImages:
     nested = root / "fgvc-aircraft-2013b" / "data"
     root = nested if nested.is_dir() else root / "data" if (root / "data" / "images").is_dir() else root
     file = root / f"images_variant_{'trainval' if split == 'train' else 'test'}.txt"
-    class_names = _read_lines(root / "variants.txt")
+    class_names = read_lines(root / "variants.txt")
     label_of = {name: label for label, name in enumerate(class_names)}
     pairs = []
-    for line in _read_lines(file):
+    for line in read_lines(file):
         number, _, variant = line.partition(" ")
         if variant not in label_of:
             raise UserError(f"{file}: {printable(line, 60)!r} names no variant of {root / 'variants.txt'}")
@@ -184,18 +164,14 @@ def open_aircraft(root: Path, split: str) -> FileImages:
 def open_inaturalist(root: Path, split: str, year: int) -> FileImages:
     """Open iNaturalist 2017, 2018 or 2019; classes are the categories, in the order of their ids."""
     file = root / f"{split}{year}.json"
-    try:
-        content = read_json(file, advice=_ADVICE, most_bytes=_MOST_JSON_BYTES)
+    content = read_json(file)
+    with reading(file, "the published annotations"):
         ids = sorted(category["id"] for category in content["categories"])
         names = {category["id"]: str(category.get("name", category["id"])) for category in content["categories"]}
         path_of = {image["id"]: image["file_name"] for image in content["images"]}
         found = [(path_of[note["image_id"]], note["category_id"]) for note in content["annotations"]]
         label_of = {category: label for label, category in enumerate(ids)}
         pairs = [(_inside(root, name, file), label_of[category]) for name, category in found]
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not the published annotations ({one_line(error)})") from error
     return _images(pairs, file, [names[category] for category in ids])
 
 
@@ -220,6 +196,12 @@ def open_places365(root: Path, split: str) -> FileImages:
 
 def _inaturalist(year: int) -> Callable[[Path, str], FileImages]:
     return lambda root, split: open_inaturalist(root, split, year)
+
+
+def open_published(name: str, root: Path, split: str) -> FileImages:
+    """Open a set of `READERS`; raise UserError if it is not in the published layout."""
+    with reading(root, f"the published {name}"):
+        return READERS[name](root, split)
 
 
 READERS: dict[str, Callable[[Path, str], FileImages]] = {

@@ -4,7 +4,7 @@ import json
 import re
 
 from errors import one_line, printable
-from storage.text_files import decode_text
+from storage.files import decode_text
 
 _MOST_LABELS = 10_000  # labels per image
 

@@ -33,13 +33,11 @@ from pipeline.left_out import LeftOut
 from pipeline.shard_scan import PLACES, ShardIndex, checksum, scan_shard
 from program import terminal
 from storage import atomic
-from storage.array_files import read_arrays
 from storage.cache import cache_dir
-from storage.lock_files import open_lock_file
+from storage.files import open_lock_file, read_arrays
 
 FOLDER = ".shard-index"
 _VERSION = 3
-_MOST_INDEX_BYTES = 4 << 30
 _LARGEST_LABEL = 10**9
 _NEW_ADVICE = "delete it, and it is made again"
 # Words by which the name of a shard says to which split it belongs; a shard without one is of the train split.
@@ -247,7 +245,7 @@ def read_shard_index(file: Path, shard: Path, shard_size: int, shard_time: int) 
     Raises:
         UserError: if it is missing, damaged, or of another state of the shard.
     """
-    arrays = read_arrays(file, _MOST_INDEX_BYTES, _NEW_ADVICE)
+    arrays = read_arrays(file, _NEW_ADVICE)
     try:
         places = {kind: arrays[kind] for kind in PLACES}
         labels, ends, last_header = arrays["labels"], arrays["label_ends"], int(arrays["last_header"])
@@ -333,7 +331,7 @@ def read_split(file: Path, folder: Path, index_folder: Path, shards: Shards) -> 
     if not file.is_file():
         return None
     try:
-        arrays = read_arrays(file, _MOST_INDEX_BYTES, _NEW_ADVICE)
+        arrays = read_arrays(file, _NEW_ADVICE)
         counts = {needs: arrays[f"count_{needs}"] for needs in ("none", "caption", "labels")}
         largest, damaged = int(arrays["largest_label"]), [printable(text) for text in arrays["damaged"].tolist()]
         left_out = _parse_left_out(str(arrays["left_out"]))

@@ -20,7 +20,7 @@ from pipeline.decoding import FORMAT_OF_SUFFIX
 from pipeline.folders import HIDDEN, describe_suffix, is_hidden
 from pipeline.left_out import LeftOut
 from pipeline.sample_text import parse_caption, parse_labels, parse_object
-from storage.text_files import decode_text
+from storage.files import decode_text
 
 IMAGE_SUFFIXES = tuple(FORMAT_OF_SUFFIX)
 PLACES = ("image", "text", "json")  # kinds of members of a sample

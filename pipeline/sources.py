@@ -13,11 +13,10 @@ from PIL import Image
 from errors import UserError, abridge, one_line
 from pipeline.decoding import PIL_MODES, as_mode, decode
 from pipeline.labels import PerImage, RaggedLists
-from storage.text_files import read_lines
+from storage.files import read_lines
 
 SKIP_ADVICE = "; -opts DATA.BAD_IMAGES skip continues without it"
 _MOST_CLASSES = 1_000_000  # a larger label is a mistake, and would take the memory of so large a classifier
-_MOST_LIST_BYTES = 1 << 30
 
 
 class Source:
@@ -308,7 +307,7 @@ def find_listed(source: Source, list_file: str | Path, flag: str) -> np.ndarray:
     Raises:
         UserError: if the file cannot be read, or a line is not the name of exactly one image.
     """
-    names = [Path(line) for line in read_lines(list_file, _MOST_LIST_BYTES, f"{flag} ")]
+    names = [Path(line) for line in read_lines(list_file, f"{flag} ")]
     found: dict[str, list[int]] = {key: [] for name in names for key in (name.name, f"{name.parent.name}/{name.name}")}
     for number in range(len(source)):
         own = Path(source.describe(number))

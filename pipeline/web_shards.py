@@ -17,7 +17,7 @@ from pipeline.labels import PerImage, RaggedLists
 from pipeline.sample_text import parse_object
 from pipeline.shard_scan import ShardIndex, decode_caption
 from pipeline.sources import SKIP_ADVICE, Source
-from storage.json_files import read_json
+from storage.files import read_json
 
 WINDOW_SHARDS = (
     16  # shards whose images are shuffled together; of 10,000 images each, as img2dataset writes them: 160,000

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from errors import UserError, printable
 from port_weights import names
 from port_weights.recognised import Grid, Recognised, drop_known, rename, split
-from storage.json_files import NUMBER, is_a
+from storage.files import NUMBER, is_a
 from storage.stored_tensor import concatenated
 from storage.weight_files import WeightFile
 

@@ -23,7 +23,7 @@ from port_weights.report import Report
 from port_weights.writing import check_destination, is_directory, write
 from storage import manifest, weight_files
 from storage.architecture import Architecture, of_config
-from storage.json_files import read_json
+from storage.files import read_json
 from storage.stored_tensor import StoredTensor
 
 _KNOWN_DECODERS = {512: 16}  # width: heads

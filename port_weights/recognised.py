@@ -12,7 +12,7 @@ from errors import UserError, abridge
 from layers.pos_embed import sincos_table
 from port_weights import names
 from storage.architecture import Architecture, count_layers
-from storage.json_files import is_a
+from storage.files import is_a
 from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
 from storage.weight_files import WeightFile, config_beside
 

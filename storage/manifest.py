@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from errors import UserError
-from storage.json_files import is_a, read_json
+from storage.files import is_a, read_json
 from storage.run_files import MANIFEST_FILE
 
 NAME = MANIFEST_FILE

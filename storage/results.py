@@ -6,8 +6,7 @@ from pathlib import Path
 
 from errors import UserError, printable
 from storage import atomic, weight_files
-from storage.json_files import read_json
-from storage.regular_files import read_regular_file
+from storage.files import read_file, read_json
 from storage.run_files import is_checkpoint, is_run
 
 _OWN_TITLE = "# Files here that tools of mae_paddle have made, and replace when they run again:"
@@ -53,7 +52,7 @@ def claim(directory: Path, names: Sequence[str], flag: str = "-out", only_check:
     note, own = directory / OWN_FILES, set()
     if os.path.lexists(note):
         try:
-            title, *lines = read_regular_file(note, 1 << 20).decode("utf-8").splitlines() or [""]
+            title, *lines = read_file(note).decode("utf-8").splitlines() or [""]
         except (OSError, ValueError):
             title, lines = "", []
         if title != _OWN_TITLE:
@@ -128,7 +127,7 @@ def new_file(
 def _is_report(path: Path) -> bool:
     """Return True if a file is a report of a tool: figures by name, or what `tools.check_dataset` writes."""
     try:
-        values = read_json(path, most_bytes=1 << 24)
+        values = read_json(path)
     except UserError:
         return False
     return "ok" in values or not any(isinstance(value, (dict, list)) for value in values.values())

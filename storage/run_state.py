@@ -8,7 +8,7 @@ from pathlib import Path
 
 from errors import UserError, printable
 from storage import manifest
-from storage.json_files import NUMBER, is_a, read_json
+from storage.files import NUMBER, is_a, read_json
 from storage.run_files import STATE_FILE, checkpoint_step, list_checkpoints
 
 _DAMAGED = sys.maxsize

@@ -178,10 +178,10 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("SEED: 1" + ":59" * 20000, "SEED is a number of more than 18 digits"),
         ("SEED: 1\nSEED: 2\n", "the key SEED twice"),
         ("TRAIN:\n  BASE_LR: 1.0\n  NUM_EPOCHS: 3\n  BASE_LR: 2.0\n", "the key BASE_LR twice"),
-        ("SEED: " + "[" * 100000, "nested more than 50 levels deep|not a valid YAML"),
+        ("SEED: " + "[" * 100000, "nested more than 50 levels deep|cannot be read as a YAML"),
         ("SEED: " + "1" * (1 << 20), "at most 1,048,576 are sane"),
         ('DATA:\n  DATA_PATH: "a\\0b"\n', "has a NUL in it"),
-        ("DATA:\n  DATA_PATH: \xff\n", "not a valid YAML"),
+        ("DATA:\n  DATA_PATH: \xff\n", "cannot be read as a YAML"),
     ],
 )
 def test_hostile_yaml_is_refused_soon(tmp_path, text, message):
@@ -246,10 +246,10 @@ def test_bad_values_are_named(opts, message):
     [
         ("TRAIN:\n  EPOCHS: 3\n", "unknown configuration key TRAIN.EPOCHS"),
         ("- 1\n", "expected KEY: VALUE lines"),
-        ("a: [\n", "not a valid YAML file"),
+        ("a: [\n", "cannot be read as a YAML file"),
         ("BASE: ['self.yaml']\n", "in a circle"),
         ("BASE: 5\n", "BASE=5 is not a list of YAML files"),
-        ("a: !!python/object/apply:os.system ['true']\n", "not a valid YAML file"),
+        ("a: !!python/object/apply:os.system ['true']\n", "cannot be read as a YAML file"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):

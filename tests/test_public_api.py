@@ -87,7 +87,7 @@ def test_classifier_import_is_small():
         f"ours = [name for name, m in sys.modules.items() if {str(ROOT)!r} in str(getattr(m, '__file__', ''))]\n"
         "loaded = {name for name in ours if 'site-packages' not in str(sys.modules[name].__file__)}\n"
         "expected = {'config', 'errors', 'layers', 'storage', 'strict_config', 'transformer'}\n"
-        "expected |= {'storage.architecture', 'storage.regular_files'}\n"
+        "expected |= {'storage.architecture', 'storage.files'}\n"
         "parts = ('attention', 'basic', 'cpu_kernels', 'kernels', 'pos_embed', 'relative_position')\n"
         "expected |= {f'layers.{name}' for name in parts}\n"
         "assert loaded == expected, loaded\n"

@@ -27,7 +27,7 @@ from launch import command_line
 from methods import dispatch
 from pages import html
 from storage import atomic, results
-from storage.json_files import NUMBER, is_a, read_json
+from storage.files import NUMBER, is_a, read_json
 from training.log import read_log
 
 _RESULTS, _PAGE = "results.json", "results.html"

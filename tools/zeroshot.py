@@ -33,10 +33,9 @@ from pipeline.decoding import FORMAT_OF_SUFFIX
 from pipeline.sources import Source
 from storage import atomic, manifest, results, weight_files
 from storage.cache import cache_dir
-from storage.regular_files import read_regular_file
+from storage.files import read_file
 from training import device
 
-_MOST_VECTOR_BYTES = 4 << 30
 _SHOWN = 12  # photos on a page
 
 
@@ -53,7 +52,7 @@ def cached_vectors(clip: CLIP, weights: Path, texts: list[list[str]]) -> paddle.
     file = cache_dir() / "zeroshot" / f"{name}.f32"
     shape = (len(texts), clip.text_projection.shape[1])
     if file.is_file():
-        content = read_regular_file(file, _MOST_VECTOR_BYTES)
+        content = read_file(file)
         if len(content) == 4 * shape[0] * shape[1]:
             return paddle.to_tensor(np.frombuffer(content, np.float32).reshape(shape).copy())
     vectors = zero_shot.class_vectors(clip, texts)

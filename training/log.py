@@ -16,7 +16,7 @@ from errors import UserError, escape_controls
 from launch.run_lock import RunLock
 from program import OutputClosed, terminal
 from storage import atomic
-from storage.json_files import read_records
+from storage.files import read_records
 from storage.run_files import LOG_FILE, TEXT_LOG_FILE
 
 

@@ -21,8 +21,7 @@ from arguments import user_path
 from errors import UserError, printable
 from storage import atomic, manifest
 from storage.cache import cache_dir
-from storage.json_files import read_json
-from storage.lock_files import open_lock_file
+from storage.files import open_lock_file, read_json
 from zoo.resuming import ResumingDownloader
 
 MIRROR_VARIABLE = "MAE_MIRROR"

@@ -10,7 +10,7 @@ from errors import UserError
 from launch import run_directory
 from optim import build_optimizer, param_groups
 from storage import run_files, weight_files
-from storage.json_files import read_json
+from storage.files import read_json
 from storage.run_state import RunState
 from tests.helpers.saved_runs import contents, save, snapshot, step, trained
 from tests.helpers.small_models import equal, make_vit

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from storage.json_files import read_records
+from storage.files import read_records
 from training.log import RunLog, Throughput
 
 pytestmark = pytest.mark.quick

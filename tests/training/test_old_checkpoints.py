@@ -14,7 +14,7 @@ import main_multi_gpu_pretrain
 from clip import load_clip
 from methods import load_models
 from runtime import ROOT
-from storage.json_files import read_records
+from storage.files import read_records
 from tests import traces
 
 RUNS = ROOT / "tests" / "golden" / "checkpoints"

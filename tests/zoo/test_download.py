@@ -6,14 +6,12 @@ import http.server
 import json
 import os
 import resource
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -194,10 +192,7 @@ def test_errors_say_what_to_do(server, tmp_path):
 
 
 def test_odd_answers_are_refused(server, tmp_path):
-    server.headers = {"Content-Encoding": "gzip"}
-    with pytest.raises(UserError, match="the server sends it compressed"):
-        fetch(server)
-    server.headers, server.content = {}, b""
+    server.content = b""
     with pytest.raises(UserError, match="the server sends no file"):
         fetch(server)
     server.content, server.cuts, server.shift = CONTENT, [1000] + [0] * 10, 7
@@ -263,14 +258,6 @@ def test_mirror_and_local_files(server, tmp_path, monkeypatch):
     assert download.fetch("https://example.org/named.pth", say=print).read_bytes() == CONTENT
     with pytest.raises(UserError, match="no such file"):
         download.fetch("https://example.org/y", source=str(folder / "none"), say=print)
-
-
-def test_a_full_disk_is_noticed_before(server, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(UserError, match=r"the disk has 1,000 bytes left, and 1,048,576 are needed"):
-        fetch(server)
-    assert not cached(tmp_path) - {"weights.pth.part.tag"}
 
 
 def test_a_write_that_fails_leaves_no_file(server, tmp_path):
@@ -370,22 +357,11 @@ def trickling(peer):
         time.sleep(0.05)
 
 
-def hesitating(peer):
-    while True:
-        peer.sendall(b"H")
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (endless, "sends more than the 1,000,000 bytes"),
-        (trickling, "given up, .* bytes came in"),
-        (hesitating, "no answer within 0 seconds|timed out"),
-    ],
+    ("answer", "message"), [(endless, "sends more than the 1,000,000 bytes"), (trickling, "given up, .* bytes came in")]
 )
 def test_answers_without_end_are_given_up(server, monkeypatch, tmp_path, answer, message):
-    for name, value in (("_ANSWER_SECS", 0.4), ("_SLOW_SECS", 0.5), ("_ATTEMPTS", 2)):
+    for name, value in (("_SLOW_SECS", 0.5), ("_ATTEMPTS", 2)):
         monkeypatch.setattr(resuming, name, value)
     started = time.monotonic()
     with pytest.raises(UserError, match=message):

@@ -171,7 +171,7 @@ def test_clip_models_come_whole_and_with_their_tokenizer(small_zoo, tmp_path):
 def test_a_tokenizer_that_is_none_does_not_stay(small_zoo, tmp_path, capsys):
     (tmp_path / "wrong.model").write_text("no model")
     assert main(["fetch", "xlmr_tokenizer", "-from", str(tmp_path / "wrong.model")]) == 1
-    assert "not a sentencepiece model" in capsys.readouterr().err
+    assert "cannot be read as a sentencepiece model" in capsys.readouterr().err
     right = make_tokenizer(tmp_path / "right.model")
     assert main(["fetch", "xlmr_tokenizer", "-from", str(right)]) == 0
     assert main(["info", "xlmr_tokenizer"]) == 0
