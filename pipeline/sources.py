@@ -222,28 +222,8 @@ class Wrapper(Source):
         self.origin, self.class_names, self.notes = source.origin, source.class_names, source.notes
         self.is_encoded, self.has_labels_in_memory = source.is_encoded, source.has_labels_in_memory
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def describe(self, index: int) -> str:
-        """Name an image in a message."""
-        return self._source.describe(index)
-
-    def image(self, index: int) -> Image.Image:
-        """Return a decoded image."""
-        return self._source.image(index)
-
-    def read(self, index: int) -> bytes:
-        """Return the encoded image."""
-        return self._source.read(index)
-
-    def missing(self) -> list[int]:
-        """Return the images that are not there."""
-        return self._source.missing()
-
-    def alternative(self, index: int, attempt: int) -> int:
-        """Return the image to take in the place of one that cannot be read."""
-        return self._source.alternative(index, attempt)
+        self.describe, self.image, self.read = source.describe, source.image, source.read
+        self.missing, self.alternative = source.missing, source.alternative
 
 
 class LabelsOnly(Wrapper):
@@ -252,10 +232,7 @@ class LabelsOnly(Wrapper):
     def __init__(self, source: Source):
         super().__init__(source)
         self.is_encoded = False
-
-    def image(self, index: int) -> Image.Image:
-        """Return one pixel in the place of an image."""
-        return Image.new(PIL_MODES[3], (1, 1))
+        self.image = lambda index: Image.new(PIL_MODES[3], (1, 1))  # one pixel in the place of an image
 
 
 class Subset(Wrapper):
@@ -271,28 +248,11 @@ class Subset(Wrapper):
         self.labels = source.labels.take(self.indices)
         self.captions = None if source.captions is None else source.captions.take(self.indices)
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def describe(self, index: int) -> str:
-        """Name an image in a message."""
-        return super().describe(self.indices[index])
-
-    def image(self, index: int) -> Image.Image:
-        """Return a decoded image."""
-        return super().image(self.indices[index])
-
-    def read(self, index: int) -> bytes:
-        """Return the encoded image."""
-        return super().read(self.indices[index])
-
-    def missing(self) -> list[int]:
-        """Return the images that are not there."""
-        return np.flatnonzero(np.isin(self.indices, super().missing())).tolist()
-
-    def alternative(self, index: int, attempt: int) -> int:
-        """Return the image to take in the place of one that cannot be read."""
-        return (index + attempt) % len(self)
+        self.describe = lambda index: source.describe(self.indices[index])
+        self.image = lambda index: source.image(self.indices[index])
+        self.read = lambda index: source.read(self.indices[index])
+        self.missing = lambda: np.flatnonzero(np.isin(self.indices, source.missing())).tolist()
+        self.alternative = lambda index, attempt: (index + attempt) % len(self)
 
 
 def find_listed(source: Source, list_file: str | Path, flag: str) -> np.ndarray:

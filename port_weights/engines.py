@@ -6,6 +6,7 @@ says how to train there. Facts are those of PaddleDetection 2.6, PaddleSeg 2.8 a
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from storage.stored_tensor import StoredTensor, sliced
 Tensors = dict[str, StoredTensor]
 
 WEIGHTS = "vit_backbone"
+_TEMPLATES = Path(__file__).with_name("templates")
 _LIGHT = 384  # widths up to this are finetuned without layer-wise decay and drop path (MAE-Lite)
 
 
@@ -40,22 +42,17 @@ class Export:
 def to_paddledetection(tensors: Tensors, architecture: Architecture) -> Export:
     """Export for PaddleDetection's `VisionTransformer`, which has biases of queries and values only."""
     _check(architecture, "PaddleDetection")
-    renamed = _split_biases(_encoder(tensors, architecture))
-    text = _PADDLEDETECTION.format(**_values(architecture), weights=f"{WEIGHTS}.pdparams")
-    return Export(renamed, f"{WEIGHTS}.pdparams", "faster_rcnn_vit.yml", text)
+    return _export(_split_biases(_encoder(tensors, architecture)), architecture, "faster_rcnn_vit.yml")
 
 
 def to_paddleseg(tensors: Tensors, architecture: Architecture) -> Export:
     """Export for PaddleSeg: UPerNet and its ViT `CAE`, for width 768; else Segmenter and its `VisionTransformer`."""
     _check(architecture, "PaddleSeg")
-    encoder, values = _encoder(tensors, architecture), _values(architecture)
+    encoder = _encoder(tensors, architecture)
     if architecture.encoder.width == 768 and architecture.patch_px == 16:
-        text = _UPERNET.format(**values, weights=f"{WEIGHTS}.pdparams")
-        return Export(_split_biases(encoder), f"{WEIGHTS}.pdparams", "upernet_vit.yml", text)
+        return _export(_split_biases(encoder), architecture, "upernet_vit.yml")
     encoder |= names.transpose_linear(_official(tensors, ("encoder.norm",)))
-    has_norm = "norm.weight" in encoder
-    text = _SEGMENTER.format(**values, final_norm=has_norm, weights=f"{WEIGHTS}.pdparams")
-    return Export(encoder, f"{WEIGHTS}.pdparams", "segmenter_vit.yml", text)
+    return _export(encoder, architecture, "segmenter_vit.yml", final_norm="norm.weight" in encoder)
 
 
 def to_detectron2(tensors: Tensors, architecture: Architecture) -> Export:
@@ -67,8 +64,7 @@ def to_detectron2(tensors: Tensors, architecture: Architecture) -> Export:
         )
     encoder = names.transpose_linear(_encoder(tensors, architecture))
     renamed = {f"backbone.net.{name}": tensor for name, tensor in encoder.items() if name != "cls_token"}
-    text = _DETECTRON2.format(**_values(architecture), weights=f"{WEIGHTS}.pth")
-    return Export(renamed, f"{WEIGHTS}.pth", "mask_rcnn_vitdet.py", text)
+    return _export(renamed, architecture, "mask_rcnn_vitdet.py", suffix=".pth")
 
 
 ENGINES: dict[str, Callable[[Tensors, Architecture], Export]] = {
@@ -76,6 +72,15 @@ ENGINES: dict[str, Callable[[Tensors, Architecture], Export]] = {
     "paddleseg": to_paddleseg,
     "detectron2": to_detectron2,
 }
+
+
+def _export(
+    tensors: Tensors, architecture: Architecture, config: str, suffix: str = ".pdparams", **values: object
+) -> Export:
+    """Fill in the template of a configuration file."""
+    weights = f"{WEIGHTS}{suffix}"
+    text = (_TEMPLATES / f"{config}.template").read_text(encoding="utf-8")
+    return Export(tensors, weights, config, text.format(**_values(architecture), **values, weights=weights))
 
 
 def _check(architecture: Architecture, library: str) -> None:
@@ -150,133 +155,5 @@ def _values(architecture: Architecture) -> dict[str, object]:
         "layer_decay": "1.0" if is_light else "0.7",
         "drop_path": "0.0" if is_light else "0.1",
     }
-    lines = _SIZES.format(**values).splitlines()
+    lines = (_TEMPLATES / "sizes.yml.template").read_text(encoding="utf-8").format(**values).splitlines()
     return values | {f"sizes_{indent}": "\n".join(" " * indent + line for line in lines) for indent in (2, 4)}
-
-
-# Sizes of the ViT in a YAML of PaddleDetection or PaddleSeg.
-_SIZES = """patch_size: {patch_px}
-embed_dim: {width}
-depth: {depth}
-num_heads: {heads}
-mlp_ratio: {mlp_ratio}
-qkv_bias: {qkv_bias}
-drop_path_rate: {drop_path}"""
-
-
-_PADDLEDETECTION = """# Faster R-CNN with a ViT pretrained as a masked autoencoder. Put this file into configs/vitdet of
-# PaddleDetection, {weights} beside tools/, and train from there:
-#
-#   python tools/train.py -c configs/vitdet/faster_rcnn_vit.yml --eval
-#
-# For Mask R-CNN, take mask_rcnn_vit_base_hrfpn_cae_1x_coco.yml as _BASE_; for Cascade R-CNN,
-# cascade_rcnn_vit_base_hrfpn_cae_1x_coco.yml.
-_BASE_: ['faster_rcnn_vit_base_fpn_cae_1x_coco.yml']
-weights: output/faster_rcnn_vit/model_final
-
-OptimizerBuilder:
-  optimizer:
-    num_layers: {depth}
-    layer_decay: {layer_decay}
-
-VisionTransformer:
-  img_size: [{image_px}, {image_px}]
-{sizes_2}
-  init_values: null
-  use_rel_pos_bias: False
-  use_abs_pos_emb: True
-  use_sincos_pos_emb: False
-  epsilon: 0.000001
-  out_indices: {outputs}
-  with_fpn: True
-  pretrained: {weights}
-"""
-
-_UPERNET = """# UPerNet with a ViT pretrained as a masked autoencoder. Put this file into configs/upernet_vit of
-# PaddleSeg, {weights} beside tools/, and train from there:
-#
-#   python tools/train.py --config configs/upernet_vit/upernet_vit.yml --do_eval
-_base_: '../_base_/ade20k.yml'
-
-batch_size: 2
-iters: 160000
-
-model:
-  type: UPerNetCAE
-  backbone:
-    type: CAE
-    img_size: 512
-{sizes_4}
-    init_values: null
-    use_rel_pos_bias: False
-    epsilon: 0.000001
-    pretrained: {weights}
-  backbone_indices: {outputs}
-  channels: {width}
-  fpn_channels: {width}
-  head_channels: {width}
-  channels_fpn: [{width}, {width}, {width}, {width}]
-
-optimizer:
-  type: AdamW
-  weight_decay: 0.05
-
-lr_scheduler:
-  type: PolynomialDecay
-  learning_rate: 0.0001
-  end_lr: 0
-  power: 1
-  warmup_iters: 1500
-  warmup_start_lr: 0.000001
-
-loss:
-  types:
-    - type: CrossEntropyLoss
-  coef: [1, 0.4]
-"""
-
-_SEGMENTER = """# Segmenter with a ViT pretrained as a masked autoencoder. Put this file into configs/segmenter of
-# PaddleSeg, {weights} beside tools/, and train from there:
-#
-#   python tools/train.py --config configs/segmenter/segmenter_vit.yml --do_eval
-#
-# PaddleSeg's UPerNet for plain ViTs is for a width of 768 only.
-_base_: 'segmenter_vit_base_linear_ade20k_512x512_160k.yml'
-
-model:
-  backbone:
-    img_size: 512
-{sizes_4}
-    epsilon: 0.000001
-    final_norm: {final_norm}
-    pretrained: {weights}
-"""
-
-_DETECTRON2 = '''"""Mask R-CNN on ViTDet with a ViT pretrained as a masked autoencoder.
-
-Put this file into projects/ViTDet/configs/COCO of detectron2, {weights} into the directory in which you start:
-
-    python tools/lazyconfig_train_net.py --config-file projects/ViTDet/configs/COCO/mask_rcnn_vitdet.py
-"""
-
-from functools import partial
-
-from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
-
-from .mask_rcnn_vitdet_b_100ep import dataloader, lr_multiplier, model, optimizer, train
-
-train.init_checkpoint = "{weights}"
-model.backbone.net.embed_dim = {width}
-model.backbone.net.depth = {depth}
-model.backbone.net.num_heads = {heads}
-model.backbone.net.mlp_ratio = {mlp_ratio}
-model.backbone.net.qkv_bias = {qkv_bias}
-model.backbone.net.patch_size = {patch_px}
-model.backbone.net.pretrain_img_size = {image_px}
-model.backbone.net.pretrain_use_cls_token = True
-model.backbone.net.drop_path_rate = {drop_path}
-model.backbone.net.window_block_indexes = {windows}
-optimizer.params.lr_factor_func = partial(
-    get_vit_lr_decay_rate, num_layers={depth}, lr_decay_rate={layer_decay}
-)
-'''
