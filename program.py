@@ -11,7 +11,6 @@ Each of them ends with one line on standard error and an exit code; a traceback 
 
 import contextlib
 import errno
-import io
 import os
 import signal
 import sys
@@ -57,7 +56,7 @@ class OutputClosed(BaseException):
         self.error = error
 
 
-class Console(io.TextIOBase):
+class Console:
     """A standard stream on which the names of files cannot steer the terminal, and whose failure is an OutputClosed.
 
     Attributes:
@@ -83,23 +82,8 @@ class Console(io.TextIOBase):
             if self._is_needed:
                 raise OutputClosed(error if isinstance(error, OSError) else OSError(errno.EBADF, "closed")) from error
 
-    def isatty(self) -> bool:
-        """Return True if the stream is a terminal."""
-        return self.raw.isatty()
-
-    def fileno(self) -> int:
-        """Return the stream's file descriptor."""
-        return self.raw.fileno()
-
-    @property
-    def buffer(self):
-        """The underlying stream of bytes."""
-        return self.raw.buffer
-
-    @property
-    def encoding(self) -> str:
-        """The stream's encoding."""
-        return self.raw.encoding
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.raw, name)
 
 
 def run(
@@ -127,17 +111,13 @@ def run(
     try:
         main()
         sys.stdout.flush()
-    except (Stopped, Interrupted, UserError, OutputClosed, OSError, MemoryError, RuntimeError) as end:
+    except BaseException as end:
         code, words = _describe(end, error_code)
         is_silent = is_reported_elsewhere(end)
         if code is None:  # a defect of this project
             note_end(1, traceback.format_exc())
+        if code is None or type(end) is SystemExit:
             raise
-    except SystemExit:
-        raise
-    except BaseException:
-        note_end(1, traceback.format_exc())
-        raise
     finally:
         clean_up()
         _drop_unwritable_output()
@@ -149,8 +129,8 @@ def run(
 
 
 def _describe(end: BaseException, error_code: int) -> tuple[int | None, str]:
-    """Return the exit code and the last line of a program that ends by an exception."""
-    if isinstance(end, Stopped):
+    """Return the exit code and the last line of a program that ends by an exception; None: it is a defect."""
+    if isinstance(end, SystemExit):
         return EXIT_STOPPED, str(end)
     if isinstance(end, Interrupted):
         return 128 + end.number, str(end)
@@ -162,10 +142,10 @@ def _describe(end: BaseException, error_code: int) -> tuple[int | None, str]:
         return error_code, f"error: standard output cannot be written: {end.error.strerror}"
     if isinstance(end, MemoryError):
         return error_code, f"error: not enough memory; lower -batch_size ({printable(one_line(end))})"
-    if isinstance(end, RuntimeError):
-        is_loop = str(end).startswith("Symlink loop")  # how pathlib says ELOOP
-        return (error_code, f"error: {printable(end)}") if is_loop else (None, "")
-    if end.errno in _DISK_ERRORS or end.filename is not None:  # what the user named, or the machine lacks
+    if str(end).startswith("Symlink loop"):  # how pathlib says ELOOP
+        return error_code, f"error: {printable(end)}"
+    # What the user named, or the machine lacks.
+    if isinstance(end, OSError) and (end.errno in _DISK_ERRORS or end.filename is not None):
         file = f"{printable(end.filename)}: " if end.filename is not None else ""
         return error_code, f"error: {file}{end.strerror}"
     return None, ""

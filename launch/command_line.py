@@ -1,6 +1,7 @@
 """The command line that the three main scripts share, and how a program runs and ends."""
 
 import argparse
+import os
 import re
 import signal
 import subprocess
@@ -129,6 +130,21 @@ def run_script(script: str, arguments: Sequence[str]) -> int:
         process.send_signal(signal.SIGTERM)
         process.wait()
         raise
+
+
+def start(script: str, description: str, argv: Sequence[str] | None, check: Callable[[object], None]):
+    """Read the command line, and start the processes of the job; see `training.run.start_run`.
+
+    Returns:
+        Arguments and configuration, in each process of the job; the one that started the others exits as they do.
+    """
+    args = make_parser(script, description).parse_args(argv)
+    config = read_arguments(script, args)
+    check(config)
+    if "PADDLE_TRAINER_ID" not in os.environ:
+        launcher.launch_if_needed(script, args, argv, config)
+    launcher.end_with_launcher()
+    return args, config
 
 
 def read_config(script: str, argv: Sequence[str]):

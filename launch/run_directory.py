@@ -9,7 +9,7 @@ import numpy as np
 import runtime
 from arguments import user_path
 from errors import UserError, abridge, printable
-from launch.run_lock import LOCK_FILE
+from launch.run_lock import LOCK_FILE, RunLock
 from layers import across_ranks
 from storage import atomic, manifest, run_state
 from storage.run_files import (
@@ -72,6 +72,25 @@ def find(path: str | Path, warn: Callable[[str], None] = print, only: str | None
         f"-resume {path}: neither a checkpoint nor a run directory with one "
         "(to start from weights alone, use -pretrained)"
     )
+
+
+def enter(config, prefix: str, dry_run: bool) -> tuple[Path | None, Path | None, RunLock | None]:
+    """Find the checkpoint to resume, and open and lock the run's directory.
+
+    Args:
+        prefix: how the names of run directories of this kind begin.
+
+    Returns:
+        The checkpoint directory, or None; directory and lock on the first rank, else None.
+    """
+    resume_from = find_resume(config, prefix)
+    if not runtime.is_main() or dry_run:
+        return resume_from, None, None
+    directory = open_directory(config, "eval" if config.EVAL else prefix, resume_from)
+    lock = RunLock(directory, print)
+    if resume_from is None or config.EVAL:  # a resumed run keeps its own until it is known to fit
+        write_config(directory, config)
+    return resume_from, directory, lock
 
 
 def find_resume(config, prefix: str) -> Path | None:

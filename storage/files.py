@@ -42,11 +42,11 @@ def reading(path: str | Path, what: str = "a file", *, flag: str = "", advice: s
     except UserError:
         raise
     except Exception as error:  # damaged files raise nearly anything
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        advice = f"; {advice}" if advice else ""
-        raise UserError(
-            f"{flag}{printable(path)}: cannot be read as {what} ({printable(reason, 300)}){advice}"
-        ) from error
+        if isinstance(error, OSError) and error.strerror:
+            problem = error.strerror
+        else:
+            problem = f"cannot be read as {what} ({printable(one_line(error), 300)})"
+        raise UserError(f"{flag}{printable(path)}: {problem}" + (f"; {advice}" if advice else "")) from error
 
 
 def open_file(path: str | Path) -> BinaryIO:

@@ -40,7 +40,10 @@ def finish(process):
 @pytest.fixture(scope="module")
 def finetuned(tmp_path_factory, tiny_yaml):
     """Return a finetuning run and its YAML."""
-    folder, cfg = tmp_path_factory.mktemp("runs"), tiny_yaml("finetune", "TRAIN.NUM_EPOCHS", 1, "RUN", "finetuned")
+    folder, cfg = (
+        tmp_path_factory.mktemp("runs"),
+        tiny_yaml("finetune", "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 64, "RUN", "finetuned"),
+    )
     code, _, errors = finish(start(folder, "finetune", "-cfg", cfg, "-output", folder))
     assert code == 0, errors
     return folder / "finetuned", cfg

@@ -82,7 +82,9 @@ def test_retries_go_on_after_a_crash_and_only_then(tiny_yaml, tmp_path):
         "    threading.Thread(target=watch, daemon=True).start()\n"
     )
     settings = {
-        "CFG": tiny_yaml("pretrain", "TRAIN.NUM_EPOCHS", 4, "SAVE_FREQ_STEPS", 4, "DATA.BATCH_SIZE", 32),
+        "CFG": tiny_yaml(
+            "pretrain", "TRAIN.NUM_EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "SAVE_FREQ_STEPS", 4, "DATA.BATCH_SIZE", 32
+        ),
         "DATASET": "synthetic",
         "DEVICE": "cpu",
         "OUTPUT": str(tmp_path / "runs"),

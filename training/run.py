@@ -1,7 +1,6 @@
 """A run: its directory, log and settings; how it starts, and the page that it leaves."""
 
 import dataclasses
-import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +9,7 @@ import paddle
 
 import runtime
 from errors import escape_controls
-from launch import command_line, launcher, run_directory
-from launch.run_lock import RunLock
+from launch import command_line, run_directory
 from layers import across_ranks
 from pipeline.sources import Source
 from storage import atomic
@@ -80,22 +78,10 @@ def start_run(
     Raises:
         UserError: for anything that the user can correct.
     """
-    args = command_line.make_parser(script, description).parse_args(argv)
-    config = command_line.read_arguments(script, args)
-    check(config)
-    if "PADDLE_TRAINER_ID" not in os.environ:
-        launcher.launch_if_needed(script, args, argv, config)
-    launcher.end_with_launcher()
+    args, config = command_line.start(script, description, argv, check)
     set_device(args.device, config.DETERMINISTIC)
     across_ranks.join()
-    prefix = run_prefix(config)
-    resume_from = run_directory.find_resume(config, prefix)
-    directory = lock = None
-    if runtime.is_main() and not args.dry_run:
-        directory = run_directory.open_directory(config, "eval" if config.EVAL else prefix, resume_from)
-        lock = RunLock(directory, print)
-        if resume_from is None or config.EVAL:  # a resumed run keeps its own until it is known to fit
-            run_directory.write_config(directory, config)
+    resume_from, directory, lock = run_directory.enter(config, run_prefix(config), args.dry_run)
     log = RunLog(directory, quiet=not runtime.is_main(), visualdl=config.VISUALDL, lock=lock)
     if directory is not None:
         log.say(

@@ -15,6 +15,13 @@ TOKEN = b"of this job"
 pytestmark = pytest.mark.quick
 
 
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch):
+    """Let nodes of this process send their signs of life ten times as often."""
+    monkeypatch.setattr("launch.heartbeat._EVERY_SECS", 0.2)
+    monkeypatch.setattr("launch.heartbeat._RETRY_SECS", 0.1)
+
+
 @pytest.fixture
 def port():
     with socket.socket() as probe:
@@ -35,7 +42,7 @@ class Node:
 
 
 def wait_for_sign_of_life():
-    time.sleep(3.0)
+    time.sleep(0.8)
 
 
 def test_nodes_that_end_well_part_in_peace(port):
@@ -65,16 +72,19 @@ def test_a_node_that_fails_stops_all_others(port, failing):
 
 
 def test_a_node_that_falls_silent_is_noticed(port, monkeypatch):
-    monkeypatch.setattr("launch.heartbeat._SILENCE_SECS", 4.0)
-    code = f"import time; from launch.heartbeat import Heartbeat\nHeartbeat('127.0.0.1', {port}, {TOKEN!r}, print)\n"
+    monkeypatch.setattr("launch.heartbeat._SILENCE_SECS", 2.0)
+    code = "import time, launch.heartbeat; from launch.heartbeat import Heartbeat; launch.heartbeat._EVERY_SECS = 0.2\n"
+    code += f"Heartbeat('127.0.0.1', {port}, {TOKEN!r}, print)\n"
     code += "time.sleep(600)"
     first = Node(port)
     second = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     try:
-        wait_for_sign_of_life()
+        deadline = time.monotonic() + 15
+        while not first.heartbeat._peers and time.monotonic() < deadline:
+            time.sleep(0.1)
         second.send_signal(19)  # SIGSTOP: it is there, and says nothing
         assert first.is_told.wait(15)
-        assert first.told == ["node 127.0.0.1 has not been heard of for 4 seconds"]
+        assert first.told == ["node 127.0.0.1 has not been heard of for 2 seconds"]
     finally:
         second.kill()
         first.heartbeat.close(is_well=False)
@@ -138,7 +148,7 @@ def test_a_node_of_another_job_is_a_stranger(port, monkeypatch):
     first = Node(port)
     told = []
     other = Heartbeat("127.0.0.1", port, b"of another job", told.append)
-    time.sleep(4.0)
+    time.sleep(2.0)
     assert [len(told), first.told] == [1, []]
     other.close(is_well=False)
     first.heartbeat.close(is_well=True)

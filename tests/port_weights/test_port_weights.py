@@ -123,7 +123,7 @@ def test_what_config_files_beside_the_weights_tell(tmp_path):
     data = get_config(tmp_path / "b.yaml").DATA
     assert (data.IMAGENET_MEAN, data.IMAGENET_STD, data.CROP_PCT) == ([0.5] * 3, [0.5] * 3, 0.9)
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json: damaged, or no JSON"):
+    with pytest.raises(UserError, match="config.json: cannot be read as a JSON file"):
         port(folder, tmp_path / "b.pdparams")
 
 

@@ -16,10 +16,10 @@ pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("soon")]
 
 def test_what_is_not_a_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
-    for path, why in ((tmp_path / "pipe.json", "not a regular file"), (tmp_path, "a directory|not a regular file")):
-        with pytest.raises(UserError, match=f"cannot be read as a JSON file .*{why}"):
+    for path in (tmp_path / "pipe.json", tmp_path):
+        with pytest.raises(UserError, match="cannot be read as a JSON file .*not a regular file"):
             read_json(path)
-    with pytest.raises(UserError, match="-list .*: cannot be read as a UTF-8 text file .No such file"):
+    with pytest.raises(UserError, match="-list .*none.txt: No such file"):
         read_lines(tmp_path / "none.txt", "-list ")
     with pytest.raises(ValueError, match="not a regular file"):
         read_file("/dev/zero")
