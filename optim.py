@@ -121,9 +121,9 @@ class LARS(Optimizer):
             usable = (param_norm > 0).logical_and(grad_norm > 0)
             ratio = paddle.where(usable, ratio, paddle.ones_like(ratio))
             gradient = gradient * (ratio * self.gradient_share)
-        velocity.set_value(velocity * self._momentum + gradient)
+        paddle.assign(velocity * self._momentum + gradient, velocity)
         multiplier = parameter.optimize_attr.get("learning_rate", 1.0)
-        parameter.set_value(parameter - self.get_lr() * multiplier * velocity)
+        paddle.assign(parameter - self.get_lr() * multiplier * velocity, parameter)
 
 
 def build_optimizer(

@@ -5,6 +5,7 @@ not.
 """
 
 import paddle
+import paddle.nn.functional as F
 
 
 def log_total(logits: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
@@ -21,3 +22,10 @@ def cross_entropy(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor
     total, highest = log_total(logits)
     at_label = paddle.take_along_axis(logits, labels.unsqueeze(-1), axis=-1)  # [B, 1]
     return (total - (at_label - highest)).squeeze(-1)
+
+
+def mean_cross_entropy(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+    """Return the mean over the batch of Paddle's own cross-entropy of logits [B, K] at labels [B]."""
+    if paddle.__version__.startswith("2."):  # its F.cross_entropy looks at the labels, which waits for a GPU
+        return F.softmax_with_cross_entropy(logits, labels.unsqueeze(-1)).mean()
+    return F.cross_entropy(logits, labels)

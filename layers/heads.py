@@ -58,7 +58,7 @@ class JointBatchNorm(nn.Layer):
             ]
             buffers = (self._mean, self._variance)
             for buffer, value in zip(buffers, keep_finite(moved, buffers), strict=True):
-                buffer.set_value(value)
+                paddle.assign(value, buffer)
         return mean, variance
 
 

@@ -10,17 +10,20 @@ import paddle.nn.functional as F
 
 from layers import cpu_kernels
 
-_FUSED_CAPABILITY = 8  # Ampere
+_FUSED_CAPABILITY = (8, 0)  # Ampere
+_WIDEST_HEAD, _WIDEST_BACKWARD = 256, 192  # of flash attention; wider backward passes need 8.0 or 9.0
+# Paddle 3's F.linear adds the bias in the product's kernel, and in its precision.
+_HAS_FUSED_LINEAR = hasattr(paddle._C_ops, "linear_v2")
 
 
 def linear(inputs: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
     """Return inputs [..., in] times weight [in, out] plus bias [out]."""
     if bias is not None and cpu_kernels.are_usable(inputs):
         return cpu_kernels.linear(inputs, weight, bias)
-    if bias is not None and not paddle.in_dynamic_mode():  # F.linear would leave mixed precision in a static graph
-        product = paddle.matmul(inputs, weight)
-        return product + bias.astype(product.dtype)
-    return F.linear(inputs, weight, bias)
+    if bias is None or (paddle.in_dynamic_mode() and _HAS_FUSED_LINEAR):
+        return F.linear(inputs, weight, bias)
+    product = paddle.matmul(inputs, weight)  # in low precision; adding a float32 bias would undo that
+    return product + bias.astype(product.dtype)
 
 
 def attention(
@@ -46,7 +49,8 @@ def attention(
     if cpu_kernels.are_usable(qkv) and not (drops or return_logits) and (bias is None or bias.ndim == 3):
         return cpu_kernels.attention(qkv, bias), None
     is_mask = bias is not None and bias.stop_gradient and bias.ndim == 4 and bias.shape[1] == 1
-    if (bias is None or is_mask) and not return_logits and _has_fused_attention(qkv):
+    trains = not qkv.stop_gradient
+    if (bias is None or is_mask) and not return_logits and not _why_plain(_name(qkv.dtype), qkv.shape[-1], trains):
         query, key, value = qkv.unbind(axis=2)  # [B, T, A, D/A] each
         rate = dropout if training else 0.0
         mask = bias.astype(qkv.dtype).expand([-1, -1, qkv.shape[1], -1]) if is_mask else None
@@ -61,38 +65,49 @@ def attention(
     return mixed, logits if return_logits else None
 
 
-def _has_fused_attention(tensor: paddle.Tensor) -> bool:
-    """Return True if Paddle has a fused attention kernel for this tensor: on GPUs from Ampere on, in low precision.
+def _why_plain(dtype: str | None, head_dim: int, trains: bool) -> str:
+    """Return why Paddle has no flash attention for such heads on the current device; empty if it has.
 
-    Paddle 2.6 chooses its flash kernel on older GPUs, too, and fails there.
+    Paddle 2.6 chooses its flash kernel for whatever is in low precision, and fails where the kernel refuses it.
     """
-    is_low = tensor.dtype in (paddle.float16, paddle.bfloat16)
-    on_gpu = paddle.device.get_device().startswith("gpu")  # tensors of a static graph have no place
-    return is_low and on_gpu and _compute_capability() >= _FUSED_CAPABILITY
+    if dtype not in ("float16", "bfloat16"):
+        return "scores in float32 have no fused kernel here; -amp bf16 does"
+    if not paddle.device.get_device().startswith("gpu"):  # tensors of a static graph have no place
+        return "only NVIDIA GPUs have a fused kernel here"
+    capability = _compute_capability()
+    if capability < _FUSED_CAPABILITY:
+        return "the GPU's compute capability {}.{} is below {}.{}".format(*capability, *_FUSED_CAPABILITY)
+    if head_dim % 8 or head_dim > _WIDEST_HEAD:
+        return f"heads {head_dim} wide do not fit flash attention (multiples of 8 up to {_WIDEST_HEAD} do)"
+    if trains and head_dim > _WIDEST_BACKWARD and capability not in ((8, 0), (9, 0)):
+        return f"flash attention has no gradient for heads {head_dim} wide on this GPU"
+    return ""
 
 
-def describe_attention(dtype: str | None, head_dims: list[int], has_bias: bool = False) -> str:
+def _name(dtype: object) -> str:
+    return str(dtype).split(".")[-1]
+
+
+def describe_attention(dtype: str | None, head_dims: list[int], has_bias: bool = False, trains: bool = True) -> str:
     """Return the kind of attention that the current device computes, and why it is not a faster one.
 
     Args:
         dtype: of automatic mixed precision, "float16" or "bfloat16"; None: float32.
         head_dims: D / A of each stack.
         has_bias: position biases that train are added to the scores.
+        trains: gradients are computed, too.
     """
     if paddle.device.get_device() == "cpu":
         return "in pieces that fit the cache"
-    if dtype is None:
-        return "plain, as scores in float32 have no fused kernel here; -amp bf16 does"
-    if _compute_capability() < _FUSED_CAPABILITY:
-        return f"plain, as the GPU's compute capability {_compute_capability()} is below {_FUSED_CAPABILITY}"
-    if has_bias:
-        return "plain, as Paddle's flash attention has no gradient for position biases"
-    odd = [size for size in head_dims if size % 8 or size > 256]
-    if odd:
-        return f"Paddle's choice, as heads {odd} wide do not fit flash attention (multiples of 8 up to 256 do)"
-    return f"flash, {dtype}"
+    reasons = [_why_plain(dtype, head_dim, trains) for head_dim in head_dims]
+    if not any(reasons) and has_bias:
+        reasons = ["Paddle's flash attention has no gradient for position biases"]
+    if not any(reasons):
+        return f"flash, {dtype}"
+    plain = f"plain, as {next(filter(None, reasons))}"
+    return plain if all(reasons) else f"flash, {dtype}, in one stack; {plain} in the other"
 
 
 @functools.cache
-def _compute_capability() -> int:
-    return paddle.device.cuda.get_device_capability()[0]
+def _compute_capability() -> tuple[int, int]:
+    return paddle.device.cuda.get_device_capability()

@@ -9,7 +9,7 @@ def copy_weights(follower: nn.Layer, leader: nn.Layer) -> None:
     """Copy parameters and buffers to a network of equal architecture."""
     values = leader.state_dict()
     for name, value in follower.state_dict().items():
-        value.set_value(values[name])
+        paddle.assign(values[name], value)
 
 
 @paddle.no_grad()
@@ -21,4 +21,4 @@ def follow(follower: nn.Layer, leader: nn.Layer, momentum: float) -> None:
     """
     values = dict(leader.named_parameters())
     for name, value in follower.named_parameters():
-        value.set_value(value * momentum + values[name] * (1.0 - momentum))
+        paddle.assign(value * momentum + values[name] * (1.0 - momentum), value)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from config import image_size_hw
 from errors import UserError
+from layers.cross_entropy import mean_cross_entropy
 from methods import teachers
 from methods.classifier import ClassifierEvaluator, build_classifier, soft_cross_entropy
 from methods.method import Method
@@ -98,7 +99,7 @@ def distilled_loss(
     distilled, teacher_logits = distilled.astype("float32"), teacher_logits.astype("float32")
     own = soft_cross_entropy(logits, targets)
     if distill.KIND == "hard":
-        follows = F.cross_entropy(distilled, teacher_logits.argmax(axis=-1))
+        follows = mean_cross_entropy(distilled, teacher_logits.argmax(axis=-1))
     else:
         wanted = F.log_softmax(teacher_logits / distill.TEMPERATURE, axis=-1)
         difference = wanted - F.log_softmax(distilled / distill.TEMPERATURE, axis=-1)

@@ -82,7 +82,7 @@ class LockedImageTuning(nn.Layer):
         """Keep the factor of the cosines at or below `most`."""
         scale = self.clip.logit_scale
         if most is not None:
-            scale.set_value(scale.clip(max=math.log(most)))
+            paddle.assign(scale.clip(max=math.log(most)), scale)
 
 
 def build(run: Run) -> Task:

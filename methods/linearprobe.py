@@ -1,9 +1,9 @@
 """Linear probing (Table 10): batch norm without affine parameters and a linear layer on the frozen encoder."""
 
 import numpy as np
-import paddle.nn.functional as F
 from paddle import nn
 
+from layers.cross_entropy import mean_cross_entropy
 from methods.classifier import ClassifierEvaluator, build_classifier
 from methods.method import Method
 from methods.probe_sweep import build_sweep
@@ -29,7 +29,7 @@ def build(run: Run) -> Task:
         parameter.stop_gradient = False
 
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
-        return F.cross_entropy(model(batch.images).astype("float32"), batch.labels), {}
+        return mean_cross_entropy(model(batch.images).astype("float32"), batch.labels), {}
 
     task = Task(
         "linearprobe",

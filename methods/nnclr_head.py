@@ -150,8 +150,8 @@ class NNCLRHead(nn.Layer):
         is_good = projections.isfinite().all()  # over all ranks, so they agree
         for buffer, rows in ((self.queue, projections), (self.queue_id, ids), (self.queue_y, labels)):
             rows = paddle.where(is_good, rows, paddle.gather(buffer, places))
-            buffer.set_value(paddle.scatter(buffer, places, rows))
-        self.queue_ptr.set_value(paddle.where(is_good, (self.queue_ptr + count) % size, self.queue_ptr))
+            paddle.assign(paddle.scatter(buffer, places, rows), buffer)
+        paddle.assign(paddle.where(is_good, (self.queue_ptr + count) % size, self.queue_ptr), self.queue_ptr)
 
     def copy_target(self) -> None:
         """Make the averaged projector equal to the projector."""
@@ -166,4 +166,4 @@ class NNCLRHead(nn.Layer):
         follow(self.target_projector, self.projector, self.momentum)
         statistics = dict(self.projector.named_buffers())
         for name, value in self.target_projector.named_buffers():
-            value.set_value(statistics[name])
+            paddle.assign(statistics[name], value)

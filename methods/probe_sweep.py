@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 from errors import UserError, printable
 from layers.basic import Linear
+from layers.cross_entropy import mean_cross_entropy
 from methods import classifier
 from optim import param_groups
 from pipeline.loading import Batch
@@ -53,8 +53,8 @@ class ProbeSweep(nn.Layer):
     @paddle.no_grad()
     def choose(self, number: int) -> None:
         """Copy a head into the probe."""
-        self.probe.head.weight.set_value(self.heads[number].weight)
-        self.probe.head.bias.set_value(self.heads[number].bias)
+        paddle.assign(self.heads[number].weight, self.probe.head.weight)
+        paddle.assign(self.heads[number].bias, self.probe.head.bias)
 
 
 def build_sweep(run: Run, task: Task, std: float) -> Task:
@@ -78,7 +78,7 @@ def build_sweep(run: Run, task: Task, std: float) -> Task:
         groups += param_groups(head, config.TRAIN.WEIGHT_DECAY, lr_scale=rate / config.TRAIN.BASE_LR)
 
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
-        losses = [F.cross_entropy(logits, batch.labels) for logits in model(batch.images)]
+        losses = [mean_cross_entropy(logits, batch.labels) for logits in model(batch.images)]
         return sum(losses), {f"loss_{name}": value for name, value in zip(names, losses, strict=True)}
 
     def summarise(scores: dict[str, float]) -> dict[str, float]:

@@ -146,11 +146,11 @@ def test_resize_table():
 @pytest.mark.parametrize(
     ("device", "capability", "dtype", "dims", "said"),
     [
-        ("cpu", 0, None, [64], "in pieces that fit the cache"),
-        ("gpu:0", 8, None, [64], "plain, as scores in float32"),
-        ("gpu:0", 7, "float16", [64], "plain, as the GPU's compute capability 7 is below 8"),
-        ("gpu:0", 9, "bfloat16", [64, 12], r"Paddle's choice, as heads \[12\] wide"),
-        ("gpu:0", 9, "bfloat16", [64, 32], "flash, bfloat16"),
+        ("cpu", (0, 0), None, [64], "in pieces that fit the cache"),
+        ("gpu:0", (8, 0), None, [64], "plain, as scores in float32"),
+        ("gpu:0", (7, 5), "float16", [64], "plain, as the GPU's compute capability 7.5 is below 8.0"),
+        ("gpu:0", (9, 0), "bfloat16", [64, 12], "flash, bfloat16, in one stack; plain, as heads 12 wide"),
+        ("gpu:0", (9, 0), "bfloat16", [64, 32], "flash, bfloat16"),
     ],
 )
 def test_the_kind_of_attention_is_told_with_its_reason(monkeypatch, device, capability, dtype, dims, said):

@@ -27,7 +27,7 @@ def average_running_statistics(model: nn.Layer) -> None:
         return
     for value in running_statistics(model):
         dist.all_reduce(value)
-        value.set_value(value / world_size())
+        paddle.assign(value / world_size(), value)
 
 
 def running_statistics(model: nn.Layer) -> list[paddle.Tensor]:
@@ -50,7 +50,7 @@ def average_gradients(parameters: list[paddle.Tensor], dtype: str) -> None:
         dist.all_reduce(flat)
         averages = paddle.split(flat.astype("float32") / world_size(), [parameter.size for parameter in bucket])
         for parameter, average in zip(bucket, averages, strict=True):
-            parameter.grad.set_value(average.reshape(parameter.shape).astype(parameter.grad.dtype))
+            paddle.assign(average.reshape(parameter.shape).astype(parameter.grad.dtype), parameter.grad)
 
 
 def _buckets(parameters: list[paddle.Tensor]) -> list[list[paddle.Tensor]]:

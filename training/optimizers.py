@@ -47,15 +47,15 @@ class WeightAverage:
         Args:
             is_made: boolean on the device: True if the optimizer made its update. If not, the average stays.
         """
-        decay = self.decay
+        share = paddle.full([], 1.0 - self.decay)
         if is_made is not None:
-            decay = paddle.where(is_made, paddle.full([], decay), paddle.ones([]))
+            share = paddle.where(is_made, share, paddle.zeros([]))
         for name, value in model.state_dict().items():
             average = self._average[name]
             if value.dtype in (paddle.float32, paddle.float64):
-                average.set_value(average * decay + value.detach() * (1.0 - decay))
+                average.lerp_(value.detach(), share.astype(value.dtype))
             else:
-                average.set_value(value)
+                paddle.assign(value, average)
 
     def state_dict(self) -> dict[str, paddle.Tensor]:
         """Return the averaged weights under the model's names."""
@@ -75,8 +75,9 @@ class WeightAverage:
         finally:
             self._swap(model)
 
+    @paddle.no_grad()
     def _swap(self, model: nn.Layer) -> None:
         for name, value in model.state_dict().items():
             kept = value.detach().clone()
-            value.set_value(self._average[name])
-            self._average[name].set_value(kept)
+            paddle.assign(self._average[name], value)
+            paddle.assign(kept, self._average[name])
