@@ -76,8 +76,7 @@ def _ours(config, images: np.ndarray, labels: np.ndarray) -> tuple[Step, float]:
         raise UserError(f"-batch_size {len(images)}: must be divisible by the {num_views} views, which count as images")
     count = len(images) // num_views
     views = tuple(map(paddle.to_tensor, np.split(images, num_views)))
-    indices = paddle.arange(count, dtype="int64")
-    batch = Batch(views, paddle.to_tensor(labels[:count].astype(np.int64)), indices)
+    batch = Batch(views, labels[:count].astype(np.int64), np.arange(count))
     synchronise = paddle.device.synchronize if paddle.device.is_compiled_with_cuda() else lambda: None
     if config.EVAL:
         task.model.eval()
@@ -112,7 +111,7 @@ def _flop_per_image(config) -> float:
 class _OneBatch:
     """A loader that gives the same batch again and again."""
 
-    source = None
+    source, waited_secs = None, 0.0
 
     def __init__(self, batch, sampler):
         self._batch, self.sampler = batch, sampler

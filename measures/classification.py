@@ -27,7 +27,7 @@ def predict(model, loader, columns: np.ndarray | None = None) -> tuple[np.ndarra
         if not bool(paddle.isfinite(logits).all()):
             raise UserError("the model's outputs are not finite; are its weights whole?")
         probabilities.append(paddle.nn.functional.softmax(logits, axis=-1).numpy())
-        labels.append(batch.labels.numpy())
+        labels.append(batch.host_labels)
     if not labels:
         raise UserError(f"{loader.source.origin}: none of its images can be read")
     return np.concatenate(probabilities), np.concatenate(labels)

@@ -163,9 +163,7 @@ def extract_all(
     for batch in with_progress(loader, len(loader.source), "features"):
         found = extract(model, batch.images, layers, pool)
         named = {f"layer_{n}": value for n, value in found.items()} if layers else {"features": found}
-        sink.add(
-            labels=batch.labels.numpy(), **{name: value.astype("float32").numpy() for name, value in named.items()}
-        )
+        sink.add(labels=batch.host_labels, **{name: value.astype("float32").numpy() for name, value in named.items()})
     if not sink.arrays:
         raise UserError(f"{loader.source.origin}: none of its images can be read")
     return sink.finish()

@@ -231,7 +231,7 @@ def _notes(queue_size: int, num_images: int) -> list[str]:
 
 
 class _LabelCheck:
-    """Hands labels on if the first batch has any; looking at every batch would wait for the device."""
+    """Hands labels on if the first batch has any, so that all updates log the same numbers."""
 
     def __init__(self):
         self._has_labels: bool | None = None
@@ -239,7 +239,7 @@ class _LabelCheck:
     def of(self, batch: Batch) -> paddle.Tensor | None:
         """Return the labels of a batch [B], or None for a data set without."""
         if self._has_labels is None:
-            self._has_labels = batch.labels.ndim == 1 and bool((batch.labels >= 0).any())
+            self._has_labels = batch.host_labels.ndim == 1 and bool((batch.host_labels >= 0).any())
         return batch.labels if self._has_labels else None
 
 

@@ -45,7 +45,7 @@ def of_train_split(run: Run, encoder: VisionTransformer) -> np.ndarray:
     for batch in with_progress(loader, own, "features", run.log.say):
         with autocast(config):
             vectors = encoder(batch.images)
-        indices = batch.indices.numpy()
+        indices = batch.host_indices
         features[indices], is_done[indices] = vectors.astype("float32").numpy(), 1.0
     across_ranks.exchange_rows(features)
     is_done = across_ranks.sum_across_ranks(is_done)

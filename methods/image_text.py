@@ -108,7 +108,7 @@ def build(run: Run) -> Task:
         cached = image_features.of_train_split(run, clip.vision_encoder)
 
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
-        images = batch.images if cached is None else paddle.to_tensor(cached[batch.indices.numpy()])
+        images = batch.images if cached is None else paddle.to_tensor(cached[batch.host_indices])
         return model(images, clip.tokenize(batch.captions)), {"logit_scale": clip.logit_scale.exp()}
 
     evaluator = ZeroShotEvaluator(run, clip) if lit.EVAL_DATASET is not None else None

@@ -108,7 +108,7 @@ def _draw_predictions(run_dir: Path, config) -> str:
         with paddle.no_grad():
             best = model(batch.images).argmax(axis=-1).numpy()
         pictures = drawing.as_uint8(drawing.to_pixels(config, batch.images))
-        for axis, picture, label, guess in zip(axes, pictures, batch.labels.numpy(), best, strict=False):
+        for axis, picture, label, guess in zip(axes, pictures, batch.host_labels, best, strict=False):
             axis.imshow(picture.squeeze(), cmap="gray")
             axis.set_title(
                 plots.plain(names[guess][-16:]), fontsize=8, color="black" if guess == label else "firebrick"

@@ -5,6 +5,7 @@ ranks, or on earlier images. Order and batches are a function of (seed, epoch).
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from PIL import Image
 
 from errors import UserError
 from pipeline import fast_jpeg
+from pipeline.device_copy import to_device
 from pipeline.labels import stack_labels
 from pipeline.samplers import EvalSampler, TrainSampler
 from pipeline.sources import SKIP_ADVICE, Source, describe_unreadable, read_image
@@ -31,15 +33,25 @@ class Batch:
 
     Attributes:
         views: [B, C, H, W] float32 for each view that the transform makes of an image.
-        labels: [B] int64; or [B, L] for a set with several labels per image, padded with -1. -1: no label.
-        indices: [B] int64, of the images in their source.
+        host_labels: [B] int64; or [B, L] for a set with several labels per image, padded with -1. -1: no label.
+        host_indices: [B] int64, of the images in their source.
         captions: B texts; None for a set without.
     """
 
     views: tuple[paddle.Tensor, ...]
-    labels: paddle.Tensor
-    indices: paddle.Tensor
+    host_labels: np.ndarray
+    host_indices: np.ndarray
     captions: list[str] | None = None
+
+    @functools.cached_property
+    def labels(self) -> paddle.Tensor:
+        """`host_labels` on the device, copied when they are first used."""
+        return to_device([self.host_labels])[0]
+
+    @functools.cached_property
+    def indices(self) -> paddle.Tensor:
+        """`host_indices` on the device, likewise."""
+        return to_device([self.host_indices])[0]
 
     @property
     def images(self) -> paddle.Tensor:
@@ -160,6 +172,9 @@ class Loader:
             cannot, so that batches keep their size; evaluation leaves it out.
         note_bad: gets a line for each image that was skipped, once.
         with_captions: batches have the captions of the images.
+
+    Attributes:
+        waited_secs: time that was spent waiting for images to be loaded.
     """
 
     def __init__(
@@ -189,6 +204,7 @@ class Loader:
         self._reader = Reader(source, views, channels, seed, bad_images, is_training, fast, upright, with_captions)
         self._num_workers = num_workers
         self._pool: WorkerPool | None = None
+        self.waited_secs = 0.0
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -198,7 +214,7 @@ class Loader:
             self._pool = self._start()
         if self._pool is None:
             return
-        for arrays, filled in self._pool.run(self.sampler):
+        for arrays, filled in self._timed(self._pool.run(self.sampler)):
             for note in filled.notes:
                 if note not in self._noted:
                     self._noted.add(note)
@@ -206,13 +222,20 @@ class Loader:
             if filled.indices:
                 yield self._batch(arrays[: len(filled.indices)], filled)
 
+    def _timed(self, results: Iterator) -> Iterator:
+        """Yield results, and count the time until each is there, without what becomes of it on the device."""
+        while True:
+            started = time.monotonic()
+            result = next(results, None)
+            self.waited_secs += time.monotonic() - started
+            if result is None:
+                return
+            yield result
+
     def _batch(self, arrays: np.ndarray, filled: Filled) -> Batch:
-        return Batch(
-            tuple(self._normalise(paddle.to_tensor(arrays[name])) for name in arrays.dtype.names),
-            paddle.to_tensor(filled.labels, "int64"),
-            paddle.to_tensor(filled.indices, "int64"),
-            filled.captions,
-        )
+        views = to_device([arrays[name] for name in arrays.dtype.names])
+        labels, indices = np.asarray(filled.labels, np.int64), np.asarray(filled.indices, np.int64)
+        return Batch(tuple(map(self._normalise, views)), labels, indices, filled.captions)
 
     def _start(self) -> WorkerPool | None:
         """Start the workers, with room for batches of what the transform makes of the first image."""

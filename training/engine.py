@@ -101,7 +101,7 @@ class Training:
         if self.run.config.TRAIN.TO_STATIC:
             static_graph.compile_model(self.task, self.run.config, lambda: autocast(self.run.config), self.run.log.say)
         self.model = data_parallel.wrap(self.task.model)
-        self.clock = Throughput(self.step)
+        self.clock = Throughput(self.step, lambda: self.train_loader.waited_secs)
         self.show = self.run.log.progress(self.plan.total_steps, self.step)
 
     def train(self) -> dict[str, float]:
@@ -140,8 +140,7 @@ class Training:
         sends_all_at_once = config.TRAIN.BF16_ALLREDUCE or config.TRAIN.RECOMPUTE
         for micro, size in enumerate(sizes):
             rng = _seed_micro_step(config.SEED, self.step, micro)
-            with self.clock.waiting():
-                batch = next(batches)
+            batch = next(batches)
             is_last = micro + 1 == len(sizes)
             with data_parallel.no_sync(self.model, not is_last or sends_all_at_once):
                 with autocast(config):

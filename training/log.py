@@ -1,12 +1,11 @@
 """Logs of a run: console, log.txt, log.jsonl, VisualDL, images per second."""
 
-import contextlib
 import io
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -141,13 +140,17 @@ class Means:
 
 
 class Throughput:
-    """Images per second since the last call of `rate`, and the time that is left."""
+    """Images per second since the last call of `rate`, and the time that is left.
 
-    def __init__(self, first_step: int):
+    Args:
+        waited: returns the seconds that the run has waited for data up to now.
+    """
+
+    def __init__(self, first_step: int, waited: Callable[[], float] = lambda: 0.0):
         self._start_secs = self._last_secs = time.monotonic()
         self._first_step = first_step
         self._images = 0
-        self._paused_secs = self._waited_secs = 0.0
+        self._paused_secs, self._waited, self._waited_before = 0.0, waited, waited()
 
     def count(self, num_images: int) -> None:
         """Note images of one update, of all ranks together."""
@@ -158,19 +161,12 @@ class Throughput:
         self._last_secs += secs
         self._paused_secs += secs
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time in this block as waiting for data."""
-        started = time.monotonic()
-        yield
-        self._waited_secs += time.monotonic() - started
-
     def rate(self) -> tuple[float, float]:
         """Return images per second, and the share of the time that was waiting for data, since the last call."""
         now = time.monotonic()
         secs = max(now - self._last_secs, 1e-9)
-        rate, wait = self._images / secs, self._waited_secs / secs
-        self._last_secs, self._images, self._waited_secs = now, 0, 0.0
+        rate, wait = self._images / secs, (self._waited() - self._waited_before) / secs
+        self._last_secs, self._images, self._waited_before = now, 0, self._waited()
         return rate, wait
 
     def eta(self, step: int, total_steps: int) -> str:

@@ -133,7 +133,7 @@ def test_one_class_for_everything_is_said(tmp_path, capsys, is_one):
     for last in ([0.0, 2.0, 1.0, 0.0], [0.0, 2.0, 1.0, 0.0] if is_one else [3.0, 2.0, 1.0, 0.0]):
         evaluation.prepare()
         logits = paddle.to_tensor([[0.0, 2.0, 1.0, 0.0], last])
-        batch = Batch((paddle.zeros([2, 3, 4, 4]),), paddle.to_tensor([0, 1]), paddle.to_tensor([0, 1]))
+        batch = Batch((paddle.zeros([2, 3, 4, 4]),), np.arange(2), np.arange(2))
         sums = evaluation.measure(lambda images, logits=logits: logits, batch)
         scores = {name: float(value) / 2 for name, value in zip(evaluation.metrics, sums, strict=True)}
         assert evaluation.summarise(scores) == scores

@@ -272,7 +272,7 @@ def test_views_are_augmented_apart_and_named_by_their_index(image_folder, worker
         assert np.array_equal(batch.images.numpy(), single.images.numpy())
         assert not np.array_equal(batch.views[0].numpy(), batch.views[1].numpy())
         assert all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(batch.views, repeated.views, strict=True))
-        assert batch.labels.tolist() == source.labels[batch.indices.numpy()].tolist()
+        assert batch.labels.tolist() == source.labels[batch.host_indices].tolist()
     assert sorted(index for batch in batches for index in batch.indices.tolist()) == list(range(24))
 
 
