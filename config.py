@@ -192,7 +192,7 @@ def image_size_hw(config: CfgNode) -> tuple[int, int]:
 
 def amp_dtype(config: CfgNode) -> str | None:
     """Return the low precision that AMP asks for ("float16", "bfloat16"), or None for float32."""
-    if config.AMP is False:
+    if config.AMP in (False, "auto"):  # which a run settles by its device
         return None
     return "bfloat16" if config.AMP == "bf16" else "float16"
 

@@ -10,11 +10,11 @@
 #   RESUME        run to continue, or auto
 #   BATCH_SIZE    images per process and micro-step
 #   ACCUM_ITER    micro-steps per update
-#   AMP           fp16 (default) | bf16 (better, on GPUs that have it) | none
+#   AMP           auto (default: bf16 or fp16, as the GPU has it) | fp16 | bf16 | none
 #   NPROC         processes on this node; default: one per visible GPU
 #   NNODES        number of nodes; with it, on all nodes the same MASTER=IP:PORT of the first one
 #   NODE_RANK     number of this node; default: by order of arrival
-#   DEVICE        cpu | gpu
+#   DEVICE        cpu | gpu | gpu:3 | npu | xpu | ...
 #   RETRIES       how often to resume from the last checkpoint after a crash; not after a user error or a signal
 #   PYTHON        interpreter; default: python3 of an activated environment, else .venv/bin/python if it is there
 # Arguments of the script are passed on.
@@ -31,8 +31,6 @@ run_main() {
             PYTHON=.venv/bin/python
         fi
     fi
-    amp=${AMP:-fp16}
-    [ "$amp" != "none" ] || amp=
     set -- "$PYTHON" "main_multi_gpu_$mode.py" -cfg "$CFG" \
         ${DATASET:+-dataset "$DATASET"} \
         ${DATA_PATH:+-data_path "$DATA_PATH"} \
@@ -41,7 +39,7 @@ run_main() {
         ${RESUME:+-resume "$RESUME"} \
         ${BATCH_SIZE:+-batch_size "$BATCH_SIZE"} \
         ${ACCUM_ITER:+-accum_iter "$ACCUM_ITER"} \
-        ${amp:+-amp "$amp"} \
+        ${AMP:+-amp "$AMP"} \
         ${NPROC:+-nproc "$NPROC"} \
         ${NNODES:+-nnodes "$NNODES"} \
         ${MASTER:+-master "$MASTER"} \

@@ -42,13 +42,12 @@ def describe(side: str, config) -> dict[str, object]:
     import paddle
 
     from layers import kernels
-    from training.device import autocast_dtype
+    from training.device import autocast_dtype, is_on_gpu
 
-    on_cpu = paddle.device.get_device() == "cpu"
     precision, architecture = autocast_dtype(config), of_config(config, network_kind(config))
     widths = [tower.width // tower.heads for tower in architecture.towers]
     return {
-        "device": "cpu" if on_cpu else paddle.device.cuda.get_device_name(),
+        "device": paddle.device.cuda.get_device_name() if is_on_gpu() else paddle.device.get_device(),
         "precision": precision or "float32",
         "attention": kernels.describe_attention(precision, widths),
     }

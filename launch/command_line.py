@@ -65,12 +65,13 @@ def make_parser(script: str, description: str) -> Parser:
     )
     add("last_epoch", "count this many epochs as done already", type=int, metavar="N")
     add("eval", "evaluate -pretrained (or -resume) on the val split, and stop", action="store_true", default=None)
+    precisions = ("auto", "fp16", "bf16", "none")
     add(
         "amp",
-        "mixed precision: fp16 (default) or bf16; float32 on CPU",
+        "mixed precision on GPUs: auto (default), fp16, bf16 or none",
         nargs="?",
         const="fp16",
-        choices=("fp16", "bf16"),
+        choices=precisions,
     )
     add(
         "opts",
@@ -86,12 +87,18 @@ def make_parser(script: str, description: str) -> Parser:
         "with -dry_run: say whether a GPU of this size in GiB is enough, without a model or data",
         type=finite,
     )
-    add("device", "cpu or gpu (default: gpu if there is one)", choices=("cpu", "gpu"))
+    add("device", "cpu, gpu, gpu:3, npu, xpu, ... (default: gpu if there is one)", type=_device, metavar="NAME")
     add("nproc", "processes on this node (default: one per visible GPU, or 1 on CPU)", type=int, metavar="N")
     add("nnodes", "number of nodes (default: 1)", type=int, default=1, metavar="N")
     add("master", "ip:port of the first node, the same on all nodes", metavar="IP:PORT")
     add("node_rank", "number of this node, from 0 (default: by order of arrival)", type=int, metavar="N")
     return parser
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z_]{0,30}(:[0-9]{1,4})?", text):
+        raise argparse.ArgumentTypeError(f"{printable(text, 40)!r} is not the name of a device, such as cpu or gpu:3")
+    return text
 
 
 def _batch_size(text: str) -> int | str:
@@ -169,6 +176,7 @@ def read_arguments(script: str, args: argparse.Namespace):
         value = getattr(args, flag)
         if value is not None:
             value = value[0] if isinstance(value, list) and len(value) == 1 else value
+            value = False if (flag, value) == ("amp", "none") else value
             for key in keys:
                 opts += [key, value]
     return get_config(args.cfg, opts + args.opts)

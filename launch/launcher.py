@@ -41,7 +41,7 @@ _SIOCGIFADDR = 0x8915  # linux/sockios.h
 def launch_if_needed(script: str, args: argparse.Namespace, argv: Sequence[str] | None, config) -> None:
     """Run one process per device, where there is more than one, and exit as they do."""
     save = config.SAVE
-    uses_gpu = args.device != "cpu" and paddle.device.is_compiled_with_cuda()
+    uses_gpu = args.device in (None, "gpu") and paddle.device.is_compiled_with_cuda()
     num_devices = paddle.device.cuda.device_count() if uses_gpu else 0
     nproc = args.nproc if args.nproc is not None else max(1, num_devices)
     if not 1 <= nproc <= _MOST_PROCESSES or not 1 <= args.nnodes <= _MOST_PROCESSES:
@@ -50,6 +50,8 @@ def launch_if_needed(script: str, args: argparse.Namespace, argv: Sequence[str] 
         raise UserError(f"-nproc {nproc}: only {num_devices} GPUs are visible")
     if args.device == "cpu" and max(nproc, args.nnodes) > 1 and paddle.device.is_compiled_with_cuda():
         raise UserError("-device cpu: several processes on CPU need the CPU build of Paddle (pip install paddlepaddle)")
+    if ":" in (args.device or "") and max(nproc, args.nnodes) > 1:
+        raise UserError(f"-device {args.device}: is one device; for several processes, leave its number out")
     if args.node_rank is not None and not 0 <= args.node_rank < args.nnodes:
         raise UserError(
             f"-node_rank {args.node_rank}: must be from 0 to {args.nnodes - 1}, as -nnodes is {args.nnodes}"
@@ -62,7 +64,7 @@ def launch_if_needed(script: str, args: argparse.Namespace, argv: Sequence[str] 
         raise UserError("-nproc and -nnodes start processes, so they work on the command line only")
     launch = ["--log_dir", str(Path(save) / "launch-logs"), "--log_level", "CRITICAL"]
     if num_devices:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "")  # Paddle's launcher takes no spaces
         devices = visible.split(",") if visible else [str(index) for index in range(num_devices)]
         launch += ["--devices", ",".join(devices[:nproc])]
     else:

@@ -232,7 +232,7 @@ def test_hostile_yaml_is_refused_soon(tmp_path, text, message):
         (["RUN", "a\x01"], "must be a plain directory name"),
         (["SAVE", ""], "must be a directory"),
         (["DATA.DATA_PATH", "a\0b"], "has a NUL in it"),
-        (["AMP", "fp8"], "must be one of False, True, fp16, bf16"),
+        (["AMP", "fp8"], "must be one of auto, False, True, fp16, bf16"),
         (["TRAIN.ACCUM_ITER", None], "None means as many as TRAIN.TOTAL_BATCH_SIZE needs"),
     ],
 )

@@ -28,7 +28,7 @@ from program import Stopped
 from storage import run_state
 from storage.run_state import RunState
 from training import checkpoints, data_parallel, flops, resume, static_graph
-from training.device import autocast, autocast_dtype, is_on_gpu
+from training.device import autocast, autocast_dtype, is_on_cpu, is_on_gpu
 from training.guard import Guard
 from training.log import Means, Throughput
 from training.plan import Plan, check_micro_steps, describe_plan, make_plan, train_flops
@@ -351,7 +351,7 @@ def _seed_micro_step(seed: int, step: int, micro: int) -> np.random.Generator:
 
 def _reading_waits() -> bool:
     """Return True if reading a number makes the host wait for a device that works on its own."""
-    return is_on_gpu()
+    return not is_on_cpu()
 
 
 def _is_due(count: int, every: int | None) -> bool:

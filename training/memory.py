@@ -99,7 +99,7 @@ def estimate(
         ranks: over which TRAIN.SHARD_OPTIMIZER shares the moments out.
     """
     count = count or count_parameters(architecture)
-    is_low = device == "gpu" and amp_dtype(config) is not None
+    is_low = device == "gpu" and (config.AMP == "auto" or amp_dtype(config) is not None)
     layers = list(_layers(architecture, config, cost))
     kept = sum(layer.kept(config, is_low) for layer in layers if layer.trains)
     largest = max(layer.whole(config, is_low) for layer in layers)

@@ -14,7 +14,7 @@ from layers import across_ranks
 from pipeline.sources import Source
 from storage import atomic
 from storage.run_files import BAD_IMAGES_FILE, LOG_FILE, REPORT_FILE
-from training.device import set_device
+from training.device import choose_precision, set_device
 from training.log import RunLog
 
 
@@ -80,6 +80,7 @@ def start_run(
     """
     args, config = command_line.start(script, description, argv, check)
     set_device(args.device, config.DETERMINISTIC)
+    config, precision = choose_precision(config)
     across_ranks.join()
     resume_from, directory, lock = run_directory.enter(config, run_prefix(config), args.dry_run)
     log = RunLog(directory, quiet=not runtime.is_main(), visualdl=config.VISUALDL, lock=lock)
@@ -88,6 +89,7 @@ def start_run(
             f"run directory {directory}, paddle {paddle.__version__} on {paddle.device.get_device()}, "
             f"{runtime.world_size()} processes"
         )
+        log.say(precision)
     if args.dry_run:
         log.say(config.dump())
     return Run(config, directory, log, resume_from, args.dry_run, gpu_gib=args.gpu_memory)
