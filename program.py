@@ -12,6 +12,7 @@ Each of them ends with one line on standard error and an exit code; a traceback 
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import traceback
@@ -24,6 +25,10 @@ from runtime import ENDING_SIGNALS
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 EXIT_PIPE = 128 + signal.SIGPIPE
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
+
+
+# How Paddle says that a library of CUDA is not on the loader's path, in a page of text.
+_MISSING_LIBRARY = re.compile(r"third-party dynamic library \(([\w.+-]+)|Cannot load (\w+) (?:shared|dynamic) library")
 
 
 class Stopped(SystemExit):
@@ -142,6 +147,10 @@ def _describe(end: BaseException, error_code: int) -> tuple[int | None, str]:
         return error_code, f"error: standard output cannot be written: {end.error.strerror}"
     if isinstance(end, MemoryError):
         return error_code, f"error: not enough memory; lower -batch_size ({printable(one_line(end))})"
+    library = _MISSING_LIBRARY.search(str(end)) if isinstance(end, RuntimeError) else None
+    if library:
+        name = library[1] or library[2]
+        return error_code, f"error: Paddle does not find {name}; install CUDA's libraries, see Install in README.md"
     if str(end).startswith("Symlink loop"):  # how pathlib says ELOOP
         return error_code, f"error: {printable(end)}"
     # What the user named, or the machine lacks.

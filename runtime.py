@@ -23,6 +23,7 @@ _KEEP_BYTES = 1 << 30
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 NOTES_VARIABLE = "MAE_LAUNCH_NOTES"  # directory in which the ranks of a job leave word of how they ended
 ROOT = Path(__file__).resolve().parent
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _NO_CCACHE = "No ccache found"  # Paddle warns of it at import
 _RUN_MODULE = (  # sys is built in, so that nothing is looked for before the path is set
     "import sys; root, name = sys.argv[1:3]; sys.path[0] = root; del sys.argv[1:3]; import runpy; "
@@ -52,6 +53,8 @@ def prepare(num_threads: int | None = None) -> dict[str, str]:
         )
     if "paddle" in sys.modules:
         return {}
+    if " " in os.environ.get(_VISIBLE, ""):  # "0, 1", of which Paddle's launcher makes the device " 1"
+        os.environ[_VISIBLE] = os.environ[_VISIBLE].replace(" ", "")
     changed = {} if os.environ.get("MAE_RUNTIME") == "0" else _set_environment(num_threads)
     if _is_program():
         end_quietly()

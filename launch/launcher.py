@@ -64,7 +64,7 @@ def launch_if_needed(script: str, args: argparse.Namespace, argv: Sequence[str] 
         raise UserError("-nproc and -nnodes start processes, so they work on the command line only")
     launch = ["--log_dir", str(Path(save) / "launch-logs"), "--log_level", "CRITICAL"]
     if num_devices:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "")  # Paddle's launcher takes no spaces
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(index) for index in range(num_devices)]
         launch += ["--devices", ",".join(devices[:nproc])]
     else:

@@ -11,7 +11,7 @@ import paddle.nn.functional as F
 from layers import cpu_kernels
 
 _FUSED_CAPABILITY = (8, 0)  # Ampere
-_WIDEST_HEAD, _WIDEST_BACKWARD = 256, 192  # of flash attention; wider backward passes need 8.0 or 9.0
+_WIDEST_HEAD, _WIDEST_BACKWARD = 256, 192  # heads in flash attention; wider backward passes need 8.0 or 9.0
 # Paddle 3's F.linear adds the bias in the product's kernel, and in its precision.
 _HAS_FUSED_LINEAR = hasattr(paddle._C_ops, "linear_v2")
 

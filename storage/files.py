@@ -18,7 +18,7 @@ import numpy as np
 
 from errors import UserError, one_line, printable
 
-MOST_BYTES = 1 << 30  # of a file that is read whole
+MOST_BYTES = 1 << 30  # largest file that is read whole
 NUMBER = (int, float)
 Kind = type | tuple[type, ...]
 _BOM = b"\xef\xbb\xbf"  # which some editors write before UTF-8

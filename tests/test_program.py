@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import program
 import runtime
 from runtime import ROOT
 
@@ -101,7 +102,7 @@ def test_an_early_signal_ends_with_one_line(tmp_path, finetuned, tiny_yaml, what
         assert "-resume continues" in errors
     elif code == 0:  # the evaluation was over
         assert what != "pretrain"
-        assert re.search(r"(acc1|k=|top)", out), out
+        assert re.search(r"(acc1|k=|Acc@1)", out), out
     elif code == -number:  # before the first line of the program ran, or after the last
         assert not errors.strip() or out
     else:
@@ -218,3 +219,31 @@ def test_a_port_in_use_is_an_error(tmp_path, tiny_yaml):
         code, _, errors = finish(start(tmp_path, "pretrain", "-cfg", tiny_yaml("pretrain"), *flags))
     assert code == 2, errors
     assert "another program uses this port" in errors
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (
+            "PreconditionNotMet: The third-party dynamic library (libcudnn.so) that Paddle depends on is not ...",
+            "libcudnn.so",
+        ),
+        ("(PreconditionNotMet) Cannot load cudnn shared library. Cannot invoke method cudnnGetVersion.", "cudnn"),
+    ],
+)
+def test_a_library_of_cuda_that_is_not_there_is_one_line(capsys, text, name):
+    def main():
+        raise RuntimeError(f"{text}\n  Suggestions:\n  1. Check if the third-party dynamic library is installed")
+
+    handlers = {number: signal.getsignal(number) for number in runtime.ENDING_SIGNALS}
+    streams = sys.stdout, sys.stderr
+    try:
+        with pytest.raises(SystemExit) as end:
+            program.run(main)
+    finally:
+        sys.stdout, sys.stderr = streams
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert end.value.code == 2
+    line = f"error: Paddle does not find {name}; install CUDA's libraries, see Install in README.md\n"
+    assert capsys.readouterr().err == line

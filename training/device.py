@@ -76,7 +76,7 @@ def is_on_cpu() -> bool:
     return paddle.device.get_device().startswith("cpu")
 
 
-_FIRST_CAPABILITY = {"bf16": (8, 0), "fp16": (7, 0)}  # of GPUs whose tensor cores compute in it
+_FIRST_CAPABILITY = {"bf16": (8, 0), "fp16": (7, 0)}  # GPUs whose tensor cores compute in it
 
 
 def choose_precision(config) -> tuple[object, str]:

@@ -80,7 +80,8 @@ class Training:
         self.flops_per_image = train_flops(task, run.config)
         self.peak_flops = None
         if is_on_gpu():
-            peak = flops.peak_flops(paddle.device.cuda.get_device_name())
+            given = run.config.PEAK_TFLOPS
+            peak = flops.peak_flops(paddle.device.cuda.get_device_name()) if given is None else 1e12 * given
             self.peak_flops = peak * runtime.world_size() if peak is not None else None
         self.step, self.best = run.config.TRAIN.LAST_EPOCH * plan.updates_per_epoch, None
         self.images_done: int | None = None

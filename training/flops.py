@@ -5,12 +5,30 @@ GELU and softmax as nothing. A training step is three forward passes' worth; one
 figures the patch projection counts all patches, although only the visible ones are projected here (0.9 % of ViT-Base).
 """
 
+import re
+
 from storage.architecture import Architecture, Tower
 from storage.clip_architecture import ClipArchitecture, TextArchitecture
 
 TEXT_TOKENS = 102  # longest caption that MAWS reads
-# Dense bf16 FLOPs per second that the makers state, without sparsity.
-_PEAK_FLOPS = {"V100": 125e12, "A100": 312e12, "A800": 312e12, "H100": 989e12, "H200": 989e12, "H800": 989e12}
+# Dense TFLOPs per second in bf16 (fp16 where there is none) with sums in float32, as the makers state them, without
+# sparsity. The first pattern that is found in a device's name holds.
+_PEAK_TFLOPS = {
+    r"V100": 125,
+    r"T4\b": 65,
+    r"A(100|800)\b": 312,
+    r"A10\b": 125,
+    r"A30\b": 165,
+    r"A40\b": 149.7,
+    r"H(100|800) PCIe": 756,
+    r"H(100|800|200)\b": 989,
+    r"B200\b": 2250,
+    r"L40S": 362,
+    r"L4\b": 60.5,
+    r"RTX 3090\b": 71,
+    r"RTX 4090\b": 165.2,
+    r"RTX 5090\b": 209.5,
+}
 
 
 def forward_macs(architecture: Architecture | ClipArchitecture | TextArchitecture, mask_ratio: float = 0.0) -> float:
@@ -71,5 +89,5 @@ def trained_depth(architecture: Architecture, trained_blocks: int | None = None)
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return the bf16 FLOPs per second of a GPU by its name, if known."""
-    return next((peak for name, peak in _PEAK_FLOPS.items() if name in device_name), None)
+    """Return the FLOPs per second of a GPU by its name, if known; PEAK_TFLOPS gives those of another."""
+    return next((1e12 * peak for name, peak in _PEAK_TFLOPS.items() if re.search(name, device_name)), None)

@@ -1,10 +1,13 @@
 """Devices by name, and the precision that each computes in; GPUs are played by their answers."""
 
 import argparse
+import subprocess
+import sys
 
 import paddle
 import pytest
 
+import runtime
 from config import amp_dtype, get_config
 from errors import UserError
 from launch import launcher
@@ -95,11 +98,17 @@ def launched(monkeypatch, name=None, nproc=None, visible=None):
     return commands[0]
 
 
-@pytest.mark.parametrize(("visible", "devices"), [("0, 1,2 ,3", "0,1,2,3"), (None, "0,1,2,3"), ("5,6,7,4", "5,6,7,4")])
-def test_spaces_in_the_list_of_gpus_do_no_harm(monkeypatch, visible, devices):
+@pytest.mark.parametrize(("visible", "devices"), [(None, "0,1,2,3"), ("5,6,7,4", "5,6,7,4")])
+def test_ranks_get_the_gpus_that_are_visible(monkeypatch, visible, devices):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     command = launched(monkeypatch, visible=visible)
     assert command[command.index("--devices") + 1] == devices
+
+
+def test_spaces_in_the_list_of_gpus_do_no_harm():
+    code = "import runtime; runtime.prepare(); import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    environment = runtime.original_environment() | {"CUDA_VISIBLE_DEVICES": "0, 1 ,2", "PYTHONPATH": str(runtime.ROOT)}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).split() == ["0,1,2"]
 
 
 def test_one_gpu_by_its_number_is_one_process(monkeypatch):

@@ -75,7 +75,23 @@ def test_a_small_model_counted_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("name", "peak"), [("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H200", 989e12), ("other", None)]
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A800-SXM4-80GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H800 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("NVIDIA GeForce RTX 5090", 209.5e12),
+        ("Tesla V100-SXM2-32GB", 125e12),
+        ("NVIDIA A100X", None),
+        ("other", None),
+    ],
 )
 def test_peaks(name, peak):
-    assert flops.peak_flops(name) == peak
+    assert flops.peak_flops(name) == (None if peak is None else pytest.approx(peak))
