@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import re
 import signal
 import sys
 import warnings
@@ -29,6 +30,9 @@ _RUN_MODULE = (  # sys is built in, so that nothing is looked for before the pat
     "import sys; root, name = sys.argv[1:3]; sys.path[0] = root; del sys.argv[1:3]; import runpy; "
     "runpy.run_module(name, run_name='__main__', alter_sys=True)"
 )
+
+# Number of a job's processes on this machine, as Paddle's launcher, mpirun and srun tell it.
+_LOCAL_SIZES = ("PADDLE_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE")
 
 _changed: dict[str, str] = {}
 
@@ -167,8 +171,13 @@ def world_size() -> int:
 
 def local_ranks() -> int:
     """Return the number of processes of the job on this machine."""
-    text = os.environ.get("PADDLE_LOCAL_SIZE", "1")  # a mistake in it is reported with the rank's, not at import
-    return max(1, int(text)) if text.isdecimal() and len(text) < 9 else 1
+    for name in _LOCAL_SIZES:
+        digits = re.match(r"[0-9]{1,8}(?![0-9])", os.environ.get(name, ""))  # Slurm writes 2(x3) for three nodes
+        if digits:
+            return max(1, int(digits[0]))
+    own = os.environ.get("PADDLE_CURRENT_ENDPOINT", "").rpartition(":")[0]
+    hosts = [end.rpartition(":")[0] for end in os.environ.get("PADDLE_TRAINER_ENDPOINTS", "").split(",")]
+    return max(1, hosts.count(own)) if own else 1
 
 
 def is_main() -> bool:

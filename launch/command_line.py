@@ -13,7 +13,7 @@ import runtime
 from arguments import Parser, finite
 from config import DATASETS, get_config
 from errors import UserError, printable
-from launch import launcher, run_directory
+from launch import cluster, launcher, run_directory
 from pipeline import workers
 from storage.run_files import CONFIG_FILE
 
@@ -149,7 +149,17 @@ def start(script: str, description: str, argv: Sequence[str] | None, check: Call
     config = read_arguments(script, args)
     check(config)
     if "PADDLE_TRAINER_ID" not in os.environ:
-        launcher.launch_if_needed(script, args, argv, config)
+        task = cluster.find_task(os.environ)
+        if task is not None and args.nnodes == 1:
+            print(cluster.become_rank(task, args.master, launcher.num_gpus(args.device) > 0, os.environ), flush=True)
+            cluster.check_rank(args.nproc, os.environ)
+            if task.local_size < task.size:
+                launcher.use_route_to(*launcher.split_address(os.environ["PADDLE_MASTER"]))
+        else:
+            args.node_rank = cluster.node_rank(task, args.nnodes) if args.node_rank is None else args.node_rank
+            launcher.launch_if_needed(script, args, argv, config)
+    elif not launcher.is_own_rank():
+        cluster.check_rank(args.nproc, os.environ)
     launcher.end_with_launcher()
     return args, config
 

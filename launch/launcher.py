@@ -41,12 +41,11 @@ _SIOCGIFADDR = 0x8915  # linux/sockios.h
 def launch_if_needed(script: str, args: argparse.Namespace, argv: Sequence[str] | None, config) -> None:
     """Run one process per device, where there is more than one, and exit as they do."""
     save = config.SAVE
-    uses_gpu = args.device in (None, "gpu") and paddle.device.is_compiled_with_cuda()
-    num_devices = paddle.device.cuda.device_count() if uses_gpu else 0
+    num_devices = num_gpus(args.device)
     nproc = args.nproc if args.nproc is not None else max(1, num_devices)
     if not 1 <= nproc <= _MOST_PROCESSES or not 1 <= args.nnodes <= _MOST_PROCESSES:
         raise UserError(f"-nproc {nproc} -nnodes {args.nnodes}: both must be from 1 to {_MOST_PROCESSES:,}")
-    if uses_gpu and num_devices and nproc > num_devices:
+    if num_devices and nproc > num_devices:
         raise UserError(f"-nproc {nproc}: only {num_devices} GPUs are visible")
     if args.device == "cpu" and max(nproc, args.nnodes) > 1 and paddle.device.is_compiled_with_cuda():
         raise UserError("-device cpu: several processes on CPU need the CPU build of Paddle (pip install paddlepaddle)")
@@ -71,11 +70,8 @@ def launch_if_needed(script: str, args: argparse.Namespace, argv: Sequence[str] 
         launch += ["--nproc_per_node", str(nproc)]
     master = None
     if args.nnodes > 1:
-        master = _split_address(args.master)
-        own = _own_address(*master)  # Paddle and gloo would take the hostname's, which may be 127.0.0.1
-        interface = _find_interface(own)
-        if interface is not None:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        master = split_address(args.master)
+        own = use_route_to(*master)
         launch += ["--nnodes", str(args.nnodes), "--master", args.master, "--host", own]
         launch += ["--rank", str(args.node_rank)] if args.node_rank is not None else []
     main = runtime.ROOT / f"main_multi_gpu_{script}.py"
@@ -84,11 +80,30 @@ def launch_if_needed(script: str, args: argparse.Namespace, argv: Sequence[str] 
     sys.exit(_run(command, job))
 
 
-def _split_address(master: str) -> tuple[str, int]:
+def num_gpus(device: str | None) -> int:
+    """Return the number of NVIDIA GPUs that are visible, if -device lets them be used; each takes a rank."""
+    uses_gpus = device in (None, "gpu") and paddle.device.is_compiled_with_cuda()
+    return paddle.device.cuda.device_count() if uses_gpus else 0
+
+
+def split_address(master: str) -> tuple[str, int]:
+    """Return host and port of an address; raise UserError for anything else."""
     host, _, port = master.rpartition(":")
     if not 0 < len(host) <= _LONGEST_HOST or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65535:
         raise UserError(f"-master {printable(master, 60)}: expected IP:PORT of the first node")
     return host.strip("[]"), int(port)
+
+
+def use_route_to(host: str, port: int) -> str:
+    """Have gloo use the interface that leads to the first node; returns this node's address there.
+
+    Paddle and gloo would take the hostname's address, which may be 127.0.0.1.
+    """
+    own = _own_address(host, port)
+    interface = _find_interface(own)
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    return own
 
 
 def _own_address(host: str, port: int) -> str:
@@ -115,8 +130,13 @@ def _find_interface(address: str) -> str | None:
 
 def end_with_launcher() -> None:
     """End this process when the launcher ends, if it is a rank that `_run` started."""
-    if os.environ.get(runtime.NOTES_VARIABLE):
+    if is_own_rank():
         runtime.end_with_parent()
+
+
+def is_own_rank() -> bool:
+    """Return True if this is a rank that `_run` started."""
+    return bool(os.environ.get(runtime.NOTES_VARIABLE))
 
 
 def is_reported_elsewhere(end: BaseException) -> bool:

@@ -6,6 +6,7 @@ over ranks that data parallelism takes afterwards, the gradient is that of the m
 
 import logging
 import os
+import socket
 import tempfile
 
 import numpy as np
@@ -65,6 +66,9 @@ def join() -> None:
     """Join the other processes of the job, if there are any."""
     if world_size() > 1 and not dist.is_initialized():
         _import_http_server()
+        os.environ.setdefault("PADDLE_CURRENT_ENDPOINT", f"{socket.gethostname()}:0")  # Paddle only asks for it
+        if paddle.device.get_device() == "cpu":
+            os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")  # Paddle's launcher sets it, others do not
         dist.init_parallel_env()
 
 

@@ -112,7 +112,7 @@ def test_what_the_user_can_mend_is_last_and_one_line(tmp_path, tiny_yaml, image_
 @pytest.mark.parametrize("master", ["10.0.0.1", "10.0.0.1:", ":6170", "10.0.0.1:65535", "10.0.0.1:port"])
 def test_addresses_are_checked(master):
     with pytest.raises(ValueError, match=f"-master {re.escape(master)}: expected IP:PORT"):
-        launcher._split_address(master)
+        launcher.split_address(master)
 
 
 def test_own_address_is_the_one_towards_the_first_node():
