@@ -107,7 +107,7 @@ def _find_master(task: Task, environment: Mapping[str, str]) -> str:
         number = f"{environment.get('SLURM_JOB_ID', '0')}{environment.get('SLURM_STEP_ID', '0')}"
     else:
         host = "127.0.0.1" if task.local_size == task.size else ""
-        number = str(os.getppid())  # of the launcher on this node
+        number = str(os.getppid())  # the launcher on this node
     if not host or not number.isdecimal():
         raise UserError(
             f"{task.launcher} started {task.size} ranks, and the first one's node is not known; -master IP:PORT says it"

@@ -1,14 +1,20 @@
 """The optimizer of a configuration, and averages of weights that follow its updates."""
 
+import concurrent.futures
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import paddle
 from paddle import nn
+from paddle.optimizer import Optimizer
 
+import runtime
 from optim import build_optimizer
-from training.sharding import ShardedOptimizer
+from training.device import is_on_cpu
+from training.sharding import ShardedOptimizer, share_out
+
+_LEAST_PER_THREAD = 2_000_000  # parameters for which a thread is worth its cost
 
 
 def configured_optimizer(config, groups: list[dict]):
@@ -20,7 +26,60 @@ def configured_optimizer(config, groups: list[dict]):
     settings = config.TRAIN.OPTIMIZER
     options = {"betas": settings.BETAS, "eps": settings.EPS, "nesterov": settings.NESTEROV}
     build = functools.partial(build_optimizer, settings.NAME, **options)
+    num_threads = runtime.num_cores() // runtime.local_ranks()
+    if is_on_cpu() and settings.NAME.startswith("AdamW") and num_threads > 1:
+        build = functools.partial(ThreadedOptimizer, build, num_threads)
     return ShardedOptimizer(build, groups) if config.TRAIN.SHARD_OPTIMIZER else build(groups)
+
+
+class ThreadedOptimizer:
+    """Lets threads update shares of the parameters: AdamW's kernel on CPU takes one core, and leaves Python's lock.
+
+    Parameters are distributed whole, so the result is bit-identical to that of one optimizer.
+
+    Args:
+        build: makes the optimizer of some parameter groups.
+        num_threads: at most; small networks are updated by one.
+        groups: of all parameters, see `optim.param_groups`.
+    """
+
+    def __init__(self, build: Callable[[list[dict]], Optimizer], num_threads: int, groups: list[dict]):
+        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        sizes = [parameter.size for parameter in self._parameters]
+        num_threads = max(1, min(num_threads, sum(sizes) // _LEAST_PER_THREAD))
+        owners = dict(zip((p.name for p in self._parameters), share_out(sizes, num_threads), strict=True))
+        shares = [
+            [{**group, "params": [p for p in group["params"] if owners[p.name] == owner]} for group in groups]
+            for owner in range(num_threads)
+        ]
+        self._parts = [build([group for group in share if group["params"]]) for share in shares]
+        self._threads = concurrent.futures.ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None
+
+    def set_lr(self, value: float) -> None:
+        """Set the learning rate of the next update."""
+        for part in self._parts:
+            part.set_lr(value)
+
+    def step(self) -> None:
+        """Update all parameters."""
+        waiting = [self._threads.submit(part.step) for part in self._parts[1:]]
+        self._parts[0].step()
+        for done in waiting:
+            done.result()
+
+    def clear_grad(self, set_to_zero: bool = True) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self._parameters:
+            parameter.clear_gradient(set_to_zero)
+
+    def state_dict(self) -> dict[str, paddle.Tensor]:
+        """Return the state of all parts, as one optimizer has it."""
+        return {key: value for part in self._parts for key, value in part.state_dict().items()}
+
+    def set_state_dict(self, state: dict[str, paddle.Tensor]) -> None:
+        """Restore the state of all parts."""
+        for part in self._parts:
+            part.set_state_dict(state)
 
 
 def weight_average(config, network: nn.Layer) -> "WeightAverage | None":

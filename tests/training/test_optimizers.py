@@ -1,0 +1,88 @@
+"""Threads that update shares of the parameters: the same bits as one optimizer, and the same checkpoints."""
+
+import numpy as np
+import paddle
+import pytest
+
+from config import get_config
+from methods import dispatch
+from optim import build_optimizer, param_groups
+from tests.conftest import MODES, TINY
+from training import optimizers
+from training.optimizers import ThreadedOptimizer
+from transformer import build_transformer
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture(autouse=True)
+def _small_shares(monkeypatch):
+    monkeypatch.setattr(optimizers, "_LEAST_PER_THREAD", 100)
+    monkeypatch.setattr(optimizers.runtime, "num_cores", lambda: 3)
+
+
+def network(seed=0):
+    paddle.seed(seed)
+    return build_transformer(get_config(None, [*TINY, *MODES["finetune"]]))
+
+
+def update(model, optimizer, seed):
+    paddle.seed(seed)
+    model(paddle.randn([4, 3, 16, 16])).square().mean().backward()
+    optimizer.set_lr(0.01)
+    optimizer.step()
+    optimizer.clear_grad(set_to_zero=False)
+
+
+def test_three_threads_make_the_same_weights_and_state_as_one():
+    models = [network(), network()]
+    groups = [param_groups(model, 0.05, layer_decay=0.65) for model in models]
+    one = build_optimizer("AdamW", groups[0])
+    three = ThreadedOptimizer(lambda share: build_optimizer("AdamW", share), 3, groups[1])
+    assert len(three._parts) == 3
+    assert sum(len(part._parameter_list) for part in three._parts) > 0
+    for seed in range(3):
+        update(models[0], one, seed)
+        update(models[1], three, seed)
+    for name, value in models[0].state_dict().items():
+        assert np.array_equal(value.numpy(), models[1].state_dict()[name].numpy()), name
+    states = [
+        sorted(value.numpy().tobytes() for value in own.state_dict().values() if isinstance(value, paddle.Tensor))
+        for own in (one, three)
+    ]
+    assert states[0] == states[1]
+
+
+def test_a_state_goes_from_one_to_three_and_back():
+    model = network()
+    groups = param_groups(model, 0.05)
+    build = lambda share: build_optimizer("AdamW", share)
+    three = ThreadedOptimizer(build, 3, groups)
+    update(model, three, 0)
+    saved, weights = three.state_dict(), {name: value.clone() for name, value in model.state_dict().items()}
+    results = []
+    for other in (ThreadedOptimizer(build, 3, groups), build(groups)):
+        model.set_state_dict(weights)
+        other.set_state_dict(saved)
+        update(model, other, 1)
+        results.append([value.numpy().tobytes() for value in model.state_dict().values()])
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_run_on_cpu_uses_them(tiny_run, sharded):
+    task = dispatch.build_task(tiny_run("finetune", "TRAIN.SHARD_OPTIMIZER", sharded))
+    found = task.optimizer._optimizer if sharded else task.optimizer
+    assert isinstance(found, ThreadedOptimizer)
+    assert len(found._parts) == 3
+
+
+def test_an_error_in_a_thread_is_raised():
+    optimizer = ThreadedOptimizer(lambda share: build_optimizer("AdamW", share), 2, param_groups(network(), 0.0))
+
+    def fail():
+        raise MemoryError("no room")
+
+    optimizer._parts[1].step = fail
+    with pytest.raises(MemoryError, match="no room"):
+        optimizer.step()
