@@ -264,3 +264,15 @@ def test_token_ids_are_transformers(tokenizer_file):
     assert len(own(["cat " * 300])[0]) == 102
     with pytest.raises(UserError, match="a list of texts"):
         own("a cat")
+
+
+def test_texts_of_one_length_are_masked_on_a_gpu_without_a_look_at_them(monkeypatch):
+    """Against the same without a mask, as on CPU; a look at the ids would wait for the device."""
+    paddle.seed(0)
+    tower = TextTower(TextArchitecture(Tower(24, 2, 3), 50, 40))
+    tower.eval()
+    ids = paddle.randint(3, 50, [4, 7])
+    expected = tower(ids).numpy()
+    monkeypatch.setattr(paddle.device, "get_device", lambda: "npu:0")
+    monkeypatch.setattr(paddle.Tensor, "__bool__", lambda tensor: pytest.fail("waits for the device"))
+    assert_close(tower(ids).numpy(), expected, FLOAT32_RELATIVE)

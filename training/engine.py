@@ -159,7 +159,7 @@ class Training:
         if self.scaler.is_enable():
             self.scaler.unscale_(task.optimizer)
         if config.TRAIN.GRAD_CLIP is None:
-            norm = paddle.stack([p.grad.astype("float32").square().sum() for p in trained]).sum().sqrt()
+            norm = _gradient_norm([p.grad for p in trained])
         else:  # Paddle's own grad_clip would clip each parameter group by itself
             norm = nn.utils.clip_grad_norm_(trained, config.TRAIN.GRAD_CLIP)
         if self.guard.check(loss_sum, sum(sizes), norm, update, self.step, lr, part_sums):
@@ -341,6 +341,15 @@ def evaluate(evaluation: Evaluation, model: nn.Layer, loader: Loader, run: Run) 
         raise UserError(f"{loader.source.origin}: none of its images can be read")
     means = {name: float(total / num_images) for name, total in zip(evaluation.metrics, totals, strict=True)}
     return evaluation.summarise(means)
+
+
+def _gradient_norm(gradients: list[paddle.Tensor]) -> paddle.Tensor:
+    """Return the norm of all gradients together, in float32."""
+    if is_on_cpu():
+        squares = [gradient.astype("float32").square().sum() for gradient in gradients]
+    else:  # one kernel for each instead of two or three; on CPU it would sum in another order
+        squares = [paddle._C_ops.squared_l2_norm(gradient.astype("float32")).reshape([]) for gradient in gradients]
+    return paddle.stack(squares).sum().sqrt()
 
 
 def _seed_micro_step(seed: int, step: int, micro: int) -> np.random.Generator:

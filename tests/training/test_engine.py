@@ -397,3 +397,13 @@ def test_a_checkpoint_under_another_name_is_resumed(tiny_run, tmp_path):
     fit_pretrain(run)
     shutil.copytree(run_directory.find(run.directory), tmp_path / "my favourite")
     assert run_directory.find_on_main(tmp_path / "my favourite") == tmp_path / "my favourite"
+
+
+def test_the_gradient_norm_of_one_kernel_per_tensor_is_the_same(monkeypatch):
+    paddle.seed(0)
+    gradients = [paddle.randn([30, 20]), paddle.randn([7]), paddle.zeros([3]), paddle.full([2], 1e-8)]
+    expected = np.sqrt(sum((gradient.numpy().astype(np.float64) ** 2).sum() for gradient in gradients))
+    for on_cpu in (True, False):
+        monkeypatch.setattr(engine, "is_on_cpu", lambda on_cpu=on_cpu: on_cpu)
+        assert engine._gradient_norm(gradients).shape == []
+        assert float(engine._gradient_norm(gradients)) == pytest.approx(expected, rel=1e-6)  # float32
