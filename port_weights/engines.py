@@ -12,7 +12,7 @@ import numpy as np
 
 from errors import UserError
 from port_weights import names
-from storage.architecture import Architecture
+from storage.architecture import Architecture, extras
 from storage.stored_tensor import StoredTensor, sliced
 
 Tensors = dict[str, StoredTensor]
@@ -85,10 +85,9 @@ def _export(
 
 def _check(architecture: Architecture, library: str) -> None:
     """Raise UserError for what a library's ViT cannot represent."""
-    if architecture.position_bias:
-        raise UserError(
-            f"{library}: images have many sizes there, and relative position biases are for one grid; finetune without"
-        )
+    for field, added in extras():  # layer scales become parts of the matrices, and heads are left out
+        if getattr(architecture, field.name) and added.name.startswith("encoder.") and field.name != "layer_scale":
+            raise UserError(f"{library}: its ViT has no {field.metadata['words']} of this kind; finetune without")
     if architecture.encoder.depth < 4:
         raise UserError(f"{library}: its pyramid reads four blocks, and this encoder has {architecture.encoder.depth}")
     rows, columns = architecture.grid_hw

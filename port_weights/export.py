@@ -2,7 +2,7 @@
 
 from errors import UserError
 from port_weights import names
-from storage.architecture import Architecture
+from storage.architecture import Architecture, extras
 from storage.stored_tensor import StoredTensor, sliced
 
 Tensors = dict[str, StoredTensor]
@@ -15,12 +15,8 @@ def to_official(tensors: Tensors) -> Tensors:
 
 def _refuse_extras(architecture: Architecture, whose: str) -> None:
     """Raise UserError for what only the official names have a place for."""
-    has = {
-        "relative position biases": architecture.position_bias,
-        "layer scales": architecture.layer_scale,
-        "a second classifier": architecture.distill_head,
-    }
-    found = [what for what, is_there in has.items() if is_there]
+    found = [field.metadata["words"] for field, _ in extras() if getattr(architecture, field.name)]
+    found = list(dict.fromkeys(found))
     if found:
         raise UserError(f"{whose} as it is written here has no {', no '.join(found)}; -to official keeps them")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from errors import UserError
 from layers.pos_embed import square_grid
-from storage.architecture import Architecture, Shapes, Tower, count_layers
+from storage.architecture import Architecture, Shapes, Tower, count_layers, extras
 from storage.clip_architecture import IMAGE_PREFIX, IMAGE_PROJECTION, TEXT_PREFIX, ClipArchitecture, TextArchitecture
 
 _KNOWN_TEXT_HEADS = {(768, 12): 12, (1024, 24): 16}  # (width, depth): heads of XLM-R base and large
@@ -65,13 +65,10 @@ def infer(
 
 def _switches(shapes: Mapping[str, object]) -> dict[str, object]:
     """Return the fields that follow from the presence of optional tensors."""
-    is_shared = "encoder.position_bias.table" in shapes
-    return {
+    found = {field.name: added.value for field, added in extras() if added.is_in(shapes)}
+    return found | {
         "qkv_bias": "encoder.layers.0.attn.qkv.bias" in shapes,
         "global_pool": "encoder_norm.weight" in shapes,
-        "position_bias": "shared" if is_shared else "encoder.layers.0.attn.position_bias.table" in shapes,
-        "layer_scale": 1.0 if "encoder.layers.0.gamma_1" in shapes else None,
-        "distill_head": "distill_classifier.weight" in shapes,
     }
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from storage.architecture import extras
 from storage.stored_tensor import StoredTensor
 
 _TOP = {  # ours: official
@@ -11,9 +12,6 @@ _TOP = {  # ours: official
     "patch_embedding.patch_embedding": "patch_embed.proj",
     "encoder.norm": "norm",
     "encoder_norm": "fc_norm",
-    "encoder.position_bias.table": "rel_pos_bias.relative_position_bias_table",
-    "distill_norm": "dist_norm",
-    "distill_classifier": "head_dist",
     "classifier": "head",
     "classifier.0._mean": "head.0.running_mean",
     "classifier.0._variance": "head.0.running_var",
@@ -33,8 +31,12 @@ _IN_LAYER = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-# Tensors of a layer whose names do not end in weight or bias.
-_WHOLE = {"attn.position_bias.table": "attn.relative_position_bias_table", "gamma_1": "gamma_1", "gamma_2": "gamma_2"}
+_WHOLE: dict[str, str] = {}  # tensors of a layer whose names do not end in weight or bias
+for _, _added in extras():
+    if "{}" in _added.name:
+        _WHOLE[_added.name.partition(".{}.")[2]] = _added.official.partition(".{}.")[2]
+    else:
+        _TOP[_added.name.rstrip(".")] = _added.official.rstrip(".")
 _REVERSED = [{value: key for key, value in table.items()} for table in (_TOP, _STACKS, _IN_LAYER, _WHOLE)]
 
 

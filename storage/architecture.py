@@ -8,7 +8,7 @@ attention heads, which splits a matrix without changing its shape. Files of this
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, NamedTuple
 
 from layers.relative_position import num_rows
@@ -26,14 +26,50 @@ class Tower(NamedTuple):
     heads: int
 
 
-def _option(default: object, key: str, only: str = "", adds: tuple[str, ...] = ()) -> object:
+class Added(NamedTuple):
+    """Tensors that an option adds to a model.
+
+    In a name {} stands for the number of a block; one that ends in a dot stands for a weight and a bias.
+
+    Attributes:
+        name: ours.
+        official: in files of the official code and of timm.
+        value: of the option in a model that has them.
+    """
+
+    name: str
+    official: str
+    value: object = True
+
+    @property
+    def pattern(self) -> str:
+        """Matches the names."""
+        return self.name.replace("{}", "*") + ("*" if self.name.endswith(".") else "")
+
+    def is_in(self, names: Collection[str]) -> bool:
+        """Return True if a model has them."""
+        return self.name.format(0) + ("weight" if self.name.endswith(".") else "") in names
+
+
+def _option(
+    default: object,
+    key: str,
+    only: str = "",
+    adds: tuple[str, ...] = (),
+    extras: tuple[Added, ...] = (),
+    words: str = "",
+) -> object:
     """Return a field that a configuration key sets.
 
     Args:
         only: kind of network that has it; empty: all.
-        adds: patterns of the names of tensors that are there only with some values of it.
+        adds: patterns of the names of usual tensors that are there only with some values of it.
+        extras: tensors that only it adds.
+        words: what these are, in messages.
     """
-    return dataclasses.field(default=default, metadata={"key": key, "only": only, "adds": adds})
+    adds += tuple(extra.pattern for extra in extras)
+    metadata = {"key": key, "only": only, "adds": adds, "extras": extras, "words": words}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +108,29 @@ class Architecture:
     norm_pix_loss: bool | None = _option(None, "MODEL.NORM_PIX_LOSS", _AUTOENCODER)
     pool_after_norm: bool = _option(False, "MODEL.POOL_AFTER_NORM", _CLASSIFIER)
     position_bias: bool | str = _option(
-        False, "MODEL.ENCODER.RELATIVE_POSITION_BIAS", _CLASSIFIER, ("*position_bias.table",)
+        False,
+        "MODEL.ENCODER.RELATIVE_POSITION_BIAS",
+        _CLASSIFIER,
+        extras=(
+            Added("encoder.layers.{}.attn.position_bias.table", "blocks.{}.attn.relative_position_bias_table"),
+            Added("encoder.position_bias.table", "rel_pos_bias.relative_position_bias_table", "shared"),
+        ),
+        words="relative position biases",
     )
-    layer_scale: float | None = _option(None, "MODEL.ENCODER.LAYER_SCALE", _CLASSIFIER, ("*.gamma_1", "*.gamma_2"))
-    distill_head: bool = _option(False, "MODEL.DISTILL_HEAD", _CLASSIFIER, ("distill_norm.*", "distill_classifier.*"))
+    layer_scale: float | None = _option(
+        None,
+        "MODEL.ENCODER.LAYER_SCALE",
+        _CLASSIFIER,
+        extras=tuple(Added(f"encoder.layers.{{}}.gamma_{n}", f"blocks.{{}}.gamma_{n}", 1.0) for n in (1, 2)),
+        words="layer scales",
+    )
+    distill_head: bool = _option(
+        False,
+        "MODEL.DISTILL_HEAD",
+        _CLASSIFIER,
+        extras=(Added("distill_norm.", "dist_norm."), Added("distill_classifier.", "head_dist.")),
+        words="a second classifier",
+    )
     decode_layer: int | None = _option(None, "DISTILL.DECODE_LAYER", _AUTOENCODER)
 
     KEY: ClassVar[str] = "architecture"  # under which a file's description has it
@@ -215,6 +270,11 @@ class Architecture:
         if not all(flag is None or isinstance(flag, bool) for flag in flags):
             raise ValueError("a switch is neither true nor false")
         return found
+
+
+def extras() -> list[tuple[dataclasses.Field, Added]]:
+    """Return the tensors that options add, each with the field of its option."""
+    return [(field, added) for field in options() for added in field.metadata["extras"]]
 
 
 def options(kind: str | None = None) -> list[dataclasses.Field]:

@@ -43,11 +43,13 @@ class ThreadedOptimizer:
         groups: of all parameters, see `optim.param_groups`.
     """
 
+    _param_groups = None  # paddle.amp.GradScaler reads it, and `_parameter_list`: it looks at all gradients
+
     def __init__(self, build: Callable[[list[dict]], Optimizer], num_threads: int, groups: list[dict]):
-        self._parameters = [parameter for group in groups for parameter in group["params"]]
-        sizes = [parameter.size for parameter in self._parameters]
+        self._parameter_list = [parameter for group in groups for parameter in group["params"]]
+        sizes = [parameter.size for parameter in self._parameter_list]
         num_threads = max(1, min(num_threads, sum(sizes) // _LEAST_PER_THREAD))
-        owners = dict(zip((p.name for p in self._parameters), share_out(sizes, num_threads), strict=True))
+        owners = dict(zip((p.name for p in self._parameter_list), share_out(sizes, num_threads), strict=True))
         shares = [
             [{**group, "params": [p for p in group["params"] if owners[p.name] == owner]} for group in groups]
             for owner in range(num_threads)
@@ -69,7 +71,7 @@ class ThreadedOptimizer:
 
     def clear_grad(self, set_to_zero: bool = True) -> None:
         """Forget the gradients of all parameters."""
-        for parameter in self._parameters:
+        for parameter in self._parameter_list:
             parameter.clear_gradient(set_to_zero)
 
     def state_dict(self) -> dict[str, paddle.Tensor]:

@@ -65,7 +65,7 @@ class Planted:
         ("c.txt", "\n", "no class names"),
         ("c.csv", "cat", r"must be a .txt, .yaml, .json or .npy file"),
         ("c.txt", b"\xff", "cannot be read"),
-        ("absent.txt", None, "cannot be read"),
+        ("absent.txt", None, "absent.txt: No such file"),
         ("c.npy", b"no numpy", "not a NumPy file"),
         ("c.npy", np.array([Planted()], object), "refused"),
         ("c.npy", np.array([[["a"]]]), "one or two axes"),

@@ -121,7 +121,10 @@ def test_a_configuration_that_was_changed_stays(tmp_path, library):
 @pytest.mark.parametrize(
     ("opts", "said"),
     [
-        (["MODEL.ENCODER.RELATIVE_POSITION_BIAS", True], "relative position biases are for one grid"),
+        (
+            ["MODEL.ENCODER.RELATIVE_POSITION_BIAS", True],
+            "its ViT has no relative position biases of this kind; finetune without",
+        ),
         (["MODEL.ENCODER.DEPTH", 3], "its pyramid reads four blocks, and this encoder has 3"),
         (["DATA.IMAGE_SIZE", [32, 64]], "position tables of square grids only, and this one is 2x4"),
         (["DATA.IMAGE_CHANNELS", 1, "DATA.IMAGENET_MEAN", [0.5], "DATA.IMAGENET_STD", [0.5]], "reads RGB images"),

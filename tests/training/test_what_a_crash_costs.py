@@ -131,7 +131,7 @@ def test_shares_of_ranks_are_those_of_numpy(images, ranks):
 @pytest.mark.parametrize("master", ["a" * 300 + ":6070", "x:99999999999999", ":6070", "host", "host:٣"])
 def test_masters_that_no_host_can_have_are_one_line(master):
     with pytest.raises(UserError, match="expected IP:PORT"):
-        launcher._split_address(master)
+        launcher.split_address(master)
 
 
 def test_a_name_with_a_long_part_is_one_line():
