@@ -10,13 +10,11 @@ its numbers are checked when it is read.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,7 +32,7 @@ from pipeline.shard_scan import PLACES, ShardIndex, checksum, scan_shard
 from program import terminal
 from storage import atomic
 from storage.cache import cache_dir
-from storage.files import open_lock_file, read_arrays
+from storage.files import locked, read_arrays
 
 FOLDER = ".shard-index"
 _VERSION = 3
@@ -100,7 +98,9 @@ def open_split(folder: Path, split: str, by_name: bool) -> SplitIndex:
     index_folder = _index_folder(folder)
     if not os.access(index_folder, os.W_OK) and _read_known(index_folder, folder, split, shards) is None:
         index_folder = _in_cache(folder)  # an index of other shards, or of an older version, on a disk to read only
-    with _locked(index_folder / f"{split}.lock"):  # ranks of one machine wait for the first
+    # Ranks of one machine wait for the first. A disk without locks, or to read only, has a whole index,
+    # or an error follows.
+    with locked(index_folder / f"{split}.lock", is_needed=False):
         file = index_folder / f"{split}.npz"
         found = _read_known(index_folder, folder, split, shards)
         if found is None:
@@ -180,21 +180,6 @@ def _in_cache(folder: Path) -> Path:
     elsewhere = cache_dir() / "shards" / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     elsewhere.mkdir(parents=True, exist_ok=True)
     return elsewhere
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        lock = open_lock_file(path)
-    except OSError:  # a disk that cannot be written has a whole index, or an error follows
-        yield
-        return
-    try:
-        with contextlib.suppress(OSError):  # not every network disk can lock; files are written whole anyway
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _index_file(index_folder: Path, shard: Path) -> Path:

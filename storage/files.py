@@ -4,6 +4,7 @@ A pipe or a device could block, or have no end; a damaged or malicious file coul
 """
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -86,6 +87,22 @@ def open_lock_file(path: Path) -> int:
         os.close(descriptor)
         raise OSError(f"{path}: is not a regular file")
     return descriptor
+
+
+@contextlib.contextmanager
+def locked(path: Path, is_needed: bool = True) -> Iterator[None]:
+    """Let one process at a time work in this block; the lock ends with the process, and the file stays.
+
+    Args:
+        is_needed: False: work without a lock where the file system has none, or cannot be written.
+    """
+    allowed = () if is_needed else (OSError,)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(*allowed):
+            descriptor = open_lock_file(path)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 # ---- text ---------------------------------------------------------------------------------------

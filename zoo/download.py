@@ -5,14 +5,12 @@ address, because different files may share their last part. In the folder of an 
 size and SHA-256 sum from its first use.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pooch
@@ -21,7 +19,7 @@ from arguments import user_path
 from errors import UserError, printable
 from storage import atomic, manifest
 from storage.cache import cache_dir
-from storage.files import open_lock_file, read_json
+from storage.files import locked, read_json
 from zoo.resuming import ResumingDownloader
 
 MIRROR_VARIABLE = "MAE_MIRROR"
@@ -86,7 +84,7 @@ def fetch(
     file = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with locked(folder / "lock"):
             record = _read_record(folder)
             if file.is_file() and record and source is None:
                 if manifest.digests(file, "sha256")["sha256"] == record["sha256"]:
@@ -144,17 +142,6 @@ def _read_record(folder: Path) -> dict | None:
         return record if _plain_name(str(folder), record["file"]) else None
     except UserError:
         return None
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time work in a folder."""
-    lock = open_lock_file(folder / "lock")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _address(source: str) -> str:

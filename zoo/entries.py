@@ -59,15 +59,13 @@ class Companion:
 @functools.cache
 def companions() -> dict[str, Companion]:
     """Return the files of `zoo.yaml` that are not weights, by name."""
-    content = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
-    return {name: Companion(name, **values) for name, values in content["files"].items()}
+    return {name: Companion(name, **values) for name, values in _content()["files"].items()}
 
 
 @functools.cache
 def table() -> dict[str, Weights]:
     """Return all entries by name."""
-    content = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
-    return {name: _entry(name, values, content) for name, values in content["weights"].items()}
+    return {name: _entry(name, values, _content()) for name, values in _content()["weights"].items()}
 
 
 def find(name: str, family: str | None = None) -> Weights:
@@ -88,32 +86,18 @@ def find(name: str, family: str | None = None) -> Weights:
     raise UserError(f"no weights are called {full_name}: {hint}{known}")
 
 
-_MAWS_MODELS = {
-    "vit_b16": "vit_base_patch16",
-    "vit_l16": "vit_large_patch16",
-    "vit_h14": "vit_huge_patch14",
-    "vit_2b14": "vit_2b_patch14",
-    "vit_6.5b14": "vit_6.5b_patch14",
-}
-_MAWS_FAMILIES = {  # suffix of the model's name, and type: ours
-    ("", "mae"): "maws_mae",
-    ("", "mae_in1k"): "maws_mae_in1k",
-    ("", "mae_in21k"): "maws_mae_in21k",
-    ("", "maws"): "maws",
-    ("_ft_in1k", "maws"): "maws_finetuned",
-    ("_xlmr_b", "maws_clip"): "maws_clip",
-    ("_xlmr_l", "maws_clip"): "maws_clip",
-}
-
-
 def _our_name(full_name: str) -> str:
     """Return our name where one is MAWS's, such as vit_b16_ft_in1k.maws."""
-    model, _, family = full_name.rpartition(".")
-    for short, ours in _MAWS_MODELS.items():
-        suffix = model.removeprefix(short)
-        if model.startswith(short) and (suffix, family) in _MAWS_FAMILIES:
-            return f"{ours}.{_MAWS_FAMILIES[suffix, family]}"
+    names, (model, _, family) = _content()["maws_names"], full_name.rpartition(".")
+    for short, ours in names["models"].items():
+        suffix_and_type = f"{model.removeprefix(short)}.{family}"
+        if model.startswith(short) and suffix_and_type in names["families"]:
+            return f"{ours}.{names['families'][suffix_and_type]}"
     return full_name
+
+
+def _content() -> dict:
+    return yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
 
 
 def _entry(name: str, values: dict, content: dict) -> Weights:
