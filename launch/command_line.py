@@ -44,7 +44,7 @@ def make_parser(script: str, description: str) -> Parser:
     add("output", "directory in which the run gets its own directory (default: ./output)", metavar="DIR")
     add(
         "batch_size",
-        "images per process and micro-step, for training and evaluation; auto: the recipe's, or fewer, by the data",
+        "images per process and micro-step, for training and evaluation; auto: by memory and data",
         type=_batch_size,
         metavar="N",
     )

@@ -90,3 +90,10 @@ def test_the_batch_fits_few_images(num_images, more, expected):
     assert (config.DATA.DROP_LAST and expected == 128) == found.DATA.DROP_LAST
     assert loaders.fit_batch(found, num_images, lines.append) == found, "a resumed run keeps it"
     assert loaders.fit_batch(config, num_images, lines.append, resumed=128) == config, "as one of an older version does"
+
+
+@pytest.mark.quick
+def test_fewer_images_do_not_make_larger_micro_steps():
+    options = ["DATA.BATCH_SIZE", 48, "TRAIN.ACCUM_ITER", None, "TRAIN.TOTAL_BATCH_SIZE", 4096]
+    found = loaders.fit_batch(get_config(recipe("vit_micro_patch4_32_finetune"), options), 1000, print)
+    assert (found.DATA.BATCH_SIZE, found.TRAIN.ACCUM_ITER) == (32, 4)

@@ -71,6 +71,14 @@ def is_on_gpu() -> bool:
     return paddle.device.get_device().startswith("gpu")
 
 
+def memory_of_rank() -> int | None:
+    """Return the bytes of memory that each rank may use on the device that computes; None if that is unknown."""
+    if is_on_gpu():
+        return paddle.device.cuda.get_device_properties().total_memory
+    there = runtime.memory_bytes() if is_on_cpu() else None
+    return None if there is None else there // runtime.local_ranks()
+
+
 def is_on_cpu() -> bool:
     """Return True if the CPU computes, and not an accelerator that works on its own."""
     return paddle.device.get_device().startswith("cpu")

@@ -8,16 +8,19 @@ import numpy as np
 
 import datasets
 import runtime
-from config import image_size_hw, replaced
+from config import image_size_hw, network_kind, replaced
 from errors import UserError, one_name
 from pipeline import decoding, loading, sources
 from pipeline.samplers import EvalSampler, TrainSampler
 from pipeline.sources import Subset
 from pipeline.transforms import Transform, eval_transform
+from storage.clip_architecture import of_any_config
 from storage.run_state import read_state
+from training import device, memory
 from training.run import Run
 
 _SMALLEST_BATCH, _UPDATES_PER_EPOCH = 8, 4  # when the batch size is fitted to few images
+_USED_MEMORY = 0.8  # share that a fitted batch may take by the estimate, which was not measured on GPUs
 _NUM_TRIED = 8  # images that are decoded before all are needed
 
 
@@ -44,7 +47,8 @@ def build_train_loader(
         raise UserError(f"{source.origin}: has no captions, which MODEL.TYPE {config.MODEL.TYPE} needs")
     source = prepare_source(config, source)
     if not whole_batch:
-        config = run.config = fit_batch(config, len(source), run.log.say, _saved_images_per_update(run.resume_from))
+        config = fit_batch(config, len(source), run.log.say, _saved_images_per_update(run.resume_from))
+        config = run.config = fit_memory(config, run.log.say)
     accum_iter = _accum_iter(config)
     sampler = TrainSampler(
         len(source),
@@ -85,15 +89,40 @@ def fit_batch(config, num_images: int, say: Callable[[str], None], resumed: int 
     if not is_wanted or fitting * ranks >= per_update or resumed == per_update:
         return config
     say(
-        f"batch: {fitting} images per process instead of {data.BATCH_SIZE}, as there are {num_images:,} images; "
-        "-batch_size N keeps a size"
+        f"batch: {fitting} images per update and process instead of {per_update // ranks}, as there are "
+        f"{num_images:,} images; -batch_size N keeps the size"
     )
     config = replaced(config, "DATA.BATCH_SIZE_EVAL", data.BATCH_SIZE_EVAL or data.BATCH_SIZE)
-    config = replaced(replaced(config, "TRAIN.ACCUM_ITER", 1), "TRAIN.TOTAL_BATCH_SIZE", None)
+    # No larger micro-steps than the recipe's, which fit the memory.
+    batch = next(size for size in range(min(fitting, data.BATCH_SIZE), 0, -1) if fitting % size == 0)
+    config = replaced(replaced(config, "TRAIN.ACCUM_ITER", fitting // batch), "TRAIN.TOTAL_BATCH_SIZE", None)
     config = replaced(config, "DATA.DROP_LAST", False)
     if config.TRAIN.OPTIMIZER.NAME.startswith("AdamW"):
         config = replaced(config, "TRAIN.BASE_LR", config.TRAIN.BASE_LR * math.sqrt(per_update / (fitting * ranks)))
-    return replaced(config, "DATA.BATCH_SIZE", fitting)
+    return replaced(config, "DATA.BATCH_SIZE", batch)
+
+
+def fit_memory(config, say: Callable[[str], None]):
+    """Return a configuration with the micro-steps that memory is enough for where DATA.BATCH_FIT is auto.
+
+    They are the largest on GPUs, and at most the recipe's on CPU, where larger ones are not faster. Each update has
+    as many images as before.
+    """
+    there, kind = device.memory_of_rank(), "gpu" if device.is_on_gpu() else "cpu"
+    if config.DATA.BATCH_FIT != "auto" or there is None:
+        return config
+    old, images = config.DATA.BATCH_SIZE, config.DATA.BATCH_SIZE * _accum_iter(config)
+    architecture = of_any_config(config, network_kind(config))
+    options = {"device": kind, "ranks": runtime.world_size()}
+    batch = memory.fitting_batch(architecture, config, images, _USED_MEMORY * there, **options)
+    if batch == old or (kind == "cpu" and batch > old):
+        return config
+    say(
+        f"batch: {images // batch} micro-steps of {batch} images per update and process instead of {images // old} of "
+        f"{old}, by an estimate for the {there / memory.GIB:,.0f} GiB of memory; -batch_size N keeps a size"
+    )
+    config = replaced(config, "DATA.BATCH_SIZE", batch)
+    return config if batch * _accum_iter(config) == images else replaced(config, "TRAIN.ACCUM_ITER", images // batch)
 
 
 def build_eval_loader(run: Run, config=None) -> loading.Loader:

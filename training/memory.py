@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from config import amp_dtype, image_size_hw
+from config import amp_dtype, image_size_hw, replaced
 from storage.architecture import Architecture, Tower
 from storage.clip_architecture import ClipArchitecture, TextArchitecture
 from training.flops import TEXT_TOKENS, trained_depth
@@ -113,6 +113,23 @@ def estimate(
     per_moment = {"LARS": 4, "SGD": 4}.get(config.TRAIN.OPTIMIZER.NAME, 8)
     moments = per_moment * count.trained / shared + (4 * count.all if config.TRAIN.EMA_DECAY else 0)
     return Memory(weights, 4.0 * count.trained, moments, kept + inputs, largest, framework)
+
+
+def fitting_batch(
+    architecture: Architecture | ClipArchitecture, config, images: int, num_bytes: float, *, device: str, ranks: int = 1
+) -> int:
+    """Return the images of the largest micro-step, of equal ones, that memory is enough for by estimate; at least 1.
+
+    Args:
+        images: of a rank in an update, which the micro-steps divide.
+        num_bytes: of memory that the rank may use.
+        device, ranks: as of `estimate`.
+    """
+    for batch in (images // steps for steps in range(1, images) if images % steps == 0):
+        tried = replaced(config, "DATA.BATCH_SIZE", batch)
+        if estimate(architecture, tried, device=device, ranks=ranks).peak <= num_bytes:
+            return batch
+    return 1
 
 
 @dataclasses.dataclass(frozen=True)

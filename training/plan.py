@@ -3,8 +3,6 @@
 import dataclasses
 import math
 
-import paddle
-
 import runtime
 from config import amp_dtype, unused_settings
 from errors import UserError
@@ -14,7 +12,7 @@ from optim import lr_at
 from pipeline.loading import Loader
 from pipeline.samplers import TrainSampler
 from storage.architecture import Architecture
-from training import flops, memory
+from training import device, flops, memory
 from training.task import Task
 
 _FEW_UPDATES = 200
@@ -153,20 +151,14 @@ def _describe_compute(task: Task, architecture: Architecture | None, config) -> 
 
 
 def _warn_of_memory(architecture: Architecture, count: memory.Count, config, task: Task) -> list[str]:
-    """Return a warning if all processes of this node need more memory than there is; none if that is unknown."""
-    kind, where = paddle.device.get_device().partition(":")[0], "the GPU"
-    options = {"device": "gpu" if kind == "gpu" else "cpu", "ranks": runtime.world_size()}
-    needed = memory.estimate(architecture, config, count, task.cost, **options).peak
-    if kind == "gpu":
-        there = paddle.device.cuda.get_device_properties().total_memory
-    else:
-        needed, where = needed * runtime.local_ranks(), "this machine"
-        there = runtime.memory_bytes()
+    """Return a warning if the processes of this node need more memory than there is; none if that is unknown."""
+    kind, there = "gpu" if device.is_on_gpu() else "cpu", device.memory_of_rank()
+    needed = memory.estimate(architecture, config, count, task.cost, device=kind, ranks=runtime.world_size()).peak
     if there is None or needed <= there:
         return []
-    lower = (
-        "lower -batch_size and raise -accum_iter" if task.accumulates else "lower -batch_size and use more processes"
-    )
+    where, processes = ("the GPU", 1) if kind == "gpu" else ("this machine", runtime.local_ranks())
+    needed, there = needed * processes, there * processes
+    lower = "set -batch_size auto or lower" if task.accumulates else "lower -batch_size and use more processes"
     return [
         f"warning: about {needed / 2**30:,.0f} GiB of memory are needed, and {where} has {there / 2**30:,.0f}; "
         f"{lower}, or set TRAIN.RECOMPUTE True"

@@ -7,11 +7,11 @@ import pytest
 import main_multi_gpu_finetune
 import main_multi_gpu_pretrain
 from benchmarks.memory import estimated
-from config import get_config, network_kind
+from config import get_config, network_kind, replaced
 from errors import UserError
 from storage.clip_architecture import of_any_config
 from tests.helpers.recipes import recipe
-from training import memory
+from training import loaders, memory
 
 pytestmark = pytest.mark.quick
 # Peaks in GiB of the training process (VmHWM), Paddle 3.3.1 on Linux: `python -m benchmarks.memory` measures them.
@@ -84,6 +84,49 @@ def test_a_dry_run_needs_neither_model_nor_data(main, name, flags, words, capsys
     cfg = str(recipe(name))
     assert main(["-cfg", cfg, "-dry_run", "-data_path", str(tmp_path / "absent"), "-device", "cpu", *flags]) == {}
     assert re.search(words, capsys.readouterr().out)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("name", "device", "gib", "opts", "expected"),
+    [
+        ("vit_large_patch16_224_pretrain", "gpu:0", 1000, [], 4096),
+        ("vit_large_patch16_224_pretrain", "gpu:0", 24, ["AMP", "bf16"], 128),
+        ("vit_large_patch16_224_pretrain", "gpu:0", 24, ["AMP", False], 64),
+        ("vit_large_patch16_224_pretrain", "gpu:0", 1, [], 1),
+        ("vit_large_patch16_224_pretrain", "cpu", 1000, [], 64),  # the recipe's
+        ("vit_large_patch16_224_pretrain", "cpu", 12, [], 16),
+        ("vit_large_patch16_224_pretrain", "npu:0", None, [], 64),
+        ("vit_large_patch16_224_pretrain", "gpu:0", 1000, ["DATA.BATCH_FIT", "few"], 64),
+        ("vit_large_patch16_224_pretrain", "gpu:0", 1000, ["TRAIN.TOTAL_BATCH_SIZE", 4000], 3968),
+        ("vit_base_patch16_224_finetune", "gpu:0", 1000, ["TRAIN.ACCUM_ITER", 6, "DATA.BATCH_SIZE", 10], 60),
+    ],
+)
+def test_the_batch_fits_the_memory(name, device, gib, opts, expected, monkeypatch):
+    monkeypatch.setattr("paddle.device.get_device", lambda: device)
+    monkeypatch.setattr("training.device.memory_of_rank", lambda: None if gib is None else gib << 30)
+    config = get_config(recipe(name), ["DATA.BATCH_FIT", "auto", *opts])
+    lines = []
+    found = loaders.fit_memory(config, lines.append)
+    batch, images = found.DATA.BATCH_SIZE, config.DATA.BATCH_SIZE * loaders._accum_iter(config)
+    assert batch == expected
+    assert batch * loaders._accum_iter(found) == images, "an update has as many images as before"
+    assert len(lines) == (batch != config.DATA.BATCH_SIZE)
+    if expected > 1 and lines:  # it is the largest that fits
+        architecture = of_any_config(config, network_kind(config))
+        kind = device.partition(":")[0]
+        sizes = [replaced(config, "DATA.BATCH_SIZE", size) for size in (batch, min(2 * batch, images))]
+        peaks = [memory.estimate(architecture, tried, device=kind).peak for tried in sizes]
+        assert [peak <= 0.8 * (gib << 30) for peak in peaks] == [True, batch == images]
+
+
+def test_a_run_takes_the_batch_that_fits_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("training.device.memory_of_rank", lambda: 600 << 20)
+    flags = ["-dataset", "synthetic", "-output", str(tmp_path), "-device", "cpu", "-batch_size", "auto", "-dry_run"]
+    main_multi_gpu_pretrain.main(["-cfg", str(recipe("vit_micro_patch4_32_pretrain")), *flags])
+    out = capsys.readouterr().out
+    size = int(re.search(r"micro-steps of (\d+) images per update and process instead of 1 of 128", out)[1])
+    assert f"batch: {size} per process x {128 // size} accumulated x 1 processes = 128 images per update" in out
 
 
 def test_bad_questions_are_refused(capsys):
