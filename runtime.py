@@ -38,12 +38,14 @@ _changed: dict[str, str] = {}
 
 
 def prepare(num_threads: int | None = None) -> dict[str, str]:
-    """Set thread counts and the maths library's dispatch for CPU work.
+    """Set thread counts and the maths libraries' choices.
 
     - Threads: the maths library uses all cores that this process may run on, shared among the ranks of
       this machine. OMP_NUM_THREADS stays at Paddle's 1: more was not faster, and Paddle warns of it.
     - AMD: the MKL inside the Paddle wheel (2019 update 5) takes a slow path on AMD processors
       unless MKL_DEBUG_CPU_TYPE=5 is set.
+    - NVIDIA: a product in float32 is one. Paddle 2.6.2 lets GPUs compute it in TF32, with 10 bits of mantissa, and 3.3.1
+      does not; NVIDIA_TF32_OVERRIDE=0 keeps cuBLAS and cuDNN from it with both.
 
     Args:
         num_threads: threads for this process; default: cores / local ranks.
@@ -69,7 +71,7 @@ def prepare(num_threads: int | None = None) -> dict[str, str]:
 def _set_environment(num_threads: int | None) -> dict[str, str]:
     if num_threads is None:
         num_threads = max(1, num_cores() // local_ranks())
-    wanted = {"MKL_NUM_THREADS": str(num_threads), "MKL_DYNAMIC": "FALSE"}
+    wanted = {"MKL_NUM_THREADS": str(num_threads), "MKL_DYNAMIC": "FALSE", "NVIDIA_TF32_OVERRIDE": "0"}
     if _is_amd():
         wanted["MKL_DEBUG_CPU_TYPE"] = "5"
     changed = {key: value for key, value in wanted.items() if key not in os.environ}

@@ -105,10 +105,20 @@ def test_ranks_get_the_gpus_that_are_visible(monkeypatch, visible, devices):
     assert command[command.index("--devices") + 1] == devices
 
 
+def prepared(variable: str, **environment: str) -> str:
+    """Return the value of an environment variable in a process that is prepared in an environment."""
+    code = f"import runtime; runtime.prepare(); import os; print(os.environ[{variable!r}])"
+    whole = runtime.original_environment() | environment | {"PYTHONPATH": str(runtime.ROOT)}
+    return subprocess.check_output([sys.executable, "-c", code], env=whole, text=True).strip()
+
+
 def test_spaces_in_the_list_of_gpus_do_no_harm():
-    code = "import runtime; runtime.prepare(); import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
-    environment = runtime.original_environment() | {"CUDA_VISIBLE_DEVICES": "0, 1 ,2", "PYTHONPATH": str(runtime.ROOT)}
-    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).split() == ["0,1,2"]
+    assert prepared("CUDA_VISIBLE_DEVICES", CUDA_VISIBLE_DEVICES="0, 1 ,2") == "0,1,2"
+
+
+def test_float32_is_not_tf32_unless_the_user_says_so():
+    assert prepared("NVIDIA_TF32_OVERRIDE") == "0"
+    assert prepared("NVIDIA_TF32_OVERRIDE", NVIDIA_TF32_OVERRIDE="1") == "1"
 
 
 def test_one_gpu_by_its_number_is_one_process(monkeypatch):
