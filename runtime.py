@@ -44,8 +44,8 @@ def prepare(num_threads: int | None = None) -> dict[str, str]:
       this machine. OMP_NUM_THREADS stays at Paddle's 1: more was not faster, and Paddle warns of it.
     - AMD: the MKL inside the Paddle wheel (2019 update 5) takes a slow path on AMD processors
       unless MKL_DEBUG_CPU_TYPE=5 is set.
-    - NVIDIA: a product in float32 is one. Paddle 2.6.2 lets GPUs compute it in TF32, with 10 bits of mantissa, and 3.3.1
-      does not; NVIDIA_TF32_OVERRIDE=0 keeps cuBLAS and cuDNN from it with both.
+    - NVIDIA: Paddle 2.6.2 lets GPUs compute products of float32 in TF32, with 10 bits of mantissa; 3.3.1 does not.
+      NVIDIA_TF32_OVERRIDE=0 keeps cuBLAS and cuDNN from it with both.
 
     Args:
         num_threads: threads for this process; default: cores / local ranks.
