@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from errors import UserError, escape_controls, one_line, printable
@@ -75,6 +75,11 @@ class Console:
         """Write a text, its control characters escaped."""
         self._try(self.raw.write, escape_controls(text))
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write texts."""
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         """Write the buffer."""

@@ -50,15 +50,18 @@ def find_task(environment: Mapping[str, str]) -> Task | None:
         UserError: if variables are missing, or are not numbers.
     """
     for launcher, names in _LAUNCHERS.items():
-        if not re.fullmatch(r"[0-9]{1,7}", environment.get(names[1], "")) or int(environment[names[1]]) < 2:
+        size = environment.get(names[1]) or "1"
+        if not re.fullmatch(r"[0-9]{1,7}", size):
+            raise UserError(f"{names[1]}={printable(size, 40)}: is not the number of {launcher}'s tasks; unset it")
+        if int(size) < 2:
             continue
         values = []
-        for name, default in zip(names, (None, None, "0", environment[names[1]]), strict=True):
+        for name, default in zip(names, (None, None, "0", size), strict=True):
             text = environment.get(name, default)
             number = re.match(r"[0-9]{1,7}(?![0-9])", text or "")  # Slurm writes 2(x3),1: two tasks on the first nodes
             if number is None:
                 raise UserError(
-                    f"{launcher} started {environment[names[1]]} tasks ({names[1]}), and {name} is "
+                    f"{launcher} started {size} tasks ({names[1]}), and {name} is "
                     f"{printable(text, 40) or 'not set'}; start one task, or set {name}"
                 )
             values.append(int(number[0]))
@@ -76,16 +79,21 @@ def node_rank(task: Task | None, num_nodes: int) -> int | None:
     return None if task is None else task.rank
 
 
-def become_rank(task: Task, master: str | None, has_gpu: bool, environment: MutableMapping[str, str]) -> str:
+def become_rank(task: Task, master: str | None, num_gpus: int, environment: MutableMapping[str, str]) -> str:
     """Set Paddle's variables for a task that is a rank of its own; returns a line for the log.
 
     Args:
         master: IP:PORT of the first rank's node, from the command line.
+        num_gpus: that this task sees, and may use.
         environment: of this process.
 
     Raises:
-        UserError: if the address of the first rank cannot be known.
+        UserError: if the address of the first rank cannot be known, or GPUs are too few.
     """
+    if 1 < num_gpus < task.local_size:  # one may be each task's own, as with --gpus-per-task=1
+        raise UserError(
+            f"{task.launcher} started {task.local_size} tasks on this node, which has {num_gpus} GPUs; each needs one"
+        )
     master = master or _find_master(task, environment)
     own = socket.gethostname()
     environment |= {
@@ -95,8 +103,8 @@ def become_rank(task: Task, master: str | None, has_gpu: bool, environment: Muta
         "PADDLE_MASTER": master,
         "PADDLE_CURRENT_ENDPOINT": f"{own}:{_FIRST_PORT + task.rank}",
     }
-    if has_gpu:
-        environment.setdefault("FLAGS_selected_gpus", str(task.local_rank))
+    if num_gpus:
+        environment.setdefault("FLAGS_selected_gpus", str(task.local_rank if num_gpus > 1 else 0))
     return f"rank {task.rank} of {task.size} by {task.launcher}, on {own}, the first rank at {master}"
 
 
@@ -116,9 +124,9 @@ def _find_master(task: Task, environment: Mapping[str, str]) -> str:
 
 
 def first_host(nodes: str) -> str:
-    """Return the first of a list of hosts as Slurm writes it: gpu[01-04,07],cpu1."""
-    match = re.match(r"([^\[,]+)(?:\[([0-9]+))?", nodes)
-    return (match[1] + (match[2] or "")) if match else ""
+    """Return the first of a list of hosts as Slurm writes it: rack1-gpu[01-04,07].example.org,cpu1."""
+    first = re.match(r"(?:\[[^\]]*\]|[^\[,])*", nodes)[0]
+    return re.sub(r"\[([0-9]+)[^\]]*\]", r"\1", first)
 
 
 def check_rank(nproc: int | None, environment: Mapping[str, str]) -> None:

@@ -151,7 +151,8 @@ def start(script: str, description: str, argv: Sequence[str] | None, check: Call
     if "PADDLE_TRAINER_ID" not in os.environ:
         task = cluster.find_task(os.environ)
         if task is not None and args.nnodes == 1:
-            print(cluster.become_rank(task, args.master, launcher.num_gpus(args.device) > 0, os.environ), flush=True)
+            launcher.check_device(args.device, task.local_size)
+            print(cluster.become_rank(task, args.master, launcher.num_gpus(args.device), os.environ), flush=True)
             cluster.check_rank(args.nproc, os.environ)
             if task.local_size < task.size:
                 launcher.use_route_to(*launcher.split_address(os.environ["PADDLE_MASTER"]))

@@ -49,8 +49,7 @@ def launch_if_needed(script: str, args: argparse.Namespace, argv: Sequence[str] 
         raise UserError(f"-nproc {nproc}: only {num_devices} GPUs are visible")
     if args.device == "cpu" and max(nproc, args.nnodes) > 1 and paddle.device.is_compiled_with_cuda():
         raise UserError("-device cpu: several processes on CPU need the CPU build of Paddle (pip install paddlepaddle)")
-    if ":" in (args.device or "") and max(nproc, args.nnodes) > 1:
-        raise UserError(f"-device {args.device}: is one device; for several processes, leave its number out")
+    check_device(args.device, nproc * args.nnodes)
     if args.node_rank is not None and not 0 <= args.node_rank < args.nnodes:
         raise UserError(
             f"-node_rank {args.node_rank}: must be from 0 to {args.nnodes - 1}, as -nnodes is {args.nnodes}"
@@ -84,6 +83,12 @@ def num_gpus(device: str | None) -> int:
     """Return the number of NVIDIA GPUs that are visible, if -device lets them be used; each takes a rank."""
     uses_gpus = device in (None, "gpu") and paddle.device.is_compiled_with_cuda()
     return paddle.device.cuda.device_count() if uses_gpus else 0
+
+
+def check_device(device: str | None, num_processes: int) -> None:
+    """Raise UserError if several processes would compute on the device of one number."""
+    if ":" in (device or "") and num_processes > 1:
+        raise UserError(f"-device {device}: is one device; for several processes, leave its number out")
 
 
 def split_address(master: str) -> tuple[str, int]:

@@ -4,17 +4,20 @@ A rank's loss depends on what other ranks computed, so the backward pass sums th
 over ranks that data parallelism takes afterwards, the gradient is that of the mean loss of one process with all images.
 """
 
+import contextlib
 import logging
 import os
+import signal
 import socket
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 import paddle
 from paddle import distributed as dist
 from paddle.autograd import PyLayer
 
-from runtime import rank, world_size
+from runtime import ENDING_SIGNALS, rank, world_size
 
 _ROWS_AT_ONCE = 1 << 14
 
@@ -69,7 +72,22 @@ def join() -> None:
         os.environ.setdefault("PADDLE_CURRENT_ENDPOINT", f"{socket.gethostname()}:0")  # Paddle only asks for it
         if paddle.device.get_device() == "cpu":
             os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")  # Paddle's launcher sets it, others do not
-        dist.init_parallel_env()
+        with _ended_by_signals():
+            dist.init_parallel_env()
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Have signals end the process: while Paddle waits for the other ranks, the handlers of Python do not run."""
+    handlers = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _import_http_server() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from errors import UserError
 from pipeline.sources import ArrayImages
 from storage import safe_pickle
-from storage.files import read_file, reading
+from storage.files import open_file, read_file, reading
 
 _MOST_ARCHIVE_BYTES = 512 << 20  # unpacked; CIFAR has 180 MB
 CIFAR = {  # archive, folder, train files, test file, key of the labels
@@ -32,8 +32,10 @@ def open_cifar(name: str, root: Path, split: str) -> ArrayImages:
     archive = root if root.is_file() else root / archive_name
     folder = root if root.name == folder_name else root / folder_name
     if folder.is_dir():
-        with reading(folder, f"the published python version of {name}"):
-            contents = {file: read_file(folder / file) for file in files}
+        contents = {}
+        for file in files:
+            with reading(folder / file, f"a file of the published python version of {name}"):
+                contents[file] = read_file(folder / file, _MOST_ARCHIVE_BYTES)
     elif archive.is_file():
         contents = _read_members(archive, [f"{folder_name}/{file}" for file in files], name)
     else:
@@ -81,7 +83,7 @@ class _Limited(io.RawIOBase):
 def _read_members(archive: Path, names: list[str], dataset: str) -> dict[str, bytes]:
     """Read members of a tar archive, compressed by gzip or not, which may unpack to a limited size."""
     found = {}
-    with reading(archive, f"the published python archive of {dataset}"), open(archive, "rb") as file:
+    with reading(archive, f"the published python archive of {dataset}"), open_file(archive) as file:
         unpacked = gzip.GzipFile(fileobj=file) if file.read(2) == b"\x1f\x8b" else file
         file.seek(0)
         with tarfile.open(fileobj=_Limited(unpacked, _MOST_ARCHIVE_BYTES), mode="r|") as tar:

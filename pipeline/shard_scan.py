@@ -20,7 +20,7 @@ from pipeline.decoding import FORMAT_OF_SUFFIX
 from pipeline.folders import HIDDEN, describe_suffix, is_hidden
 from pipeline.left_out import LeftOut
 from pipeline.sample_text import parse_caption, parse_labels, parse_object
-from storage.files import decode_text
+from storage.files import decode_text, open_file
 
 IMAGE_SUFFIXES = tuple(FORMAT_OF_SUFFIX)
 PLACES = ("image", "text", "json")  # kinds of members of a sample
@@ -95,7 +95,7 @@ def scan_shard(shard: Path) -> ShardIndex:
     """Read the headers, captions and labels of a shard; damage ends it, and is named."""
     samples, damage, last_header, number = _Samples(), "", 0, 0
     try:
-        with open(shard, "rb") as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+        with open_file(shard) as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
             size, position = os.fstat(file.fileno()).st_size, -1
             for member in tar:
                 tar.members.clear()  # it would remember millions
@@ -127,7 +127,7 @@ def scan_shard(shard: Path) -> ShardIndex:
 
 def checksum(shard: Path, last_header: int) -> int:
     """Return a sum of the first and the last header of a shard, which another shard of the same size does not have."""
-    with open(shard, "rb") as file:
+    with open_file(shard) as file:
         first = os.pread(file.fileno(), tarfile.BLOCKSIZE, 0)
         return zlib.crc32(os.pread(file.fileno(), tarfile.BLOCKSIZE, last_header), zlib.crc32(first))
 

@@ -4,6 +4,7 @@ A pipe or a device could block, or have no end; a damaged or malicious file coul
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -54,13 +55,12 @@ def open_file(path: str | Path) -> BinaryIO:
     """Open a file to read.
 
     Raises:
-        ValueError: if it is not a regular file.
-        OSError: if it cannot be opened.
+        OSError: if it cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for somebody to write
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ValueError("not a regular file")
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     return open(descriptor, "rb")
 
 
@@ -190,8 +190,9 @@ def read_records(path: str | Path, warn: Callable[[str], None] = lambda line: No
     Raises:
         UserError: if the file cannot be read.
     """
-    with reading(path, "a log"), open(path, encoding="utf-8", errors="replace") as file:
-        records = [_record(line) for line in file.read().split("\n")[:-1]]
+    with reading(path, "a log"):
+        text = read_file(path).decode("utf-8", errors="replace")
+    records = [_record(line) for line in text.split("\n")[:-1]]
     num_bad = records.count(None)
     if num_bad:
         warn(f"warning: {path}: {num_bad} damaged lines are skipped")

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from errors import UserError
-from storage.files import is_a, read_json
+from storage.files import is_a, open_file, read_json
 from storage.run_files import MANIFEST_FILE
 
 NAME = MANIFEST_FILE
@@ -53,7 +53,7 @@ def _is_sum(entry: object) -> bool:
 def digests(path: Path, *algorithms: str) -> dict[str, str]:
     """Return hexadecimal sums of a file by algorithm ("sha256", "md5"), from one reading of it."""
     sums = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while chunk := file.read(1 << 20):
             for digest in sums.values():
                 digest.update(chunk)

@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from errors import UserError, printable
+from storage.files import open_file
 from storage.pickle_names import PLAIN_DATA, Attributes, Range, to_array, to_list
 
 _LARGE_BYTES = 1 << 20
@@ -256,7 +257,7 @@ def load(
     """
     if isinstance(source, (str, Path)):
         try:
-            with open(source, "rb") as file:
+            with open_file(source) as file:
                 return load(file, str(source), encoding, extra_names, persistent_load)
         except OSError as error:
             raise UserError(f"{source}: {error.strerror}") from error

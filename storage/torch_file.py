@@ -18,6 +18,7 @@ import numpy as np
 
 from errors import UserError, printable
 from storage import pickle_names, safe_pickle
+from storage.files import open_file
 from storage.stored_tensor import StoredTensor, bits_dtype
 
 _ZIP_ERRORS = (zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError, struct.error, zlib.error)
@@ -66,7 +67,7 @@ def read(path: str | Path) -> object:
         UserError: if the file is damaged, is of torch's old format, or asks for anything but plain data.
     """
     path = Path(path)
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         if file.read(len(_LEGACY_MAGIC)) == _LEGACY_MAGIC:
             raise UserError(f"{path}: torch's format from before version 1.6; save it again with torch: {_RESAVE}")
     archive = _Archive(path)

@@ -26,6 +26,7 @@ from errors import UserError, printable
 from storage import pickle_names, safe_pickle, torch_file
 from storage.architecture import Architecture
 from storage.clip_architecture import ClipArchitecture, TextArchitecture
+from storage.files import open_file
 from storage.run_files import BEST, CONFIG_FILE, EMA_FILE, LATEST, MODEL_FILE
 from storage.stored_tensor import StoredTensor, bits_dtype
 
@@ -112,7 +113,7 @@ def read(path: str | Path, entry: str | None = None) -> WeightFile:
     path = Path(path)
     try:
         size = path.stat().st_size
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             head = file.read(16)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
@@ -166,7 +167,7 @@ def config_beside(path: Path) -> Path:
 
 def _read_paddle(path: Path, entry: str | None) -> WeightFile:
     real = path.resolve()  # `best` and `latest` of a run that trains may point elsewhere meanwhile
-    with open(real, "rb") as file:
+    with open_file(real) as file:
         data = safe_pickle.load(file, str(path), stays=real)
         metadata = {}
         if file.read(1):  # a second pickle
@@ -232,7 +233,7 @@ def _read_safetensors(path: Path, size: int, header_bytes: int) -> WeightFile:
     try:
         with safetensors.safe_open(path, framework="np"):  # checks offsets, shapes and the file's length
             pass
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             file.seek(8)
             header = json.loads(file.read(header_bytes), object_pairs_hook=_unique_keys)
     except UserError as error:
@@ -301,7 +302,7 @@ def read_nested(path: str | Path, wrapper: str) -> dict[str, np.ndarray | Stored
     """
     path = Path(path)
     try:
-        with open(path.resolve(), "rb") as file:
+        with open_file(path.resolve()) as file:
             content = safe_pickle.load(file, str(path), stays=path.resolve())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error

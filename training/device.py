@@ -23,6 +23,8 @@ def set_device(device: str | None = None, deterministic: bool = False) -> None:
     kind, _, number = (device or ("gpu" if _has_gpu() else "cpu")).partition(":")
     if kind == "gpu" and not _has_gpu():
         raise UserError(f"-device {device}: Paddle sees no GPU (is paddlepaddle-gpu installed, and the driver?)")
+    if kind == "cpu" and number:
+        raise UserError(f"-device {device}: the CPU has no number; leave it out")
     if kind == "cpu":
         paddle.set_device("cpu")
         paddle.set_flags({"FLAGS_use_stride_kernel": False})  # strided copies are several times slower on CPU
@@ -40,8 +42,11 @@ def set_device(device: str | None = None, deterministic: bool = False) -> None:
     try:
         paddle.set_device(f"{kind}:{index}")
     except Exception as error:  # Paddle has an exception for each reason
-        names = ", ".join(["cpu", *["gpu"] * _has_gpu(), *other_accelerators()])
-        raise UserError(f"-device {device}: Paddle cannot use it ({one_line(error)}); here are {names}") from error
+        names = ["cpu", *["gpu"] * _has_gpu(), *other_accelerators()]
+        why = (
+            f"Paddle cannot use it ({one_line(error)})" if kind in names else "this build of Paddle has no such device"
+        )
+        raise UserError(f"-device {device}: {why}; here are {', '.join(names)}") from error
 
 
 def _has_gpu() -> bool:

@@ -136,8 +136,8 @@ def _read_range(url: str, response, have: int) -> tuple[int, int | None]:
         what = "a web page came instead of a file" if code == 200 and length != "0" else "the server sends no file"
         raise UserError(f"{url}: {what} (status {code}){_ADVICE}")
     if code == 200:
-        return 0, int(length) if length.isdecimal() else None
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
+        return 0, int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+    found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", headers.get("Content-Range", ""))
     if found is None or int(found[1]) != have:
         raise UserError(f"{url}: the server sends another part of the file than asked for{_ADVICE}")
     return have, int(found[2])

@@ -2,9 +2,11 @@
 
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -14,6 +16,7 @@ from errors import UserError
 from launch import cluster, command_line
 from launch.cluster import Task
 from runtime import ROOT
+from tests.helpers.recipes import recipe
 
 pytestmark = pytest.mark.quick
 
@@ -59,7 +62,7 @@ def test_a_task_without_a_number_is_refused(bad):
 
 def test_variables_become_paddles():
     environment = dict(SRUN)
-    line = cluster.become_rank(cluster.find_task(environment), None, True, environment)
+    line = cluster.become_rank(cluster.find_task(environment), None, 2, environment)
     master = "gpu07:27110"  # 20000 + 47110 % 20000
     assert line == f"rank 3 of 4 by srun, on {socket.gethostname()}, the first rank at {master}"
     new = {key: value for key, value in environment.items() if key not in SRUN}
@@ -75,14 +78,39 @@ def test_variables_become_paddles():
 
 def test_the_first_rank_of_several_nodes_has_to_be_named():
     with pytest.raises(UserError, match="the first one's node is not known; -master IP:PORT says it"):
-        cluster.become_rank(cluster.find_task(PMI), None, False, dict(PMI))
+        cluster.become_rank(cluster.find_task(PMI), None, 0, dict(PMI))
     environment = dict(PMI)
-    cluster.become_rank(cluster.find_task(PMI), "10.0.0.1:5000", False, environment)
+    cluster.become_rank(cluster.find_task(PMI), "10.0.0.1:5000", 0, environment)
     assert environment["PADDLE_MASTER"] == "10.0.0.1:5000"
 
 
+def test_each_task_takes_its_own_gpu():
+    for num_gpus, chosen in ((1, "0"), (2, "1"), (8, "1"), (0, None)):
+        environment = dict(SRUN)
+        cluster.become_rank(cluster.find_task(environment), None, num_gpus, environment)
+        assert environment.get("FLAGS_selected_gpus") == chosen
+    eight = SRUN | {"SLURM_STEP_TASKS_PER_NODE": "8"}
+    with pytest.raises(UserError, match="started 8 tasks on this node, which has 4 GPUs"):
+        cluster.become_rank(cluster.find_task(eight), None, 4, dict(eight))
+
+
+@pytest.mark.parametrize("size", ["x", "2x", "9" * 8])
+def test_an_odd_number_of_tasks_is_refused(size):
+    with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS=.*: is not the number of srun's tasks; unset it"):
+        cluster.find_task(SRUN | {"SLURM_STEP_NUM_TASKS": size})
+
+
 @pytest.mark.parametrize(
-    ("nodes", "first"), [("gpu[01-04,07],cpu1", "gpu01"), ("a,b", "a"), ("n[9,11]", "n9"), ("vm", "vm"), ("", "")]
+    ("nodes", "first"),
+    [
+        ("gpu[01-04,07],cpu1", "gpu01"),
+        ("rack[0-1]n[08-9]", "rack0n08"),
+        ("node[1-2].example.org,a", "node1.example.org"),
+        ("a,b", "a"),
+        ("n[9,11]", "n9"),
+        ("vm", "vm"),
+        ("", ""),
+    ],
 )
 def test_the_first_of_slurms_hosts(nodes, first):
     assert cluster.first_host(nodes) == first
@@ -115,6 +143,31 @@ def train(tmp_path, tiny_yaml, name, variables, *flags):
     started = [subprocess.Popen(command, env=runtime.original_environment() | own, **options) for own in variables]
     outputs = [process.communicate(timeout=120)[0] for process in started]
     return [process.returncode for process in started], outputs
+
+
+def test_one_device_is_not_for_several_tasks(monkeypatch):
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PADDLE_TRAINER_ID", raising=False)
+    with pytest.raises(UserError, match="-device gpu:3: is one device; for several processes"):
+        command_line.start("pretrain", "", ["-cfg", str(recipe("digits_pretrain")), "-device", "gpu:3"], print)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_rank_that_waits_for_the_others_ends_by_a_signal(tmp_path, number):
+    command = [sys.executable, str(ROOT / "main_multi_gpu_pretrain.py"), "-cfg", str(recipe("digits_pretrain"))]
+    command += ["-device", "cpu", "-output", str(tmp_path)]
+    alone = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_JOB_ID": "5"}
+    environment = runtime.original_environment() | alone
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline().startswith("rank 0 of 2 by srun, on ")
+            time.sleep(3.0)  # until it waits
+            assert process.poll() is None
+            process.send_signal(number)
+            assert process.wait(timeout=10) in (-number, 128 + number)
+        finally:
+            process.kill()
 
 
 def test_tasks_of_srun_and_ranks_by_hand_are_one_job(tmp_path, tiny_yaml):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from errors import UserError
-from storage import files
-from storage.files import read_arrays, read_file, read_json, read_lines, reading
+from storage import files, safe_pickle, torch_file, weight_files
+from storage.files import read_arrays, read_file, read_json, read_lines, read_records, reading
+from storage.manifest import digests
 
 pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("soon")]
 
@@ -17,11 +18,16 @@ pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("soon")]
 def test_what_is_not_a_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     for path in (tmp_path / "pipe.json", tmp_path):
-        with pytest.raises(UserError, match="cannot be read as a JSON file .*not a regular file"):
+        with pytest.raises(UserError, match="not a regular file"):
             read_json(path)
+    os.mkfifo(tmp_path / "w.pdparams")
+    readers = (read_records, weight_files.read, torch_file.read, safe_pickle.load, lambda file: digests(file, "md5"))
+    for read in readers:
+        with pytest.raises((UserError, OSError), match="not a regular file"):
+            read(tmp_path / "w.pdparams")
     with pytest.raises(UserError, match="-list .*none.txt: No such file"):
         read_lines(tmp_path / "none.txt", "-list ")
-    with pytest.raises(ValueError, match="not a regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         read_file("/dev/zero")
 
 

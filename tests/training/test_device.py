@@ -60,9 +60,9 @@ def test_on_cpu_it_is_float32():
     assert (config.AMP, line) == (False, "precision: float32")
 
 
-@pytest.mark.parametrize("name", ["npu", "xpu:1", "gpu", "gpu:3", "nothing"])
+@pytest.mark.parametrize("name", ["npu", "xpu:1", "gpu", "gpu:3", "dcu", "nothing"])
 def test_a_device_that_is_not_there_is_named_with_those_that_are(name):
-    with pytest.raises(UserError, match=f"-device {name}: Paddle (sees no GPU|cannot use it .*here are cpu)"):
+    with pytest.raises(UserError, match=f"-device {name}: (Paddle sees no GPU|.* no such device; here are cpu)"):
         device.set_device(name)
     assert paddle.device.get_device() == "cpu"
 
@@ -73,6 +73,11 @@ def test_an_accelerator_that_is_not_used_is_warned_of(monkeypatch, capsys):
     assert capsys.readouterr().out == "warning: this Paddle has npu, and the CPU computes; -device npu uses it\n"
     device.set_device("cpu")
     assert not capsys.readouterr().out
+
+
+def test_the_cpu_has_no_number():
+    with pytest.raises(UserError, match="-device cpu:1: the CPU has no number"):
+        device.set_device("cpu:1")
 
 
 def test_another_accelerator_is_taken_by_its_name_without_cudas_functions(monkeypatch):
