@@ -69,6 +69,17 @@ def test_hidden_pixels_do_not_reach_the_prediction(model):
     assert not (model(images + 0.1 * (1 - hidden), noise=noise)[1] == pred).all()
 
 
+def test_all_patches_may_be_visible(model):
+    model.eval()
+    images = paddle.rand([1, 1, 16, 24])
+    loss, pred, mask = model(images, mask_ratio=1e-9)
+    assert (float(loss), float(mask.sum())) == (0.0, 0.0)
+    model.mask_token.set_value(model.mask_token + 1.0)
+    assert (model(images, mask_ratio=1e-9, noise=paddle.arange(24.0).unsqueeze(0))[1] - pred).abs().max() < 1e-5
+    pred.square().mean().backward()
+    assert not model.mask_token.grad.any()
+
+
 def test_visible_pixels_do_not_count_in_the_loss(model):
     model.norm_pix_loss = False
     target, pred = paddle.rand([1, 1, 16, 24]), paddle.rand([1, 24, 16])
