@@ -100,7 +100,7 @@ class MAEPretrain(nn.Layer):
         """
         tokens = self.linear_projection(latent)  # [B, 1 + K, E]
         batch, num_tokens, dim = tokens.shape
-        num_hidden = max(1, restore.shape[1] + 1 - num_tokens)  # of none, one that nothing reads: Paddle 2.6 needs it
+        num_hidden = max(1, restore.shape[1] + 1 - num_tokens)  # Paddle 2.6 cannot expand to none; one is never read
         hidden = self.mask_token.astype(tokens.dtype).expand([batch, num_hidden, dim])
         patches = gather_tokens(paddle.concat([tokens[:, 1:], hidden], axis=1), restore)  # [B, N, E]
         tokens = paddle.concat([tokens[:, :1], patches], axis=1) + self.decoder_position_embedding
