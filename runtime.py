@@ -70,7 +70,7 @@ def prepare(num_threads: int | None = None) -> dict[str, str]:
 
 def _set_environment(num_threads: int | None) -> dict[str, str]:
     if num_threads is None:
-        num_threads = max(1, num_cores() // local_ranks())
+        num_threads = cores_per_rank()
     wanted = {"MKL_NUM_THREADS": str(num_threads), "MKL_DYNAMIC": "FALSE", "NVIDIA_TF32_OVERRIDE": "0"}
     if _is_amd():
         wanted["MKL_DEBUG_CPU_TYPE"] = "5"
@@ -200,6 +200,11 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cores_per_rank() -> int:
+    """Return this process's share of the processors that the ranks of this machine may run on; at least 1."""
+    return max(1, num_cores() // local_ranks())
 
 
 def memory_bytes() -> int | None:

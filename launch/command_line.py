@@ -65,13 +65,12 @@ def make_parser(script: str, description: str) -> Parser:
     )
     add("last_epoch", "count this many epochs as done already", type=int, metavar="N")
     add("eval", "evaluate -pretrained (or -resume) on the val split, and stop", action="store_true", default=None)
-    precisions = ("auto", "fp16", "bf16", "none")
     add(
         "amp",
         "mixed precision on GPUs: auto (default), fp16, bf16 or none",
         nargs="?",
         const="fp16",
-        choices=precisions,
+        choices=("auto", "fp16", "bf16", "none"),
     )
     add(
         "opts",

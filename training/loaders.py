@@ -108,9 +108,10 @@ def fit_memory(config, say: Callable[[str], None]):
     They are the largest on GPUs, and at most the recipe's on CPU, where larger ones are not faster. Each update has
     as many images as before.
     """
-    there, kind = device.memory_of_rank(), "gpu" if device.is_on_gpu() else "cpu"
-    if config.DATA.BATCH_FIT != "auto" or there is None:
+    there = device.memory_of_rank() if config.DATA.BATCH_FIT == "auto" else None
+    if there is None:
         return config
+    kind = "gpu" if device.is_on_gpu() else "cpu"
     old, images = config.DATA.BATCH_SIZE, config.DATA.BATCH_SIZE * _accum_iter(config)
     architecture = of_any_config(config, network_kind(config))
     options = {"device": kind, "ranks": runtime.world_size()}

@@ -12,7 +12,7 @@ from paddle.optimizer import Optimizer
 import runtime
 from optim import build_optimizer
 from training.device import is_on_cpu
-from training.sharding import ShardedOptimizer, share_out
+from training.sharding import PartedOptimizer, ShardedOptimizer
 
 _LEAST_PER_THREAD = 2_000_000  # parameters for which a thread is worth its cost
 
@@ -26,13 +26,13 @@ def configured_optimizer(config, groups: list[dict]):
     settings = config.TRAIN.OPTIMIZER
     options = {"betas": settings.BETAS, "eps": settings.EPS, "nesterov": settings.NESTEROV}
     build = functools.partial(build_optimizer, settings.NAME, **options)
-    num_threads = runtime.num_cores() // runtime.local_ranks()
+    num_threads = runtime.cores_per_rank()
     if is_on_cpu() and settings.NAME.startswith("AdamW") and num_threads > 1:
         build = functools.partial(ThreadedOptimizer, build, num_threads)
     return ShardedOptimizer(build, groups) if config.TRAIN.SHARD_OPTIMIZER else build(groups)
 
 
-class ThreadedOptimizer:
+class ThreadedOptimizer(PartedOptimizer):
     """Lets threads update shares of the parameters: AdamW's kernel on CPU takes one core, and leaves Python's lock.
 
     Parameters are distributed whole, so the result is bit-identical to that of one optimizer.
@@ -43,18 +43,11 @@ class ThreadedOptimizer:
         groups: of all parameters, see `optim.param_groups`.
     """
 
-    _param_groups = None  # paddle.amp.GradScaler reads it, and `_parameter_list`: it looks at all gradients
-
     def __init__(self, build: Callable[[list[dict]], Optimizer], num_threads: int, groups: list[dict]):
-        self._parameter_list = [parameter for group in groups for parameter in group["params"]]
-        sizes = [parameter.size for parameter in self._parameter_list]
-        num_threads = max(1, min(num_threads, sum(sizes) // _LEAST_PER_THREAD))
-        owners = dict(zip((p.name for p in self._parameter_list), share_out(sizes, num_threads), strict=True))
-        shares = [
-            [{**group, "params": [p for p in group["params"] if owners[p.name] == owner]} for group in groups]
-            for owner in range(num_threads)
-        ]
-        self._parts = [build([group for group in share if group["params"]]) for share in shares]
+        size = sum(parameter.size for group in groups for parameter in group["params"])
+        num_threads = max(1, min(num_threads, size // _LEAST_PER_THREAD))
+        super().__init__(groups, num_threads)
+        self._parts = [build(self._own_groups(groups, owner)) for owner in range(num_threads)]
         self._threads = concurrent.futures.ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None
 
     def set_lr(self, value: float) -> None:
@@ -68,11 +61,6 @@ class ThreadedOptimizer:
         self._parts[0].step()
         for done in waiting:
             done.result()
-
-    def clear_grad(self, set_to_zero: bool = True) -> None:
-        """Forget the gradients of all parameters."""
-        for parameter in self._parameter_list:
-            parameter.clear_gradient(set_to_zero)
 
     def state_dict(self) -> dict[str, paddle.Tensor]:
         """Return the state of all parts, as one optimizer has it."""

@@ -12,7 +12,34 @@ import runtime
 from layers import across_ranks
 
 
-class ShardedOptimizer:
+class PartedOptimizer:
+    """What optimizers have in common that update shares of the parameters apart, each parameter whole.
+
+    Args:
+        groups: of all parameters, see `optim.param_groups`.
+        num_parts: among which they are shared out.
+    """
+
+    _param_groups = None  # paddle.amp.GradScaler reads it, and `_parameter_list`: it looks at all gradients
+
+    def __init__(self, groups: list[dict], num_parts: int):
+        self._parameter_list = [parameter for group in groups for parameter in group["params"]]
+        self._owners = share_out([parameter.size for parameter in self._parameter_list], num_parts)
+
+    def _own_groups(self, groups: list[dict], owner: int) -> list[dict]:
+        """Return the groups with the parameters of one part; groups without any are left out."""
+        pairs = zip(self._parameter_list, self._owners, strict=True)
+        names = {parameter.name for parameter, of in pairs if of == owner}
+        own = [{**group, "params": [p for p in group["params"] if p.name in names]} for group in groups]
+        return [group for group in own if group["params"]]
+
+    def clear_grad(self, set_to_zero: bool = True) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self._parameter_list:
+            parameter.clear_gradient(set_to_zero)
+
+
+class ShardedOptimizer(PartedOptimizer):
     """Let each rank update its own parameters, and hand them to the others (ZeRO stage 1, arXiv 1910.02054).
 
     A rank keeps the optimizer state of its share only: with R ranks, AdamW takes 8 / R bytes per parameter instead of
@@ -26,18 +53,10 @@ class ShardedOptimizer:
         groups: of all parameters, see `optim.param_groups`.
     """
 
-    _param_groups = None  # paddle.amp.GradScaler reads it, and `_parameter_list`: it looks at all gradients
-
     def __init__(self, build: Callable[[list[dict]], Optimizer], groups: list[dict]):
-        self._parameter_list = [parameter for group in groups for parameter in group["params"]]
-        sizes = [parameter.size for parameter in self._parameter_list]
-        self._owners = share_out(sizes, runtime.world_size())
-        pairs = zip(self._parameter_list, self._owners, strict=True)
-        self._own_names = {parameter.name for parameter, owner in pairs if owner == runtime.rank()}
-        own_groups = [
-            {**group, "params": [p for p in group["params"] if p.name in self._own_names]} for group in groups
-        ]
-        own_groups = [group for group in own_groups if group["params"]]
+        super().__init__(groups, runtime.world_size())
+        own_groups = self._own_groups(groups, runtime.rank())
+        self._own_names = {parameter.name for group in own_groups for parameter in group["params"]}
         self._optimizer = build(own_groups) if own_groups else None
 
     @property
@@ -66,11 +85,6 @@ class ShardedOptimizer:
             pending = [dist.broadcast(parameter, src=owner, sync_op=False) for parameter, owner in pairs]
         for transfer in pending:
             transfer.wait()
-
-    def clear_grad(self, set_to_zero: bool = True) -> None:
-        """Forget the gradients of all parameters."""
-        for parameter in self._parameter_list:
-            parameter.clear_gradient(set_to_zero)
 
     def state_dict(self) -> dict[str, paddle.Tensor]:
         """Return the whole state on the first rank, on its host, and nothing on others; all ranks must call it."""
