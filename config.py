@@ -118,6 +118,7 @@ def get_config(cfg_file: str | Path | None = None, opts: Sequence[object] | None
     """
     assignments = [] if cfg_file is None else read_assignments(_check_moved(Path(cfg_file)))
     assignments += [(key, value, "-opts") for key, value in read_pairs(opts or ())]
+    assignments = [_current_key(*assignment) for assignment in assignments]
     types = [value for key, value, _ in assignments if key == "MODEL.TYPE"]
     method = str(types[-1]) if types else SHARED_KEYS["MODEL.TYPE"].default
     if method not in METHODS:
@@ -140,6 +141,16 @@ def get_config(cfg_file: str | Path | None = None, opts: Sequence[object] | None
             raise UserError(f"{key}={get_value(config, key)!r}: MODEL.TYPE {method} does not use it; leave it out")
     config.freeze()
     return config
+
+
+def _current_key(key: str, value: object, source: str) -> tuple[str, object, str]:
+    """Return an assignment under today's name of its key."""
+    if key == "TRAIN.SHARD_OPTIMIZER":
+        sharding = {"True": "optimizer", "False": "none"}.get(str(value))
+        if sharding is None:
+            raise UserError(f"{source}: {key}={value!r}: must be True or False; TRAIN.SHARDING has more choices")
+        return "TRAIN.SHARDING", sharding, source
+    return key, value, source
 
 
 def _check_moved(path: Path) -> Path:

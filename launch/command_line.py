@@ -83,8 +83,9 @@ def make_parser(script: str, description: str) -> Parser:
     add("dry_run", "print the plan (configuration, model, data, batch, schedule), and stop", action="store_true")
     add(
         "gpu_memory",
-        "with -dry_run: say whether a GPU of this size in GiB is enough, without a model or data",
-        type=finite,
+        "with -dry_run: say whether a GPU of this size in GiB is enough, or that many: 64x80; without a model or data",
+        type=_gpus,
+        metavar="[Nx]GIB",
     )
     add("device", "cpu, gpu, gpu:3, npu, xpu, ... (default: gpu if there is one)", type=_device, metavar="NAME")
     add("nproc", "processes on this node (default: one per visible GPU, or 1 on CPU)", type=int, metavar="N")
@@ -98,6 +99,15 @@ def _device(text: str) -> str:
     if not re.fullmatch(r"[a-z][a-z_]{0,30}(:[0-9]{1,4})?", text):
         raise argparse.ArgumentTypeError(f"{printable(text, 40)!r} is not the name of a device, such as cpu or gpu:3")
     return text
+
+
+def _gpus(text: str) -> tuple[int | None, float]:
+    """Read [Nx]GIB as the number of GPUs, None where it is not said, and the memory of each."""
+    number, sign, size = text.rpartition("x")
+    gib = finite(size)
+    if gib <= 0 or (sign and not re.fullmatch(r"[1-9][0-9]{0,5}", number)):
+        raise argparse.ArgumentTypeError(f"{printable(text, 40)!r} is not GiB above 0, or a number of GPUs: 8x80")
+    return int(number) if sign else None, gib
 
 
 def _batch_size(text: str) -> int | str:
@@ -174,8 +184,8 @@ def read_arguments(script: str, args: argparse.Namespace):
     if args.cfg is None and args.resume not in (None, "auto"):
         # A run resumes with its own configuration. Its checkpoint is checked when it is loaded.
         args.cfg = run_directory.find(args.resume, lambda line: None, only=CONFIG_FILE) / CONFIG_FILE
-    if args.gpu_memory is not None and not (args.dry_run and args.gpu_memory > 0):
-        raise UserError(f"-gpu_memory {args.gpu_memory:g}: is for -dry_run, and in GiB above 0")
+    if args.gpu_memory is not None and not args.dry_run:
+        raise UserError("-gpu_memory: is for -dry_run")
     if args.cfg is None:
         raise UserError(f"-cfg is missing, for example -cfg configs/vit_base_patch16_224_{script}.yaml")
     opts: list[object] = []

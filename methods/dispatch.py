@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import checkpoint
-import runtime
 from config import network_kind, replaced
 from errors import UserError
 from launch import run_directory
@@ -99,12 +98,13 @@ def train_or_evaluate(run: Run) -> dict[str, float]:
 
 def _train_or_evaluate(run: Run) -> dict[str, float]:
     method = get_method(run.config)
-    if run.gpu_gib is not None:
+    if run.gpus is not None:
         if run.config.MODEL.NUM_CLASSES is None:
             with contextlib.suppress(UserError):  # no data is needed for this
                 follow_classes(run)
         architecture = of_any_config(run.config, network_kind(run.config))
-        run.log.say(memory.describe(architecture, run.config, run.gpu_gib, runtime.world_size()))
+        num_gpus, gib = run.gpus
+        run.log.say(memory.describe(architecture, run.config, gib, num_gpus))
         return {}
     recall_class_names(run)
     if run.config.MODEL.NUM_CLASSES is None:

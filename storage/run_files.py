@@ -7,11 +7,14 @@ step-00000312/model.pdparams ...                      see `training/checkpoints.
 import re
 from pathlib import Path
 
+from errors import UserError, abridge
+
 CONFIG_FILE, LOG_FILE, TEXT_LOG_FILE = "config.yaml", "log.jsonl", "log.txt"
 REPORT_FILE, BAD_IMAGES_FILE, LAUNCH_LOGS = "report.html", "bad_images.txt", "launch-logs"
 LATEST, BEST = "latest", "best"
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 MODEL_FILE, EMA_FILE, EXTRA_FILE, OPTIMIZER_FILE = "model.pdparams", "ema.pdparams", "extra.pdparams", "optimizer.pdopt"
+_PART = re.compile(r"optimizer-(\d{5})-of-(\d{5})\.pdopt")
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -29,6 +32,28 @@ def checkpoint_step(path: Path) -> int | None:
 def is_checkpoint(path: Path) -> bool:
     """Return True if a path is a checkpoint itself, whole or not."""
     return any((path / name).is_file() for name in (STATE_FILE, MANIFEST_FILE))
+
+
+def optimizer_part(rank: int, num_ranks: int) -> str:
+    """Return the name of the file in which a rank keeps its part of a sharded optimizer's state."""
+    return f"optimizer-{rank:05d}-of-{num_ranks:05d}.pdopt"
+
+
+def optimizer_files(checkpoint_dir: Path) -> list[Path]:
+    """List the files of a checkpoint that hold the optimizer's state: one, or one of each rank that wrote it.
+
+    Raises:
+        UserError: if a part is missing.
+    """
+    parts = [match for path in sorted(checkpoint_dir.iterdir()) if (match := _PART.fullmatch(path.name))]
+    if not parts:
+        return [checkpoint_dir / OPTIMIZER_FILE]
+    wanted = [optimizer_part(rank, int(parts[0][2])) for rank in range(int(parts[0][2]))]
+    found = [part[0] for part in parts]
+    if found != wanted:
+        odd = sorted(set(found) ^ set(wanted))
+        raise UserError(f"{checkpoint_dir}: parts of the optimizer's state are missing or too many: {abridge(odd)}")
+    return [checkpoint_dir / name for name in wanted]
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:

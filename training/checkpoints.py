@@ -3,7 +3,8 @@
 A checkpoint is a directory:
 
     step-00000312/model.pdparams     flat state dict, readable with plain paddle.load
-                  optimizer.pdopt    optimizer state under structured parameter names
+                  optimizer.pdopt    optimizer state under structured parameter names; of a sharded optimizer there is
+                                     a file of each rank instead, see `sharded_checkpoints.py`
                   ema.pdparams       averaged weights, if the run keeps them
                   extra.pdparams     other tensors of the method (heads, queues), if it has any
                   state.json         step, best metric, loss scaler, ...; see `resume.py`
@@ -21,7 +22,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,49 +46,57 @@ from storage.run_files import (
     checkpoint_name,
     is_checkpoint,
     list_checkpoints,
+    optimizer_files,
 )
 from storage.run_state import RunState, newest_first, next_save_number, read_state
 from storage.stored_tensor import StoredTensor
 from training.task import Task
 
-_FILES = (MANIFEST_FILE, STATE_FILE, MODEL_FILE, EMA_FILE, EXTRA_FILE, OPTIMIZER_FILE, CONFIG_FILE)  # order of deleting
-
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """Everything of a checkpoint, copied to the host.
+    """Everything of a checkpoint.
 
     Attributes:
-        weights, extra, optimizer, ema: arrays by name; `ema` may be None.
+        weights, extra, optimizer, ema: tensors by name; `ema` may be None.
         state: what state.json holds, but for the number of the save.
         config_yaml: the configuration.
         architecture: of the weights; None for a network of another kind than `architecture.py` describes.
         is_best: whether `best` shall point to it.
         keep_last: number of checkpoints to keep.
+        are_written: the tensors are in the checkpoint's files already.
     """
 
-    weights: dict[str, np.ndarray]
-    extra: dict[str, np.ndarray]
-    optimizer: dict[str, np.ndarray]
-    ema: dict[str, np.ndarray] | None
+    weights: dict[str, StoredTensor]
+    extra: dict[str, StoredTensor]
+    optimizer: dict[str, StoredTensor]
+    ema: dict[str, StoredTensor] | None
     state: RunState
     config_yaml: str
     architecture: Architecture | None
     is_best: bool = False
     keep_last: int = 3
+    are_written: bool = False
 
 
-def snapshot(task: Task, **fields: object) -> Snapshot:
-    """Copy the tensors of a task; `fields` are `state`, `config_yaml`, `is_best` and `keep_last` of `Snapshot`."""
+def snapshot(task: Task, *, copies: bool = True, **fields: object) -> Snapshot:
+    """Take the tensors of a task.
 
-    def copied(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        return {name: value.numpy() for name, value in tensors.items()}
+    Args:
+        copies: copy them to the host now; else they are read, one at a time, when they are written.
+        fields: `state`, `config_yaml`, `is_best` and `keep_last` of `Snapshot`.
+    """
+
+    def stored(tensors: dict[str, Tensor]) -> dict[str, StoredTensor]:
+        if copies:
+            return {name: StoredTensor.of(value.numpy()) for name, value in tensors.items()}
+        return {name: StoredTensor(tuple(t.shape), _dtype_name(t), t.numpy) for name, t in tensors.items()}
 
     return Snapshot(
-        weights=copied(task.network.state_dict()),
-        extra=copied(task.extra_state()),
-        optimizer=optimizer_state_by_name(task.model, task.optimizer),
-        ema=None if task.ema is None else copied(task.ema.state_dict()),
+        weights=stored(task.network.state_dict()),
+        extra=stored(task.extra_state()),
+        optimizer=stored(optimizer_state_by_name(task.model, task.optimizer)),
+        ema=None if task.ema is None else stored(task.ema.state_dict()),
         architecture=task.architecture,
         **fields,
     )
@@ -103,36 +112,63 @@ def write(run_dir: Path, saved: Snapshot) -> Path:
         UserError: if it cannot be written; the older checkpoints are intact.
     """
     run_dir = Path(run_dir)
-    final = run_dir / checkpoint_name(saved.state.step)
-    temporary = run_dir / f".writing-{final.name}"
+    final, temporary = run_dir / checkpoint_name(saved.state.step), writing_directory(run_dir, saved.state.step)
+    try:
+        with named_errors(run_dir, saved.state.step):
+            if not saved.are_written:
+                begin(run_dir, saved.state.step)
+                write_tensors(temporary, saved, OPTIMIZER_FILE)
+            _write_description(temporary, saved, next_save_number(list_checkpoints(run_dir)))
+            if final.exists():  # saved before, by a run that was then continued from an earlier step
+                replaced = _free_name(run_dir / f".replaced-{final.name}")
+                final.rename(replaced)
+                temporary.rename(final)
+                atomic.sync(run_dir)
+                _delete(replaced)
+            else:
+                temporary.rename(final)
+                atomic.sync(run_dir)
+            _point(run_dir / LATEST, final.name)
+            if saved.is_best:
+                _point(run_dir / BEST, final.name)
+            atomic.sync(run_dir)
+            _delete_old(run_dir, saved.keep_last)
+    except UserError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def writing_directory(run_dir: Path, step: int) -> Path:
+    """Return the directory of a checkpoint that is being written."""
+    return run_dir / f".writing-{checkpoint_name(step)}"
+
+
+@contextlib.contextmanager
+def named_errors(run_dir: Path, step: int) -> Iterator[None]:
+    """Turn OSError into a UserError that says what it means for the run."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{run_dir / checkpoint_name(step)}: the checkpoint cannot be written: {error.strerror or error}; the ones "
+            "before it are intact, and -resume continues from there"
+        ) from error
+
+
+def begin(run_dir: Path, step: int) -> None:
+    """Make an empty directory to write a checkpoint into.
+
+    Raises:
+        UserError: if something else is where the checkpoint would go.
+    """
+    final = run_dir / checkpoint_name(step)
     for path in (final, run_dir / LATEST, run_dir / BEST):
         if path.exists() and not (path.is_symlink() if path != final else is_checkpoint(path)):
             raise UserError(f"{path}: is not from here, and a checkpoint would go there; move it away")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write_files(temporary, saved, next_save_number(list_checkpoints(run_dir)))
-        if final.exists():  # saved before, by a run that was then continued from an earlier step
-            replaced = _free_name(run_dir / f".replaced-{final.name}")
-            final.rename(replaced)
-            temporary.rename(final)
-            atomic.sync(run_dir)
-            _delete(replaced)
-        else:
-            temporary.rename(final)
-            atomic.sync(run_dir)
-        _point(run_dir / LATEST, final.name)
-        if saved.is_best:
-            _point(run_dir / BEST, final.name)
-        atomic.sync(run_dir)
-        _delete_old(run_dir, saved.keep_last)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(
-            f"{final}: the checkpoint cannot be written: {error.strerror or error}; the ones before it are intact, and "
-            "-resume continues from there"
-        ) from error
-    return final
+    temporary = writing_directory(run_dir, step)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
 
 
 def _free_name(path: Path) -> Path:
@@ -143,14 +179,18 @@ def _free_name(path: Path) -> Path:
     return path
 
 
-def _write_files(directory: Path, saved: Snapshot, save_number: int) -> None:
+def write_tensors(directory: Path, saved: Snapshot, optimizer_file: str) -> None:
+    """Write the files of a checkpoint that hold tensors."""
     description = {} if saved.architecture is None else {saved.architecture.KEY: saved.architecture.to_dict()}
     for name, arrays in ((MODEL_FILE, saved.weights), (EMA_FILE, saved.ema)):
         if arrays is not None:
-            weight_files.write_pdparams(directory / name, _stored(arrays), description)
+            weight_files.write_pdparams(directory / name, arrays, description)
     if saved.extra:
-        weight_files.write_pdparams(directory / EXTRA_FILE, _stored(saved.extra))
-    weight_files.write_nested(directory / OPTIMIZER_FILE, "optimizer", _stored(saved.optimizer))
+        weight_files.write_pdparams(directory / EXTRA_FILE, saved.extra)
+    weight_files.write_nested(directory / optimizer_file, "optimizer", saved.optimizer)
+
+
+def _write_description(directory: Path, saved: Snapshot, save_number: int) -> None:
     dataclasses.replace(saved.state, save_number=save_number).write(directory)
     (directory / CONFIG_FILE).write_text(saved.config_yaml, encoding="utf-8")
     manifest.write(directory)
@@ -159,8 +199,8 @@ def _write_files(directory: Path, saved: Snapshot, save_number: int) -> None:
     atomic.sync(directory)
 
 
-def _stored(arrays: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
-    return {name: StoredTensor.of(array) for name, array in arrays.items()}
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).split(".")[-1]
 
 
 class SaveTimer:
@@ -222,7 +262,9 @@ def load(checkpoint_dir: Path, task: Task) -> RunState:
     state = read_state(checkpoint_dir)
     checkpoint.load_weights(task.network, checkpoint_dir / MODEL_FILE)
     _load_extra(checkpoint_dir, task)
-    saved = weight_files.read_nested(checkpoint_dir / OPTIMIZER_FILE, "optimizer")
+    saved = {}
+    for file in optimizer_files(checkpoint_dir):
+        saved |= weight_files.read_nested(file, "optimizer")
     set_optimizer_state_by_name(task.model, task.optimizer, saved, checkpoint_dir)
     if task.ema is not None:
         if not (checkpoint_dir / EMA_FILE).is_file():
@@ -247,7 +289,7 @@ def _load_extra(checkpoint_dir: Path, task: Task) -> None:
 def _read_exactly(file: Path, own: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """Read the arrays of a file that must have the names, shapes and types of these tensors."""
     stored = weight_files.read(file).tensors
-    wanted = {name: (tuple(value.shape), str(value.dtype).split(".")[-1]) for name, value in own.items()}
+    wanted = {name: (tuple(value.shape), _dtype_name(value)) for name, value in own.items()}
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()}
     if found != wanted:
         odd = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
@@ -255,8 +297,8 @@ def _read_exactly(file: Path, own: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.checked(name, file).read() for name, tensor in stored.items()}
 
 
-def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]:
-    """Return the optimizer's tensors as {"structured name/accumulator": array}.
+def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's tensors as {"structured name/accumulator": tensor}.
 
     Paddle keys them by automatic names (`linear_4.w_0_moment1_0`), which depend on the layers
     that the process built before.
@@ -267,8 +309,8 @@ def optimizer_state_by_name(model: nn.Layer, optimizer) -> dict[str, np.ndarray]
         if key in ("LR_Scheduler", "master_weights"):
             continue  # the engine sets the learning rate; weights are float32 themselves
         owner = _find_owner(key, names)
-        renamed[f"{names[owner]}/{key[len(owner) + 1 :]}"] = value.numpy()
-    return dict(sorted(renamed.items()))  # the file must not depend on the rank that gathered the state
+        renamed[f"{names[owner]}/{key[len(owner) + 1 :]}"] = value
+    return dict(sorted(renamed.items()))
 
 
 def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source: Path) -> None:
@@ -330,7 +372,8 @@ def _delete_old(run_dir: Path, keep_last: int) -> None:
 
 def _delete(checkpoint_dir: Path) -> None:
     """Delete the files that a checkpoint consists of, and its directory if there is nothing else in it."""
-    for name in _FILES:
+    optimizer = [path.name for path in checkpoint_dir.glob("optimizer*.pdopt")]
+    for name in (MANIFEST_FILE, STATE_FILE, MODEL_FILE, EMA_FILE, EXTRA_FILE, *optimizer, CONFIG_FILE):
         (checkpoint_dir / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # somebody put something there
         checkpoint_dir.rmdir()

@@ -27,12 +27,13 @@ from pipeline.loading import Batch, Loader
 from program import Stopped
 from storage import run_state
 from storage.run_state import RunState
-from training import checkpoints, data_parallel, flops, resume, static_graph
+from training import checkpoints, data_parallel, flops, resume, sharded_checkpoints, static_graph
 from training.device import autocast, autocast_dtype, is_on_cpu, is_on_gpu
 from training.guard import Guard
 from training.log import Means, Throughput
 from training.plan import Plan, check_micro_steps, describe_plan, make_plan, train_flops
 from training.run import Run
+from training.sharded_gradients import build_exchange
 from training.task import Evaluation, Task
 
 _MUCH_WAITING = 0.05  # share of the time from which on the log shows it
@@ -63,6 +64,7 @@ class Training:
 
     Attributes:
         step: updates done.
+        shared_directory: of the run, on all ranks, where each writes a part of its checkpoints; else None.
         best: best value of the task's best metric up to now; None before the first.
         images_done: of the current epoch, if it began with another number of images per update.
         evaluation_pending: the weights should have been evaluated, but the run was asked to stop.
@@ -95,13 +97,17 @@ class Training:
                 run.directory, lambda path, is_best: run.log.say(f"saved {path}" + (" (best)" if is_best else ""))
             )
 
+        self.shared_directory: Path | None = None
+        if run.config.TRAIN.SHARDING != "none" and runtime.world_size() > 1:
+            self.shared_directory = sharded_checkpoints.shared_directory(run.directory)
+
     def start(self) -> None:
         """Prepare for updates; all ranks get the weights of the first."""
         runtime.keep_large_blocks()
         self.task.model.train()
         if self.run.config.TRAIN.TO_STATIC:
             static_graph.compile_model(self.task, self.run.config, lambda: autocast(self.run.config), self.run.log.say)
-        self.model = data_parallel.wrap(self.task.model)
+        self.exchange = build_exchange(self.task, self.run.config)
         self.clock = Throughput(self.step, lambda: self.train_loader.waited_secs)
         self.show = self.run.log.progress(self.plan.total_steps, self.step)
 
@@ -137,15 +143,13 @@ class Training:
         # Data parallelism averages over ranks, and shares may differ by an image: weigh by images, not by ranks.
         weight = share * runtime.world_size() / sampler.update_size(update)
         loss_sum, part_sums = paddle.zeros([]), {}
-        # DataParallel cannot follow the backward passes within the backward pass that recomputation makes.
-        sends_all_at_once = config.TRAIN.BF16_ALLREDUCE or config.TRAIN.RECOMPUTE
         for micro, size in enumerate(sizes):
             rng = _seed_micro_step(config.SEED, self.step, micro)
             batch = next(batches)
             is_last = micro + 1 == len(sizes)
-            with data_parallel.no_sync(self.model, not is_last or sends_all_at_once):
+            with self.exchange.micro_step(is_last):
                 with autocast(config):
-                    loss, parts = task.loss(self.model, batch, rng)
+                    loss, parts = task.loss(self.exchange.model, batch, rng)
                 self.scaler.scale(loss * (size * weight)).backward()
             loss_sum += loss.detach().astype("float32") * size
             for name, value in parts.items():
@@ -153,15 +157,11 @@ class Training:
         task.optimizer.set_lr(lr)
         if hasattr(task.optimizer, "gradient_share"):  # LARS, which normalises gradients
             task.optimizer.gradient_share = share
-        trained = [p for p in task.model.parameters() if not p.stop_gradient and p.grad is not None]
-        if sends_all_at_once:
-            data_parallel.average_gradients(trained, "bfloat16" if config.TRAIN.BF16_ALLREDUCE else "float32")
+        self.exchange.finish()
         if self.scaler.is_enable():
+            self.exchange.spread_infinity()
             self.scaler.unscale_(task.optimizer)
-        if config.TRAIN.GRAD_CLIP is None:
-            norm = _gradient_norm([p.grad for p in trained])
-        else:  # Paddle's own grad_clip would clip each parameter group by itself
-            norm = nn.utils.clip_grad_norm_(trained, config.TRAIN.GRAD_CLIP)
+        norm = self.exchange.clip(config.TRAIN.GRAD_CLIP)
         if self.guard.check(loss_sum, sum(sizes), norm, update, self.step, lr, part_sums):
             self.scaler.step(task.optimizer)
             if task.ema is not None:  # the scaler leaves out an update whose gradient is not finite
@@ -249,11 +249,10 @@ class Training:
     # ---- checkpoints
 
     def save(self, is_best: bool) -> None:
-        """Copy the state; it is written while the training continues."""
+        """Copy the state, which is written while the training continues; a sharded one is written at once."""
         self.save_timer.restart()
         self.guard.wants_save = False
-        if self.writer is None:
-            self.task.optimizer.state_dict()  # where it is sharded, the first rank collects it
+        if self.writer is None and self.shared_directory is None:
             return
         plan, task, config = self.plan, self.task, self.run.config
         epoch, update = divmod(self.step, plan.updates_per_epoch) if plan.updates_per_epoch else (0, 0)
@@ -269,11 +268,12 @@ class Training:
             best=self.best,
             scaler={key: np.asarray(value).tolist() for key, value in self.scaler.state_dict().items()},
         )
-        self.writer.submit(
-            checkpoints.snapshot(
-                task, state=state, config_yaml=config.dump(), is_best=is_best, keep_last=config.KEEP_LAST
-            )
-        )
+        fields = {"state": state, "config_yaml": config.dump(), "is_best": is_best, "keep_last": config.KEEP_LAST}
+        saved = checkpoints.snapshot(task, copies=self.shared_directory is None, **fields)
+        if self.shared_directory is not None:
+            saved = sharded_checkpoints.write_tensors(self.shared_directory, saved, self.writer)
+        if self.writer is not None:
+            self.writer.submit(saved)
 
     def restore(self) -> None:
         """Load the checkpoint from which the run continues, if any."""
@@ -341,15 +341,6 @@ def evaluate(evaluation: Evaluation, model: nn.Layer, loader: Loader, run: Run) 
         raise UserError(f"{loader.source.origin}: none of its images can be read")
     means = {name: float(total / num_images) for name, total in zip(evaluation.metrics, totals, strict=True)}
     return evaluation.summarise(means)
-
-
-def _gradient_norm(gradients: list[paddle.Tensor]) -> paddle.Tensor:
-    """Return the norm of all gradients together, in float32."""
-    if is_on_cpu():
-        squares = [gradient.astype("float32").square().sum() for gradient in gradients]
-    else:  # one kernel for each instead of two or three; on CPU it would sum in another order
-        squares = [paddle._C_ops.squared_l2_norm(gradient.astype("float32")).reshape([]) for gradient in gradients]
-    return paddle.stack(squares).sum().sqrt()
 
 
 def _seed_micro_step(seed: int, step: int, micro: int) -> np.random.Generator:

@@ -25,6 +25,7 @@ _KEPT_PER_HIDDEN = 2.0
 _KEPT_IN_FLOAT32 = 2.0  # activations per block that stay in float32 under mixed precision: the residual stream
 _TRANSIENT = 48.0  # gradients of a layer's activations while its backward pass runs
 _MANY_RANKS = 8
+_GRADIENTS_IN_TRANSIT = 64 << 20  # bytes: the bucket that fills, and the one that is sent, see `sharded_gradients`
 _OVERHEAD = 1.06  # what the allocator cannot use
 _FRAMEWORK_BYTES = {"cpu": 0.45 * GIB, "gpu": 1.0 * GIB}  # Paddle itself; a CUDA context and its libraries
 
@@ -96,7 +97,7 @@ def estimate(
         count: parameters; None: those of the architecture.
         cost: of a step of the method.
         device: "cpu", which has no low precision, or "gpu".
-        ranks: over which TRAIN.SHARD_OPTIMIZER shares the moments out.
+        ranks: over which TRAIN.SHARDING distributes moments and gradients.
     """
     count = count or count_parameters(architecture)
     is_low = device == "gpu" and (config.AMP == "auto" or amp_dtype(config) is not None)
@@ -109,10 +110,27 @@ def estimate(
     if config.EVAL:
         weights = (2 if config.MODEL.DTYPE == "bfloat16" else 4) * count.all
         return Memory(weights, 0.0, 0.0, 0.0, largest + inputs, framework)
-    shared = ranks if config.TRAIN.SHARD_OPTIMIZER else 1
-    per_moment = {"LARS": 4, "SGD": 4}.get(config.TRAIN.OPTIMIZER.NAME, 8)
-    moments = per_moment * count.trained / shared + (4 * count.all if config.TRAIN.EMA_DECAY else 0)
-    return Memory(weights, 4.0 * count.trained, moments, kept + inputs, largest, framework)
+    sharding = config.TRAIN.SHARDING if ranks > 1 else "none"
+    gradients = 4.0 * count.trained
+    if sharding == "gradients":
+        gradients = min(gradients, gradients / ranks + _GRADIENTS_IN_TRANSIT)
+    moments = _moment_bytes(config, count) / (1 if sharding == "none" else ranks)
+    moments += 4 * count.all if config.TRAIN.EMA_DECAY else 0
+    return Memory(weights, gradients, moments, kept + inputs, largest, framework)
+
+
+def checkpoint_bytes(architecture: Architecture | ClipArchitecture, config, count: Count, ranks: int) -> float:
+    """Return the bytes of the first rank's host that a checkpoint takes while it is written; other ranks' take none.
+
+    It is copied whole, or, with TRAIN.SHARDING, read from the device one tensor at a time.
+    """
+    if config.TRAIN.SHARDING != "none" and ranks > 1:
+        return 4 * max(math.prod(shape) for shape in architecture.shapes().values())
+    return (8 if config.TRAIN.EMA_DECAY else 4) * count.all + _moment_bytes(config, count)
+
+
+def _moment_bytes(config, count: Count) -> float:
+    return {"LARS": 4, "SGD": 4}.get(config.TRAIN.OPTIMIZER.NAME, 8) * count.trained
 
 
 def fitting_batch(
@@ -209,16 +227,16 @@ def _inputs(architecture: Architecture | ClipArchitecture, config, cost: Cost) -
 # ---- words --------------------------------------------------------------------------------------
 
 
-def describe(architecture: Architecture | ClipArchitecture, config, gpu_gib: float, ranks: int) -> str:
+def describe(architecture: Architecture | ClipArchitecture, config, gpu_gib: float, ranks: int | None) -> str:
     """Return lines that say what a GPU needs for a configuration, and for its variants, and whether it has it.
 
     Args:
         gpu_gib: memory of a GPU in GiB.
-        ranks: number of GPUs; of 1, sharding is shown for `_MANY_RANKS`.
+        ranks: number of GPUs; None: sharding is shown for `_MANY_RANKS`.
 
     With MODEL.NUM_CLASSES None, the head is not counted, and the lines say so.
     """
-    count, ranks = count_parameters(architecture), ranks if ranks > 1 else _MANY_RANKS
+    count, ranks = count_parameters(architecture), ranks or _MANY_RANKS
     lines = [
         f"{architecture.content}: {architecture}",
         f"{count.all:,} parameters, {count.trained:,} of them train; estimates, not measured on a GPU",
@@ -230,6 +248,7 @@ def describe(architecture: Architecture | ClipArchitecture, config, gpu_gib: flo
             f"without the head, as MODEL.NUM_CLASSES follows the data, which is not there: {1e5 * each / GIB:.1f} "
             "GiB more for each 100,000 classes; -opts MODEL.NUM_CLASSES N counts it"
         )
+    fits = False
     for words, variant in _variants(config, ranks):
         memory = estimate(architecture, variant, count, device="gpu", ranks=ranks)
         parts = {
@@ -240,8 +259,25 @@ def describe(architecture: Architecture | ClipArchitecture, config, gpu_gib: flo
         }
         shown = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items() if value)
         verdict = "does NOT fit" if memory.peak > gpu_gib * GIB else "fits" if has_head else "without its head fits"
+        fits = fits or memory.peak <= gpu_gib * GIB
         lines.append(f"{words}: {memory.peak / GIB:.1f} GiB per GPU ({shown}); {verdict} {gpu_gib:g} GiB")
+    if config.EVAL:
+        return "\n".join(lines)
+    of_host = {name: _with(config, TRAIN={"SHARDING": name}) for name in ("none", "optimizer")}
+    whole, sharded = (checkpoint_bytes(architecture, other, count, ranks) / GIB for other in of_host.values())
+    lines.append(
+        f"host of the first GPU, while a checkpoint is written: {whole:.1f} GiB more, with any sharding {sharded:.1f}; "
+        "other hosts: none"
+    )
+    if not fits:
+        lines.append(
+            f"nothing fits {ranks} x {gpu_gib:g} GiB: every GPU keeps all weights; Paddle can distribute these, too "
+            "(paddle.distributed.sharding.group_sharded_parallel, level p_g_os), and this project does not"
+        )
     return "\n".join(lines)
+
+
+_SHARDED = {"none": "", "optimizer": "optimizer", "gradients": "optimizer and gradients"}  # in words
 
 
 def _variants(config, ranks: int) -> Iterator[tuple[str, object]]:
@@ -252,9 +288,9 @@ def _variants(config, ranks: int) -> Iterator[tuple[str, object]]:
         return
     for precision, amp in (("float32", False), ("bf16", "bf16")):
         for recompute in (False, True):
-            for shard in (False, True):
-                words = [precision, *["recompute"] * recompute, *[f"optimizer sharded over {ranks} GPUs"] * shard]
-                yield ", ".join(words), _with(config, AMP=amp, TRAIN={"RECOMPUTE": recompute, "SHARD_OPTIMIZER": shard})
+            for sharding, what in _SHARDED.items():
+                words = [precision, *["recompute"] * recompute, *[f"{what} sharded over {ranks} GPUs"] * bool(what)]
+                yield ", ".join(words), _with(config, AMP=amp, TRAIN={"RECOMPUTE": recompute, "SHARDING": sharding})
 
 
 def _with(config, **sections: object):

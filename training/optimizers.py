@@ -18,7 +18,7 @@ _LEAST_PER_THREAD = 2_000_000  # parameters for which a thread is worth its cost
 
 
 def configured_optimizer(config, groups: list[dict]):
-    """Build TRAIN.OPTIMIZER over parameter groups, sharded if TRAIN.SHARD_OPTIMIZER is set.
+    """Build TRAIN.OPTIMIZER over parameter groups, sharded over the ranks unless TRAIN.SHARDING is none.
 
     Args:
         groups: of `optim.param_groups`; those of several networks one after the other.
@@ -29,7 +29,7 @@ def configured_optimizer(config, groups: list[dict]):
     num_threads = runtime.cores_per_rank()
     if is_on_cpu() and settings.NAME.startswith("AdamW") and num_threads > 1:
         build = functools.partial(ThreadedOptimizer, build, num_threads)
-    return ShardedOptimizer(build, groups) if config.TRAIN.SHARD_OPTIMIZER else build(groups)
+    return build(groups) if config.TRAIN.SHARDING == "none" else ShardedOptimizer(build, groups)
 
 
 class ThreadedOptimizer(PartedOptimizer):

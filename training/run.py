@@ -28,7 +28,8 @@ class Run:
         log: silent on all ranks but the first.
         resume_from: checkpoint directory to continue.
         dry_run: print the plan, and stop.
-        gpu_gib: memory of a GPU, of which the plan says whether it is enough; None: this was not asked.
+        gpus: number (or None) and memory in GiB of GPUs of which the plan says whether they are enough; None: this was
+            not asked.
         bad_images: notes on images that could not be read and were skipped by this rank, since the last report.
         num_bad_images: of all ranks, up to the last report.
         sources: splits that have been opened, see `loaders.open_once`.
@@ -39,7 +40,7 @@ class Run:
     log: RunLog
     resume_from: Path | None = None
     dry_run: bool = False
-    gpu_gib: float | None = None
+    gpus: tuple[int | None, float] | None = None
     bad_images: list[str] = dataclasses.field(default_factory=list)
     num_bad_images: int = 0
     sources: dict[tuple, Source] = dataclasses.field(default_factory=dict)
@@ -80,7 +81,8 @@ def start_run(
     """
     args, config = command_line.start(script, description, argv, check)
     set_device(args.device, config.DETERMINISTIC)
-    config, precision = choose_precision(config)
+    if args.gpu_memory is None:  # else precision is that of the GPUs which are asked about
+        config, precision = choose_precision(config)
     across_ranks.join()
     resume_from, directory, lock = run_directory.enter(config, run_prefix(config), args.dry_run)
     log = RunLog(directory, quiet=not runtime.is_main(), visualdl=config.VISUALDL, lock=lock)
@@ -92,7 +94,7 @@ def start_run(
         log.say(precision)
     if args.dry_run:
         log.say(config.dump())
-    return Run(config, directory, log, resume_from, args.dry_run, gpu_gib=args.gpu_memory)
+    return Run(config, directory, log, resume_from, args.dry_run, gpus=args.gpu_memory)
 
 
 def write_report(run: Run) -> None:

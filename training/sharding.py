@@ -1,6 +1,5 @@
 """An optimizer whose state is shared out among the ranks, for models whose AdamW moments do not fit one device."""
 
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +8,6 @@ from paddle import distributed as dist
 from paddle.optimizer import Optimizer
 
 import runtime
-from layers import across_ranks
 
 
 class PartedOptimizer:
@@ -44,9 +42,9 @@ class ShardedOptimizer(PartedOptimizer):
 
     A rank keeps the optimizer state of its share only: with R ranks, AdamW takes 8 / R bytes per parameter instead of
     8, besides 4 for the weight and 4 for its gradient. Parameters are distributed whole, so the result is bit-identical
-    to that of the unsharded optimizer, and checkpoints are the same: a run may resume sharded or not, on any number of
-    ranks. Paddle's own engines take no parameter groups (fleet's stage 1), which layer-wise decay needs, or no CPU
-    (`group_sharded_parallel`), where they could be tested.
+    to that of the unsharded optimizer. Each rank saves its part of the state; a run may resume sharded or not, on any
+    number of ranks. Paddle's own engines take no parameter groups (fleet's stage 1), which layer-wise decay needs, or
+    no CPU (`group_sharded_parallel`), where they could be tested.
 
     Args:
         build: makes the optimizer of some parameter groups.
@@ -87,23 +85,12 @@ class ShardedOptimizer(PartedOptimizer):
             transfer.wait()
 
     def state_dict(self) -> dict[str, paddle.Tensor]:
-        """Return the whole state on the first rank, on its host, and nothing on others; all ranks must call it."""
-        own = {} if self._optimizer is None else self._optimizer.state_dict()
-        own = {key: value for key, value in own.items() if isinstance(value, paddle.Tensor)}
-        if runtime.world_size() == 1:
-            return own
-        described = [
-            json.dumps([runtime.rank(), key, value.shape, str(value.dtype).split(".")[-1]])
-            for key, value in own.items()
-        ]
-        whole = {}
-        for rank, key, shape, dtype in map(json.loads, across_ranks.gather_texts(described)):
-            is_owner = rank == runtime.rank()  # AdamW's powers of beta are on the host, also on a GPU
-            tensor = own[key].to(paddle.device.get_device()) if is_owner else paddle.empty(shape, dtype)
-            dist.broadcast(tensor, src=rank)
-            if runtime.is_main():
-                whole[key] = tensor.cpu()
-        return whole
+        """Return this rank's part of the state."""
+        return {} if self._optimizer is None else self._optimizer.state_dict()
+
+    def owners(self) -> dict[str, int]:
+        """Return the rank that owns each parameter, by automatic names."""
+        return {p.name: owner for p, owner in zip(self._parameter_list, self._owners, strict=True)}
 
     def owns(self, name: str) -> bool:
         """Return True if this rank keeps the state of a parameter, by its automatic name."""

@@ -20,7 +20,7 @@ from storage.run_state import RunState
 from tests.conftest import assert_close
 from tests.helpers.joint_batch import comparable, image_masked_task, train
 from tests.helpers.saved_runs import fit_pretrain, poison, stop_at, weights
-from training import engine, loaders, resume
+from training import data_parallel, engine, loaders, resume
 from training.engine import fit
 from training.log import RunLog, read_log
 from training.plan import Plan
@@ -403,7 +403,13 @@ def test_the_gradient_norm_of_one_kernel_per_tensor_is_the_same(monkeypatch):
     paddle.seed(0)
     gradients = [paddle.randn([30, 20]), paddle.randn([7]), paddle.zeros([3]), paddle.full([2], 1e-8)]
     expected = np.sqrt(sum((gradient.numpy().astype(np.float64) ** 2).sum() for gradient in gradients))
+    model = paddle.nn.Layer()
+    for number, gradient in enumerate(gradients):
+        parameter = model.create_parameter(gradient.shape)
+        parameter.grad = gradient
+        model.add_parameter(f"p{number}", parameter)
     for on_cpu in (True, False):
-        monkeypatch.setattr(engine, "is_on_cpu", lambda on_cpu=on_cpu: on_cpu)
-        assert engine._gradient_norm(gradients).shape == []
-        assert float(engine._gradient_norm(gradients)) == pytest.approx(expected, rel=1e-6)  # float32
+        monkeypatch.setattr(data_parallel, "is_on_cpu", lambda on_cpu=on_cpu: on_cpu)
+        norm = data_parallel.Exchange(model).clip(None)
+        assert norm.shape == []
+        assert float(norm) == pytest.approx(expected, rel=1e-6)  # float32

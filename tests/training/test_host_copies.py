@@ -19,7 +19,7 @@ METHODS = {
     "pretrain": [*MODES["pretrain"], *_EMA],
     "finetune": [*MODES["finetune"], *_EMA, "TRAIN.GRAD_CLIP", 1.0],
     "linearprobe": MODES["linearprobe"],
-    "sharded": [*MODES["finetune"], "TRAIN.SHARD_OPTIMIZER", True],
+    "sharded": [*MODES["finetune"], "TRAIN.SHARDING", "optimizer"],
     "sweep": [*MODES["linearprobe"], "TRAIN.LR_SWEEP", [1.0, 10.0]],
     "moco": ["MODEL.TYPE", "MOCO", "MOCO.HIDDEN_DIM", 16, "MOCO.OUT_DIM", 8, "DATA.DROP_LAST", True, *_EMA],
     "contrastive_head": _HEAD,

@@ -104,7 +104,7 @@ def test_lars_takes_a_small_step_for_a_small_update():
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_the_loop_tells_lars_the_share(tiny_run, monkeypatch, sharded):
-    training = make_training(tiny_run("linearprobe", "TRAIN.SHARD_OPTIMIZER", sharded), 10, 8)
+    training = make_training(tiny_run("linearprobe", "TRAIN.SHARDING", "optimizer" if sharded else "none"), 10, 8)
     steps = []
     for update in range(2):
         before = training.task.model.head.weight.numpy().copy()

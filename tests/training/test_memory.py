@@ -53,10 +53,13 @@ def test_parameters_are_counted_without_a_model(name, parameters):
 
 def test_sharding_precision_and_recomputation_change_what_they_should():
     name = "vit_2b_patch14_224_pretrain"
-    plain, sharded = (
-        memory.estimate(*load(name, "TRAIN.SHARD_OPTIMIZER", shard), device="gpu", ranks=8) for shard in (False, True)
+    plain, sharded, both = (
+        memory.estimate(*load(name, "TRAIN.SHARDING", shard), device="gpu", ranks=8)
+        for shard in ("none", "optimizer", "gradients")
     )
-    assert sharded.moments * 8 == pytest.approx(plain.moments)
+    assert sharded.moments * 8 == both.moments * 8 == pytest.approx(plain.moments)
+    assert sharded.gradients == plain.gradients
+    assert both.gradients == plain.gradients / 8 + (64 << 20)
     assert plain.moments == 2 * plain.gradients
     all_kept, recomputed = (memory.estimate(*load(name, "TRAIN.RECOMPUTE", again)) for again in (False, True))
     assert recomputed.activations < 0.1 * all_kept.activations
@@ -69,7 +72,10 @@ def test_sharding_precision_and_recomputation_change_what_they_should():
 @pytest.mark.parametrize(
     ("main", "name", "flags", "words"),
     [
-        (main_multi_gpu_pretrain.main, "vit_6.5b_patch14_224_pretrain", ["-gpu_memory", "80"], "does NOT fit 80 GiB"),
+        (main_multi_gpu_pretrain.main, "vit_6.5b_patch14_224_pretrain", ["-gpu_memory", "1x80"], "nothing fits 1 x 80"),
+        (main_multi_gpu_pretrain.main, "vit_6.5b_patch14_224_pretrain", ["-gpu_memory", "8x80"], "gradients .*fits 80"),
+        (main_multi_gpu_pretrain.main, "vit_6.5b_patch14_224_pretrain", ["-gpu_memory", "64x24"], "nothing fits 64 x"),
+        (main_multi_gpu_pretrain.main, "vit_6.5b_patch14_224_pretrain", ["-gpu_memory", "64x80"], "configured.*; fits"),
         (main_multi_gpu_pretrain.main, "vit_6.5b_patch14_224_wsp", ["-gpu_memory", "141"], "without its head fits 141"),
         (main_multi_gpu_pretrain.main, "vit_2b_patch14_224_lit", ["-gpu_memory", "80"], "fits 80 GiB"),
         (
@@ -131,13 +137,12 @@ def test_a_run_takes_the_batch_that_fits_and_says_so(tmp_path, monkeypatch, caps
 
 def test_bad_questions_are_refused(capsys):
     cfg = str(recipe("vit_base_patch16_224_pretrain"))
-    for flags in (["-gpu_memory", "80"], ["-dry_run", "-gpu_memory", "-1"]):
-        with pytest.raises(UserError, match="GiB above 0"):
-            main_multi_gpu_pretrain.main(["-cfg", cfg, "-device", "cpu", *flags])
-    for number in ("inf", "1e400", "nan"):
+    with pytest.raises(UserError, match="is for -dry_run"):
+        main_multi_gpu_pretrain.main(["-cfg", cfg, "-device", "cpu", "-gpu_memory", "80"])
+    for number in ("inf", "1e400", "nan", "-1", "0", "0x80", "x80", "8x", "1.5x80", "8x-1"):
         with pytest.raises(SystemExit):
             main_multi_gpu_pretrain.main(["-cfg", cfg, "-dry_run", "-gpu_memory", number])
-        assert "is not a finite number" in capsys.readouterr().err
+        assert re.search("is not (a finite number|GiB above 0)", capsys.readouterr().err)
 
 
 def test_a_head_that_follows_the_data_is_counted_or_said_to_be_left_out(capsys):

@@ -75,7 +75,7 @@ def test_stops_and_other_numbers_of_workers_change_no_bit(tmp_path, tiny_yaml, i
     """With two ranks, the stopped run shares its optimizer's state out between them; the straight one does not."""
     options = [*OPTIONS, "DATA.DATASET", "imagenet2012"]
     Runs(tmp_path, tiny_yaml("finetune", *options), image_folder, ranks).finish("straight", 0)
-    cfg = tiny_yaml("finetune", *options, "TRAIN.SHARD_OPTIMIZER", ranks > 1)
+    cfg = tiny_yaml("finetune", *options, "TRAIN.SHARDING", "optimizer" if ranks > 1 else "none")
     runs = Runs(tmp_path, cfg, image_folder, ranks)
     output = runs.stop_after("stopped", 1, 1)
     assert "SIGTERM: the run stops and saves after this update" in output
