@@ -21,6 +21,7 @@ import numpy as np
 from errors import UserError, one_line, printable
 
 MOST_BYTES = 1 << 30  # largest file that is read whole
+_LEAST_READ = 1 << 16
 NUMBER = (int, float)
 Kind = type | tuple[type, ...]
 _BOM = b"\xef\xbb\xbf"  # which some editors write before UTF-8
@@ -70,7 +71,7 @@ def read_file(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most_bytes:
             raise ValueError(f"has {size:,} bytes, and at most {most_bytes:,} are sane")
-        return file.read(most_bytes)
+        return file.read(max(size, _LEAST_READ))  # it takes that memory first; files in /proc say 0
 
 
 def open_lock_file(path: Path) -> int:

@@ -45,11 +45,11 @@ def optimizer_files(checkpoint_dir: Path) -> list[Path]:
     Raises:
         UserError: if a part is missing.
     """
-    parts = [match for path in sorted(checkpoint_dir.iterdir()) if (match := _PART.fullmatch(path.name))]
-    if not parts:
+    found = sorted(path.name for path in checkpoint_dir.glob("optimizer*.pdopt"))
+    part = next(filter(None, map(_PART.fullmatch, found)), None)
+    if part is None:
         return [checkpoint_dir / OPTIMIZER_FILE]
-    wanted = [optimizer_part(rank, int(parts[0][2])) for rank in range(int(parts[0][2]))]
-    found = [part[0] for part in parts]
+    wanted = [optimizer_part(rank, int(part[2])) for rank in range(int(part[2]))]
     if found != wanted:
         odd = sorted(set(found) ^ set(wanted))
         raise UserError(f"{checkpoint_dir}: parts of the optimizer's state are missing or too many: {abridge(odd)}")

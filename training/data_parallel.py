@@ -31,8 +31,12 @@ class Exchange:
         """Return the context of the forward and backward passes of a micro-step, the update's last or not."""
         return contextlib.nullcontext()
 
-    def finish(self) -> None:
-        """Exchange what the backward passes left; afterwards gradients are averages over ranks."""
+    def finish(self, num_missing: int = 0) -> None:
+        """Exchange what the backward passes left; afterwards gradients are averages over ranks.
+
+        Args:
+            num_missing: micro-steps of other ranks that this rank has no images for.
+        """
 
     def spread_infinity(self) -> None:
         """Make sure that ranks whose gradients are not finite are not alone to know."""
@@ -80,7 +84,7 @@ class Averaging(Exchange):
         waits = world_size() > 1 and (self._at_once or not is_last)
         return self.model.no_sync() if waits else contextlib.nullcontext()
 
-    def finish(self) -> None:
+    def finish(self, num_missing: int = 0) -> None:
         """Average what was not sent during the backward pass."""
         if world_size() == 1 or not self._at_once:
             return

@@ -157,7 +157,7 @@ class Training:
         task.optimizer.set_lr(lr)
         if hasattr(task.optimizer, "gradient_share"):  # LARS, which normalises gradients
             task.optimizer.gradient_share = share
-        self.exchange.finish()
+        self.exchange.finish(len(sampler.micro_sizes(update, rank=0)) - len(sizes))  # the first rank has the most
         if self.scaler.is_enable():
             self.exchange.spread_infinity()
             self.scaler.unscale_(task.optimizer)

@@ -22,13 +22,16 @@ from training.checkpoints import Snapshot, Writer, begin, named_errors, writing_
 from training.checkpoints import write_tensors as write_all_tensors
 
 
-def shared_directory(run_dir: Path | None) -> Path:
-    """Return the run's directory, which the first rank knows, on all ranks.
+def shared_directory(run_dir: Path | None) -> Path | None:
+    """Return the run's directory, which the first rank knows, on all ranks; None for a run without one.
 
     Raises:
         UserError: if a rank does not see it.
     """
-    directory = Path(across_ranks.gather_texts([] if run_dir is None else [str(run_dir.resolve())])[0])
+    found = across_ranks.gather_texts([] if run_dir is None else [str(run_dir.resolve())])
+    if not found:
+        return None
+    directory = Path(found[0])
     blind = across_ranks.gather_texts([] if directory.is_dir() else [socket.gethostname()])
     if blind:
         raise UserError(

@@ -13,7 +13,7 @@ from training.data_parallel import Averaging, Exchange, squared_norm
 from training.sharding import ShardedOptimizer
 from training.task import Task
 
-_BUCKET_BYTES = 32 << 20  # of gradients in float32
+_BUCKET_BYTES = 32 << 20  # gradients are counted in float32
 
 
 class ReducingToOwners(Exchange):
@@ -38,10 +38,11 @@ class ReducingToOwners(Exchange):
         self._dtype, self._owners = dtype, optimizer.owners()
         self._buckets = _make_buckets(self._trained[::-1])
         self._places = {p.name: place for place, bucket in enumerate(self._buckets) for p in bucket}
-        self._sums: dict[str, paddle.Tensor] = {}  # of own parameters, over ranks and micro-steps
-        self._reached: set[str] = set()  # in this backward pass
-        self._num_sent = 0  # buckets of this backward pass
-        self._pending: list[tuple] = []  # transfers of the last bucket: (task, parameters, flat gradients)
+        self._sums: dict[str, paddle.Tensor] = {}  # by own parameter, over ranks and micro-steps
+        self._reached: set[str] = set()  # parameters, in this backward pass
+        self._num_sent = 0  # buckets, in this backward pass
+        self._pending: list[tuple] = []  # transfers of the last bucket: (task, owner, parameters, flat gradients)
+        self._shares: list[tuple] = []  # (owner, parameters) of all transfers of this backward pass
         if len(self._trained) < world_size():
             raise UserError(f"TRAIN.SHARDING=gradients: {world_size()} ranks are more than the model has parameters")
         with paddle.no_grad():
@@ -72,6 +73,7 @@ class ReducingToOwners(Exchange):
         These have parameters without a gradient, or more than one: recomputation adds one up for each use.
         """
         self._reached.clear()
+        self._shares.clear()
         self._num_sent = 0
         yield
         for bucket in self._buckets:
@@ -87,10 +89,13 @@ class ReducingToOwners(Exchange):
                 shares.setdefault(self._owners[parameter.name], []).append(parameter)
         for owner, share in shares.items():
             flat = paddle.concat([parameter.grad.flatten().astype(self._dtype) for parameter in share])
-            flat = flat * (1.0 / world_size())
             for parameter in share:
                 parameter.clear_gradient(False)  # frees it
-            self._pending.append((dist.reduce(flat, dst=owner, sync_op=False), owner, share, flat))
+            self._shares.append((owner, share))
+            self._reduce(owner, share, flat * (1.0 / world_size()))
+
+    def _reduce(self, owner: int, share: list[paddle.Tensor], flat: paddle.Tensor) -> None:
+        self._pending.append((dist.reduce(flat, dst=owner, sync_op=False), owner, share, flat))
 
     def _receive(self) -> None:
         """Wait for the transfers on their way, and add up own gradients."""
@@ -105,8 +110,13 @@ class ReducingToOwners(Exchange):
                 self._sums[parameter.name] = value if before is None else before + value
         self._pending.clear()
 
-    def finish(self) -> None:
+    @paddle.no_grad()
+    def finish(self, num_missing: int = 0) -> None:
         """Give own parameters their gradients; the others have none."""
+        for owner, share in num_missing * self._shares:
+            self._receive()
+            self._reduce(owner, share, paddle.zeros([sum(parameter.size for parameter in share)], self._dtype))
+        self._receive()
         for parameter in self._trained:
             if parameter.name in self._sums:
                 parameter.grad = self._sums.pop(parameter.name)

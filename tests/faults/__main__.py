@@ -1,6 +1,6 @@
 """Kill, stop and resume real training processes many times, and compare with a run that nobody disturbed.
 
-    python -m tests.faults [-kills 60] [-stops 20] [-hosts 4] [-jobs 2] [-seed 0]
+    python -m tests.faults [-kills 60] [-stops 20] [-hosts 4] [-jobs 2] [-seed 0] [-sharding gradients]
 
 Every trial starts the pretraining script on a small model that saves after every second update, kills it (SIGKILL: at a
 random moment, or as soon as a checkpoint is being written; SIGTERM: at a random moment, two ranks), and resumes with
@@ -73,10 +73,10 @@ def is_running(process: subprocess.Popen, output: Path, updates: int) -> bool:
 class Trials:
     """Trials against one undisturbed run."""
 
-    def __init__(self, folder: Path, ranks: int):
+    def __init__(self, folder: Path, ranks: int, sharding: str):
         self.folder, self.ranks = folder, ranks
         self.cfg = folder / "tiny.yaml"
-        self.cfg.write_text(get_config(None, [*TINY, *MODES["pretrain"], *_OPTS]).dump())
+        self.cfg.write_text(get_config(None, [*TINY, *MODES["pretrain"], *_OPTS, "TRAIN.SHARDING", sharding]).dump())
         started = time.monotonic()
         process = start(command(self.cfg, folder / "undisturbed", ranks), folder / "undisturbed.log")
         if process.wait() != 0:
@@ -167,8 +167,10 @@ def main() -> int:
     parser.add_argument("-hosts", type=int, default=4)
     parser.add_argument("-jobs", type=int, default=2)
     parser.add_argument("-seed", type=int, default=0)
+    parser.add_argument("-sharding", choices=("none", "optimizer", "gradients"), default="none")
     args = parser.parse_args()
-    plan = [("kill in save" if number % 2 else "kill", number, 1) for number in range(args.kills)]
+    killed_ranks = 1 if args.sharding == "none" else 2
+    plan = [("kill in save" if number % 2 else "kill", number, killed_ranks) for number in range(args.kills)]
     plan += [("stop", number, 2) for number in range(args.stops)]
     if hosts.are_possible():
         plan += [("cut off" if number % 2 else "kill a host", number, 2) for number in range(args.hosts)]
@@ -179,7 +181,7 @@ def main() -> int:
         for ranks in sorted({ranks for _, _, ranks in plan}):
             folder = Path(name) / f"{ranks}-ranks"
             folder.mkdir()
-            trials = Trials(folder, ranks)
+            trials = Trials(folder, ranks, args.sharding)
             with concurrent.futures.ThreadPoolExecutor(args.jobs if ranks == 1 else 1) as pool:
                 tasks = [
                     pool.submit(

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import sys
+import zlib  # noqa: F401 - before Paddle 2.6, which has one of its own
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))

@@ -2,6 +2,7 @@
 
 import io
 import os
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -40,6 +41,15 @@ def test_a_file_of_a_terabyte_is_refused_without_reading_it(tmp_path):
             read()
     with pytest.raises(UserError, match="are sane"):
         read_lines(tmp_path / "a.txt")
+
+
+def test_reading_a_small_file_takes_little_memory(tmp_path):
+    (tmp_path / "small.json").write_text("{}")
+    tracemalloc.start()
+    assert read_json(tmp_path / "small.json") == {}
+    assert read_file("/proc/version")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_deep_json_and_other_values_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Real runs, stopped and resumed as a cluster does it: by signals, with other numbers of workers, on a full disk."""
 
 import json
+import pickle
 import resource
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 import runtime
 from runtime import ROOT
+from storage.run_files import optimizer_files
 from training.log import read_log
 
 UPDATES = 18
@@ -64,7 +66,11 @@ class Runs:
         """Return all that a run leaves: weights, averaged weights, optimizer, and what it logged."""
         last = self.run_dir(name) / "latest"
         assert last.resolve().name == f"step-{UPDATES:08d}"
-        files = [(last / file).read_bytes() for file in ("model.pdparams", "ema.pdparams", "optimizer.pdopt")]
+        files = [(last / file).read_bytes() for file in ("model.pdparams", "ema.pdparams")]
+        optimizer = {}
+        for part in optimizer_files(last):
+            optimizer |= pickle.loads(part.read_bytes())["optimizer"]
+        files.append({name: value.tobytes() for name, value in optimizer.items()})
         timed = ("images_per_sec", "data_wait")
         return files, [{k: v for k, v in record.items() if k not in timed} for record in read_log(self.run_dir(name))]
 

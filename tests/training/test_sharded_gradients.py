@@ -8,7 +8,8 @@ import pytest
 from runtime import ROOT
 from storage.run_files import optimizer_files
 from storage.weight_files import read, read_nested
-from tests.training.test_distributed import launch
+from tests.training.test_distributed import launch, run_two_and_one
+from tests.training.test_host_copies import METHODS
 
 OPTIONS = ["TRAIN.NUM_EPOCHS", 4, "REPORT_FREQ", 1, "TRAIN.EMA_DECAY", 0.9, "TRAIN.GRAD_CLIP", 0.5, "RUN", "run"]
 
@@ -33,6 +34,15 @@ def tensors(run):
     return found
 
 
+def test_every_method_has_the_same_bits_with_gradients_on_their_owners(tmp_path):
+    """On two ranks, where no order of addition can matter; also with recomputation, and in bfloat16."""
+    code, output = launch(tmp_path, ROOT / "tests" / "helpers" / "sharded_methods.py", tmp_path / "result.json")
+    assert code == 0, output
+    differences = json.loads((tmp_path / "result.json").read_text())
+    assert differences == dict.fromkeys(differences, 0.0)
+    assert len(differences) == 3 * len(METHODS)
+
+
 @pytest.mark.slow
 def test_a_run_on_4_2_1_and_3_ranks_is_bit_identical_with_and_without_sharding(tmp_path, tiny_yaml, image_folder):
     """With layer decay, averaged weights and clipping; two updates an epoch, and stops within and between epochs."""
@@ -53,3 +63,8 @@ def test_a_run_on_4_2_1_and_3_ranks_is_bit_identical_with_and_without_sharding(t
             assert held["owned"] <= 1.5 * sum(value.size for n, value in expected.items() if "moment1" in n) / ranks
             assert held["sums"] <= held["owned"]
             assert held["most"] <= 2 * held["largest"], "a bucket that fills and one that is sent"
+
+
+def test_micro_steps_add_up_on_the_owners(tmp_path):
+    """Two ranks with two micro-steps each are one process with all images."""
+    run_two_and_one(tmp_path, 2, 1e-5, "TRAIN.SHARDING", "gradients")
