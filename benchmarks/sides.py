@@ -4,17 +4,14 @@ A side is a function (config, batch size) -> step, where step() does one update 
 the device is done.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
 import runtime
-from config import amp_dtype, image_size_hw, network_kind
-from errors import UserError
+from config import amp_dtype, network_kind
+from measures.synthetic import flop_per_image, synthetic_arrays
 from storage.architecture import of_config
-from training import flops
 
 Step = Callable[[], None]
 
@@ -25,10 +22,14 @@ def make_step(side: str, config, batch_size: int) -> tuple[Step, float]:
     Returns:
         the step, and its FLOPs per image; each view counts as an image.
     """
-    shape = (batch_size, config.DATA.IMAGE_CHANNELS, *image_size_hw(config))
-    images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    labels = np.random.default_rng(1).integers(0, max(1, config.MODEL.NUM_CLASSES), batch_size)
-    return (_ours if side == "ours" else _torch)(config, images, labels)
+    images, labels = synthetic_arrays(config, batch_size)
+    if side != "ours":
+        return _torch(config, images, labels)
+    from measures import training_step
+    from training import device
+
+    device.set_device()
+    return training_step.make_step(config, images, labels)
 
 
 def describe(side: str, config) -> dict[str, object]:
@@ -51,73 +52,6 @@ def describe(side: str, config) -> dict[str, object]:
         "precision": precision or "float32",
         "attention": kernels.describe_attention(precision, widths),
     }
-
-
-def _ours(config, images: np.ndarray, labels: np.ndarray) -> tuple[Step, float]:
-    import paddle
-
-    from launch.stop import StopRequest
-    from methods import dispatch
-    from pipeline.loading import Batch
-    from pipeline.samplers import TrainSampler
-    from training import device
-    from training.device import autocast
-    from training.engine import Training
-    from training.log import RunLog
-    from training.plan import make_plan, train_flops
-    from training.run import Run
-
-    device.set_device()
-    run = Run(config, None, RunLog(None, quiet=True), resume_from=Path("nothing is loaded"))
-    task = dispatch.build_task(run)
-    num_views = 1 if config.EVAL else len(dispatch.train_transform(config).views)
-    if len(images) % num_views:
-        raise UserError(f"-batch_size {len(images)}: must be divisible by the {num_views} views, which count as images")
-    count = len(images) // num_views
-    views = tuple(map(paddle.to_tensor, np.split(images, num_views)))
-    batch = Batch(views, labels[:count].astype(np.int64), np.arange(count))
-    synchronise = paddle.device.synchronize if paddle.device.is_compiled_with_cuda() else lambda: None
-    if config.EVAL:
-        task.model.eval()
-        runtime.keep_large_blocks()
-
-        def forward() -> None:
-            with paddle.no_grad(), autocast(config):
-                task.model(batch.images)
-            synchronise()
-
-        return forward, _flop_per_image(config)
-    loader = _OneBatch(batch, TrainSampler(count * 1000, count))
-    training = Training(task, loader, None, run, make_plan(config, loader), StopRequest(print))
-    training.start()
-    batches = loader.epoch()
-
-    def update() -> None:
-        training.update(batches, 0, 1e-4)
-        training.step += 1
-        synchronise()
-
-    return update, train_flops(task, config) / num_views
-
-
-def _flop_per_image(config) -> float:
-    """Return the FLOPs of a step of a network without other parts."""
-    architecture, mask_ratio = of_config(config, network_kind(config)), config.MODEL.MASK_RATIO
-    forward = 2 * flops.forward_macs(architecture, mask_ratio)
-    return forward if config.EVAL else flops.train_flops(architecture, mask_ratio)
-
-
-class _OneBatch:
-    """A loader that gives the same batch again and again."""
-
-    source, waited_secs = None, 0.0
-
-    def __init__(self, batch, sampler):
-        self._batch, self.sampler = batch, sampler
-
-    def epoch(self) -> Iterator[list]:
-        """Repeat the batch without end."""
-        return itertools.repeat(self._batch)
 
 
 def _torch_network(config, images: np.ndarray):
@@ -175,7 +109,7 @@ def _torch(config, images: np.ndarray, labels: np.ndarray) -> tuple[Step, float]
                 network(**inputs)
             synchronise()
 
-        return forward, _flop_per_image(config)
+        return forward, flop_per_image(config)
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
 
@@ -187,4 +121,4 @@ def _torch(config, images: np.ndarray, labels: np.ndarray) -> tuple[Step, float]
         optimizer.zero_grad()
         synchronise()
 
-    return update, _flop_per_image(config)
+    return update, flop_per_image(config)
