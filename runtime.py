@@ -72,7 +72,7 @@ def _set_environment(num_threads: int | None) -> dict[str, str]:
     if num_threads is None:
         num_threads = cores_per_rank()
     wanted = {"MKL_NUM_THREADS": str(num_threads), "MKL_DYNAMIC": "FALSE", "NVIDIA_TF32_OVERRIDE": "0"}
-    if _is_amd():
+    if is_amd():
         wanted["MKL_DEBUG_CPU_TYPE"] = "5"
     changed = {key: value for key, value in wanted.items() if key not in os.environ}
     os.environ.update(changed)
@@ -217,7 +217,8 @@ def memory_bytes() -> int | None:
     return min(found, default=None)
 
 
-def _is_amd() -> bool:
+def is_amd() -> bool:
+    """Return True if the processor is AMD's."""
     try:
         return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

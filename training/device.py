@@ -89,7 +89,7 @@ def is_on_cpu() -> bool:
     return paddle.device.get_device().startswith("cpu")
 
 
-_FIRST_CAPABILITY = {"bf16": (8, 0), "fp16": (7, 0)}  # GPUs whose tensor cores compute in it
+FIRST_CAPABILITY = {"bf16": (8, 0), "fp16": (7, 0)}  # GPUs whose tensor cores compute in it
 
 
 def choose_precision(config) -> tuple[object, str]:
@@ -106,10 +106,10 @@ def choose_precision(config) -> tuple[object, str]:
         config = replaced(config, "AMP", False) if wanted == "auto" else config
         return config, f"precision: {'float32' if is_on_cpu() or not config.AMP else config.AMP}"
     capability = paddle.device.cuda.get_device_capability()
-    has = [name for name, first in _FIRST_CAPABILITY.items() if capability >= first]
+    has = [name for name, first in FIRST_CAPABILITY.items() if capability >= first]
     best, words = (has or [False])[0], "compute capability {}.{}".format(*capability)
-    if wanted in _FIRST_CAPABILITY and wanted not in has:
-        first = "compute capability {}.{}".format(*_FIRST_CAPABILITY[wanted])
+    if wanted in FIRST_CAPABILITY and wanted not in has:
+        first = "compute capability {}.{}".format(*FIRST_CAPABILITY[wanted])
         raise UserError(f"-amp {wanted}: needs {first}, and this GPU has {words}; -amp {best or 'none'} works")
     chosen = best if wanted == "auto" else wanted
     how = f", by {words}; -amp fp16, bf16 or none chooses another" if wanted == "auto" else ""

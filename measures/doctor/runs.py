@@ -1,0 +1,111 @@
+"""Sections 4 and 6 with real runs of the pretraining script: waiting for data, and a run that is killed and resumed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import runtime
+from measures.doctor.check import Case, Check, judge
+from storage.run_files import LATEST, MODEL_FILE, list_checkpoints
+from training.log import read_log
+
+_LONGEST_SECS = 300
+_MOST_WAITING = 0.05
+_RECIPE = "vit_micro_patch4_32_pretrain"
+_SMALL = ["MODEL.ENCODER.DEPTH", "2", "MODEL.DECODER.DEPTH", "1", "REPORT", "False", "TRAIN.TOTAL_BATCH_SIZE", "None"]
+_UPDATES_BEFORE_KILL = 3
+
+
+def _command(case: Case, name: str, recipe: str, *options: str, resume: bool = False) -> list[str]:
+    command = [sys.executable, str(runtime.ROOT / "main_multi_gpu_pretrain.py"), "-dataset", "synthetic"]
+    command += ["-cfg", str(runtime.ROOT / "configs" / f"{recipe}.yaml"), "-nproc", str(case.nproc)]
+    command += ["-output", str(case.folder), *(["-device", case.device] if case.device else [])]
+    return [*command, *(["-resume", "auto"] if resume else []), "-opts", "RUN", name, *options]
+
+
+def _start(command: list[str], log: Path) -> subprocess.Popen:
+    """Start a run in a process group of its own, without this process's ranks."""
+    environment = {k: v for k, v in runtime.original_environment().items() if not k.startswith("PADDLE_")}
+    with open(log, "ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+
+
+def _finish(command: list[str], log: Path) -> None:
+    """Run to the end; raise RuntimeError with the end of the log if it fails."""
+    code = _start(command, log).wait(_LONGEST_SECS)
+    if code != 0:
+        end = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise RuntimeError(f"the run ended with exit code {code}: {' '.join(end)}")
+
+
+def examine_waiting(case: Case, on_gpu: bool) -> list[Check]:
+    """Check that a run on synthetic data hardly waits for its workers."""
+    recipe = "vit_base_patch16_224_pretrain" if on_gpu else _RECIPE
+    options = [
+        "REPORT_FREQ",
+        "2",
+        "TRAIN.NUM_EPOCHS",
+        str(2 * case.nproc),
+        "TRAIN.WARMUP_EPOCHS",
+        "0",
+        "DATA.NUM_WORKERS",
+        "2",
+    ]
+    options += ["TRAIN.ACCUM_ITER", "1", "TRAIN.TOTAL_BATCH_SIZE", "None", "REPORT", "False", "DATA.BATCH_SIZE", "32"]
+    _finish(_command(case, "waiting", recipe, *options), case.folder / "waiting.log")
+    records = [record for record in read_log(case.folder / "waiting") if record["event"] == "train"]
+    return [judge_waiting([record["data_wait"] for record in records[1:]])]
+
+
+def judge_waiting(shares: list[float]) -> Check:
+    """Judge the shares of the time that a run waited, at each report but the first."""
+    share = sorted(shares)[len(shares) // 2]
+    advice = "more workers (-opts DATA.NUM_WORKERS), more cores, or fewer processes beside it; see docs/speed.md"
+    found, limit = f"{share:.1%} of the time", f"{_MOST_WAITING:.0%}"
+    return judge("waiting for synthetic data", share <= _MOST_WAITING, found, limit, advice, share=share)
+
+
+def examine_crash(case: Case) -> list[Check]:
+    """Kill a run, resume it, and compare its weights with those of a run that nobody disturbed."""
+    options = [
+        *_SMALL,
+        "TRAIN.NUM_EPOCHS",
+        str(case.nproc),
+        "TRAIN.WARMUP_EPOCHS",
+        "0",
+        "SAVE_FREQ_STEPS",
+        "1",
+        "REPORT_FREQ",
+        "1",
+    ]
+    options += ["DETERMINISTIC", "True", "DATA.BATCH_SIZE", "16", "DATA.NUM_WORKERS", "1", "TRAIN.ACCUM_ITER", "1"]
+    _finish(_command(case, "undisturbed", _RECIPE, *options), case.folder / "undisturbed.log")
+    killed = _command(case, "killed", _RECIPE, *options)
+    process = _start(killed, case.folder / "killed.log")
+    updates = _kill(process, case.folder / "killed")
+    _finish(_command(case, "killed", _RECIPE, *options, resume=True), case.folder / "killed.log")
+    runs = (case.folder / name / LATEST for name in ("undisturbed", "killed"))
+    return [judge_crash(case.nproc, updates, *((run / MODEL_FILE).read_bytes() for run in runs))]
+
+
+def _kill(process: subprocess.Popen, run: Path) -> int:
+    """Kill a run and its ranks after some checkpoints; returns how many it has."""
+    deadline = time.monotonic() + _LONGEST_SECS
+    while process.poll() is None and len(list_checkpoints(run)) < _UPDATES_BEFORE_KILL and time.monotonic() < deadline:
+        time.sleep(0.005)
+    if process.poll() is not None:
+        raise RuntimeError(f"the run ended with exit code {process.returncode} before it could be killed")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return len(list_checkpoints(run))
+
+
+def judge_crash(nproc: int, updates: int, undisturbed: bytes, resumed: bytes) -> Check:
+    """Judge the weights of a run that was killed after some updates, and resumed."""
+    is_same = undisturbed == resumed
+    found = f"{'the same' if is_same else 'other'} weights, killed after {updates} checkpoints, {nproc} rank(s)"
+    advice = "runs are not reproducible on this device, also with DETERMINISTIC: report doctor.json"
+    return judge("killed and resumed run", is_same, found, "bit-identical to an undisturbed one", advice)

@@ -1,0 +1,121 @@
+"""The sections of the doctor: each runs in a process of its own, so that one that crashes does not end the others.
+
+python -m measures.doctor.sections RESULT.json FOLDER NPROC DEVICE SECTION [ARGUMENT ...]     one section
+"""
+
+import runtime
+
+if __name__ == "__main__":
+    runtime.prepare()
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from measures.doctor.check import FAIL, Case, Check
+
+TITLES = {
+    "machine": "Machine",
+    "numerics": "Numbers, against float64 on CPU",
+    "kernels": "Kernels that ran",
+    "speed": "Speed and memory",
+    "waiting": "Speed and memory",
+    "ranks": "Ranks and data",
+    "loader": "Ranks and data",
+    "crash": "Killed and resumed",
+}
+_LONGEST_SECS = {"speed": 180}
+_LONGEST_SECS_ELSE = 300
+
+
+def run_all(case: Case, say: Callable[[Check], None]) -> dict[str, list[Check]]:
+    """Run all sections, and return their checks by title; `say` gets each as it comes."""
+    found: dict[str, list[Check]] = {}
+    speeds: dict[str, dict[str, float]] = {}
+    for arguments in _plan(case, found, speeds):
+        title = TITLES[arguments[0]]
+        for check in run_section(case, arguments):
+            found.setdefault(title, []).append(check)
+            say(check)
+            if arguments[0] == "speed" and "images_per_sec" in check.values:
+                speeds.setdefault(arguments[1], {})[arguments[2]] = check.values["images_per_sec"]
+    return found
+
+
+def _plan(case: Case, found: dict[str, list[Check]], speeds: dict) -> Iterator[list[str]]:
+    """Yield the arguments of each section; the first one says which device there is."""
+    yield ["machine"]
+    devices = [check.values.get("device", "") for check in found.get(TITLES["machine"], ())]
+    on_gpu = any(str(name).startswith("gpu") for name in devices)
+    yield from (["numerics"], ["kernels"])
+    recipes, batches = _GPU if on_gpu else _CPU
+    yield from (["speed", recipe, str(batch)] for recipe in recipes for batch in batches)
+    yield ["waiting", str(on_gpu)]
+    yield ["ranks"]
+    yield ["loader", recipes[0], json.dumps(speeds.get(recipes[0], {}))]
+    yield ["crash"]
+
+
+_GPU = (("vit_base_patch16_224_pretrain", "vit_base_patch16_224_finetune"), (64, 128, 256, 512))
+_CPU = (("vit_micro_patch4_32_pretrain", "vit_micro_patch4_32_finetune"), (64,))
+
+
+def run_section(case: Case, arguments: list[str]) -> list[Check]:
+    """Run a section in a process of its own; a section that fails is a check that failed."""
+    result = case.folder / "section.json"
+    result.unlink(missing_ok=True)
+    words = [str(result), str(case.folder), str(case.nproc), case.device or "", *arguments]
+    longest = _LONGEST_SECS.get(arguments[0], _LONGEST_SECS_ELSE)
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            runtime.module_command("measures.doctor.sections", *words),
+            env=runtime.module_environment(),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=longest,
+            check=False,
+        )
+        reason = f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}"
+    except subprocess.TimeoutExpired:
+        reason = f"not done after {longest} s"
+    if result.is_file():
+        return [Check(**values) for values in json.loads(result.read_text(encoding="utf-8"))]
+    secs, advice = time.monotonic() - started, "what the last line says; report doctor.json"
+    return [Check(f"section {' '.join(arguments[:3])}", FAIL, reason[:400], "runs to its end", advice, {"secs": secs})]
+
+
+def examine(case: Case, section: str, *arguments: str) -> list[Check]:
+    """Do the checks of a section in this process."""
+    from measures.doctor import kernels_run, machine, numerics, ranks, runs, speed
+    from training.device import set_device
+
+    if section not in ("waiting", "ranks", "loader", "crash"):  # whose processes choose it
+        set_device(case.device)
+    work = {
+        "machine": lambda: machine.examine(case),
+        "numerics": lambda: numerics.examine(case),
+        "kernels": lambda: kernels_run.examine(case),
+        "speed": lambda: speed.examine(case, arguments[0], int(arguments[1])),
+        "waiting": lambda: runs.examine_waiting(case, arguments[0] == "True"),
+        "ranks": lambda: ranks.examine(case),
+        "loader": lambda: ranks.examine_loader(case, arguments[0], json.loads(arguments[1])),
+        "crash": lambda: runs.examine_crash(case),
+    }
+    return work[section]()
+
+
+def main(result: str, folder: str, nproc: str, device: str, section: str, *arguments: str) -> None:
+    """Write the checks of a section into a file."""
+    checks = examine(Case(device or None, int(nproc), Path(folder)), section, *arguments)
+    text = json.dumps([dataclasses.asdict(check) for check in checks])
+    Path(result).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

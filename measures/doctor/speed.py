@@ -1,0 +1,96 @@
+"""Section 4: images per second, share of the peak, and memory against its estimate, of one recipe and batch.
+
+Each batch has a process of its own, as the peak of a process's memory only grows.
+"""
+
+import statistics
+import time
+from pathlib import Path
+
+import paddle
+
+import runtime
+from config import get_config, network_kind
+from measures.doctor.check import Case, Check, judge, not_applicable
+from measures.synthetic import synthetic_arrays
+from measures.training_step import OneBatchTraining, split_views
+from storage.architecture import of_config
+from training import device, flops, memory
+
+_WARM_UP, _STEPS = 2, 6
+_LEAST_MFU = 0.1  # what published MAE code reaches on GPUs is 6 to 12 %
+_ESTIMATE = (0.6, 1.15)  # the peak, as a share of the estimate; one that is too small is worse
+
+
+def recipe_config(recipe: str, batch: int):
+    """Return the configuration of a recipe at a batch size."""
+    options = [
+        "DATA.BATCH_SIZE",
+        batch,
+        "TRAIN.ACCUM_ITER",
+        1,
+        "TRAIN.TOTAL_BATCH_SIZE",
+        None,
+        "MODEL.PRETRAINED",
+        None,
+    ]
+    return get_config(runtime.ROOT / "configs" / f"{recipe}.yaml", [*options, "DATA.NUM_WORKERS", 0])
+
+
+def examine(case: Case, recipe: str, batch: int) -> list[Check]:
+    """Return the checks of a recipe at a batch size; the device is chosen."""
+    config, precision = device.choose_precision(recipe_config(recipe, batch))
+    kind = "gpu" if device.is_on_gpu() else "cpu"
+    estimate = memory.estimate(of_config(config, network_kind(config)), config, device=kind)
+    needed = estimate.peak - (estimate.framework if device.is_on_gpu() else 0)  # Paddle counts its own tensors there
+    there = device.memory_of_rank()
+    try:
+        rate, flop_per_image = measure(config, batch)
+    except (MemoryError, RuntimeError, SystemError) as error:
+        if there is not None and needed > there and "memory" in str(error).lower():
+            return [not_applicable(f"{recipe}, batch {batch}", "needs more memory than there is, as estimated")]
+        raise
+    return judge_speed(f"{recipe}, batch {batch}", precision, rate, flop_per_image, _peak_bytes(), needed)
+
+
+def measure(config, batch: int) -> tuple[float, float]:
+    """Return the images per second of updates on one batch, and the FLOPs of an image."""
+    training = OneBatchTraining(config, split_views(config, *synthetic_arrays(config, batch)))
+    secs = []
+    for _ in range(_WARM_UP + _STEPS):
+        started = time.perf_counter()
+        training.update()
+        secs.append(time.perf_counter() - started)
+    return batch / statistics.median(secs[_WARM_UP:]), training.flop_per_image
+
+
+def judge_speed(
+    name: str, precision: str, rate: float, flop_per_image: float, peak_bytes: int, estimate: float
+) -> list[Check]:
+    """Return the checks of a measurement."""
+    values = {"images_per_sec": rate, "tflops": rate * flop_per_image / 1e12}
+    found = f"{rate:,.1f} images/s, {values['tflops']:.3g} TFLOP/s, {precision.removeprefix('precision: ')}"
+    peak = flops.peak_flops(paddle.device.cuda.get_device_name()) if device.is_on_gpu() else None
+    if peak is None:
+        limit, advice = "some", "the step does not run"
+        speed = judge(f"{name}: speed", rate > 0, found, limit, advice, **values)
+    else:
+        mfu = rate * flop_per_image / peak
+        advice = "a GPU that is shared, hot or limited in power, or -amp none; see docs/speed.md"
+        found, limit = f"{found}, MFU {mfu:.1%}", f"MFU {_LEAST_MFU:.0%}"
+        speed = judge(f"{name}: speed", mfu >= _LEAST_MFU, found, limit, advice, mfu=mfu, **values)
+    share = peak_bytes / estimate
+    found = f"{peak_bytes / 2**30:.2f} GiB, {share:.0%} of the estimate"
+    limit = "{:.0%} to {:.0%}".format(*_ESTIMATE)
+    advice = "the memory that -dry_run and -batch_size auto expect is wrong here: report doctor.json"
+    holds = _ESTIMATE[0] <= share <= _ESTIMATE[1]
+    values = {"peak_bytes": peak_bytes, "estimate_bytes": estimate}
+    return [speed, judge(f"{name}: memory", holds, found, limit, advice, **values)]
+
+
+def _peak_bytes() -> int:
+    """Return the most memory that this process had on the device that computes."""
+    if device.is_on_gpu():
+        return paddle.device.cuda.max_memory_allocated()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
