@@ -27,6 +27,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Those that serve a page, or that a test of their own runs on the files that they are about.
 ELSEWHERE = {
     "demo": "tools/test_demo.py",
+    "doctor": "measures/test_doctor.py",
     "check_dataset": "test_datasets.py",
     "pack_dataset": "tools/test_pack_dataset.py",
     "sweep": "tools/test_sweep.py",

@@ -1,6 +1,7 @@
 """Examine this machine: does Paddle compute rightly and fast on its device, and do runs survive here?
 
     python -m tools.doctor [-device NAME] [-nproc N] [-out doctor]
+    python -m tools.doctor -show doctor.json [...]      rows for the table in benchmarks/RESULTS.md
 
 Ten minutes at most on a GPU, and less on CPU. Six sections: the machine; loss, predictions and gradients of small
 models of every method against float64; the kernels that ran; images per second and memory; sums over ranks and the
@@ -23,9 +24,10 @@ from arguments import Parser
 from errors import UserError
 from launch import command_line, launcher
 from measures.doctor import sections
-from measures.doctor.check import FAIL, NOT_APPLICABLE, Case, Check
+from measures.doctor.check import FAIL, NOT_APPLICABLE, PASS, Case, Check
 from pages.html import html_paragraph, html_table, write_page
 from storage import atomic, results
+from storage.files import read_json, reading
 
 _FILES = ("doctor.json", "doctor.html")
 
@@ -38,7 +40,10 @@ def main(argv: list[str] | None = None) -> bool:
     parser.add(
         "out", "new directory for doctor.json and doctor.html (default: doctor)", default="doctor", metavar="DIR"
     )
+    parser.add("show", "print rows of a table from files of this tool, and stop", nargs="+", metavar="FILE")
     args = parser.parse_args(argv)
+    if args.show:
+        return show([Path(file) for file in args.show])
     if args.nproc is not None and not 1 <= args.nproc <= 64:
         raise UserError(f"-nproc {args.nproc}: must be from 1 to 64")
     nproc = args.nproc or max(1, launcher.num_gpus(args.device))
@@ -69,13 +74,42 @@ def report(out: Path, nproc: int, found: dict[str, list[Check]], secs: float) ->
     text = json.dumps({"nproc": nproc, "secs": round(secs), "failed": len(failed), "sections": content}, indent=1)
     atomic.write_text(out / "doctor.json", text)
     header = ["", "check", "found", "limit", "advice"]
+    rows = {"Failed": failed} | found if failed else found
     tables = [
         (title, html_table(header, [[c.status, c.name, c.found, c.limit, c.advice] for c in own]))
-        for title, own in found.items()
+        for title, own in rows.items()
     ]
     write_page(out / "doctor.html", "Doctor", [("Summary", html_paragraph(summary)), *tables])
     print(f"\n{summary}; {out / 'doctor.json'}, {out / 'doctor.html'}")
     return not failed
+
+
+_ROW = {"device": "device", "Paddle": "version"}  # checks, and their values
+_FIGURES = ("images_per_sec", "mfu", "gb_per_sec")
+
+
+def show(files: list[Path]) -> bool:
+    """Print a row of figures for each doctor.json; returns True.
+
+    Raises:
+        UserError: if a file is none.
+    """
+    print("| device | Paddle | ranks | passed, failed | figures |\n|---|---|---|---|---|")
+    for file in files:
+        content = read_json(file, {"sections": dict, "nproc": int})
+        with reading(file, "what this tool writes"):
+            checks = [Check(**values) for own in content["sections"].values() for values in own]
+            about = {check.name: check.values for check in checks}
+            cells = [str(about[check][value]) for check, value in _ROW.items()]
+            figures = [
+                f"{check.name} {key} {check.values[key]:.3g}"
+                for check in checks
+                for key in _FIGURES
+                if check.values and key in check.values
+            ]
+        counts = [sum(check.status == status for check in checks) for status in (PASS, FAIL)]
+        print(f"| {' | '.join([*cells, str(content['nproc']), '{}, {}'.format(*counts), '; '.join(figures)])} |")
+    return True
 
 
 if __name__ == "__main__":

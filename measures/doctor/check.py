@@ -43,7 +43,7 @@ class Case:
     folder: Path
 
 
-def judge(name: str, holds: bool, found: str, limit: str, advice: str, **values: object) -> Check:
+def assess(name: str, holds: bool, found: str, limit: str, advice: str, **values: object) -> Check:
     """Return a check that passed if it holds."""
     odd = {key: str(value) for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
     return Check(name, PASS if holds else FAIL, found, limit, "" if holds else advice, values | odd)  # JSON has no NaN

@@ -7,7 +7,7 @@ import paddle
 
 from layers import cpu_kernels
 from measures.doctor import reference
-from measures.doctor.check import Case, Check, judge, not_applicable
+from measures.doctor.check import Case, Check, assess, not_applicable
 from measures.synthetic import synthetic_arrays
 from measures.training_step import OneBatchTraining, split_views
 from training import device
@@ -30,7 +30,7 @@ def examine(case: Case) -> list[Check]:
         return [not_applicable("kernels", "only NVIDIA GPUs and CPUs are known")]
     config, _ = choose_precision(config)
     names = _profile(config, case.folder)
-    return judge_gpu_kernels(names, autocast_dtype(config), paddle.device.cuda.get_device_capability())
+    return assess_gpu_kernels(names, autocast_dtype(config), paddle.device.cuda.get_device_capability())
 
 
 def check_cpu_kernels(config) -> list[Check]:
@@ -55,7 +55,7 @@ def check_cpu_kernels(config) -> list[Check]:
     blocks = config.MODEL.ENCODER.DEPTH + config.MODEL.DECODER.DEPTH
     advice = "Paddle's own, slower kernels ran: the layers were not called in float32 and eager mode"
     return [
-        judge(f"{name} on CPU", counts[name] >= blocks, f"{counts[name]} calls", f"at least {blocks}", advice)
+        assess(f"{name} on CPU", counts[name] >= blocks, f"{counts[name]} calls", f"at least {blocks}", advice)
         for name in _CPU_KERNELS
     ]
 
@@ -73,8 +73,8 @@ def _profile(config, folder: Path) -> list[str]:
     return [event["name"] for event in events if str(event.get("cat", "")).lower() == "kernel"]
 
 
-def judge_gpu_kernels(names: list[str], precision: str | None, capability: tuple[int, int]) -> list[Check]:
-    """Judge the names of the kernels of an update.
+def assess_gpu_kernels(names: list[str], precision: str | None, capability: tuple[int, int]) -> list[Check]:
+    """Assess the names of the kernels of an update.
 
     Args:
         names: of each kernel that ran.
@@ -85,15 +85,15 @@ def judge_gpu_kernels(names: list[str], precision: str | None, capability: tuple
     products = [name for name in names if any(word in name.lower() for word in _PRODUCTS)]
     low = [name for name in products if any(word in name.lower() for word in _LOW)]
     values = {"flash": sorted(set(flash)), "products": sorted(set(products)), "kernels": len(names)}
-    checks = [judge("kernels", bool(names), f"{len(names)} in an update", "some", "the profiler saw none", **values)]
+    checks = [assess("kernels", bool(names), f"{len(names)} in an update", "some", "the profiler saw none", **values)]
     if precision is None:
         why = "the run is in float32"
         return [*checks, not_applicable("flash attention", why), not_applicable("products in low precision", why)]
     advice = "plain attention ran although the log says flash: report doctor.json"
     if capability >= (8, 0):
-        checks.append(judge("flash attention", bool(flash), f"{len(flash)} kernels", "some", advice))
+        checks.append(assess("flash attention", bool(flash), f"{len(flash)} kernels", "some", advice))
     else:
         checks.append(not_applicable("flash attention", "the GPU's compute capability is below 8.0"))
     share, advice = len(low) / max(1, len(products)), "products ran in float32 under -amp: report doctor.json"
     found = f"{len(low)} of {len(products)} in {precision}"
-    return [*checks, judge("products in low precision", share >= 0.9, found, "90 %", advice)]
+    return [*checks, assess("products in low precision", share >= 0.9, found, "90 %", advice)]

@@ -10,14 +10,14 @@ from pathlib import Path
 import paddle
 
 import runtime
-from measures.doctor.check import Case, Check, judge, not_applicable
+from measures.doctor.check import Case, Check, assess, not_applicable
 from training import device
 
 _OLDEST_PADDLE = (2, 6, 2)
-_LEAST_HOST_BYTES = 2 << 30  # of free memory, for each rank
+_LEAST_HOST_BYTES = 2 << 30  # free memory for each rank
 _LEAST_SHARED_BYTES = 256 << 20  # NCCL's buffers between the GPUs of a node
 _LEAST_FILES = 1024
-_MOST_USED_SHARE = 0.1  # of a GPU's memory, by other processes
+_MOST_USED_SHARE = 0.1  # other processes' share of a GPU's memory
 
 
 def examine(case: Case) -> list[Check]:
@@ -40,7 +40,7 @@ def check_paddle(version: str) -> Check:
     numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
     advice = "install paddlepaddle 3.3.1 or 2.6.2, see Install in README.md"
     found = f"{version}, Python {platform.python_version()}"
-    return judge("Paddle", numbers >= _OLDEST_PADDLE, found, "2.6.2 or newer", advice, version=version)
+    return assess("Paddle", numbers >= _OLDEST_PADDLE, found, "2.6.2 or newer", advice, version=version)
 
 
 def check_device(wanted: str | None) -> Check:
@@ -53,7 +53,7 @@ def check_device(wanted: str | None) -> Check:
         found = name
     idle = [*device.other_accelerators(), *_nvidia_gpus()] if wanted is None and device.is_on_cpu() else []
     advice = f"{', '.join(idle)} is idle: install Paddle's wheel for it (README.md, Install), or give -device"
-    return judge("device", not idle, found, "no idle accelerator", advice, device=found)
+    return assess("device", not idle, found, "no idle accelerator", advice, device=found)
 
 
 def _nvidia_gpus() -> list[str]:
@@ -69,7 +69,7 @@ def check_libraries() -> Check:
     versions |= {"driver": _query_gpus("driver_version") or "unknown"}
     found = ", ".join(f"{library} {version}" for library, version in versions.items())
     advice = "install nvidia-cudnn-cu11 or -cu12 and put it on LD_LIBRARY_PATH, see Install in README.md"
-    return judge(name, bool(versions["cuDNN"]), found, "cuDNN is loaded", advice, **versions)
+    return assess(name, bool(versions["cuDNN"]), found, "cuDNN is loaded", advice, **versions)
 
 
 def _nccl() -> str:
@@ -94,7 +94,7 @@ def check_gpu_memory() -> Check:
     share = max(mib / whole for mib, whole in pairs)
     advice = "nvidia-smi names the processes that use it"
     found, limit = f"{share:.0%} of one is used", f"at most {_MOST_USED_SHARE:.0%}"
-    return judge("free GPU memory", share <= _MOST_USED_SHARE, found, limit, advice, used_mib=used, total_mib=total)
+    return assess("free GPU memory", share <= _MOST_USED_SHARE, found, limit, advice, used_mib=used, total_mib=total)
 
 
 def _free_memory() -> int:
@@ -108,7 +108,9 @@ def check_host_memory(nproc: int, free: int) -> Check:
     """Check that the ranks of this machine have memory for Paddle and the loader."""
     needed = nproc * _LEAST_HOST_BYTES
     found, limit = f"{free / 2**30:.1f} GiB free", f"{needed / 2**30:.0f} GiB, for {nproc} ranks"
-    return judge("host memory", free >= needed, found, limit, "end other programs, or use fewer ranks", free_bytes=free)
+    return assess(
+        "host memory", free >= needed, found, limit, "end other programs, or use fewer ranks", free_bytes=free
+    )
 
 
 def check_shared_memory(nproc: int, folder: Path) -> Check:
@@ -118,19 +120,19 @@ def check_shared_memory(nproc: int, folder: Path) -> Check:
     free = shutil.disk_usage(folder).free
     found, limit = f"{free / 2**20:,.0f} MiB free", f"{_LEAST_SHARED_BYTES >> 20} MiB"
     advice = "docker run --shm-size 8g, or --ipc=host"
-    return judge("/dev/shm", free >= _LEAST_SHARED_BYTES, found, limit, advice, free_bytes=free)
+    return assess("/dev/shm", free >= _LEAST_SHARED_BYTES, found, limit, advice, free_bytes=free)
 
 
 def check_open_files(most: int) -> Check:
     """Check the limit of open files; loaders have some for each worker and shard."""
     holds = most == resource.RLIM_INFINITY or most >= _LEAST_FILES
-    return judge("open files", holds, f"{most:,}", f"at least {_LEAST_FILES:,}", "ulimit -n 65536", most=most)
+    return assess("open files", holds, f"{most:,}", f"at least {_LEAST_FILES:,}", "ulimit -n 65536", most=most)
 
 
 def check_cores(nproc: int, cores: int) -> Check:
     """Check that each rank has a core."""
     found = f"{cores} for {nproc} rank{'s' if nproc > 1 else ''}, {platform.machine()}"
-    return judge(
+    return assess(
         "cores", cores >= nproc, found, "one per rank", "give the job more cores, or lower -nproc", cores=cores
     )
 
@@ -141,4 +143,4 @@ def check_maths_library() -> Check:
         return not_applicable("MKL on AMD", "the processor is not AMD's, or does not compute")
     value = os.environ.get("MKL_DEBUG_CPU_TYPE")
     advice = "unset MKL_DEBUG_CPU_TYPE and MAE_RUNTIME; runtime.prepare() comes before any import of Paddle"
-    return judge("MKL on AMD", value == "5", f"MKL_DEBUG_CPU_TYPE={value}", "5", advice)
+    return assess("MKL on AMD", value == "5", f"MKL_DEBUG_CPU_TYPE={value}", "5", advice)

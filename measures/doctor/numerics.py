@@ -6,7 +6,7 @@ import paddle
 from config import replaced
 from layers import kernels
 from measures.doctor import reference
-from measures.doctor.check import Case, Check, judge, not_applicable
+from measures.doctor.check import Case, Check, assess, not_applicable
 from measures.doctor.reference import Outcome
 from measures.synthetic import synthetic_arrays
 from measures.training_step import OneBatchTraining, split_views
@@ -20,11 +20,13 @@ _LIMITS = {
     "fp16": {"loss": 4e-2, "predictions": 3e-3, "gradients": 2e-2},
     "bf16": {"loss": 4e-2, "predictions": 3e-2, "gradients": 1e-1},
 }
-# Their batch norms over few images magnify rounding so much that gradients in low precision say nothing.
+# Their batch norms over few images magnify rounding: gradients in low precision say nothing.
 _MAGNIFYING = ("MoCo v3", "MAE-CT, head", "MAE-CT, tuning")
 _ATTENTION_LIMITS = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 3e-2}
-_HUGE_SCALE = 2.0**120
-_HEADS, _TOKENS = (32, 64, 80), (50, 197, 1025)  # of ViT-Ti to -H; of 75 % hidden patches, 224 pixels, 512 pixels
+_HUGE_SCALE = 2.0**127
+# Heads as wide as those of the smallest model here, of ViT-B and of ViT-H; tokens with 75 % of the patches hidden, of 224
+# and of 512 pixels.
+_HEADS, _TOKENS = (32, 64, 80), (50, 197, 1025)
 
 
 def examine(case: Case) -> list[Check]:
@@ -58,7 +60,7 @@ def check_method(method: str, config, precision: str | bool, expected: Outcome, 
     found, limit = (" ".join(f"{name} {numbers[name]:.0e}," for name in limits)[:-1] for numbers in (errors, limits))
     advice = "the device computes wrongly in this precision: try another driver, Paddle or -amp, and report doctor.json"
     holds = all(errors[name] <= limits[name] for name in limits)  # False for NaN, too
-    return judge(f"{method}, {precision or 'float32'}", holds, found, limit, advice, **errors)
+    return assess(f"{method}, {precision or 'float32'}", holds, found, limit, advice, **errors)
 
 
 def _why_not(precision: str | bool) -> str:
@@ -93,7 +95,7 @@ def check_attention(dtype: str) -> Check:
     worst, limit = max(errors, key=errors.get), _ATTENTION_LIMITS[dtype]
     holds = all(error <= limit for error in errors.values())
     advice = "the attention kernel computes wrongly: try another Paddle, and report doctor.json"
-    return judge(name, holds, f"{errors[worst]:.1e}, {worst}; {kind}", f"{limit:.0e}", advice, **errors)
+    return assess(name, holds, f"{errors[worst]:.1e}, {worst}; {kind}", f"{limit:.0e}", advice, **errors)
 
 
 def _attention_error(dtype: str, width: int, tokens: int) -> float:
@@ -132,10 +134,10 @@ def check_skipped_update() -> Check:
     config = replaced(reference.configuration("finetuning", None), "AMP", "fp16")
     step = OneBatchTraining(config, split_views(config, *synthetic_arrays(config, 8)))
     step.training.scaler = paddle.amp.GradScaler(init_loss_scaling=_HUGE_SCALE, decr_every_n_nan_or_inf=1)
-    return judge_skipped_update(step)
+    return assess_skipped_update(step)
 
 
-def judge_skipped_update(step: OneBatchTraining) -> Check:
+def assess_skipped_update(step: OneBatchTraining) -> Check:
     """Do an update at a scale of the loss, _HUGE_SCALE, that makes gradients infinite."""
     parameters = step.training.task.model.parameters()
     before = [parameter.numpy().copy() for parameter in parameters]
@@ -144,4 +146,4 @@ def judge_skipped_update(step: OneBatchTraining) -> Check:
     scale, after = _HUGE_SCALE, float(np.asarray(step.training.scaler.state_dict()["scale"]).ravel()[0])
     advice = "the loss scaler does not work on this device: use -amp bf16 or none"
     found = f"{changed} tensors changed, scale times {after / scale:g}"
-    return judge("skipped fp16 update", not changed and after == scale / 2, found, "0, and 0.5", advice)
+    return assess("skipped fp16 update", not changed and after == scale / 2, found, "0, and 0.5", advice)

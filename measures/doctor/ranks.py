@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 import runtime
-from measures.doctor.check import Case, Check, judge, not_applicable
+from measures.doctor.check import Case, Check, assess, not_applicable
 
-_NUMBERS = 1 << 24  # of float32, 64 MiB: about the gradients of a ViT-Small
+_NUMBERS = 1 << 24  # 64 MiB in float32, about the gradients of a ViT-Small
 _REPEATS = 5
 _LEAST_GBPS = {"gpu": 1.0, "cpu": 0.05}  # GB/s; ViT-B's gradients in 0.6 s, and in 12 s
 _LONGEST_SECS = 180
-_PHOTOS, _PHOTO_HW = 96, {"gpu": (375, 500), "cpu": (40, 40)}  # of ImageNet's size; of the micro recipes'
+_PHOTOS, _PHOTO_HW = 96, {"gpu": (375, 500), "cpu": (40, 40)}  # as in ImageNet, and for the micro recipes
 
 
 def examine(case: Case) -> list[Check]:
@@ -34,7 +34,7 @@ def examine(case: Case) -> list[Check]:
     )
     if done.returncode != 0:
         raise RuntimeError(f"the ranks ended with exit code {done.returncode}: {_last_line(case.folder)}")
-    return judge_exchange(json.loads(result.read_text(encoding="utf-8")))
+    return assess_exchange(json.loads(result.read_text(encoding="utf-8")))
 
 
 def _last_line(folder: Path) -> str:
@@ -43,8 +43,8 @@ def _last_line(folder: Path) -> str:
     return lines[0] if lines else "no rank says why"
 
 
-def judge_exchange(result: dict) -> list[Check]:
-    """Judge `{"kind", "ranks", "secs", "is_right"}`: of the median time of a sum."""
+def assess_exchange(result: dict) -> list[Check]:
+    """Assess `{"kind", "ranks", "secs", "is_right"}`: of the median time of a sum."""
     ranks, secs = result["ranks"], result["secs"]
     gbps = 2 * (ranks - 1) / ranks * 4 * _NUMBERS / secs / 1e9  # what each rank sends and receives in a ring
     least = _LEAST_GBPS[result["kind"]]
@@ -52,8 +52,8 @@ def judge_exchange(result: dict) -> list[Check]:
     found, limit = f"{gbps:.2f} GB/s, {ranks} ranks, 64 MiB", f"{least:g} GB/s"
     wrong = "the ranks add up wrongly: another NCCL or driver; report doctor.json"
     return [
-        judge("sums over ranks", result["is_right"], "right" if result["is_right"] else "WRONG", "exact", wrong),
-        judge("speed of sums over ranks", gbps >= least, found, limit, advice, gb_per_sec=gbps),
+        assess("sums over ranks", result["is_right"], "right" if result["is_right"] else "WRONG", "exact", wrong),
+        assess("speed of sums over ranks", gbps >= least, found, limit, advice, gb_per_sec=gbps),
     ]
 
 
@@ -104,7 +104,7 @@ def examine_loader(case: Case, recipe: str, steps_per_sec: dict[str, float]) -> 
     for batch in loader.epoch(1):
         count += len(batch)
     rate = count / (time.perf_counter() - started)
-    return [judge_loader(rate, max(steps_per_sec.values(), default=0.0), workers)]
+    return [assess_loader(rate, max(steps_per_sec.values(), default=0.0), workers)]
 
 
 def _make_photos(folder: Path, height: int, width: int) -> None:
@@ -115,15 +115,15 @@ def _make_photos(folder: Path, height: int, width: int) -> None:
         small.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
 
 
-def judge_loader(loader: float, step: float, workers: int) -> Check:
-    """Judge the images per second of the loader of a rank."""
+def assess_loader(loader: float, step: float, workers: int) -> Check:
+    """Assess the images per second of the loader of a rank."""
     name = "loader against steps"
     if not step:
         return not_applicable(name, "no step was timed")
     found = f"{loader:,.0f} images/s with {workers} worker(s), a step takes {step:,.0f}"
     advice = "pack the photos (tools.pack_dataset), DATA.FAST_DECODE, TRAIN.AUG_REPEATS or more workers: docs/speed.md"
     values = {"loader_images_per_sec": loader, "step_images_per_sec": step}
-    return judge(name, loader >= step, found, "the loader is faster", advice, **values)
+    return assess(name, loader >= step, found, "the loader is faster", advice, **values)
 
 
 if __name__ == "__main__":

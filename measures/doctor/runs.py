@@ -8,14 +8,15 @@ import time
 from pathlib import Path
 
 import runtime
-from measures.doctor.check import Case, Check, judge
+from measures.doctor.check import Case, Check, assess
 from storage.run_files import LATEST, MODEL_FILE, list_checkpoints
 from training.log import read_log
 
 _LONGEST_SECS = 300
 _MOST_WAITING = 0.05
 _RECIPE = "vit_micro_patch4_32_pretrain"
-_SMALL = ["MODEL.ENCODER.DEPTH", "2", "MODEL.DECODER.DEPTH", "1", "REPORT", "False", "TRAIN.TOTAL_BATCH_SIZE", "None"]
+_SHORT = "TRAIN.WARMUP_EPOCHS 0 TRAIN.ACCUM_ITER 1 TRAIN.TOTAL_BATCH_SIZE None REPORT False"
+_SMALL = f"MODEL.ENCODER.DEPTH 2 MODEL.DECODER.DEPTH 1 DATA.BATCH_SIZE 16 DATA.NUM_WORKERS 1 {_SHORT}"
 _UPDATES_BEFORE_KILL = 3
 
 
@@ -44,51 +45,30 @@ def _finish(command: list[str], log: Path) -> None:
 def examine_waiting(case: Case, on_gpu: bool) -> list[Check]:
     """Check that a run on synthetic data hardly waits for its workers."""
     recipe = "vit_base_patch16_224_pretrain" if on_gpu else _RECIPE
-    options = [
-        "REPORT_FREQ",
-        "2",
-        "TRAIN.NUM_EPOCHS",
-        str(2 * case.nproc),
-        "TRAIN.WARMUP_EPOCHS",
-        "0",
-        "DATA.NUM_WORKERS",
-        "2",
-    ]
-    options += ["TRAIN.ACCUM_ITER", "1", "TRAIN.TOTAL_BATCH_SIZE", "None", "REPORT", "False", "DATA.BATCH_SIZE", "32"]
+    options = f"TRAIN.NUM_EPOCHS {2 * case.nproc} REPORT_FREQ 2 DATA.BATCH_SIZE 32 DATA.NUM_WORKERS 2 {_SHORT}".split()
     _finish(_command(case, "waiting", recipe, *options), case.folder / "waiting.log")
     records = [record for record in read_log(case.folder / "waiting") if record["event"] == "train"]
-    return [judge_waiting([record["data_wait"] for record in records[1:]])]
+    return [assess_waiting([record["data_wait"] for record in records[1:]])]
 
 
-def judge_waiting(shares: list[float]) -> Check:
-    """Judge the shares of the time that a run waited, at each report but the first."""
+def assess_waiting(shares: list[float]) -> Check:
+    """Assess the shares of the time that a run waited, at each report but the first."""
     share = sorted(shares)[len(shares) // 2]
     advice = "more workers (-opts DATA.NUM_WORKERS), more cores, or fewer processes beside it; see docs/speed.md"
     found, limit = f"{share:.1%} of the time", f"{_MOST_WAITING:.0%}"
-    return judge("waiting for synthetic data", share <= _MOST_WAITING, found, limit, advice, share=share)
+    return assess("waiting for synthetic data", share <= _MOST_WAITING, found, limit, advice, share=share)
 
 
 def examine_crash(case: Case) -> list[Check]:
     """Kill a run, resume it, and compare its weights with those of a run that nobody disturbed."""
-    options = [
-        *_SMALL,
-        "TRAIN.NUM_EPOCHS",
-        str(case.nproc),
-        "TRAIN.WARMUP_EPOCHS",
-        "0",
-        "SAVE_FREQ_STEPS",
-        "1",
-        "REPORT_FREQ",
-        "1",
-    ]
-    options += ["DETERMINISTIC", "True", "DATA.BATCH_SIZE", "16", "DATA.NUM_WORKERS", "1", "TRAIN.ACCUM_ITER", "1"]
+    options = f"TRAIN.NUM_EPOCHS {case.nproc} REPORT_FREQ 1 SAVE_FREQ_STEPS 1 DETERMINISTIC True {_SMALL}".split()
     _finish(_command(case, "undisturbed", _RECIPE, *options), case.folder / "undisturbed.log")
     killed = _command(case, "killed", _RECIPE, *options)
     process = _start(killed, case.folder / "killed.log")
     updates = _kill(process, case.folder / "killed")
     _finish(_command(case, "killed", _RECIPE, *options, resume=True), case.folder / "killed.log")
     runs = (case.folder / name / LATEST for name in ("undisturbed", "killed"))
-    return [judge_crash(case.nproc, updates, *((run / MODEL_FILE).read_bytes() for run in runs))]
+    return [assess_crash(case.nproc, updates, *((run / MODEL_FILE).read_bytes() for run in runs))]
 
 
 def _kill(process: subprocess.Popen, run: Path) -> int:
@@ -103,9 +83,9 @@ def _kill(process: subprocess.Popen, run: Path) -> int:
     return len(list_checkpoints(run))
 
 
-def judge_crash(nproc: int, updates: int, undisturbed: bytes, resumed: bytes) -> Check:
-    """Judge the weights of a run that was killed after some updates, and resumed."""
+def assess_crash(nproc: int, updates: int, undisturbed: bytes, resumed: bytes) -> Check:
+    """Assess the weights of a run that was killed after some updates, and resumed."""
     is_same = undisturbed == resumed
     found = f"{'the same' if is_same else 'other'} weights, killed after {updates} checkpoints, {nproc} rank(s)"
     advice = "runs are not reproducible on this device, also with DETERMINISTIC: report doctor.json"
-    return judge("killed and resumed run", is_same, found, "bit-identical to an undisturbed one", advice)
+    return assess("killed and resumed run", is_same, found, "bit-identical to an undisturbed one", advice)

@@ -11,7 +11,7 @@ import paddle
 
 import runtime
 from config import get_config, network_kind
-from measures.doctor.check import Case, Check, judge, not_applicable
+from measures.doctor.check import Case, Check, assess, not_applicable
 from measures.synthetic import synthetic_arrays
 from measures.training_step import OneBatchTraining, split_views
 from storage.architecture import of_config
@@ -50,7 +50,7 @@ def examine(case: Case, recipe: str, batch: int) -> list[Check]:
         if there is not None and needed > there and "memory" in str(error).lower():
             return [not_applicable(f"{recipe}, batch {batch}", "needs more memory than there is, as estimated")]
         raise
-    return judge_speed(f"{recipe}, batch {batch}", precision, rate, flop_per_image, _peak_bytes(), needed)
+    return assess_speed(f"{recipe}, batch {batch}", precision, rate, flop_per_image, _peak_bytes(), needed)
 
 
 def measure(config, batch: int) -> tuple[float, float]:
@@ -64,7 +64,7 @@ def measure(config, batch: int) -> tuple[float, float]:
     return batch / statistics.median(secs[_WARM_UP:]), training.flop_per_image
 
 
-def judge_speed(
+def assess_speed(
     name: str, precision: str, rate: float, flop_per_image: float, peak_bytes: int, estimate: float
 ) -> list[Check]:
     """Return the checks of a measurement."""
@@ -73,19 +73,19 @@ def judge_speed(
     peak = flops.peak_flops(paddle.device.cuda.get_device_name()) if device.is_on_gpu() else None
     if peak is None:
         limit, advice = "some", "the step does not run"
-        speed = judge(f"{name}: speed", rate > 0, found, limit, advice, **values)
+        speed = assess(f"{name}: speed", rate > 0, found, limit, advice, **values)
     else:
         mfu = rate * flop_per_image / peak
         advice = "a GPU that is shared, hot or limited in power, or -amp none; see docs/speed.md"
         found, limit = f"{found}, MFU {mfu:.1%}", f"MFU {_LEAST_MFU:.0%}"
-        speed = judge(f"{name}: speed", mfu >= _LEAST_MFU, found, limit, advice, mfu=mfu, **values)
+        speed = assess(f"{name}: speed", mfu >= _LEAST_MFU, found, limit, advice, mfu=mfu, **values)
     share = peak_bytes / estimate
     found = f"{peak_bytes / 2**30:.2f} GiB, {share:.0%} of the estimate"
     limit = "{:.0%} to {:.0%}".format(*_ESTIMATE)
     advice = "the memory that -dry_run and -batch_size auto expect is wrong here: report doctor.json"
     holds = _ESTIMATE[0] <= share <= _ESTIMATE[1]
     values = {"peak_bytes": peak_bytes, "estimate_bytes": estimate}
-    return [speed, judge(f"{name}: memory", holds, found, limit, advice, **values)]
+    return [speed, assess(f"{name}: memory", holds, found, limit, advice, **values)]
 
 
 def _peak_bytes() -> int:
