@@ -13,6 +13,7 @@ import math
 
 import paddle
 from paddle import nn
+from paddle.autograd import PyLayer
 
 from errors import UserError
 from layers.pos_embed import sincos_table
@@ -102,7 +103,7 @@ class MAEPretrain(nn.Layer):
         batch, num_tokens, dim = tokens.shape
         num_hidden = max(1, restore.shape[1] + 1 - num_tokens)  # Paddle 2.6 cannot expand to none; one is never read
         hidden = self.mask_token.astype(tokens.dtype).expand([batch, num_hidden, dim])
-        patches = gather_tokens(paddle.concat([tokens[:, 1:], hidden], axis=1), restore)  # [B, N, E]
+        patches = permute_tokens(paddle.concat([tokens[:, 1:], hidden], axis=1), restore)  # [B, N, E]
         tokens = paddle.concat([tokens[:, :1], patches], axis=1) + self.decoder_position_embedding
         return self.decoder_pred(self.decoder(tokens))[:, 1:]
 
@@ -212,6 +213,25 @@ def gather_tokens(tokens: paddle.Tensor, index: paddle.Tensor) -> paddle.Tensor:
     batch, num_tokens, dim = tokens.shape
     flat = (index + paddle.arange(batch, dtype=index.dtype).unsqueeze(1) * num_tokens).flatten()  # [B*K]
     return paddle.gather(tokens.reshape([-1, dim]), flat).reshape([batch, index.shape[1], dim])
+
+
+class _Permute(PyLayer):
+    @staticmethod
+    def forward(ctx, tokens, index):
+        ctx.save_for_backward(index)
+        return gather_tokens(tokens, index)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (index,) = ctx.saved_tensor()
+        return gather_tokens(gradient, index.argsort(axis=1)), None
+
+
+def permute_tokens(tokens: paddle.Tensor, index: paddle.Tensor) -> paddle.Tensor:
+    """Reorder [B, N, D] by a permutation [B, N]. The gradient is its inverse: a gather, no additions to memory."""
+    if not paddle.in_dynamic_mode() or tokens.shape[1] != index.shape[1]:
+        return gather_tokens(tokens, index)
+    return _Permute.apply(tokens, index)
 
 
 def patchify(images: paddle.Tensor, patch_size: int) -> paddle.Tensor:

@@ -126,3 +126,18 @@ def test_position_tables_are_saved_but_not_trained(model):
 def test_wrong_image_size_is_named(model):
     with pytest.raises(ValueError, match=r"expected images of shape \[B, 1, 16, 24\]"):
         model(paddle.rand([1, 3, 16, 24]))
+
+
+def test_permuted_tokens_and_their_gradients_are_those_of_a_gather():
+    """Bit by bit: a permutation adds nothing up."""
+    order = paddle.to_tensor([[2, 0, 1, 3], [3, 2, 1, 0]])
+    results = []
+    for permute in (mae.permute_tokens, mae.gather_tokens):
+        paddle.seed(0)
+        tokens, upstream = paddle.randn([2, 4, 3]), paddle.randn([2, 4, 3])
+        tokens.stop_gradient = False
+        permuted = permute(tokens, order)
+        (permuted * upstream).sum().backward()
+        results.append((permuted.numpy().tobytes(), tokens.grad.numpy().tobytes()))
+    assert results[0] == results[1]
+    assert mae.permute_tokens(paddle.ones([2, 5, 3]), order).shape == [2, 4, 3]

@@ -24,8 +24,8 @@ _LIMITS = {
 _MAGNIFYING = ("MoCo v3", "MAE-CT, head", "MAE-CT, tuning")
 _ATTENTION_LIMITS = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 3e-2}
 _HUGE_SCALE = 2.0**127
-# Heads as wide as those of the smallest model here, of ViT-B and of ViT-H; tokens with 75 % of the patches hidden, of 224
-# and of 512 pixels.
+# Heads as wide as in the micro model, ViT-B and ViT-H; tokens with 75 % of the patches hidden, of 224 and of
+# 512 pixels.
 _HEADS, _TOKENS = (32, 64, 80), (50, 197, 1025)
 
 
