@@ -7,11 +7,13 @@ import functools
 
 import paddle
 import paddle.nn.functional as F
+from paddle.nn.functional import flash_attention
 
 from layers import cpu_kernels
 
 _FUSED_CAPABILITY = (8, 0)  # Ampere
 _WIDEST_HEAD, _WIDEST_BACKWARD = 256, 192  # heads in flash attention; wider backward passes need 8.0 or 9.0
+_packed_flash = getattr(flash_attention, "flash_attn_qkvpacked", None)  # not in Paddle 2.6
 # Paddle 3's F.linear adds the bias in the product's kernel, and in its precision.
 _HAS_FUSED_LINEAR = hasattr(paddle._C_ops, "linear_v2")
 
@@ -51,8 +53,10 @@ def attention(
     is_mask = bias is not None and bias.stop_gradient and bias.ndim == 4 and bias.shape[1] == 1
     trains = not qkv.stop_gradient
     if (bias is None or is_mask) and not return_logits and not _why_plain(_name(qkv.dtype), qkv.shape[-1], trains):
-        query, key, value = qkv.unbind(axis=2)  # [B, T, A, D/A] each
         rate = dropout if training else 0.0
+        if not is_mask and _packed_flash is not None:  # reads q, k and v, and writes their gradients, where they are
+            return _packed_flash(qkv, rate, training=training)[0], None
+        query, key, value = qkv.unbind(axis=2)  # [B, T, A, D/A] each
         mask = bias.astype(qkv.dtype).expand([-1, -1, qkv.shape[1], -1]) if is_mask else None
         mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=rate, training=training)
         return mixed, None

@@ -1,5 +1,6 @@
 """Which kernels are chosen on a GPU, with CPU kernels of equal meaning in their place."""
 
+import numpy as np
 import paddle
 import pytest
 
@@ -51,11 +52,11 @@ def test_flash_attention_is_chosen_where_its_kernel_takes_the_heads(
     monkeypatch.setattr(kernels, "_compute_capability", lambda: capability)
     chosen = []
 
-    def flash(query, key, value, mask, dropout_p, training):
-        chosen.append(query.dtype)
-        return value
+    def flash(qkv, dropout, training):
+        chosen.append(qkv.dtype)
+        return qkv[:, :, 2], None
 
-    monkeypatch.setattr(kernels.F, "scaled_dot_product_attention", flash)
+    monkeypatch.setattr(kernels, "_packed_flash", flash)
     monkeypatch.setattr(kernels.F, "softmax", lambda scores, axis: scores)
     qkv = paddle.zeros([1, 3, 3, 1, head_dim], "float16")
     qkv.stop_gradient = not trains
@@ -64,3 +65,24 @@ def test_flash_attention_is_chosen_where_its_kernel_takes_the_heads(
     assert bool(chosen) is fits
     told = kernels.describe_attention("float16", [head_dim], trains=trains)
     assert told.startswith("flash") is fits, told
+
+
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_what_goes_to_the_flash_kernel_gives_what_the_plain_one_gives(on_gpu, monkeypatch, has_mask):
+    """Paddle computes both functions plainly on CPU, so their order of axes is the same; in float32, to 1e-6."""
+    if has_mask and kernels._packed_flash is None:
+        pytest.skip("Paddle 2.6 has no plain kernel for a mask")
+    bias = paddle.to_tensor([[0.0, 0.0, -1e4], [0.0, -1e4, 0.0]]).reshape([2, 1, 1, 3]) if has_mask else None
+    results = []
+    for is_flash in (True, False):
+        monkeypatch.setattr(kernels, "_why_plain", lambda *arguments, is_flash=is_flash: "" if is_flash else "no")
+        monkeypatch.setattr(kernels.cpu_kernels, "are_usable", lambda tensor: False)
+        qkv = paddle.to_tensor(
+            np.random.default_rng(0).standard_normal((2, 3, 3, 2, 8)), "float32", stop_gradient=False
+        )
+        mixed, _ = kernels.attention(qkv, bias)
+        assert mixed.shape == [2, 3, 2, 8]
+        (mixed * paddle.arange(96, dtype="float32").reshape([2, 3, 2, 8])).sum().backward()
+        results.append((mixed.numpy(), qkv.grad.numpy()))
+    for flash, plain in zip(*results, strict=True):
+        assert abs(flash - plain).max() < 1e-6 * abs(plain).max()

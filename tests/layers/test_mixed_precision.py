@@ -68,6 +68,9 @@ def seen(monkeypatch):
         return backward(loss, *args, **options)
 
     monkeypatch.setattr(paddle.Tensor, "backward", seen_backward)
+    if kernels._packed_flash is not None:
+        packed = lambda qkv, rate, training: (flash(*qkv.unbind(axis=2)), None)
+        monkeypatch.setattr(kernels, "_packed_flash", packed)
     monkeypatch.setattr(paddle.nn.functional, "scaled_dot_product_attention", flash)
     monkeypatch.setattr(kernels, "attention", seen_attention)
     monkeypatch.setattr(Transformer, "forward", seen_stack)
