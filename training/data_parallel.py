@@ -50,8 +50,8 @@ class Exchange:
         held = [parameter for parameter in self._trained if parameter.grad is not None]
         if limit is None:
             return self._of_all_ranks(held, [squared_norm(parameter.grad) for parameter in held]).sum().sqrt()
-        norms = self._of_all_ranks(held, [paddle.linalg.norm(parameter.grad.detach()) for parameter in held])
-        norm = paddle.linalg.norm(norms)
+        norms = self._of_all_ranks(held, [paddle.linalg.norm(parameter.grad.detach(), 2.0) for parameter in held])
+        norm = paddle.linalg.norm(norms, 2.0)
         scale = (limit / (norm + 1e-6)).clip(max=1.0)
         for parameter in held:
             parameter.grad = parameter.grad * scale
