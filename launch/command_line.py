@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import program
 import runtime
-from arguments import Parser, finite
+from arguments import Parser
 from config import DATASETS, get_config
 from errors import UserError, printable
 from launch import cluster, launcher, run_directory
@@ -87,7 +87,7 @@ def make_parser(script: str, description: str) -> Parser:
         type=_gpus,
         metavar="[Nx]GIB",
     )
-    add("device", "cpu, gpu, gpu:3, npu, xpu, ... (default: gpu if there is one)", type=_device, metavar="NAME")
+    add("device", "cpu, gpu, gpu:3, npu, xpu, ... (default: gpu if there is one)", type=device_name, metavar="NAME")
     add("nproc", "processes on this node (default: one per visible GPU, or 1 on CPU)", type=int, metavar="N")
     add("nnodes", "number of nodes (default: 1)", type=int, default=1, metavar="N")
     add("master", "ip:port of the first node, the same on all nodes", metavar="IP:PORT")
@@ -95,7 +95,8 @@ def make_parser(script: str, description: str) -> Parser:
     return parser
 
 
-def _device(text: str) -> str:
+def device_name(text: str) -> str:
+    """Check the form of the name of a device, for a parser."""
     if not re.fullmatch(r"[a-z][a-z_]{0,30}(:[0-9]{1,4})?", text):
         raise argparse.ArgumentTypeError(f"{printable(text, 40)!r} is not the name of a device, such as cpu or gpu:3")
     return text
@@ -103,11 +104,10 @@ def _device(text: str) -> str:
 
 def _gpus(text: str) -> tuple[int | None, float]:
     """Read [Nx]GIB as the number of GPUs, None where it is not said, and the memory of each."""
-    number, sign, size = text.rpartition("x")
-    gib = finite(size)
-    if gib <= 0 or (sign and not re.fullmatch(r"[1-9][0-9]{0,5}", number)):
-        raise argparse.ArgumentTypeError(f"{printable(text, 40)!r} is not GiB above 0, or a number of GPUs: 8x80")
-    return int(number) if sign else None, gib
+    match = re.fullmatch(r"(?:([1-9][0-9]{0,5})x)?([0-9]{1,9}(?:\.[0-9]{1,9})?)", text)
+    if match is None or float(match[2]) == 0:
+        raise argparse.ArgumentTypeError(f"{printable(text, 40)!r} is neither GiB above 0, such as 80, nor 8x80")
+    return int(match[1]) if match[1] else None, float(match[2])
 
 
 def _batch_size(text: str) -> int | str:

@@ -84,8 +84,7 @@ def build(run: Run) -> Task:
     encoder = build_transformer(replaced(config, "MODEL.NUM_CLASSES", 0))
     depth = len(encoder.encoder.layers)
     is_head = contrast.STAGE == "head"
-    num_frozen = depth // 2 if contrast.FROZEN_BLOCKS is None else contrast.FROZEN_BLOCKS
-    num_frozen = depth if is_head else num_frozen
+    num_frozen = depth - trained_blocks(config)
     if num_frozen > depth or (num_frozen == depth and not is_head):
         raise UserError(f"CONTRAST.FROZEN_BLOCKS={num_frozen}: tuning needs a block that trains, and there are {depth}")
     head = NNCLRHead(
@@ -248,10 +247,19 @@ def transform(config) -> Transform:
     return train_transform(config, *two_views(config, config.CONTRAST.AUGMENTATION))
 
 
+def trained_blocks(config) -> int:
+    """Return how many upper blocks of the encoder train."""
+    depth, contrast = config.MODEL.ENCODER.DEPTH, config.CONTRAST
+    if contrast.STAGE == "head":
+        return 0
+    return depth - (depth // 2 if contrast.FROZEN_BLOCKS is None else contrast.FROZEN_BLOCKS)
+
+
 METHOD = Method(
     "pretrain",
     build,
     transform,
     variant=lambda config: "head" if config.CONTRAST.STAGE == "head" else "",
+    trained_blocks=trained_blocks,
     whole_batch=True,
 )

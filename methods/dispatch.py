@@ -27,7 +27,7 @@ from storage.clip_architecture import of_any_config
 from training import loaders, memory
 from training.engine import fit
 from training.run import Run, start_run, write_report
-from training.task import Task
+from training.task import Cost, Task
 
 # By MODEL.TYPE. config.METHODS is the other half of this table: the keys of each method, without its code.
 METHODS: dict[str, Method] = {
@@ -103,8 +103,7 @@ def _train_or_evaluate(run: Run) -> dict[str, float]:
             with contextlib.suppress(UserError):  # no data is needed for this
                 follow_classes(run)
         architecture = of_any_config(run.config, network_kind(run.config))
-        num_gpus, gib = run.gpus
-        run.log.say(memory.describe(architecture, run.config, gib, num_gpus))
+        run.log.say(memory.describe(architecture, run.config, *reversed(run.gpus), _cost(run.config)))
         return {}
     recall_class_names(run)
     if run.config.MODEL.NUM_CLASSES is None:
@@ -128,6 +127,12 @@ def build_task(run: Run) -> Task:
     if method.whole_batch:
         start.check_whole_batch(run.config)
     return dataclasses.replace(method.build(run), accumulates=not method.whole_batch)
+
+
+def _cost(config) -> Cost:
+    """Return what a training step keeps for one image, without building the method's networks."""
+    views = 1 if config.EVAL else len(train_transform(config).views)
+    return Cost(views, get_method(config).trained_blocks(config))
 
 
 def train_transform(config) -> Transform:

@@ -25,6 +25,7 @@ class Method:
         validation_config: for a method that does not: returns the configuration of a data set, on the val split of
             which a run is evaluated while it trains, or None.
         prepare_source: returns the source that is trained on, given the configuration and the data set's own.
+        trained_blocks: upper blocks of the encoder through which gradients go, given the configuration; None: all.
         whole_batch: the loss is over all images of an update together, so a smaller batch would be another loss.
     """
 
@@ -36,4 +37,5 @@ class Method:
     variant: Callable[[object], str] = lambda config: ""
     validation_config: Callable[[object], object | None] = lambda config: None
     prepare_source: Callable[[object, Source], Source] = lambda config, source: source
+    trained_blocks: Callable[[object], int | None] = lambda config: None
     whole_batch: bool = False

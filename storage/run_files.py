@@ -39,13 +39,19 @@ def optimizer_part(rank: int, num_ranks: int) -> str:
     return f"optimizer-{rank:05d}-of-{num_ranks:05d}.pdopt"
 
 
+def own_optimizer_files(checkpoint_dir: Path) -> list[Path]:
+    """List what is there under the names that a run gives to the optimizer's state."""
+    paths = (path for path in checkpoint_dir.iterdir() if path.name == OPTIMIZER_FILE or _PART.fullmatch(path.name))
+    return sorted(path for path in paths if path.is_file())
+
+
 def optimizer_files(checkpoint_dir: Path) -> list[Path]:
     """List the files of a checkpoint that hold the optimizer's state: one, or one of each rank that wrote it.
 
     Raises:
         UserError: if a part is missing.
     """
-    found = sorted(path.name for path in checkpoint_dir.glob("optimizer*.pdopt"))
+    found = [path.name for path in own_optimizer_files(checkpoint_dir)]
     part = next(filter(None, map(_PART.fullmatch, found)), None)
     if part is None:
         return [checkpoint_dir / OPTIMIZER_FILE]

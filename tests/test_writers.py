@@ -50,7 +50,7 @@ TEMPORARY = {
     "tools/doctor.py:main",
     "measures/doctor/ranks.py:work",
     "measures/doctor/ranks.py:_make_photos",
-    "measures/doctor/runs.py:_start",
+    "measures/doctor/children.py:start",
     "measures/doctor/sections.py:run_section",
     "measures/doctor/sections.py:main",
     "program.py:_use_consoles",

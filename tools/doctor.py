@@ -13,6 +13,7 @@ import runtime
 
 runtime.prepare()
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -28,6 +29,7 @@ from measures.doctor.check import FAIL, NOT_APPLICABLE, PASS, Case, Check
 from pages.html import html_paragraph, html_table, write_page
 from storage import atomic, results
 from storage.files import read_json, reading
+from training.device import set_device
 
 _FILES = ("doctor.json", "doctor.html")
 
@@ -35,7 +37,8 @@ _FILES = ("doctor.json", "doctor.html")
 def main(argv: list[str] | None = None) -> bool:
     """Print the table, write the files, and return True if nothing failed."""
     parser = Parser(prog="python -m tools.doctor", description=__doc__)
-    parser.add("device", "as in training (default: the first GPU, or the CPU)", metavar="NAME")
+    what = "as in training (default: the first GPU, or the CPU)"
+    parser.add("device", what, type=command_line.device_name, metavar="NAME")
     parser.add("nproc", "ranks (default: the GPUs that are visible, or 1 on CPU)", type=int, metavar="N")
     parser.add(
         "out", "new directory for doctor.json and doctor.html (default: doctor)", default="doctor", metavar="DIR"
@@ -47,10 +50,18 @@ def main(argv: list[str] | None = None) -> bool:
     if args.nproc is not None and not 1 <= args.nproc <= 64:
         raise UserError(f"-nproc {args.nproc}: must be from 1 to 64")
     nproc = args.nproc or max(1, launcher.num_gpus(args.device))
+    launcher.check_device(args.device, nproc)
+    if args.device is not None:
+        set_device(args.device)
     out = results.new_directory(args.out, writes=_FILES)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
-        found = sections.run_all(Case(args.device, nproc, Path(folder)), _print_check)
+    try:
+        with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
+            found = sections.run_all(Case(args.device, nproc, Path(folder)), _print_check)
+    except BaseException:
+        with contextlib.suppress(OSError):  # other files are in it
+            out.rmdir()
+        raise
     return report(out, nproc, found, time.monotonic() - started)
 
 
@@ -100,7 +111,7 @@ def show(files: list[Path]) -> bool:
         with reading(file, "what this tool writes"):
             checks = [Check(**values) for own in content["sections"].values() for values in own]
             about = {check.name: check.values for check in checks}
-            cells = [str(about[check][value]) for check, value in _ROW.items()]
+            cells = [str(about.get(check, {}).get(value, "?")) for check, value in _ROW.items()]
             figures = [
                 f"{check.name} {key} {check.values[key]:.3g}"
                 for check in checks

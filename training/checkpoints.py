@@ -44,13 +44,17 @@ from storage.run_files import (
     OPTIMIZER_FILE,
     STATE_FILE,
     checkpoint_name,
+    checkpoint_step,
     is_checkpoint,
     list_checkpoints,
     optimizer_files,
+    own_optimizer_files,
 )
 from storage.run_state import RunState, newest_first, next_save_number, read_state
 from storage.stored_tensor import StoredTensor
 from training.task import Task
+
+_WRITING = ".writing-"  # before the name of a checkpoint that is not whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +145,7 @@ def write(run_dir: Path, saved: Snapshot) -> Path:
 
 def writing_directory(run_dir: Path, step: int) -> Path:
     """Return the directory of a checkpoint that is being written."""
-    return run_dir / f".writing-{checkpoint_name(step)}"
+    return run_dir / f"{_WRITING}{checkpoint_name(step)}"
 
 
 @contextlib.contextmanager
@@ -166,9 +170,10 @@ def begin(run_dir: Path, step: int) -> None:
     for path in (final, run_dir / LATEST, run_dir / BEST):
         if path.exists() and not (path.is_symlink() if path != final else is_checkpoint(path)):
             raise UserError(f"{path}: is not from here, and a checkpoint would go there; move it away")
-    temporary = writing_directory(run_dir, step)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    for left in run_dir.glob(f"{_WRITING}*"):  # by a run that was killed
+        if checkpoint_step(left.with_name(left.name.removeprefix(_WRITING))) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+    writing_directory(run_dir, step).mkdir(parents=True)
 
 
 def _free_name(path: Path) -> Path:
@@ -372,7 +377,7 @@ def _delete_old(run_dir: Path, keep_last: int) -> None:
 
 def _delete(checkpoint_dir: Path) -> None:
     """Delete the files that a checkpoint consists of, and its directory if there is nothing else in it."""
-    optimizer = [path.name for path in checkpoint_dir.glob("optimizer*.pdopt")]
+    optimizer = [path.name for path in own_optimizer_files(checkpoint_dir)]
     for name in (MANIFEST_FILE, STATE_FILE, MODEL_FILE, EMA_FILE, EXTRA_FILE, *optimizer, CONFIG_FILE):
         (checkpoint_dir / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # somebody put something there

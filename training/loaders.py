@@ -18,6 +18,7 @@ from storage.clip_architecture import of_any_config
 from storage.run_state import read_state
 from training import device, memory
 from training.run import Run
+from training.task import ONE_PASS, Cost
 
 _SMALLEST_BATCH, _UPDATES_PER_EPOCH = 8, 4  # when the batch size is fitted to few images
 _USED_MEMORY = 0.8  # share that a fitted batch may take by the estimate, which was not measured on GPUs
@@ -48,7 +49,7 @@ def build_train_loader(
     source = prepare_source(config, source)
     if not whole_batch:
         config = fit_batch(config, len(source), run.log.say, _saved_images_per_update(run.resume_from))
-        config = run.config = fit_memory(config, run.log.say)
+        config = run.config = fit_memory(config, run.log.say, Cost(views=len(transform.views)))
     accum_iter = _accum_iter(config)
     sampler = TrainSampler(
         len(source),
@@ -102,7 +103,7 @@ def fit_batch(config, num_images: int, say: Callable[[str], None], resumed: int 
     return replaced(config, "DATA.BATCH_SIZE", batch)
 
 
-def fit_memory(config, say: Callable[[str], None]):
+def fit_memory(config, say: Callable[[str], None], cost: Cost = ONE_PASS):
     """Return a configuration with the micro-steps that memory is enough for where DATA.BATCH_FIT is auto.
 
     They are the largest on GPUs, and at most the recipe's on CPU, where larger ones are not faster. Each update has
@@ -115,7 +116,7 @@ def fit_memory(config, say: Callable[[str], None]):
     old, images = config.DATA.BATCH_SIZE, config.DATA.BATCH_SIZE * _accum_iter(config)
     architecture = of_any_config(config, network_kind(config))
     options = {"device": kind, "ranks": runtime.world_size()}
-    batch = memory.fitting_batch(architecture, config, images, _USED_MEMORY * there, **options)
+    batch = memory.fitting_batch(architecture, config, images, _USED_MEMORY * there, cost, **options)
     if batch == old or (kind == "cpu" and batch > old):
         return config
     say(

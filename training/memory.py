@@ -15,6 +15,7 @@ from config import amp_dtype, image_size_hw, replaced
 from storage.architecture import Architecture, Tower
 from storage.clip_architecture import ClipArchitecture, TextArchitecture
 from training.flops import TEXT_TOKENS, trained_depth
+from training.shares import largest_share
 from training.task import ONE_PASS, Cost
 
 GIB = 1 << 30
@@ -25,7 +26,7 @@ _KEPT_PER_HIDDEN = 2.0
 _KEPT_IN_FLOAT32 = 2.0  # activations per block that stay in float32 under mixed precision: the residual stream
 _TRANSIENT = 48.0  # gradients of a layer's activations while its backward pass runs
 _MANY_RANKS = 8
-_GRADIENTS_IN_TRANSIT = 64 << 20  # bytes: the bucket that fills, and the one that is sent, see `sharded_gradients`
+_BUCKET_BYTES = 32 << 20  # one fills while one is sent, see `sharded_gradients`
 _OVERHEAD = 1.06  # what the allocator cannot use
 _FRAMEWORK_BYTES = {"cpu": 0.45 * GIB, "gpu": 1.0 * GIB}  # Paddle itself; a CUDA context and its libraries
 
@@ -111,10 +112,12 @@ def estimate(
         weights = (2 if config.MODEL.DTYPE == "bfloat16" else 4) * count.all
         return Memory(weights, 0.0, 0.0, 0.0, largest + inputs, framework)
     sharding = config.TRAIN.SHARDING if ranks > 1 else "none"
+    sizes = [math.prod(shape) for shape in architecture.shapes().values()]
+    share = 1.0 if sharding == "none" else largest_share(sizes, ranks)
     gradients = 4.0 * count.trained
     if sharding == "gradients":
-        gradients = min(gradients, gradients / ranks + _GRADIENTS_IN_TRANSIT)
-    moments = _moment_bytes(config, count) / (1 if sharding == "none" else ranks)
+        gradients = min(gradients, gradients * share + 2 * max(_BUCKET_BYTES, 4 * max(sizes)))
+    moments = _moment_bytes(config, count) * share
     moments += 4 * count.all if config.TRAIN.EMA_DECAY else 0
     return Memory(weights, gradients, moments, kept + inputs, largest, framework)
 
@@ -134,18 +137,25 @@ def _moment_bytes(config, count: Count) -> float:
 
 
 def fitting_batch(
-    architecture: Architecture | ClipArchitecture, config, images: int, num_bytes: float, *, device: str, ranks: int = 1
+    architecture: Architecture | ClipArchitecture,
+    config,
+    images: int,
+    num_bytes: float,
+    cost: Cost = ONE_PASS,
+    *,
+    device: str,
+    ranks: int = 1,
 ) -> int:
     """Return the images of the largest micro-step, of equal ones, that memory is enough for by estimate; at least 1.
 
     Args:
         images: of a rank in an update, which the micro-steps divide.
         num_bytes: of memory that the rank may use.
-        device, ranks: as of `estimate`.
+        cost, device, ranks: as of `estimate`.
     """
     for batch in (images // steps for steps in range(1, images) if images % steps == 0):
         tried = replaced(config, "DATA.BATCH_SIZE", batch)
-        if estimate(architecture, tried, device=device, ranks=ranks).peak <= num_bytes:
+        if estimate(architecture, tried, cost=cost, device=device, ranks=ranks).peak <= num_bytes:
             return batch
     return 1
 
@@ -227,19 +237,23 @@ def _inputs(architecture: Architecture | ClipArchitecture, config, cost: Cost) -
 # ---- words --------------------------------------------------------------------------------------
 
 
-def describe(architecture: Architecture | ClipArchitecture, config, gpu_gib: float, ranks: int | None) -> str:
+def describe(
+    architecture: Architecture | ClipArchitecture, config, gpu_gib: float, ranks: int | None, cost: Cost = ONE_PASS
+) -> str:
     """Return lines that say what a GPU needs for a configuration, and for its variants, and whether it has it.
 
     Args:
         gpu_gib: memory of a GPU in GiB.
         ranks: number of GPUs; None: sharding is shown for `_MANY_RANKS`.
+        cost: of a step of the method.
 
     With MODEL.NUM_CLASSES None, the head is not counted, and the lines say so.
     """
     count, ranks = count_parameters(architecture), ranks or _MANY_RANKS
     lines = [
         f"{architecture.content}: {architecture}",
-        f"{count.all:,} parameters, {count.trained:,} of them train; estimates, not measured on a GPU",
+        f"{count.all:,} parameters, {count.trained:,} of them train; estimates, not measured on a GPU, without a "
+        "method's heads, teacher and momentum network",
     ]
     has_head = config.MODEL.NUM_CLASSES is not None
     if not has_head:
@@ -250,7 +264,7 @@ def describe(architecture: Architecture | ClipArchitecture, config, gpu_gib: flo
         )
     fits = False
     for words, variant in _variants(config, ranks):
-        memory = estimate(architecture, variant, count, device="gpu", ranks=ranks)
+        memory = estimate(architecture, variant, count, cost, device="gpu", ranks=ranks)
         parts = {
             "weights": memory.weights,
             "gradients": memory.gradients,
@@ -261,20 +275,23 @@ def describe(architecture: Architecture | ClipArchitecture, config, gpu_gib: flo
         verdict = "does NOT fit" if memory.peak > gpu_gib * GIB else "fits" if has_head else "without its head fits"
         fits = fits or memory.peak <= gpu_gib * GIB
         lines.append(f"{words}: {memory.peak / GIB:.1f} GiB per GPU ({shown}); {verdict} {gpu_gib:g} GiB")
-    if config.EVAL:
-        return "\n".join(lines)
-    of_host = {name: _with(config, TRAIN={"SHARDING": name}) for name in ("none", "optimizer")}
-    whole, sharded = (checkpoint_bytes(architecture, other, count, ranks) / GIB for other in of_host.values())
-    lines.append(
-        f"host of the first GPU, while a checkpoint is written: {whole:.1f} GiB more, with any sharding {sharded:.1f}; "
-        "other hosts: none"
-    )
+    if not config.EVAL:
+        lines.append(_describe_host(architecture, config, count, ranks))
     if not fits:
         lines.append(
             f"nothing fits {ranks} x {gpu_gib:g} GiB: every GPU keeps all weights; Paddle can distribute these, too "
             "(paddle.distributed.sharding.group_sharded_parallel, level p_g_os), and this project does not"
         )
     return "\n".join(lines)
+
+
+def _describe_host(architecture: Architecture | ClipArchitecture, config, count: Count, ranks: int) -> str:
+    of_host = {name: _with(config, TRAIN={"SHARDING": name}) for name in ("none", "optimizer")}
+    whole, sharded = (checkpoint_bytes(architecture, other, count, ranks) / GIB for other in of_host.values())
+    return (
+        f"host of the first GPU, while a checkpoint is written: {whole:.1f} GiB more, with any sharding {sharded:.1f}; "
+        "other hosts: none"
+    )
 
 
 _SHARDED = {"none": "", "optimizer": "optimizer", "gradients": "optimizer and gradients"}  # in words
@@ -288,7 +305,7 @@ def _variants(config, ranks: int) -> Iterator[tuple[str, object]]:
         return
     for precision, amp in (("float32", False), ("bf16", "bf16")):
         for recompute in (False, True):
-            for sharding, what in _SHARDED.items():
+            for sharding, what in _SHARDED.items() if ranks > 1 else [("none", "")]:
                 words = [precision, *["recompute"] * recompute, *[f"{what} sharded over {ranks} GPUs"] * bool(what)]
                 yield ", ".join(words), _with(config, AMP=amp, TRAIN={"RECOMPUTE": recompute, "SHARDING": sharding})
 

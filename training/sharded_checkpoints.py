@@ -81,8 +81,8 @@ def write_tensors(run_dir: Path, saved: Snapshot, writer: Writer | None) -> Snap
         try:
             with named_errors(run_dir, step):
                 work()
-        except UserError as error:
-            problems.append(str(error))
+        except Exception as error:  # the other ranks would wait
+            problems.append(str(error) if isinstance(error, UserError) else repr(error))
         problems = across_ranks.gather_texts(problems)
         if problems:
             if runtime.is_main():

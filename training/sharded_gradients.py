@@ -88,11 +88,13 @@ class ReducingToOwners(Exchange):
             if parameter.grad is not None:  # on all ranks or on none: their graphs are the same
                 shares.setdefault(self._owners[parameter.name], []).append(parameter)
         for owner, share in shares.items():
-            flat = paddle.concat([parameter.grad.flatten().astype(self._dtype) for parameter in share])
+            parts = [parameter.grad.flatten().astype(self._dtype) for parameter in share]
             for parameter in share:
                 parameter.clear_gradient(False)  # frees it
+            flat = parts[0] if len(parts) == 1 else paddle.concat(parts)
+            del parts
             self._shares.append((owner, share))
-            self._reduce(owner, share, flat * (1.0 / world_size()))
+            self._reduce(owner, share, flat.scale_(1.0 / world_size()))
 
     def _reduce(self, owner: int, share: list[paddle.Tensor], flat: paddle.Tensor) -> None:
         self._pending.append((dist.reduce(flat, dst=owner, sync_op=False), owner, share, flat))
@@ -126,7 +128,8 @@ class ReducingToOwners(Exchange):
         """Make an own gradient NaN if one of another rank is not finite: the loss scaler of fp16 looks at own ones."""
         held = [parameter for parameter in self._trained if parameter.grad is not None]
         total = self._of_all_ranks(held, [squared_norm(parameter.grad) for parameter in held]).sum()
-        held[0].grad = held[0].grad + (total - total)
+        if held:
+            held[0].grad = held[0].grad + (total - total)
 
     def _of_all_ranks(self, held: list[paddle.Tensor], numbers: list[paddle.Tensor]) -> paddle.Tensor:
         """Return one number per gradient, in the order of the parameters."""

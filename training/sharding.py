@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import paddle
 from paddle import distributed as dist
 from paddle.optimizer import Optimizer
 
 import runtime
+from training.shares import share_out
 
 
 class PartedOptimizer:
@@ -100,12 +100,3 @@ class ShardedOptimizer(PartedOptimizer):
         """Restore this rank's part of the state."""
         if self._optimizer is not None:
             self._optimizer.set_state_dict(state)
-
-
-def share_out(sizes: list[int], num_ranks: int) -> list[int]:
-    """Return an owner for each size, so that all ranks own about as much: the largest goes first."""
-    owners, owned = [0] * len(sizes), np.zeros(num_ranks, np.int64)
-    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
-        owners[index] = int(owned.argmin())
-        owned[owners[index]] += sizes[index]
-    return owners

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -81,6 +82,8 @@ def _query_gpus(field: str) -> str:
     if shutil.which("nvidia-smi") is None:
         return ""
     command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        command += ["-i", visible]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     return ", ".join(done.stdout.split("\n")).strip(", ") if done.returncode == 0 else ""
 
@@ -88,8 +91,8 @@ def _query_gpus(field: str) -> str:
 def check_gpu_memory() -> Check:
     """Check that other processes leave the GPUs' memory."""
     used, total = _query_gpus("memory.used"), _query_gpus("memory.total")
-    if not device.is_on_gpu() or not used:
-        return not_applicable("free GPU memory", "no NVIDIA GPU computes, or nvidia-smi is not there")
+    if not device.is_on_gpu() or not re.fullmatch(r"[0-9.]+(, [0-9.]+)*", used):
+        return not_applicable("free GPU memory", "no NVIDIA GPU computes, or nvidia-smi does not say it")
     pairs = zip(map(float, used.split(", ")), map(float, total.split(", ")), strict=True)
     share = max(mib / whole for mib, whole in pairs)
     advice = "nvidia-smi names the processes that use it"

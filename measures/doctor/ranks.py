@@ -2,7 +2,7 @@
 
 import json
 import os
-import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 import runtime
+from measures.doctor import children
 from measures.doctor.check import Case, Check, assess, not_applicable
 
 _NUMBERS = 1 << 24  # 64 MiB in float32, about the gradients of a ViT-Small
@@ -29,11 +30,10 @@ def examine(case: Case) -> list[Check]:
     launcher += ["--log_dir", str(case.folder / "exchange-logs"), __file__, str(result), case.device or ""]
     environment = {k: v for k, v in runtime.original_environment().items() if not k.startswith("PADDLE_")}
     environment |= {"PYTHONPATH": str(runtime.ROOT)}
-    done = subprocess.run(
-        [sys.executable, *launcher], env=environment, capture_output=True, timeout=_LONGEST_SECS, check=False
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"the ranks ended with exit code {done.returncode}: {_last_line(case.folder)}")
+    command = [sys.executable, *launcher]
+    code = children.run(command, case.folder / "exchange.log", _LONGEST_SECS, env=environment)
+    if code != 0:
+        raise RuntimeError(f"the ranks ended with exit code {code}: {_last_line(case.folder)}")
     return assess_exchange(json.loads(result.read_text(encoding="utf-8")))
 
 
@@ -64,6 +64,7 @@ def work(result: Path, device_name: str | None) -> None:
     from layers import across_ranks
     from training import device
 
+    runtime.end_with_parent(signal.SIGKILL)
     device.set_device(device_name)
     across_ranks.join()
     secs, is_right = [], True
@@ -72,13 +73,18 @@ def work(result: Path, device_name: str | None) -> None:
         paddle.distributed.barrier()
         started = time.perf_counter()
         paddle.distributed.all_reduce(values)
-        last = float(values[-1])  # waits for the device
+        float(values[-1])  # waits for the device
         secs.append(time.perf_counter() - started)
-        is_right = is_right and last == sum(range(1, runtime.world_size() + 1)) == float(values.mean())
+        is_right = is_right and is_sum(values, runtime.world_size())
     if runtime.is_main():
         kind = "gpu" if device.is_on_gpu() else "cpu"
         content = {"kind": kind, "ranks": runtime.world_size(), "secs": sorted(secs)[_REPEATS // 2]}
         result.write_text(json.dumps({**content, "is_right": is_right}), encoding="utf-8")
+
+
+def is_sum(values, num_ranks: int) -> bool:
+    """Return True if each value is the sum of 1, 2, ... of the ranks; float32 holds these sums exactly."""
+    return bool((values == float(sum(range(1, num_ranks + 1)))).all())
 
 
 def examine_loader(case: Case, recipe: str, steps_per_sec: dict[str, float]) -> list[Check]:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import runtime
+from measures.doctor import children
 from measures.doctor.check import Case, Check, assess
 from storage.run_files import LATEST, MODEL_FILE, list_checkpoints
 from training.log import read_log
@@ -27,16 +28,14 @@ def _command(case: Case, name: str, recipe: str, *options: str, resume: bool = F
     return [*command, *(["-resume", "auto"] if resume else []), "-opts", "RUN", name, *options]
 
 
-def _start(command: list[str], log: Path) -> subprocess.Popen:
-    """Start a run in a process group of its own, without this process's ranks."""
-    environment = {k: v for k, v in runtime.original_environment().items() if not k.startswith("PADDLE_")}
-    with open(log, "ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+def _environment() -> dict[str, str]:
+    """Return the environment without what a launcher of this process has set."""
+    return {name: value for name, value in runtime.original_environment().items() if not name.startswith("PADDLE_")}
 
 
 def _finish(command: list[str], log: Path) -> None:
     """Run to the end; raise RuntimeError with the end of the log if it fails."""
-    code = _start(command, log).wait(_LONGEST_SECS)
+    code = children.run(command, log, _LONGEST_SECS, env=_environment())
     if code != 0:
         end = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise RuntimeError(f"the run ended with exit code {code}: {' '.join(end)}")
@@ -64,22 +63,25 @@ def examine_crash(case: Case) -> list[Check]:
     options = f"TRAIN.NUM_EPOCHS {case.nproc} REPORT_FREQ 1 SAVE_FREQ_STEPS 1 DETERMINISTIC True {_SMALL}".split()
     _finish(_command(case, "undisturbed", _RECIPE, *options), case.folder / "undisturbed.log")
     killed = _command(case, "killed", _RECIPE, *options)
-    process = _start(killed, case.folder / "killed.log")
-    updates = _kill(process, case.folder / "killed")
-    _finish(_command(case, "killed", _RECIPE, *options, resume=True), case.folder / "killed.log")
+    log = case.folder / "killed.log"
+    process = children.start(killed, log, env=_environment(), start_new_session=True)  # its ranks are killed as well
+    try:
+        updates = _wait_for_checkpoints(process, case.folder / "killed")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    _finish(_command(case, "killed", _RECIPE, *options, resume=True), log)
     runs = (case.folder / name / LATEST for name in ("undisturbed", "killed"))
     return [assess_crash(case.nproc, updates, *((run / MODEL_FILE).read_bytes() for run in runs))]
 
 
-def _kill(process: subprocess.Popen, run: Path) -> int:
-    """Kill a run and its ranks after some checkpoints; returns how many it has."""
+def _wait_for_checkpoints(process: subprocess.Popen, run: Path) -> int:
+    """Return the number of a run's checkpoints as soon as there are some."""
     deadline = time.monotonic() + _LONGEST_SECS
     while process.poll() is None and len(list_checkpoints(run)) < _UPDATES_BEFORE_KILL and time.monotonic() < deadline:
         time.sleep(0.005)
     if process.poll() is not None:
         raise RuntimeError(f"the run ended with exit code {process.returncode} before it could be killed")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
     return len(list_checkpoints(run))
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from measures.doctor import children
 from measures.doctor.check import FAIL, Case, Check
 
 TITLES = {
@@ -71,17 +72,13 @@ def run_section(case: Case, arguments: list[str]) -> list[Check]:
     words = [str(result), str(case.folder), str(case.nproc), case.device or "", *arguments]
     longest = _LONGEST_SECS.get(arguments[0], _LONGEST_SECS_ELSE)
     started = time.monotonic()
+    log = case.folder / "section.log"
+    log.unlink(missing_ok=True)
     try:
-        done = subprocess.run(
-            runtime.module_command("measures.doctor.sections", *words),
-            env=runtime.module_environment(),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=longest,
-            check=False,
-        )
-        reason = f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}"
+        command = runtime.module_command("measures.doctor.sections", *words)
+        code = children.run(command, log, longest, env=runtime.module_environment())
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        reason = f"exit code {code}: {(lines or ['it says nothing'])[-1]}"
     except subprocess.TimeoutExpired:
         reason = f"not done after {longest} s"
     if result.is_file():

@@ -10,7 +10,7 @@ import contextlib
 import paddle
 
 LOW = paddle.float64
-_FLUID_NAMES = {  # of operations in the lists, by their names in paddle._C_ops
+_FLUID_NAMES = {  # in the lists, by names in paddle._C_ops
     "sum": "reduce_sum",
     "mean": "reduce_mean",
     "cross_entropy_with_softmax": "softmax_with_cross_entropy",

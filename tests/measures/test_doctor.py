@@ -1,14 +1,20 @@
 """Each check of the doctor passes here, and fails when its fault is planted; GPUs are played."""
 
+import contextlib
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 
 import config
+import runtime
 from layers import cpu_kernels
-from measures.doctor import kernels_run, machine, numerics, ranks, reference, runs, sections, speed
+from measures.doctor import children, kernels_run, machine, numerics, ranks, reference, runs, sections, speed
 from measures.doctor.check import FAIL, NOT_APPLICABLE, PASS, Case
 from measures.synthetic import synthetic_arrays
 from measures.training_step import OneBatchTraining, split_views
@@ -65,6 +71,8 @@ def test_faults_of_a_machine_with_gpus_are_found(gpu, monkeypatch, tmp_path):
     assert status(machine.check_libraries()) == FAIL
     gpu["memory.used"] = "1000, 39000"
     assert status(machine.check_gpu_memory()) == FAIL
+    gpu["memory.used"] = "[N/A]"
+    assert status(machine.check_gpu_memory()) == NOT_APPLICABLE
     usage = lambda free: type("Usage", (), {"free": free})
     for free, expected in ((64 << 20, FAIL), (1 << 30, PASS)):
         monkeypatch.setattr(machine.shutil, "disk_usage", lambda path, free=free: usage(free))
@@ -151,15 +159,16 @@ def test_other_kernels_than_ours_are_found(monkeypatch, tmp_path):
     assert {status(check) for check in kernels_run.check_cpu_kernels(recipe)} == {FAIL}
 
 
-PRODUCTS = ["ampere_bf16_s16816gemm_bf16_128x128_ldg8", "cutlass_80_tensorop_bf16_s16816gemm"]
+PRODUCTS = ["ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_32x5_tn", "nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT"]
+FLASH = "void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4, cutlass::bfloat16_t>, false>(Params)"
 
 
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        ([*PRODUCTS, "flash_fwd_kernel"], [PASS, PASS, PASS]),
+        ([*PRODUCTS, *[FLASH] * 9], [PASS, PASS, PASS]),
         (PRODUCTS, [PASS, FAIL, PASS]),
-        (["ampere_sgemm_128x64_nn", "flash_bwd_kernel"], [PASS, PASS, FAIL]),
+        (["ampere_sgemm_128x64_nn", *[FLASH] * 9], [PASS, PASS, FAIL]),
         ([], [FAIL, FAIL, FAIL]),
     ],
 )
@@ -195,6 +204,10 @@ def test_wrong_and_slow_sums_are_found():
     assert assessd("gpu", 0.5, True) == [PASS, FAIL]
     assert assessd("cpu", 0.5, False) == [FAIL, PASS]
     assert [check.status for check in ranks.examine(Case("cpu", 1, None))] == [NOT_APPLICABLE]
+    values = paddle.full([1 << 20], 15.0)
+    assert ranks.is_sum(values, 5)
+    values[77] = 14.0
+    assert not ranks.is_sum(values, 5)
 
 
 def test_a_slow_loader_is_found():
@@ -218,12 +231,40 @@ def test_a_section_that_crashes_or_hangs_is_a_check_that_failed(tmp_path, monkey
     (found,) = sections.run_section(Case("nonsense", 1, tmp_path), ["machine"])
     assert status(found) == FAIL
     assert "-device nonsense" in found.found
+    assert not doctor.report(tmp_path, 1, {"Machine": [found]}, 1.0)
+    assert doctor.show([tmp_path / "doctor.json"])
     monkeypatch.setattr(sections, "_LONGEST_SECS_ELSE", 0.5)
     (found,) = sections.run_section(Case("cpu", 1, tmp_path), ["numerics"])
     assert "not done after 0.5 s" in found.found
 
 
+def test_processes_of_the_doctor_end_with_it(tmp_path):
+    """Also those that its processes have started: here, one that sleeps, below one that is killed."""
+    inner = "import sys, time; open(sys.argv[1], 'w').write(str(__import__('os').getpid())); time.sleep(60)"
+    outer = f"import sys; sys.path.insert(0, {str(runtime.ROOT)!r}); from measures.doctor import children; "
+    outer += "from pathlib import Path; children.run(sys.argv[3:], Path(sys.argv[1]), 60)"
+    words = [str(tmp_path / "log"), "-", sys.executable, "-c", inner, str(tmp_path / "pid")]
+    with pytest.raises(subprocess.TimeoutExpired):
+        children.run([sys.executable, "-c", outer, *words], tmp_path / "log", 3.0)
+    pid, deadline = int((tmp_path / "pid").read_text()), time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and "\tZ" not in status_of(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists() or "\tZ" in status_of(pid)
+
+
+def status_of(pid: int) -> str:
+    """Return what the system says of a process; nothing if it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/status").read_text()
+    return ""
+
+
 def test_bad_flags_are_refused(tmp_path):
+    with pytest.raises(config.UserError, match="-device gpu:3: is one device"):
+        doctor.main(["-device", "gpu:3", "-nproc", "2", "-out", str(tmp_path / "out")])
+    with pytest.raises(config.UserError, match="-device nonsense: this build of Paddle has no such device"):
+        doctor.main(["-device", "nonsense", "-out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
     with pytest.raises(config.UserError, match="-nproc 0: must be from 1 to 64"):
         doctor.main(["-nproc", "0", "-out", str(tmp_path / "out")])
     (tmp_path / "doctor.json").write_text("mine")

@@ -117,3 +117,27 @@ def test_the_old_key_still_works(old, new):
 def test_the_old_key_takes_no_other_value():
     with pytest.raises(UserError, match="-opts: TRAIN.SHARD_OPTIMIZER='gradients': must be True or False; TRAIN.SHARD"):
         get_config(None, ["TRAIN.SHARD_OPTIMIZER", "gradients"])
+
+
+def test_files_of_users_in_a_sharded_checkpoint_stay_and_are_not_read(tmp_path):
+    (model, optimizer), others = trained(), ("optimizer-mine.pdopt", "optimizer-old.pdopt")
+    task = Task("test", model, optimizer, None)
+    written = write_by_ranks(tmp_path, task)
+    for name in others:
+        (written / name).write_text("mine")
+    (written / "optimizer-00009-of-00010.pdopt").mkdir()
+    assert [path.name for path in optimizer_files(written)] == ["optimizer-00000-of-00001.pdopt"]
+    checkpoints._delete_old(tmp_path, 0)
+    assert {path.name for path in written.iterdir()} >= set(others)  # `latest` keeps it
+    for step in (2, 3, 4, 5):
+        write_by_ranks(tmp_path, task, step)
+    assert {path.name for path in written.iterdir()} == {*others, "optimizer-00009-of-00010.pdopt"}
+
+
+def test_what_a_killed_run_left_of_a_checkpoint_is_deleted_by_the_next_one(tmp_path):
+    model, optimizer = trained()
+    for name in (".writing-step-00000007", ".writing-mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "optimizer-00000-of-00002.pdopt").write_text("half")
+    save(tmp_path, 1, model, optimizer)
+    assert {path.name for path in tmp_path.iterdir()} == {".writing-mine", "step-00000001", "latest"}

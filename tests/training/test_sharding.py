@@ -6,7 +6,8 @@ import pytest
 
 from optim import build_optimizer, param_groups
 from training import sharding
-from training.sharding import ShardedOptimizer, share_out
+from training.sharding import ShardedOptimizer
+from training.shares import largest_share, share_out
 
 pytestmark = pytest.mark.quick
 
@@ -18,6 +19,8 @@ def test_shares_are_about_equal_and_the_same_everywhere():
     assert sum(owned) == sum(sizes)
     assert max(owned) == 900  # nothing can be less than the largest tensor
     assert min(owned) > 600
+    assert largest_share(sizes, 3) == 900 / sum(sizes)
+    assert largest_share(sizes, 1) == 1.0
 
 
 @pytest.mark.parametrize("name", ["AdamW", "LARS"])
