@@ -70,7 +70,8 @@ def main(result: str) -> None:
     engine.Training.start = start
     differences = {}
     for method, options in METHODS.items():
-        for variant in ([], ["TRAIN.RECOMPUTE", True], ["TRAIN.BF16_ALLREDUCE", True]):
+        variants = [[], ["TRAIN.RECOMPUTE", True], *([["TRAIN.BF16_ALLREDUCE", True]] if method == "finetune" else [])]
+        for variant in variants:
             whole, own = (train([*options, "TRAIN.SHARDING", mode, *variant]) for mode in ("none", "gradients"))
             shares = [abs(own[name] - value).max() / max(abs(value).max(), 1e-3) for name, value in whole.items()]
             differences[" ".join([method, *map(str, variant)])] = max(shares)

@@ -35,12 +35,12 @@ def tensors(run):
 
 
 def test_every_method_has_the_same_bits_with_gradients_on_their_owners(tmp_path):
-    """On two ranks, where no order of addition can matter; also with recomputation, and in bfloat16."""
+    """On two ranks, where no order of addition can matter; also with recomputation, and one in bfloat16."""
     code, output = launch(tmp_path, ROOT / "tests" / "helpers" / "sharded_methods.py", tmp_path / "result.json")
     assert code == 0, output
     differences = json.loads((tmp_path / "result.json").read_text())
     assert differences == dict.fromkeys(differences, 0.0)
-    assert len(differences) == 3 * len(METHODS)
+    assert len(differences) == 2 * len(METHODS) + 1
 
 
 @pytest.mark.slow
