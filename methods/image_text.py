@@ -17,6 +17,7 @@ from methods.info_nce import info_nce
 from methods.method import Method
 from optim import param_groups
 from pipeline import augment, captions, prompts
+from pipeline.device_copy import to_device
 from pipeline.loading import Batch
 from pipeline.sources import LabelsOnly, Source
 from pipeline.transforms import Transform, crop_and_flip, train_transform
@@ -108,7 +109,7 @@ def build(run: Run) -> Task:
         cached = image_features.of_train_split(run, clip.vision_encoder)
 
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
-        images = batch.images if cached is None else paddle.to_tensor(cached[batch.host_indices])
+        images = batch.images if cached is None else to_device([cached[batch.host_indices]])[0]
         return model(images, clip.tokenize(batch.captions)), {"logit_scale": clip.logit_scale.exp()}
 
     evaluator = ZeroShotEvaluator(run, clip) if lit.EVAL_DATASET is not None else None

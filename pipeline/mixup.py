@@ -13,6 +13,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from pipeline.device_copy import to_device
+
 
 class Mixup:
     """Mix each image of a batch with another one, and their labels with it.
@@ -72,10 +74,8 @@ class Mixup:
             else:
                 top, bottom, left, right = box
                 weights[row, :, top:bottom, left:right] = 0.0
-        weights = paddle.to_tensor(weights)
+        weights, lam = to_device([weights, np.array([[lam] for lam, _ in rows], np.float32)])  # lam: [B, 1]
         images = images * weights + images.flip(axis=[0]) * (1.0 - weights)
-
-        lam = paddle.to_tensor(np.array([lam for lam, _ in rows], np.float32)).unsqueeze(1)  # [B, 1]
         targets = smooth_one_hot(labels, self.num_classes, self.smoothing)  # [B, K]
         return images, targets * lam + targets.flip(axis=[0]) * (1.0 - lam)
 
@@ -120,7 +120,8 @@ def random_erase(
         rows, columns = np.arange(height), np.arange(width)
         in_rows = (rows >= boxes[:, :1]) & (rows < boxes[:, 1:2])  # [B, H]
         in_columns = (columns >= boxes[:, 2:3]) & (columns < boxes[:, 3:])  # [B, W]
-        inside = paddle.to_tensor(in_rows[:, None, :, None]) & paddle.to_tensor(in_columns[:, None, None, :])
+        in_rows, in_columns = to_device([in_rows[:, None, :, None], in_columns[:, None, None, :]])
+        inside = in_rows & in_columns
         if mode == "const":
             noise = paddle.zeros([1], images.dtype)
         else:

@@ -37,7 +37,8 @@ class ReducingToOwners(Exchange):
         super().__init__(model)
         self._dtype, self._owners = dtype, optimizer.owners()
         self._buckets = _make_buckets(self._trained[::-1])
-        self._places = {p.name: place for place, bucket in enumerate(self._buckets) for p in bucket}
+        self._places = {parameter.name: place for place, parameter in enumerate(self._trained)}
+        self._place_tensors: dict[tuple[int, ...], paddle.Tensor] = {}  # on the device, where a copy would wait for it
         self._sums: dict[str, paddle.Tensor] = {}  # by own parameter, over ranks and micro-steps
         self._reached: set[str] = set()  # parameters, in this backward pass
         self._num_sent = 0  # buckets, in this backward pass
@@ -133,11 +134,12 @@ class ReducingToOwners(Exchange):
 
     def _of_all_ranks(self, held: list[paddle.Tensor], numbers: list[paddle.Tensor]) -> paddle.Tensor:
         """Return one number per gradient, in the order of the parameters."""
-        places = {parameter.name: place for place, parameter in enumerate(self._trained)}
-        own = paddle.zeros([len(places)])
+        own = paddle.zeros([len(self._places)])
         if held:
-            indices = paddle.to_tensor([places[parameter.name] for parameter in held])
-            own = paddle.scatter(own, indices, paddle.stack(numbers))
+            places = tuple(self._places[parameter.name] for parameter in held)
+            if places not in self._place_tensors:
+                self._place_tensors[places] = paddle.to_tensor(places)
+            own = paddle.scatter(own, self._place_tensors[places], paddle.stack(numbers))
         dist.all_reduce(own)
         return own
 

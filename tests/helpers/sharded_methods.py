@@ -5,6 +5,7 @@ python -m paddle.distributed.launch --nproc_per_node 2 tests/helpers/sharded_met
 
 import json
 import sys
+import unittest.mock
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -48,6 +49,9 @@ def check_that_all_ranks_know_of_an_infinite_gradient() -> None:
         own = [parameter.grad for parameter in model if parameter.grad is not None]
         assert own, "each rank owns some"
         assert all(gradient.isfinite().all() for gradient in own) == is_finite
+        with unittest.mock.patch.object(paddle, "to_tensor", wraps=paddle.to_tensor) as copy:
+            exchange.clip(None)
+        assert not copy.called, "an update copies nothing to the device"
         optimizer.clear_grad(False)
 
 
