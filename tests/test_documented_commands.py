@@ -17,11 +17,9 @@ from config import get_config
 from measures import robustness
 from methods import dispatch
 from runtime import ROOT
-from tests.helpers.recipes import recipe
 from tools import export
 from training.log import RunLog
 from training.run import Run
-from transformer import build_transformer
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Those that serve a page, or that a test of their own runs on the files that they are about.
@@ -120,9 +118,7 @@ def test_documented_python_runs(directory, monkeypatch, page, code):
         pytest.importorskip("paddle2onnx")
         export.main(["output/quickstart/digits", "-out", "exported", "-format", "onnx"])
     if "mae_finetuned_vit_base.pdparams" in code:
-        model = build_transformer(get_config(recipe("vit_base_patch16_224_finetune")))
-        paddle.save(model.state_dict(), "mae_finetuned_vit_base.pdparams")
-        (directory / "configs").symlink_to(ROOT / "configs")
+        pytest.skip("test_public_api.py runs it")
     code = code.replace("output/quickstart/pretrain", "output/quickstart/digits-pretrain")
     exec(compile(code, page, "exec"), {})
 

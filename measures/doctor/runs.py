@@ -1,5 +1,6 @@
 """Sections 4 and 6 with real runs of the pretraining script: waiting for data, and a run that is killed and resumed."""
 
+import math
 import os
 import signal
 import subprocess
@@ -17,8 +18,9 @@ _LONGEST_SECS = 300
 _MOST_WAITING = 0.05
 _RECIPE = "vit_micro_patch4_32_pretrain"
 _SHORT = "TRAIN.WARMUP_EPOCHS 0 TRAIN.ACCUM_ITER 1 TRAIN.TOTAL_BATCH_SIZE None REPORT False"
-_SMALL = f"MODEL.ENCODER.DEPTH 2 MODEL.DECODER.DEPTH 1 DATA.BATCH_SIZE 16 DATA.NUM_WORKERS 1 {_SHORT}"
-_UPDATES_BEFORE_KILL = 3
+_SMALL = f"MODEL.ENCODER.DEPTH 2 MODEL.DECODER.DEPTH 1 DATA.BATCH_SIZE 32 DATA.NUM_WORKERS 1 {_SHORT}"
+_UPDATES, _UPDATES_BEFORE_KILL = 10, 3
+_NUM_IMAGES = 1024  # in the synthetic training split
 
 
 def _command(case: Case, name: str, recipe: str, *options: str, resume: bool = False) -> list[str]:
@@ -26,6 +28,11 @@ def _command(case: Case, name: str, recipe: str, *options: str, resume: bool = F
     command += ["-cfg", str(runtime.ROOT / "configs" / f"{recipe}.yaml"), "-nproc", str(case.nproc)]
     command += ["-output", str(case.folder), *(["-device", case.device] if case.device else [])]
     return [*command, *(["-resume", "auto"] if resume else []), "-opts", "RUN", name, *options]
+
+
+def _epochs(case: Case, batch: int) -> str:
+    """Return the setting of the epochs in which a run makes _UPDATES updates or more."""
+    return f"TRAIN.NUM_EPOCHS {math.ceil(_UPDATES * case.nproc * batch / _NUM_IMAGES)}"
 
 
 def _environment() -> dict[str, str]:
@@ -44,7 +51,7 @@ def _finish(command: list[str], log: Path) -> None:
 def examine_waiting(case: Case, on_gpu: bool) -> list[Check]:
     """Check that a run on synthetic data hardly waits for its workers."""
     recipe = "vit_base_patch16_224_pretrain" if on_gpu else _RECIPE
-    options = f"TRAIN.NUM_EPOCHS {2 * case.nproc} REPORT_FREQ 2 DATA.BATCH_SIZE 32 DATA.NUM_WORKERS 2 {_SHORT}".split()
+    options = f"{_epochs(case, 32)} REPORT_FREQ 2 DATA.BATCH_SIZE 32 DATA.NUM_WORKERS 2 {_SHORT}".split()
     _finish(_command(case, "waiting", recipe, *options), case.folder / "waiting.log")
     records = [record for record in read_log(case.folder / "waiting") if record["event"] == "train"]
     return [assess_waiting([record["data_wait"] for record in records[1:]])]
@@ -60,7 +67,7 @@ def assess_waiting(shares: list[float]) -> Check:
 
 def examine_crash(case: Case) -> list[Check]:
     """Kill a run, resume it, and compare its weights with those of a run that nobody disturbed."""
-    options = f"TRAIN.NUM_EPOCHS {case.nproc} REPORT_FREQ 1 SAVE_FREQ_STEPS 1 DETERMINISTIC True {_SMALL}".split()
+    options = f"{_epochs(case, 32)} REPORT_FREQ 1 SAVE_FREQ_STEPS 1 DETERMINISTIC True {_SMALL}".split()
     _finish(_command(case, "undisturbed", _RECIPE, *options), case.folder / "undisturbed.log")
     killed = _command(case, "killed", _RECIPE, *options)
     log = case.folder / "killed.log"
