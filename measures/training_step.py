@@ -14,7 +14,7 @@ from measures.synthetic import flop_per_image
 from methods import dispatch
 from pipeline.loading import Batch
 from pipeline.samplers import TrainSampler
-from training.device import autocast
+from training.device import autocast, is_on_cpu
 from training.engine import Training
 from training.log import RunLog
 from training.plan import make_plan, train_flops
@@ -85,8 +85,8 @@ def make_step(config, images: np.ndarray, labels: np.ndarray) -> tuple[Step, flo
 
 
 def synchronise() -> None:
-    """Wait for the device."""
-    if paddle.device.is_compiled_with_cuda():
+    """Wait for the device; builds for GPUs may compute on the CPU, for which Paddle cannot wait."""
+    if not is_on_cpu():
         paddle.device.synchronize()
 
 

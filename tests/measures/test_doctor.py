@@ -14,6 +14,7 @@ import pytest
 import config
 import runtime
 from layers import cpu_kernels
+from measures import training_step
 from measures.doctor import children, kernels_run, machine, numerics, ranks, reference, runs, sections, speed
 from measures.doctor.check import FAIL, NOT_APPLICABLE, PASS, Case
 from measures.synthetic import synthetic_arrays
@@ -177,6 +178,12 @@ def test_gpu_kernels_are_assessd_by_their_names(names, expected):
 
 
 # ---- 4: speed
+
+
+def test_steps_on_cpu_run_with_a_build_for_gpus(monkeypatch):
+    monkeypatch.setattr(paddle.device, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(paddle.device, "synchronize", lambda: pytest.fail("it knows no CPU"))
+    training_step.synchronise()
 
 
 def test_slow_steps_and_wrong_estimates_are_found(gpu):
