@@ -217,6 +217,15 @@ def memory_bytes() -> int | None:
     return min(found, default=None)
 
 
+def peak_memory_bytes() -> int | None:
+    """Return the most memory that this process had; None where the system does not say it (Linux does)."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    return None
+
+
 def is_amd() -> bool:
     """Return True if the processor is AMD's."""
     try:

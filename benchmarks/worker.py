@@ -8,20 +8,18 @@ import runtime
 runtime.prepare()
 
 import json
+import math
 import sys
 import time
-from pathlib import Path
 
 from benchmarks.sides import describe, make_step
 from config import get_config
 
 
 def peak_memory_mb() -> float:
-    """Return the most memory that this process had, in MiB (Linux)."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
+    """Return the most memory that this process had, in MiB; NaN if that is unknown."""
+    peak = runtime.peak_memory_bytes()
+    return math.nan if peak is None else peak / 2**20
 
 
 def main() -> None:

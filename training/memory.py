@@ -15,7 +15,7 @@ from config import amp_dtype, image_size_hw, replaced
 from storage.architecture import Architecture, Tower
 from storage.clip_architecture import ClipArchitecture, TextArchitecture
 from training.flops import TEXT_TOKENS, trained_depth
-from training.shares import largest_share
+from training.shares import BUCKET_BYTES, largest_share
 from training.task import ONE_PASS, Cost
 
 GIB = 1 << 30
@@ -26,7 +26,6 @@ _KEPT_PER_HIDDEN = 2.0
 _KEPT_IN_FLOAT32 = 2.0  # activations per block that stay in float32 under mixed precision: the residual stream
 _TRANSIENT = 48.0  # gradients of a layer's activations while its backward pass runs
 _MANY_RANKS = 8
-_BUCKET_BYTES = 32 << 20  # one fills while one is sent, see `sharded_gradients`
 _OVERHEAD = 1.06  # what the allocator cannot use
 _FRAMEWORK_BYTES = {"cpu": 0.45 * GIB, "gpu": 1.0 * GIB}  # Paddle itself; a CUDA context and its libraries
 
@@ -116,20 +115,10 @@ def estimate(
     share = 1.0 if sharding == "none" else largest_share(sizes, ranks)
     gradients = 4.0 * count.trained
     if sharding == "gradients":
-        gradients = min(gradients, gradients * share + 2 * max(_BUCKET_BYTES, 4 * max(sizes)))
+        gradients = min(gradients, gradients * share + 2 * max(BUCKET_BYTES, 4 * max(sizes)))  # one fills, one is sent
     moments = _moment_bytes(config, count) * share
     moments += 4 * count.all if config.TRAIN.EMA_DECAY else 0
     return Memory(weights, gradients, moments, kept + inputs, largest, framework)
-
-
-def checkpoint_bytes(architecture: Architecture | ClipArchitecture, config, count: Count, ranks: int) -> float:
-    """Return the bytes of the first rank's host that a checkpoint takes while it is written; other ranks' take none.
-
-    It is copied whole, or, with TRAIN.SHARDING, read from the device one tensor at a time.
-    """
-    if config.TRAIN.SHARDING != "none" and ranks > 1:
-        return 4 * max(math.prod(shape) for shape in architecture.shapes().values())
-    return (8 if config.TRAIN.EMA_DECAY else 4) * count.all + _moment_bytes(config, count)
 
 
 def _moment_bytes(config, count: Count) -> float:
@@ -286,11 +275,12 @@ def describe(
 
 
 def _describe_host(architecture: Architecture | ClipArchitecture, config, count: Count, ranks: int) -> str:
-    of_host = {name: _with(config, TRAIN={"SHARDING": name}) for name in ("none", "optimizer")}
-    whole, sharded = (checkpoint_bytes(architecture, other, count, ranks) / GIB for other in of_host.values())
+    """Say what a checkpoint takes while it is written: it is copied whole, or with sharding read tensor by tensor."""
+    whole = (8 if config.TRAIN.EMA_DECAY else 4) * count.all + _moment_bytes(config, count)
+    tensor = 4 * max(math.prod(shape) for shape in architecture.shapes().values()) if ranks > 1 else whole
     return (
-        f"host of the first GPU, while a checkpoint is written: {whole:.1f} GiB more, with any sharding {sharded:.1f}; "
-        "other hosts: none"
+        f"host of the first GPU, while a checkpoint is written: {whole / GIB:.1f} GiB more, with any sharding "
+        f"{tensor / GIB:.1f}; other hosts: none"
     )
 
 

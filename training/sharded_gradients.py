@@ -11,9 +11,8 @@ from errors import UserError
 from runtime import rank, world_size
 from training.data_parallel import Averaging, Exchange, squared_norm
 from training.sharding import ShardedOptimizer
+from training.shares import BUCKET_BYTES
 from training.task import Task
-
-_BUCKET_BYTES = 32 << 20  # gradients are counted in float32
 
 
 class ReducingToOwners(Exchange):
@@ -160,7 +159,7 @@ def _make_buckets(parameters: list[paddle.Tensor]) -> list[list[paddle.Tensor]]:
         num_bytes = 4 * parameter.size
         if not buckets or num_bytes > room:
             buckets.append([])
-            room = _BUCKET_BYTES
+            room = BUCKET_BYTES
         buckets[-1].append(parameter)
         room -= num_bytes
     return buckets

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+BUCKET_BYTES = 32 << 20  # gradients that are sent together, in float32; a larger one goes alone
+
 
 def share_out(sizes: Sequence[int], num_owners: int) -> list[int]:
     """Return an owner for each size, so that all own about as much: the largest goes first."""

@@ -7,6 +7,11 @@ from pathlib import Path
 import runtime
 
 
+def environment() -> dict[str, str]:
+    """Return the environment without what a launcher of this process has set."""
+    return {name: value for name, value in runtime.original_environment().items() if not name.startswith("PADDLE_")}
+
+
 def start(command: list[str], log: Path, **options: object) -> subprocess.Popen:
     """Start a process whose output goes to the end of a file; it is killed when this process ends."""
     end_with_parent = lambda: runtime.end_with_parent(signal.SIGKILL)

@@ -21,15 +21,11 @@ _CPU_KERNELS = ("linear", "attention")
 
 def examine(case: Case) -> list[Check]:
     """Return the checks of this section; the device is chosen."""
-    config = reference.configuration("pretraining", case.folder, amp="auto")
+    config, _ = choose_precision(reference.configuration("pretraining", case.folder, amp="auto"))
     if device.is_on_cpu():
-        return [
-            *check_cpu_kernels(choose_precision(config)[0]),
-            not_applicable("GPU kernels", "no NVIDIA GPU computes"),
-        ]
+        return [*check_cpu_kernels(config), not_applicable("GPU kernels", "no NVIDIA GPU computes")]
     if not device.is_on_gpu():
         return [not_applicable("kernels", "only NVIDIA GPUs and CPUs are known")]
-    config, _ = choose_precision(config)
     names = _profile(config, case.folder)
     return assess_gpu_kernels(names, autocast_dtype(config), paddle.device.cuda.get_device_capability())
 

@@ -28,8 +28,7 @@ def examine(case: Case) -> list[Check]:
     result = case.folder / "exchange.json"
     launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(case.nproc)]
     launcher += ["--log_dir", str(case.folder / "exchange-logs"), __file__, str(result), case.device or ""]
-    environment = {k: v for k, v in runtime.original_environment().items() if not k.startswith("PADDLE_")}
-    environment |= {"PYTHONPATH": str(runtime.ROOT)}
+    environment = children.environment() | {"PYTHONPATH": str(runtime.ROOT)}
     command = [sys.executable, *launcher]
     code = children.run(command, case.folder / "exchange.log", _LONGEST_SECS, env=environment)
     if code != 0:
@@ -87,7 +86,7 @@ def is_sum(values, num_ranks: int) -> bool:
     return bool((values == float(sum(range(1, num_ranks + 1)))).all())
 
 
-def examine_loader(case: Case, recipe: str, steps_per_sec: dict[str, float]) -> list[Check]:
+def examine_loader(case: Case, recipe: str, step: float) -> list[Check]:
     """Compare the loader's images per second, on generated photos, with those of the fastest step of a recipe."""
     import paddle
 
@@ -110,7 +109,7 @@ def examine_loader(case: Case, recipe: str, steps_per_sec: dict[str, float]) -> 
     for batch in loader.epoch(1):
         count += len(batch)
     rate = count / (time.perf_counter() - started)
-    return [assess_loader(rate, max(steps_per_sec.values(), default=0.0), workers)]
+    return [assess_loader(rate, step, workers)]
 
 
 def _make_photos(folder: Path, height: int, width: int) -> None:

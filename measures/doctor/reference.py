@@ -26,7 +26,7 @@ _IMAGES = 32
 _SMALL = ["MODEL.ENCODER.DEPTH", 2, "MODEL.DROPPATH", 0.0, "DATA.DATASET", "synthetic"]
 _DECODER = ["MODEL.DECODER.DEPTH", 1]
 _MICRO = "vit_micro_patch4_32"
-# Recipes of each method, made smaller; what depends on files of its own gets them from `_make_files`.
+# Recipes of each method, made smaller; what depends on files of its own gets them from `configuration`.
 RECIPES = {
     "pretraining": (f"{_MICRO}_pretrain", _DECODER),
     "finetuning": (f"{_MICRO}_finetune", ["MODEL.NUM_CLASSES", 10]),
@@ -164,12 +164,11 @@ def _in_float64(task: Task) -> Iterator[None]:
 def _to_float64(model: nn.Layer) -> None:
     """Convert weights and buffers, but for those that count: Layer.to converts these, too."""
     kept = [
-        (layer, name, buffer)
+        (layer, name, buffer.clone())
         for layer in model.sublayers(include_self=True)
         for name, buffer in layer._buffers.items()
         if buffer is not None and buffer.dtype not in (paddle.float32, paddle.float64)
     ]
-    kept = [(layer, name, buffer.clone()) for layer, name, buffer in kept]
     model.to(dtype="float64")
     for layer, name, buffer in kept:
         layer._buffers[name] = buffer

@@ -35,14 +35,9 @@ def _epochs(case: Case, batch: int) -> str:
     return f"TRAIN.NUM_EPOCHS {math.ceil(_UPDATES * case.nproc * batch / _NUM_IMAGES)}"
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment without what a launcher of this process has set."""
-    return {name: value for name, value in runtime.original_environment().items() if not name.startswith("PADDLE_")}
-
-
 def _finish(command: list[str], log: Path) -> None:
     """Run to the end; raise RuntimeError with the end of the log if it fails."""
-    code = children.run(command, log, _LONGEST_SECS, env=_environment())
+    code = children.run(command, log, _LONGEST_SECS, env=children.environment())
     if code != 0:
         end = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise RuntimeError(f"the run ended with exit code {code}: {' '.join(end)}")
@@ -71,7 +66,8 @@ def examine_crash(case: Case) -> list[Check]:
     _finish(_command(case, "undisturbed", _RECIPE, *options), case.folder / "undisturbed.log")
     killed = _command(case, "killed", _RECIPE, *options)
     log = case.folder / "killed.log"
-    process = children.start(killed, log, env=_environment(), start_new_session=True)  # its ranks are killed as well
+    # In a session of its own, as its ranks are killed with it.
+    process = children.start(killed, log, env=children.environment(), start_new_session=True)
     try:
         updates = _wait_for_checkpoints(process, case.folder / "killed")
     finally:

@@ -36,19 +36,16 @@ _LONGEST_SECS_ELSE = 300
 def run_all(case: Case, say: Callable[[Check], None]) -> dict[str, list[Check]]:
     """Run all sections, and return their checks by title; `say` gets each as it comes."""
     found: dict[str, list[Check]] = {}
-    speeds: dict[str, dict[str, float]] = {}
-    for arguments in _plan(case, found, speeds):
+    for arguments in _plan(found):
         title = TITLES[arguments[0]]
         for check in run_section(case, arguments):
             found.setdefault(title, []).append(check)
             say(check)
-            if arguments[0] == "speed" and "images_per_sec" in check.values:
-                speeds.setdefault(arguments[1], {})[arguments[2]] = check.values["images_per_sec"]
     return found
 
 
-def _plan(case: Case, found: dict[str, list[Check]], speeds: dict) -> Iterator[list[str]]:
-    """Yield the arguments of each section; the first one says which device there is."""
+def _plan(found: dict[str, list[Check]]) -> Iterator[list[str]]:
+    """Yield the arguments of each section, of which some follow from what those before it have found."""
     yield ["machine"]
     devices = [check.values.get("device", "") for check in found.get(TITLES["machine"], ())]
     on_gpu = any(str(name).startswith("gpu") for name in devices)
@@ -57,7 +54,9 @@ def _plan(case: Case, found: dict[str, list[Check]], speeds: dict) -> Iterator[l
     yield from (["speed", recipe, str(batch)] for recipe in recipes for batch in batches)
     yield ["waiting", str(on_gpu)]
     yield ["ranks"]
-    yield ["loader", recipes[0], json.dumps(speeds.get(recipes[0], {}))]
+    timed = [check for check in found.get(TITLES["speed"], ()) if check.name.startswith(recipes[0])]
+    rates = [check.values["images_per_sec"] for check in timed if "images_per_sec" in check.values]
+    yield ["loader", recipes[0], str(max(rates, default=0.0))]
     yield ["crash"]
 
 
@@ -101,7 +100,7 @@ def examine(case: Case, section: str, *arguments: str) -> list[Check]:
         "speed": lambda: speed.examine(case, arguments[0], int(arguments[1])),
         "waiting": lambda: runs.examine_waiting(case, arguments[0] == "True"),
         "ranks": lambda: ranks.examine(case),
-        "loader": lambda: ranks.examine_loader(case, arguments[0], json.loads(arguments[1])),
+        "loader": lambda: ranks.examine_loader(case, arguments[0], float(arguments[1])),
         "crash": lambda: runs.examine_crash(case),
     }
     return work[section]()

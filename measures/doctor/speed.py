@@ -5,7 +5,6 @@ Each batch has a process of its own, as the peak of a process's memory only grow
 
 import statistics
 import time
-from pathlib import Path
 
 import paddle
 
@@ -24,17 +23,8 @@ _ESTIMATE = (0.6, 1.15)  # the peak, as a share of the estimate; one that is too
 
 def recipe_config(recipe: str, batch: int):
     """Return the configuration of a recipe at a batch size."""
-    options = [
-        "DATA.BATCH_SIZE",
-        batch,
-        "TRAIN.ACCUM_ITER",
-        1,
-        "TRAIN.TOTAL_BATCH_SIZE",
-        None,
-        "MODEL.PRETRAINED",
-        None,
-    ]
-    return get_config(runtime.ROOT / "configs" / f"{recipe}.yaml", [*options, "DATA.NUM_WORKERS", 0])
+    options = f"DATA.BATCH_SIZE {batch} DATA.NUM_WORKERS 0 TRAIN.ACCUM_ITER 1 TRAIN.TOTAL_BATCH_SIZE None".split()
+    return get_config(runtime.ROOT / "configs" / f"{recipe}.yaml", options)
 
 
 def examine(case: Case, recipe: str, batch: int) -> list[Check]:
@@ -92,5 +82,4 @@ def _peak_bytes() -> int:
     """Return the most memory that this process had on the device that computes."""
     if device.is_on_gpu():
         return paddle.device.cuda.max_memory_allocated()
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+    return runtime.peak_memory_bytes() or 0

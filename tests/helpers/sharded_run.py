@@ -50,7 +50,7 @@ def main(out: str, stop: str, *flags: str) -> None:
     paddle.DataParallel = functools.partial(
         paddle.DataParallel, comm_buffer_size=_ONE_BYTE, last_comm_buffer_size=_ONE_BYTE
     )
-    sharded_gradients._BUCKET_BYTES = 1
+    sharded_gradients.BUCKET_BYTES = 1
     ReducingToOwners._send, engine.Training.update = measuring_send, stopping_update
     for mode in ("none", "optimizer", "gradients"):
         with contextlib.suppress(Stopped):
