@@ -99,9 +99,9 @@ class TransformerLayer(nn.Layer):
         """Transform tokens [B, T, D]; see `Attention.forward` for the other arguments."""
         mixed = self.attn(self.attn_norm(tokens), bias, return_logits)
         mixed, logits = mixed if return_logits else (mixed, None)
-        tokens = tokens + self.drop_path(mixed * self.gamma_1 if self.has_scale else mixed)
+        tokens = tokens + self.drop_path(mixed * self.gamma_1.astype(mixed.dtype) if self.has_scale else mixed)
         changed = self.mlp(self.mlp_norm(tokens))
-        tokens = tokens + self.drop_path(changed * self.gamma_2 if self.has_scale else changed)
+        tokens = tokens + self.drop_path(changed * self.gamma_2.astype(changed.dtype) if self.has_scale else changed)
         return (tokens, logits) if return_logits else tokens
 
 
@@ -166,7 +166,7 @@ class Transformer(nn.Layer):
         self, index: int, tokens: paddle.Tensor, bias: paddle.Tensor | None = None, return_logits: bool = False
     ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         """Transform tokens [B, T, D] by one layer; the scores [B, A, T, T] are None unless they are wanted."""
-        layer = self.layers[index]
+        layer, tokens = self.layers[index], kernels.to_residual(tokens)
         if return_logits:
             return layer(tokens, bias, return_logits=True)
         if self.recompute and layer.training and any(not p.stop_gradient for p in layer.parameters()):
@@ -184,6 +184,7 @@ class Transformer(nn.Layer):
         Scores of all layers together can be larger than the memory.
         """
         bias = None if self.position_bias is None else self.position_bias()
+        tokens = kernels.to_residual(tokens)
         for layer in self.layers:
             outputs = layer(tokens, bias, return_logits)
             outputs, logits = outputs if return_logits else (outputs, None)

@@ -7,7 +7,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from errors import UserError
-from layers import cpu_kernels, kernels
+from layers import kernels
 
 LAYER_NORM_EPS = 1e-6
 ONE_IMAGE_ADVICE = "choose another -batch_size, or set DATA.DROP_LAST True"
@@ -44,9 +44,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         """Normalise tokens [..., D]."""
-        if cpu_kernels.are_usable(tokens):
-            return cpu_kernels.layer_norm(tokens, self.weight, self.bias, self._epsilon)
-        return F.layer_norm(tokens, self.weight.shape, self.weight, self.bias, self._epsilon)
+        return kernels.layer_norm(tokens, self.weight, self.bias, self._epsilon)
 
 
 class ProbeNorm(nn.BatchNorm1D):

@@ -3,7 +3,9 @@
 Shapes: B images, T tokens, A heads, D width.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import paddle
 import paddle.nn.functional as F
@@ -16,6 +18,36 @@ _WIDEST_HEAD, _WIDEST_BACKWARD = 256, 192  # heads in flash attention; wider bac
 _packed_flash = getattr(flash_attention, "flash_attn_qkvpacked", None)  # not in Paddle 2.6
 # Paddle 3's F.linear adds the bias in the product's kernel, and in its precision.
 _HAS_FUSED_LINEAR = hasattr(paddle._C_ops, "linear_v2")
+
+_residual_dtype: str | None = None
+
+
+@contextlib.contextmanager
+def low_residual(dtype: str | None) -> Iterator[None]:
+    """Keep the residual stream of transformers, and so the outputs of their norms, in `dtype`.
+
+    None: in float32, as Paddle's automatic mixed precision (level O1) adds branches to tokens in float32.
+    """
+    global _residual_dtype
+    before, _residual_dtype = _residual_dtype, dtype
+    try:
+        yield
+    finally:
+        _residual_dtype = before
+
+
+def to_residual(tokens: paddle.Tensor) -> paddle.Tensor:
+    """Return tokens in the type of the residual stream."""
+    return tokens if _residual_dtype is None else tokens.astype(_residual_dtype)
+
+
+def layer_norm(inputs: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float) -> paddle.Tensor:
+    """Normalise inputs [..., D]; inputs in low precision stay so."""
+    if cpu_kernels.are_usable(inputs):
+        return cpu_kernels.layer_norm(inputs, weight, bias, epsilon)
+    # Without mixed precision, which would convert low inputs; the kernel itself sums in float32, by float32 weights.
+    with paddle.amp.auto_cast(enable=False) if inputs.dtype != weight.dtype else contextlib.nullcontext():
+        return F.layer_norm(inputs, weight.shape, weight, bias, epsilon)
 
 
 def linear(inputs: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:

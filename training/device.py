@@ -1,12 +1,15 @@
 """The device that computes, and the precision in which it does."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import paddle
 
 import runtime
 from config import amp_dtype, replaced
 from errors import UserError, one_line
+from layers.kernels import low_residual
 from training.log import RunLog
 
 
@@ -126,7 +129,13 @@ def autocast_dtype(config, log: RunLog | None = None) -> str | None:
     return dtype
 
 
-def autocast(config):
-    """Return the context in which losses and evaluations are computed."""
+@contextlib.contextmanager
+def autocast(config) -> Iterator[None]:
+    """Be the context in which losses and evaluations are computed.
+
+    AMP_LEVEL O2 differs from Paddle's O2: the weights stay float32, and so do targets and losses.
+    """
     dtype = autocast_dtype(config)
-    return paddle.amp.auto_cast(enable=dtype is not None, dtype=dtype or "float16", level="O1")
+    mixed = paddle.amp.auto_cast(enable=dtype is not None, dtype=dtype or "float16", level="O1")
+    with mixed, low_residual(dtype if config.TRAIN.AMP_LEVEL == "O2" else None):
+        yield

@@ -23,7 +23,7 @@ GIB = 1 << 30
 # layers, queries, keys, values, their mixture, and twice the hidden layer of the MLP, which is four times as wide.
 _KEPT, _KEPT_BY_DROP_PATH = 11.0, 2.5
 _KEPT_PER_HIDDEN = 2.0
-_KEPT_IN_FLOAT32 = 2.0  # activations per block that stay in float32 under mixed precision: the residual stream
+_KEPT_IN_FLOAT32 = 2.0  # activations per block that are float32 under mixed precision, level O1: the residual stream
 _TRANSIENT = 48.0  # gradients of a layer's activations while its backward pass runs
 _MANY_RANKS = 8
 _OVERHEAD = 1.06  # what the allocator cannot use
@@ -170,14 +170,14 @@ class _Stack:
     def _of_layer(self, config, is_low: bool) -> float:
         """Return the bytes that a layer keeps without recomputation."""
         units = _KEPT + _KEPT_PER_HIDDEN * self.hidden + (_KEPT_BY_DROP_PATH if config.MODEL.DROPPATH else 0.0)
-        low = units - _KEPT_IN_FLOAT32
-        bytes_per_unit = 4 * _KEPT_IN_FLOAT32 + (2 if is_low else 4) * low
+        high = _KEPT_IN_FLOAT32 if config.TRAIN.AMP_LEVEL == "O1" else 0.0
+        bytes_per_unit = 4 * high + (2 if is_low else 4) * (units - high)
         return self.elements * bytes_per_unit + self.scores * (2 if is_low else 4)
 
     def kept(self, config, is_low: bool) -> float:
         """Return the bytes that all layers keep for the backward pass."""
         if config.TRAIN.RECOMPUTE:
-            return self.depth * self.elements * 4
+            return self.depth * self.elements * (2 if is_low and config.TRAIN.AMP_LEVEL == "O2" else 4)
         return self.depth * self._of_layer(config, is_low)
 
     def whole(self, config, is_low: bool) -> float:

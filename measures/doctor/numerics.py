@@ -14,12 +14,13 @@ from training import device
 
 # Largest differences from float64 of the loss, the predictions and all gradients together, as shares of their size:
 # three times or more what CPUs gave in float32, and in float32 with the inputs and outputs of all linear layers and
-# attentions rounded to float16 or bfloat16. Not measured on a GPU.
+# attentions, and (O2) of norms and residual connections, rounded to float16 or bfloat16. Not measured on a GPU.
 _LIMITS = {
     False: {"loss": 1e-5, "predictions": 1e-5, "gradients": 5e-5},
     "fp16": {"loss": 4e-2, "predictions": 3e-3, "gradients": 2e-2},
     "bf16": {"loss": 4e-2, "predictions": 3e-2, "gradients": 1e-1},
 }
+_PRECISIONS = [(False, "O1"), *((precision, level) for precision in ("fp16", "bf16") for level in ("O1", "O2"))]
 # Their batch norms over few images magnify rounding: gradients in low precision say nothing.
 _MAGNIFYING = ("MoCo v3", "MAE-CT, head", "MAE-CT, tuning")
 _ATTENTION_LIMITS = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 3e-2}
@@ -38,14 +39,15 @@ def examine(case: Case) -> list[Check]:
         paddle.set_device("cpu")
         expected, weights = reference.step(config, as_reference=True)
         paddle.set_device(name)
-        for precision in _LIMITS:
-            checks.append(check_method(method, config, precision, expected, weights))
+        for precision, level in _PRECISIONS:
+            at_level = replaced(config, "TRAIN.AMP_LEVEL", level)
+            checks.append(check_method(method, at_level, precision, expected, weights))
     return [*checks, *(check_attention(dtype) for dtype in _ATTENTION_LIMITS), check_skipped_update()]
 
 
 def check_method(method: str, config, precision: str | bool, expected: Outcome, weights: dict) -> Check:
     """Compare a method's step in a precision with the reference."""
-    name = f"{method}, {precision or 'float32'}"
+    name = f"{method}, {precision} {config.TRAIN.AMP_LEVEL}" if precision else f"{method}, float32"
     if why := _why_not(precision):
         return not_applicable(name, why)
     found, _ = reference.step(replaced(config, "AMP", precision), weights=weights)
@@ -60,7 +62,7 @@ def check_method(method: str, config, precision: str | bool, expected: Outcome, 
     found, limit = (" ".join(f"{name} {numbers[name]:.0e}," for name in limits)[:-1] for numbers in (errors, limits))
     advice = "the device computes wrongly in this precision: try another driver, Paddle or -amp, and report doctor.json"
     holds = all(errors[name] <= limits[name] for name in limits)  # False for NaN, too
-    return assess(f"{method}, {precision or 'float32'}", holds, found, limit, advice, **errors)
+    return assess(name, holds, found, limit, advice, **errors)
 
 
 def _why_not(precision: str | bool) -> str:

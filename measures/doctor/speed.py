@@ -3,13 +3,14 @@
 Each batch has a process of its own, as the peak of a process's memory only grows.
 """
 
+import gc
 import statistics
 import time
 
 import paddle
 
 import runtime
-from config import get_config, network_kind
+from config import get_config, network_kind, replaced
 from measures.doctor.check import Case, Check, assess, not_applicable
 from measures.synthetic import synthetic_arrays
 from measures.training_step import OneBatchTraining, split_views
@@ -28,8 +29,19 @@ def recipe_config(recipe: str, batch: int):
 
 
 def examine(case: Case, recipe: str, batch: int) -> list[Check]:
-    """Return the checks of a recipe at a batch size; the device is chosen."""
+    """Return the checks of a recipe at a batch size, at each level of mixed precision; the device is chosen."""
     config, precision = device.choose_precision(recipe_config(recipe, batch))
+    name = f"{recipe}, batch {batch}"
+    if device.autocast_dtype(config) is None:
+        return _examine_level(name, config, batch, precision)
+    checks = []
+    for level in ("O2", "O1"):  # the peak of a process only grows, and O1 needs more memory
+        checks += _examine_level(f"{name}, {level}", replaced(config, "TRAIN.AMP_LEVEL", level), batch, precision)
+        gc.collect()
+    return checks
+
+
+def _examine_level(name: str, config, batch: int, precision: str) -> list[Check]:
     kind = "gpu" if device.is_on_gpu() else "cpu"
     estimate = memory.estimate(of_config(config, network_kind(config)), config, device=kind)
     needed = estimate.peak - (estimate.framework if device.is_on_gpu() else 0)  # Paddle counts its own tensors there
@@ -38,9 +50,9 @@ def examine(case: Case, recipe: str, batch: int) -> list[Check]:
         rate, flop_per_image = measure(config, batch)
     except (MemoryError, RuntimeError, SystemError) as error:
         if there is not None and needed > there and "memory" in str(error).lower():
-            return [not_applicable(f"{recipe}, batch {batch}", "needs more memory than there is, as estimated")]
+            return [not_applicable(name, "needs more memory than there is, as estimated")]
         raise
-    return assess_speed(f"{recipe}, batch {batch}", precision, rate, flop_per_image, _peak_bytes(), needed)
+    return assess_speed(name, precision, rate, flop_per_image, _peak_bytes(), needed)
 
 
 def measure(config, batch: int) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import paddle
 import pytest
 
+from config import replaced
 from layers import cpu_kernels, kernels
 from measures.doctor import reference
 from tests.helpers import mixed_precision
@@ -11,7 +12,8 @@ from transformer import Transformer
 
 pytestmark = pytest.mark.quick
 LOW, HIGH = "low", "float32"
-# By method: of q, k and v; of what attention gives; of the residual stream; of the loss.
+# By method: of q, k and v; of what attention gives; of the residual stream; of the loss. Level O1; with O2, the
+# residual stream is in low precision, too.
 TYPES = {
     "pretraining": ({LOW}, {LOW}, {HIGH}, HIGH),
     "finetuning": ({LOW}, {LOW}, {HIGH}, HIGH),
@@ -77,12 +79,16 @@ def seen(monkeypatch):
     return seen
 
 
+@pytest.mark.parametrize("level", ["O1", "O2"])
 @pytest.mark.parametrize("method", reference.RECIPES)
-def test_types_under_bf16(seen, tmp_path, method):
-    config = reference.configuration(method, tmp_path, amp="bf16")
+def test_types_under_bf16(seen, tmp_path, monkeypatch, method, level):
+    monkeypatch.setattr(device, "low_residual", lambda dtype: kernels.low_residual(dtype and "float64"))
+    config = replaced(reference.configuration(method, tmp_path, amp="bf16"), "TRAIN.AMP_LEVEL", level)
     outcome, _ = reference.step(config)
     assert seen["flash"] > 0
-    assert (seen["qkv"], seen["mixed"], seen["residual"], seen["loss"]) == TYPES[method]
+    qkv, mixed, residual, loss = TYPES[method]
+    assert (seen["qkv"], seen["mixed"], seen["loss"]) == (qkv, mixed, loss)
+    assert seen["residual"] == (residual if level == "O1" else {LOW})
     assert outcome.gradients
     assert {str(value.dtype) for value in outcome.gradients.values()} == {"float32"}
 

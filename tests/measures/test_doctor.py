@@ -195,6 +195,17 @@ def test_slow_steps_and_wrong_estimates_are_found(gpu):
     assert assessd(1600, 1.3e9) == [PASS, FAIL]
 
 
+def test_both_levels_of_mixed_precision_are_timed(monkeypatch, tmp_path):
+    levels = []
+    monkeypatch.setattr(speed.device, "autocast_dtype", lambda config: "bfloat16")
+    monkeypatch.setattr(speed, "measure", lambda config, batch: (levels.append(config.TRAIN.AMP_LEVEL), (1.0, 1.0))[1])
+    found = speed.examine(Case("cpu", 1, tmp_path), "vit_micro_patch4_32_pretrain", 8)
+    assert levels == ["O2", "O1"]
+    assert [check.name.split(", ")[-1] for check in found] == ["O2: speed", "O2: memory", "O1: speed", "O1: memory"]
+    estimates = [check.values["estimate_bytes"] for check in found if check.name.endswith("memory")]
+    assert estimates[0] == estimates[1], "on CPU nothing is in low precision"
+
+
 def test_waiting_is_found():
     assert status(runs.assess_waiting([0.3, 0.01, 0.02])) == PASS
     assert status(runs.assess_waiting([0.3, 0.2, 0.02])) == FAIL
