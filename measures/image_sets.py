@@ -1,9 +1,13 @@
 """Images for the tools: opened as a run's configuration says, and loaded as evaluation sees them."""
 
+import contextlib
+
 import numpy as np
 
+import runtime
 from config import image_size_hw, replaced
 from errors import UserError
+from measures import classification
 from pipeline import loading, sources
 from pipeline.samplers import EvalSampler
 from pipeline.transforms import eval_transform
@@ -34,6 +38,15 @@ def open_images(config, split: str, needs_labels: bool = True, num_classes: int 
     return source
 
 
+def class_names(config) -> list[str]:
+    """Return the names of a classifier's classes: recorded with its weights, or those of its val split."""
+    own = config.DATA.CLASS_NAMES
+    if own is None:
+        with contextlib.suppress(UserError):  # the data set need not be here
+            own = open_images(config, "val").class_names
+    return classification.class_names(own, config.MODEL.NUM_CLASSES)
+
+
 def choose_balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Choose images at random, as many of each class as possible; indices in ascending order.
 
@@ -52,6 +65,7 @@ def choose_balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def open_loader(config, source: sources.Source, notes: list[str] | None = None) -> loading.Loader:
     """Return batches as evaluation sees them, in the source's order; skipped images are appended to `notes`."""
+    runtime.keep_large_blocks()
     sampler = EvalSampler(len(source), config.DATA.BATCH_SIZE)
     note_bad = print if notes is None else notes.append
     return loaders.build_loader(config, source, eval_transform(config), sampler, note_bad=note_bad)

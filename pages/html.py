@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -17,6 +18,8 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 img { max-width: 100%; }
 figcaption { color: #555; }
 figure { margin: 1rem 0; }
+.gallery { display: flex; flex-wrap: wrap; gap: 1rem; }
+.gallery figure { width: 160px; margin: 0; overflow-wrap: anywhere; font-size: .85rem; }
 pre { overflow-x: auto; background: #f5f5f5; padding: .7rem; font-size: .85rem; }
 """
 
@@ -35,15 +38,22 @@ def html_table(header: list[str], rows: list[list[object]]) -> str:
     return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
-def html_figure(image: Image.Image, caption: str) -> str:
+def html_figure(image: Image.Image, caption: str, format: str = "PNG") -> str:
     """Embed a picture."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format=format)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    caption = html.escape(caption)
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-    )
+    source, caption = f"data:image/{format.lower()};base64,{data}", html.escape(caption)
+    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+
+def html_gallery(photos: Iterable[tuple[Image.Image, str]], width_px: int = 160) -> str:
+    """Embed photos with captions side by side."""
+    figures = []
+    for photo, caption in photos:
+        small = photo.convert("RGB").resize((width_px, round(width_px * photo.height / photo.width) or 1))
+        figures.append(html_figure(small, caption, format="JPEG"))
+    return '<div class="gallery">' + "".join(figures) + "</div>"
 
 
 def html_paragraph(text: str) -> str:

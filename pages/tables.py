@@ -1,8 +1,8 @@
 """Tables as CSV files whose cells no spreadsheet takes for formulas."""
 
 import csv
-import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from errors import escape_controls
@@ -11,11 +11,11 @@ from storage import atomic
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of a formula
 
 
-def write_csv(path: str | Path, header: Sequence[object], rows: Sequence[Sequence[object]]) -> None:
+def write_csv(path: str | Path, header: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
     """Write a table; a text that a spreadsheet would take for a formula gets an apostrophe before it (OWASP)."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([[_cell(value) for value in row] for row in [header, *rows]])
-    atomic.write_text(path, text.getvalue())
+    options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}  # names need not be UTF-8
+    with atomic.replacing(path) as temporary, open(temporary, "w", **options) as file:
+        csv.writer(file).writerows([_cell(value) for value in row] for row in itertools.chain([header], rows))
 
 
 def _cell(value: object) -> object:

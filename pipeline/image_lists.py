@@ -231,3 +231,4 @@ def _parse_json(line: str) -> Entry:
 
 
 _PARSERS = {".tsv": _parse_tsv, ".jsonl": _parse_json, ".txt": _parse_labels}
+LIST_SUFFIXES = tuple(_PARSERS)

@@ -49,6 +49,10 @@ class Source:
         """Name an image in a message."""
         return f"{self.origin} image {index}"
 
+    def path(self, index: int) -> Path | None:
+        """Return the file that an image alone is in; None where it has none."""
+        return None
+
     def image(self, index: int) -> Image.Image:
         """Return a decoded image, of any mode."""
         return decode(self.read(index))
@@ -209,6 +213,18 @@ class ArrayImages(Source):
         return Image.fromarray(self.images[index])
 
 
+class Pictures(Source):
+    """Decoded pictures, of any size and mode, without labels."""
+
+    def __init__(self, pictures: Sequence[Image.Image], origin: str = "pictures"):
+        self._pictures, self.origin = pictures, origin
+        self.labels = np.full(len(pictures), -1, np.int64)
+
+    def image(self, index: int) -> Image.Image:
+        """Return a picture."""
+        return self._pictures[index]
+
+
 class Wrapper(Source):
     """All of another source; subclasses change a part.
 
@@ -222,7 +238,7 @@ class Wrapper(Source):
         self.origin, self.class_names, self.notes = source.origin, source.class_names, source.notes
         self.is_encoded, self.has_labels_in_memory = source.is_encoded, source.has_labels_in_memory
 
-        self.describe, self.image, self.read = source.describe, source.image, source.read
+        self.describe, self.path, self.image, self.read = source.describe, source.path, source.image, source.read
         self.missing, self.alternative = source.missing, source.alternative
 
 
@@ -249,6 +265,7 @@ class Subset(Wrapper):
         self.captions = None if source.captions is None else source.captions.take(self.indices)
 
         self.describe = lambda index: source.describe(self.indices[index])
+        self.path = lambda index: source.path(self.indices[index])
         self.image = lambda index: source.image(self.indices[index])
         self.read = lambda index: source.read(self.indices[index])
         self.missing = lambda: np.flatnonzero(np.isin(self.indices, source.missing())).tolist()

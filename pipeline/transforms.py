@@ -73,12 +73,17 @@ def train_transform(config, *views: View) -> Transform:
     return Transform(views, config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD, takes_jpegs=True)
 
 
+def crop_share(config) -> float:
+    """Return the side of the centre crop as a share of the resized image: DATA.CROP_PCT, or the official rule."""
+    return config.DATA.CROP_PCT or (0.875 if max(image_size_hw(config)) <= 224 else 1.0)
+
+
 def eval_transform(config) -> Transform:
     """Return the evaluation transform: resize, centre crop, normalise; or resize both sides, for DATA.EVAL_RESIZE."""
     size_hw, data = image_size_hw(config), config.DATA
     if data.EVAL_RESIZE == "squash":
         return Transform((lambda image, rng: augment.as_pixels(augment.squash(image, size_hw)),), *_normalisation(data))
-    crop_pct = data.CROP_PCT or (0.875 if max(size_hw) <= 224 else 1.0)  # official rule
+    crop_pct = crop_share(config)
 
     def view(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         return augment.as_pixels(augment.resize_and_center_crop(image, size_hw, crop_pct))

@@ -66,7 +66,9 @@ def directory(tmp_path_factory, image_folder):
         (folder / "config.yaml").write_text(config.dump())
         dispatch.train_or_evaluate(Run(config, folder, RunLog(folder, quiet=True)))
     (root / "output" / "contrastive-minimal-tuning").symlink_to(root / "output" / "quickstart" / "pretrain")
-    (root / "photos").symlink_to(image_folder / "val")
+    (root / "output" / "labels").symlink_to(root / "output" / "quickstart" / "finetune")
+    for name in ("photos", "new_photos"):
+        (root / name).symlink_to(image_folder / "val")
     Image.open(next((image_folder / "val" / "cat").iterdir())).save(root / "photo.jpg")
     wnids = [wnid for wnid, _ in robustness.imagenet_classes()]
     for folder in [

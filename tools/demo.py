@@ -31,7 +31,7 @@ from PIL import Image
 from arguments import Parser
 from errors import UserError
 from launch import command_line
-from measures import classification, image_sets
+from measures import image_sets
 from methods import load_models
 from pages import drawing
 from pages.uploads import LARGEST_BYTES, photo_reader, read_upload, with_message
@@ -63,7 +63,7 @@ class Demo:
         self.classifier, self.classifier_config, self.names = None, None, []
         if classifier is not None:
             self.classifier, self.classifier_config = load_models.load_classifier(classifier)
-            self.names = _names(self.classifier_config)
+            self.names = image_sets.class_names(self.classifier_config)
 
     def reconstruct(
         self, photo: str, mask_ratio: float, seed: int, kind: str, drawn: np.ndarray | None
@@ -94,16 +94,6 @@ class Demo:
         """Return pictures of attention rollout, and of each head of the encoder's last layer."""
         panels = drawing.draw_attention(self.encoder, self.config, _read(self.config, photo))
         return [_enlarge(panel[0]) for panel in panels[1:]]
-
-
-def _names(config) -> list[str]:
-    if config.DATA.CLASS_NAMES is not None:
-        return classification.class_names(config.DATA.CLASS_NAMES, config.MODEL.NUM_CLASSES)
-    try:
-        own = image_sets.open_images(config, "val").class_names
-    except UserError:  # the data set need not be here
-        own = None
-    return classification.class_names(own, config.MODEL.NUM_CLASSES)
 
 
 def _read(config, photo: str) -> np.ndarray:

@@ -3,7 +3,10 @@
     python -m tools.export RUN -out DIRECTORY [-format paddle onnx] [-image_size PX] [-encoder]
 
 Writes model.json (model.pdmodel with Paddle 2.6) and model.pdiparams for Paddle Inference, and model.onnx, which needs
-`pip install -r requirements/export.txt` and Paddle 3. Inputs are named "images": [B, C, H, W], normalised as
+`pip install -r requirements/export.txt` and Paddle 3; of a classifier also labels.txt, a class per line, and
+inference.yml, by which PaddleClas and PaddleX prepare square RGB photos and name the classes.
+
+Inputs are named "images": [B, C, H, W], normalised as
 config.yaml beside them says; B may vary. Each is run on 1 and on 7 images, and has to agree with the model to a
 relative 1e-5. The batch norm of a linear probe becomes part of its linear layer.
 """
@@ -23,13 +26,16 @@ from pathlib import Path
 
 import numpy as np
 import paddle
+import yaml
 from paddle import nn
 
 from arguments import Parser
 from config import image_size_hw, network_kind
-from errors import UserError, one_line
+from errors import UserError, one_line, printable
 from launch import command_line, tool_flags
+from measures import image_sets
 from methods import load_models
+from pipeline.transforms import crop_share
 from storage import results
 from transformer import VisionTransformer
 
@@ -37,7 +43,9 @@ TOLERANCE = 1e-5  # relative to the largest output: float32 sums in another orde
 _BATCHES = (1, 7)
 _OPSET = 17  # first ONNX opset with layer normalisation
 _NAME = "model"
+LABELS_FILE, PADDLECLAS_FILE = "labels.txt", "inference.yml"
 _FILES = (*(f"{_NAME}.{suffix}" for suffix in ("json", "pdmodel", "pdiparams", "onnx")), "config.yaml")
+_FILES += (LABELS_FILE, PADDLECLAS_FILE)
 _NUM_COPIES, _PROGRAM_BYTES = 2, 4 << 20  # copies of the weights (Paddle, ONNX); largest program
 
 
@@ -159,6 +167,28 @@ def _check_space(model: nn.Layer, out: Path) -> None:
         raise UserError(f"-out {out}: the disk has {free:,} bytes left, and {needed:,} are needed")
 
 
+def write_labels(config, folder: Path) -> None:
+    """Write the names of a classifier's classes, and how its images are prepared, as PaddleClas has it."""
+    names, data = image_sets.class_names(config), config.DATA
+    lines = (printable(name) for name in names)
+    (folder / LABELS_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    height, width = image_size_hw(config)
+    if height != width or data.IMAGE_CHANNELS != 3:
+        print(f"{PADDLECLAS_FILE} is not written: PaddleClas's steps are for square images of 3 channels")
+        return
+    filters = {"interpolation": "bicubic", "backend": "pil"}
+    if data.EVAL_RESIZE == "squash":
+        crop = [{"ResizeImage": {"size": [width, height], **filters}}]
+    else:
+        crop = [{"ResizeImage": {"resize_short": int(height / crop_share(config)), **filters}}]
+        crop.append({"CropImage": {"size": height}})
+    normal = {"mean": list(data.IMAGENET_MEAN), "std": list(data.IMAGENET_STD), "order": "", "channel_num": 3}
+    steps = [*crop, {"NormalizeImage": {"scale": 1 / 255, **normal}}, {"ToCHWImage": None}]
+    topk = {"topk": min(5, len(names)), "label_list": names}
+    about = {"PreProcess": {"transform_ops": steps}, "PostProcess": {"Topk": topk}}
+    (folder / PADDLECLAS_FILE).write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
 def _export(model: nn.Layer, shape: tuple[int, int, int], out: Path, formats: list[str]) -> dict[str, float]:
     """Write the formats into an empty directory, and return the relative difference of each."""
     program, differences = export_paddle(fold_batch_norm(model), shape, out), {}
@@ -195,6 +225,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as folder:  # what is wrong does not stay
         differences = _export(model, shape, Path(folder), formats)
         (Path(folder) / "config.yaml").write_text(config.dump(), encoding="utf-8")
+        if not is_encoder:
+            write_labels(config, Path(folder))
         results.claim(out, _FILES)
         for file in Path(folder).iterdir():
             os.replace(file, out / file.name)

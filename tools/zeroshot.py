@@ -103,13 +103,12 @@ def _examples(config, source: Source, probabilities: np.ndarray, names: list[str
     """Return HTML of some photos with the class that each was taken for."""
     indices = np.linspace(0, len(source) - 1, min(_SHOWN, len(source))).astype(int)
     pixels = drawing.as_uint8(drawing.to_pixels(config, drawing.load_images(config, source, indices)))
-    figures = []
+    photos = []
     for picture, index in zip(pixels, indices, strict=True):
         best = probabilities[index].argsort()[::-1][:3]
         caption = ", ".join(f"{names[label]} {probabilities[index, label]:.0%}" for label in best)
-        image = Image.fromarray(picture.squeeze()).resize((160, 160), Image.Resampling.BICUBIC)
-        figures.append(html.html_figure(image, caption))
-    return '<div style="display:flex;flex-wrap:wrap;gap:1rem">' + "".join(figures) + "</div>"
+        photos.append((Image.fromarray(picture.squeeze()), caption))
+    return html.html_gallery(photos)
 
 
 def quick_look(clip: CLIP, texts: list[str], photos: list[str]) -> np.ndarray:

@@ -5,12 +5,15 @@ import subprocess
 import numpy as np
 import paddle
 import pytest
+import yaml
+from PIL import Image
 
 import tools.evaluate
 import tools.export
 import tools.features
 import tools.visualise
 from errors import UserError
+from pipeline.transforms import eval_transform
 from tools import export
 from transformer import build_transformer
 
@@ -23,6 +26,26 @@ def test_paddle_inference_gives_the_same(trained, tmp_path, mode):
     found = export.main([str(trained(mode)), "-out", str(tmp_path / "out"), "-format", "paddle"])
     assert 0 <= found["paddle"] < 1e-5
     assert (tmp_path / "out" / "config.yaml").is_file()
+
+
+def test_labels_and_steps_are_those_of_the_model(tiny_config, tmp_path):
+    """PaddleClas's steps, by Pillow and NumPy, give what the evaluation transform gives."""
+    opts = ["DATA.IMAGE_SIZE", 32, "DATA.CROP_PCT", 0.8, "DATA.CLASS_NAMES", ["a", "b", "c", "d"]]
+    config = tiny_config("finetune", *opts)
+    export.write_labels(config, tmp_path)
+    assert (tmp_path / "labels.txt").read_text() == "a\nb\nc\nd\n"
+    about = yaml.safe_load((tmp_path / "inference.yml").read_text())
+    assert about["PostProcess"] == {"Topk": {"topk": 4, "label_list": ["a", "b", "c", "d"]}}
+    resize, crop, normal, _ = about["PreProcess"]["transform_ops"]
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8))
+    short, side = resize["ResizeImage"]["resize_short"], crop["CropImage"]["size"]
+    small = photo.resize((short * 90 // 60, short), Image.Resampling.BICUBIC)
+    left, top = (small.width - side) // 2, (small.height - side) // 2
+    pixels = np.asarray(small.crop((left, top, left + side, top + side)), np.float32)
+    normal = normal["NormalizeImage"]
+    found = (pixels * normal["scale"] - normal["mean"]) / normal["std"]
+    expected = eval_transform(config)(photo, np.random.default_rng(0))
+    np.testing.assert_allclose(found.transpose(2, 0, 1), expected, atol=1e-5)
 
 
 @pytest.mark.skipif(not HAS_PADDLE_3, reason="paddle2onnx 2 reads models of Paddle 3")

@@ -4,42 +4,27 @@ import json
 import shutil
 
 import numpy as np
-import paddle
 import pytest
 import sentencepiece
 from PIL import Image
 
-from clip import build_clip, load_clip
-from config import get_config
+from clip import load_clip
 from errors import UserError
 from methods import dispatch, zero_shot
 from pipeline.captions import TRAINER_OPTIONS, Tokenizer
 from pipeline.web_shards import WebShards
-from storage import weight_files
 from storage.cache import CACHE_VARIABLE
-from storage.stored_tensor import StoredTensor
-from tests.conftest import TINY, assert_close
-from tests.helpers.sentences import make_tokenizer
+from tests.conftest import assert_close
+from tests.helpers.small_clip import write_clip
 from tools import caption_dataset, check_dataset, knn, neighbours, pack_dataset, zeroshot
 
 pytestmark = pytest.mark.quick
-OPTS = [*TINY, "MODEL.TYPE", "IMAGE_TEXT", "MODEL.NUM_CLASSES", 0, "DATA.CROP_PCT", 1.0, "LIT.EMBED_DIM", 12]
-OPTS += ["TEXT.EMBED_DIM", 16, "TEXT.DEPTH", 1, "TEXT.NUM_HEADS", 2, "TEXT.VOCAB_SIZE", 450, "TEXT.POSITIONS", 60]
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Return a CLIP model's file with its YAML and its tokenizer beside it."""
-    folder = tmp_path_factory.mktemp("clip")
-    config = get_config(None, OPTS)
-    paddle.seed(0)
-    clip = build_clip(config)
-    arrays = {name: StoredTensor.of(value.numpy()) for name, value in clip.state_dict().items()}
-    architecture = clip.architecture
-    weight_files.write_pdparams(folder / "clip.pdparams", arrays, {architecture.KEY: architecture.to_dict()})
-    (folder / "clip.yaml").write_text(config.dump())
-    make_tokenizer(folder / "sentencepiece.bpe.model")
-    return folder / "clip.pdparams"
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture

@@ -1,0 +1,204 @@
+"""Classes of photos by any classifier of this project: finetuned, probed, ported, or a CLIP model with texts.
+
+from measures.prediction import load, predict
+model = load("output/finetune")
+for found in predict(model, ["cat.jpg", "dog.jpg"]):
+print(found.file, found.classes[0], found.probabilities[0])
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import paddle
+from PIL import Image
+
+from clip import load_clip
+from config import get_config, network_kind, replaced
+from errors import UserError
+from measures import image_sets
+from methods import load_models, zero_shot
+from pipeline import sources
+from pipeline.decoding import FORMAT_OF_SUFFIX
+from pipeline.file_images import FileImages
+from pipeline.folders import find_images
+from pipeline.image_lists import LIST_SUFFIXES, ListedImages
+from pipeline.left_out import LeftOut
+from pipeline.shard_index import shard_split
+from pipeline.sources import Source, Subset
+from pipeline.web_shards import WebShards
+from storage import weight_files
+
+Images = str | Path | Image.Image | Sequence[str | Path] | Sequence[Image.Image]
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A classifier with what its outputs mean.
+
+    Attributes:
+        network: from images [B, C, H, W] to logits [B, K].
+        config: of the network; says how images are prepared.
+        class_names: of the K classes.
+    """
+
+    network: Callable[[paddle.Tensor], paddle.Tensor]
+    config: object
+    class_names: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of a photo.
+
+    Attributes:
+        file: path of the photo, or its name in a shard or list.
+        classes: names, the likeliest first; empty for a photo that cannot be read.
+        probabilities: of these classes.
+        error: why the photo cannot be read; empty if it can.
+    """
+
+    file: str
+    classes: list[str]
+    probabilities: list[float]
+    error: str = ""
+
+
+def load(path: str | Path, config=None, texts: Sequence[str] = ()) -> Classifier:
+    """Load a classifier.
+
+    Args:
+        path: a run, a checkpoint, or a weight file with its YAML beside it.
+        config: None: the one beside the weights.
+        texts: classes of a CLIP model, each a name or a sentence.
+
+    Raises:
+        UserError: if there is no classifier in the weights, or texts are missing or given in vain.
+    """
+    config = config or get_config(weight_files.config_beside(weight_files.resolve(path)))
+    if network_kind(config) != "clip":
+        if texts:
+            raise UserError(f"-texts: {path} has classes of its own; texts are for a CLIP model")
+        network, config = load_models.load_classifier(path, config)
+        return Classifier(network, config, image_sets.class_names(config))
+    if not texts:
+        raise UserError(f"{path}: a CLIP model has no classes of its own; give them with -texts")
+    clip = load_clip(path)
+    vectors = zero_shot.class_vectors(clip, list(texts))
+
+    def logits(images: paddle.Tensor) -> paddle.Tensor:
+        return clip.logit_scale.exp() * paddle.matmul(clip.encode_images(images), vectors, transpose_y=True)
+
+    return Classifier(logits, config, list(texts))
+
+
+def predict(model: Classifier, images: Images, topk: int = 5) -> list[Prediction]:
+    """Return the likeliest classes of photos.
+
+    Args:
+        images: a folder, a file, a list file, a folder of shards, or a picture of PIL; or several files or pictures.
+        topk: classes of each.
+    """
+    given = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
+    if given and all(isinstance(one, Image.Image) for one in given):
+        source = sources.Pictures(given)
+    else:
+        source = open_photos(given)
+    return list(itertools.chain.from_iterable(predict_batches(model, source, topk)))
+
+
+def open_photos(paths: Sequence[str | Path]) -> Source:
+    """Open photos without labels.
+
+    Args:
+        paths: photos, and folders in which all photos are taken; or one list file, or one folder of shards.
+
+    Raises:
+        UserError: if one of them does not exist, is of another kind, or holds no photo.
+    """
+    paths = [Path(path) for path in paths]
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+    if len(paths) == 1 and paths[0].suffix.lower() in LIST_SUFFIXES:
+        source = ListedImages(paths[0], "none", list_outside=True)
+    elif len(paths) == 1 and paths[0].is_dir() and _shards_in(paths[0]):
+        source = _open_shards(paths[0])
+    else:
+        source = _open_files(paths)
+    if len(source) == 0:
+        raise UserError(f"{source.origin}: no photo there")
+    return source
+
+
+def _shards_in(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir() if file.suffix.lower() == ".tar"]
+
+
+def _open_shards(folder: Path) -> WebShards:
+    splits = sorted({shard_split(name) for name in _shards_in(folder)})
+    if len(splits) > 1:
+        raise UserError(f"{folder}: has shards of the splits {' and '.join(splits)}; move those of one into a folder")
+    return WebShards(folder, splits[0], "none", bad="skip")
+
+
+def _open_files(paths: list[Path]) -> FileImages:
+    left_out, found = LeftOut(), []
+    for path in paths:
+        if path.is_dir():
+            found += find_images(path, left_out)
+        elif path.suffix.lower() in FORMAT_OF_SUFFIX:
+            found.append(str(path))
+        else:
+            kinds = "a photo, or alone: a list (.txt, .tsv, .jsonl) or a folder of shards"
+            raise UserError(f"{path}: is not {kinds}")
+    origin = paths[0] if len(paths) == 1 else Path("the photos")
+    return FileImages(found, np.full(len(found), -1, np.int64), origin, notes=left_out.notes(origin))
+
+
+@paddle.no_grad()
+def predict_batches(model: Classifier, source: Source, topk: int, first: int = 0) -> Iterator[list[Prediction]]:
+    """Yield the predictions of each batch, in the source's order; also of photos that cannot be read.
+
+    Args:
+        first: photo to begin with, the first of a batch.
+    """
+    config, names = replaced(model.config, "DATA.BAD_IMAGES", "skip"), model.class_names
+    size, channels = config.DATA.BATCH_SIZE, config.DATA.IMAGE_CHANNELS
+    notes: list[str] = []  # the same as the errors below
+    loader = image_sets.open_loader(config, Subset(source, np.arange(first, len(source))), notes)
+    done = first
+
+    def fill(end: int, rows: dict[int, Prediction]) -> Iterator[list[Prediction]]:
+        """Yield the batches before `end`, where photos without a row cannot be read."""
+        nonlocal done
+        while done < end:
+            batch = range(done, min(done + size, end))
+            yield [rows.get(index) or _unreadable(source, index, channels) for index in batch]
+            done = batch.stop
+
+    for batch in loader:
+        probabilities = paddle.nn.functional.softmax(model.network(batch.images).astype("float32"), axis=-1).numpy()
+        if not np.isfinite(probabilities).all():
+            raise UserError("the model's outputs are not finite; are its weights whole?")
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :topk]
+        rows = {}
+        for index, row, columns in zip((batch.host_indices + first).tolist(), probabilities, best, strict=True):
+            values = [round(float(row[column]), 6) for column in columns]
+            rows[index] = Prediction(_name(source, index), [names[column] for column in columns], values)
+        start = first + (min(rows) - first) // size * size
+        yield from fill(start, {})  # whole batches before it that cannot be read
+        yield from fill(min(start + size, len(source)), rows)
+    yield from fill(len(source), {})
+
+
+def _name(source: Source, index: int) -> str:
+    path = source.path(index)
+    return source.describe(index) if path is None else str(path)
+
+
+def _unreadable(source: Source, index: int, channels: int) -> Prediction:
+    why = sources.why_unreadable(source, index, channels) or "cannot be prepared for the model"
+    return Prediction(_name(source, index), [], [], why.removeprefix(f"{source.describe(index)}: "))

@@ -1,0 +1,78 @@
+"""The page of predictions: how many photos of each class, the photos that are least certain, and unreadable ones."""
+
+import collections
+import contextlib
+import heapq
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from measures.prediction import Prediction
+from pages import html
+from pipeline import sources
+from pipeline.sources import Source
+
+_MOST_PHOTOS, _MOST_ROWS = 200, 50
+
+
+class Summary:
+    """What a page shows of predictions, gathered one by one: there may be more than fit the memory."""
+
+    def __init__(self):
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.unreadable: list[Prediction] = []
+        self._least: list[tuple[float, int, Prediction]] = []
+        self.total = 0
+
+    def watch(self, rows: Iterator[Prediction]) -> Iterator[Prediction]:
+        """Yield predictions, and take them into account."""
+        for index, row in enumerate(rows):
+            self.total += 1
+            if row.error:
+                self.unreadable.append(row)
+            else:
+                self.counts[row.classes[0]] += 1
+                push = heapq.heappush if len(self._least) < _MOST_PHOTOS else heapq.heappushpop
+                push(self._least, (-row.probabilities[0], -index, row))
+            yield row
+
+    def least_certain(self) -> list[tuple[int, Prediction]]:
+        """Return index and prediction of the photos with the lowest probability, the lowest first."""
+        return [(-index, row) for _, index, row in sorted(self._least, key=lambda item: (-item[0], -item[1]))]
+
+
+def write_page(path: Path, title: str, summary: Summary, source: Source, channels: int, upright: bool) -> None:
+    """Write the page.
+
+    Args:
+        source: of the photos.
+        channels, upright: see `sources.read_image`.
+    """
+    least = summary.least_certain()
+    photos = []
+    for index, row in least:
+        with contextlib.suppress(OSError):  # it has gone since
+            photos.append((sources.read_image(source, index, channels, upright), _caption(row)))
+    about = f"{len(photos):,} of {summary.counts.total():,}, those with the lowest probability first"
+    rows = [[name, count] for name, count in summary.counts.most_common(_MOST_ROWS)]
+    sections = [
+        (f"Classes ({len(rows)} of {len(summary.counts)})", html.html_table(["taken for", "photos"], rows)),
+        ("Least certain", html.html_paragraph(about) + html.html_gallery(map(_thumbnail, photos))),
+    ]
+    if summary.unreadable:
+        rows = [[row.file, row.error] for row in summary.unreadable[:_MOST_ROWS]]
+        heading = f"Cannot be read ({len(rows)} of {len(summary.unreadable):,})"
+        sections.append((heading, html.html_table(["file", "why"], rows)))
+    html.write_page(path, title, sections)
+
+
+def _thumbnail(photo: tuple[Image.Image, str]) -> tuple[Image.Image, str]:
+    image, caption = photo
+    image.thumbnail((480, 480))
+    return image, caption
+
+
+def _caption(row: Prediction) -> str:
+    classes = ", ".join(f"{name} {share:.0%}" for name, share in zip(row.classes[:3], row.probabilities, strict=False))
+    return f"{classes} — {Path(row.file).name}"

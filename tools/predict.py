@@ -1,0 +1,109 @@
+"""Label photos with a classifier: the likeliest classes of each, as a table, a page, or folders.
+
+    python -m tools.predict RUN photos/                            # writes predictions.csv
+    python -m tools.predict RUN a.jpg b.jpg -out labels.jsonl -html page.html
+    python -m tools.predict CLIP photos/ -texts "a cat" "a dog" -move sorted
+
+RUN is a finetuning or probing run, one of its checkpoints, a ported file with its YAML, or a CLIP model with -texts.
+Photos are files and folders, or one list (.txt, .tsv, .jsonl: a path per line), or one folder of shards. The table has
+a row for each photo; one that cannot be read has the reason in it. A command that was stopped resumes when it is given
+again. -move moves each photo into the folder of its likeliest class, and records from where. From Python:
+
+    from measures.prediction import load, predict
+"""
+
+import runtime
+
+runtime.prepare()
+
+from pathlib import Path
+
+from arguments import Parser
+from errors import UserError, abridge
+from launch import command_line, tool_flags
+from measures import prediction
+from pages import prediction_table
+from pages.prediction_page import Summary, write_page
+from pipeline.sources import Source
+from storage import results
+from training import device
+
+_SHOWN = 10  # photos whose classes are printed, and classes whose numbers are
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Write the predictions, and return the table's path."""
+    parser = Parser(prog="python -m tools.predict", description=__doc__)
+    parser.add_argument("run", help="run, checkpoint directory, or weight file with its YAML beside it")
+    parser.add_argument("photos", nargs="+", help="files and folders; or one list, or one folder of shards")
+    parser.add("out", "table: .csv, .jsonl or .parquet (default: predictions.csv)", default="predictions.csv")
+    parser.add("topk", "classes of each photo (default: 5)", type=int, default=5, metavar="K")
+    parser.add("html", "page with thumbnails, the least certain photos first", metavar="FILE")
+    parser.add("move", "directory for a folder of photos per class", metavar="DIR")
+    parser.add("texts", "classes of a CLIP model, each a name or a sentence", nargs="+", default=[], metavar="TEXT")
+    parser.add("image_size", "pixels, instead of the run's own", metavar="PX")
+    parser.add("batch_size", "photos at a time (default: 32)", type=int, default=32, metavar="N")
+    parser.add("opts", "settings of the configuration: KEY VALUE or KEY=VALUE", nargs="+", action="extend", default=[])
+    args = parser.parse_args(argv)
+    if args.topk < 1:
+        raise UserError(f"-topk {args.topk}: must be at least 1")
+    inputs = [args.run, *args.photos]
+    out = prediction_table.check_out(args.out, inputs)
+    page = results.new_file(args.html, ".html", flag="-html", inputs=inputs) if args.html else None
+    device.set_device()
+    config = tool_flags.read_config(args)
+    source = prediction.open_photos(args.photos)
+    folder = _check_move(args.move, source)
+    model = prediction.load(args.run, config, args.texts)
+    topk = min(args.topk, len(model.class_names))
+    print("".join(f"warning: {note}\n" for note in source.notes), end="")
+    progress = _predict(args, model, source, topk, out)
+    summary = Summary()
+    prediction_table.write(out, summary.watch(progress.rows()), topk)
+    if page is not None:
+        title, data = f"{len(source):,} photos by {args.run}", model.config.DATA
+        write_page(page, title, summary, source, data.IMAGE_CHANNELS, data.EXIF_TRANSPOSE)
+    if folder is not None and summary.counts:
+        record = results.check_target(out.with_name(f"{out.stem}.moved.jsonl"))
+        moved = prediction_table.move(progress.rows(), folder, record)
+        print(f"moved {moved:,} photos into {folder}; {record} says from where")
+    progress.finish()
+    _report(summary, out)
+    if not summary.counts:
+        raise UserError(f"{source.origin}: none of the {summary.total:,} photos can be read; {out} says why")
+    return out
+
+
+def _check_move(move: str | None, source: Source) -> Path | None:
+    if move is None:
+        return None
+    if source.path(0) is None:
+        raise UserError(f"-move {move}: photos in shards cannot be moved")
+    return results.check_target(move, "-move")
+
+
+def _predict(args, model: prediction.Classifier, source: Source, topk: int, out: Path) -> prediction_table.Progress:
+    """Predict what is not done yet."""
+    about = prediction_table.fingerprint(args.run, model.config, model.class_names, source, topk)
+    progress = prediction_table.Progress(out, about)
+    if progress.done:
+        print(f"resumes after {progress.done:,} of {len(source):,} photos")
+    for batch in prediction.predict_batches(model, source, topk, progress.done):
+        progress.add(batch)
+        if len(source) <= _SHOWN:
+            for row in batch:
+                pairs = zip(row.classes, row.probabilities, strict=True)
+                print(f"{row.file}: {row.error or ', '.join(f'{name} {share:.1%}' for name, share in pairs)}")
+    return progress
+
+
+def _report(summary: Summary, out: Path) -> None:
+    counts = [f"{count:,} {name}" for name, count in summary.counts.most_common()]
+    print(f"wrote {out}: {summary.total:,} photos" + (f"; {abridge(counts, _SHOWN)}" if counts else ""))
+    if summary.unreadable:
+        names = abridge([row.file for row in summary.unreadable[:5]], 5, total=len(summary.unreadable))
+        print(f"{len(summary.unreadable):,} photos cannot be read: {names}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
