@@ -4,7 +4,8 @@ Expected layouts below DATA_PATH:
 
     imagenet2012   train_list.txt, val_list.txt with a line "relative/path label" per image;
                    without lists: as folder
-    folder         train/<class>/*.jpg, val/<class>/*.jpg (to pretrain, any images below train/ or DATA_PATH)
+    folder         train/<class>/*.jpg, val/<class>/*.jpg (to pretrain, any images below train/ or DATA_PATH);
+                   with DATA.VAL_FRACTION also <class>/*.jpg
     cifar10        cifar-10-python.tar.gz, or its folder cifar-10-batches-py/
     cifar100       cifar-100-python.tar.gz, or its folder cifar-100-python/
     digits         nothing: 1,797 handwritten digits, 8x8 pixels, that come with scikit-learn
@@ -12,6 +13,9 @@ Expected layouts below DATA_PATH:
     lists          train.tsv (path<TAB>caption), train.jsonl or train_list.txt (path label,label); val likewise
     webdataset     train/*.tar, or *.tar: WebDataset shards with captions or labels; val/*.tar
     others         see `pipeline/published_datasets.py`
+
+The splits may be called training; valid, validation, or (where these are not there) test; `pipeline/splits.py`.
+ImageNet's flat val folder is read with its labels' file, see `pipeline/flat_val.py`.
 
 A directory that `tools.pack_dataset` made takes the place of any of them. docs/CONTRIBUTING.md says how to add one.
 """
@@ -26,14 +30,17 @@ from config import DEFAULT_DATA_PATH
 from errors import UserError, abridge
 from pipeline import builtin_sets, published_datasets
 from pipeline.file_images import FileImages
+from pipeline.flat_val import ADVICE, find_synsets
 from pipeline.folders import class_folders, find_images, images_in
 from pipeline.image_lists import ListedImages, find_list
 from pipeline.left_out import LeftOut
 from pipeline.sources import Source
+from pipeline.splits import find_split, hold_out
 from pipeline.web_shards import WebShards, is_packed
 
 NAMES = ("imagenet2012", "folder", *builtin_sets.CIFAR, "digits", "synthetic", "lists", "webdataset")
 NAMES += tuple(published_datasets.READERS)
+_FIXED = ("digits", "synthetic", *builtin_sets.CIFAR, *published_datasets.READERS)
 
 
 def open_source(
@@ -47,6 +54,9 @@ def open_source(
     list_outside: bool = False,
     bad_images: str = "error",
     class_names: Sequence[str] | None = None,
+    val_split: str | None = None,
+    val_fraction: float | None = None,
+    val_seed: int = 0,
 ) -> Source:
     """Open one split of a data set; see the module's docstring for layouts.
 
@@ -60,36 +70,60 @@ def open_source(
         list_outside: list files may name files outside their directory.
         bad_images: "error", or "skip": of damaged shards, the images before the damage are used.
         class_names: in label order, of what was trained; the labels of a set that has names are found by them.
+        val_split: name of what is evaluated, see `splits.find_split`.
+        val_fraction, val_seed: val is this share of the train split, and train the rest, see `splits.hold_out`.
 
     Raises:
         UserError: if there is no such set, or it has classes of other names.
     """
-    source = _open(name, data_path, split, num_classes, needs, synthetic_hw, list_outside, bad_images, class_names)
+    if name in _FIXED and val_split not in (None, "val"):
+        raise UserError(f"DATA.VAL_SPLIT={val_split}: {name} has the splits train and val only")
+    if None not in (val_split, val_fraction):
+        raise UserError(f"DATA.VAL_SPLIT={val_split} and DATA.VAL_FRACTION={val_fraction}: val is one of both")
+    opened = "train" if val_fraction is not None else split
+    source = _open_fixed(name, data_path, opened, num_classes, synthetic_hw) if name in _FIXED else None
+    if source is None:
+        root = _find_root(name, data_path)
+        own = find_split(root, opened, val_split)
+        is_whole = val_fraction is not None and not (root / own).is_dir()
+        has_names = class_names is not None
+        source = _open_files(name, root, own, needs, list_outside, bad_images, has_names, is_whole)
+        if own == "test" and val_split is None:
+            source.notes = [*source.notes, f"{root}: has no val split; test is evaluated (DATA.VAL_SPLIT)"]
     if class_names is not None and source.class_names is not None:
         source.use_class_names(list(class_names))
-    return source
+    return source if val_fraction is None else hold_out(source, split, val_fraction, val_seed)
 
 
-def _open(
-    name: str,
-    data_path: str,
-    split: str,
-    num_classes: int,
-    needs: str,
-    synthetic_hw: tuple[int, int],
-    list_outside: bool,
-    bad_images: str,
-    class_names: Sequence[str] | None,
-) -> Source:
-    root = user_path(data_path, "-data_path")
+def _open_fixed(
+    name: str, data_path: str, split: str, num_classes: int, synthetic_hw: tuple[int, int]
+) -> Source | None:
+    """Open a set that has one layout; None if it is packed."""
     if name == "digits":
         return builtin_sets.open_digits(split)
     if name == "synthetic":
         return builtin_sets.make_synthetic(split, num_classes, synthetic_hw)
+    root = _find_root(name, data_path)
+    if is_packed(root):
+        return None
+    if name in published_datasets.READERS:
+        return published_datasets.open_published(name, root, split)
+    return builtin_sets.open_cifar(name, root, split)
+
+
+def _find_root(name: str, data_path: str) -> Path:
+    root = user_path(data_path, "-data_path")
     if not root.exists():
         if data_path == DEFAULT_DATA_PATH:
             raise UserError(f"-data_path is missing: the directory of the data set {name} (DATA.DATA_PATH)")
         raise UserError(f"DATA.DATA_PATH={data_path}: no such directory; set it with -data_path")
+    return root
+
+
+def _open_files(
+    name: str, root: Path, split: str, needs: str, list_outside: bool, bad_images: str, has_names: bool, is_whole: bool
+) -> Source:
+    """Open what is in folders, lists or shards; `split` is its name there."""
     if name == "webdataset" or is_packed(root):
         return WebShards(root, split, needs, bad_images)
     if name == "lists":
@@ -97,43 +131,42 @@ def _open(
         if needs == "label":
             source.labels = source.single_labels()
         return source
-    if name in published_datasets.READERS:
-        return published_datasets.open_published(name, root, split)
-    if name in builtin_sets.CIFAR:
-        return builtin_sets.open_cifar(name, root, split)
     list_file = root / f"{split}_list.txt"
     if name == "imagenet2012" and list_file.is_file():
         return ListedImages(list_file, needs, list_outside, strict=True)
-    return _scan_folders(root, split, needs in ("label", "labels"), class_names is not None)
+    return _scan_folders(root, split, needs in ("label", "labels"), has_names, is_whole)
 
 
-def _scan_folders(root: Path, split: str, needs_labels: bool, has_names: bool) -> FileImages:
+def _scan_folders(root: Path, split: str, needs_labels: bool, has_names: bool, is_whole: bool) -> FileImages:
     """Open folders of images.
 
     Args:
         has_names: the names of the classes are known, so those of the train split need not be looked at.
+        is_whole: the classes are folders of the root, without splits.
     """
     folder = root / split
-    if not folder.is_dir() and needs_labels:
+    if not folder.is_dir() and needs_labels and not is_whole:
         raise UserError(
             f"{folder}: no such directory; expected {split}/<class>/*.jpg below DATA.DATA_PATH={root}, "
-            f"or for imagenet2012 a {split}_list.txt there"
+            f"or for imagenet2012 a {split}_list.txt there; classes without splits need -opts DATA.VAL_FRACTION 0.1"
         )
     folder, left_out = folder if folder.is_dir() else root, LeftOut()
-    names_from = root / "train" if (root / "train").is_dir() and not has_names else folder
-    class_names = class_folders(names_from) if folder != root else []
+    train = root / find_split(root, "train")
+    names_from = train if train.is_dir() and not has_names else folder
+    class_names = class_folders(names_from) if folder != root or is_whole else []
     if not needs_labels:
         paths = list(find_images(folder, left_out))
         notes, labels = left_out.notes(folder, "files or folders"), _labels_by_folder(paths, folder, class_names)
         if not len(labels) or labels.min() < 0:
             return FileImages(paths, np.full(len(paths), -1, np.int64), folder, notes=notes)
         return FileImages(paths, labels, folder, class_names, notes)
-    extra = sorted(set(class_folders(folder)) - set(class_names))
+    own_names = class_folders(folder)
+    extra = sorted(set(own_names) - set(class_names))
     if extra:
-        raise UserError(f"{folder}: classes that {root / 'train'} does not have: {abridge(extra, 5)}")
+        raise UserError(f"{folder}: classes that {train} does not have: {abridge(extra, 5)}")
     outside = images_in(folder, left_out)
-    if not class_names and outside:
-        raise UserError(f"{folder}: {len(outside):,} images, and no folders of classes; expected {split}/<class>/*.jpg")
+    if outside and not own_names:
+        return _open_flat(root, folder, outside, class_names if folder != names_from else None, left_out)
     paths, labels = [], []
     for label, name in enumerate(class_names):  # one at a time: one class may be a link to another
         found = list(find_images(folder / name, left_out, below=folder))
@@ -144,6 +177,27 @@ def _scan_folders(root: Path, split: str, needs_labels: bool, has_names: bool) -
         what = "images are in no folder of a class, and are left out"
         notes.append(f"{folder}: {len(outside):,} {what}: {abridge(outside, 3)}")
     return FileImages(paths, np.array(labels, np.int64), folder, class_names, notes)
+
+
+def _open_flat(
+    root: Path, folder: Path, paths: list[str], class_names: list[str] | None, left_out: LeftOut
+) -> FileImages:
+    """Open ImageNet's flat val folder.
+
+    Args:
+        class_names: of the train split; None: the synsets of these images in order.
+    """
+    synsets = find_synsets(root, [Path(path).name for path in paths])
+    if synsets is None:
+        what = f"{len(paths):,} images, and no folders of classes"
+        raise UserError(f"{folder}: {what}; expected {folder.name}/<class>/*.jpg, {ADVICE}")
+    class_names = class_names or sorted(set(synsets))
+    label_of = {name: label for label, name in enumerate(class_names)}
+    unknown = sorted(set(synsets) - set(class_names))
+    if unknown:
+        raise UserError(f"{folder}: has images of classes that the train split does not have: {abridge(unknown, 5)}")
+    labels = np.array([label_of[synset] for synset in synsets], np.int64)
+    return FileImages(paths, labels, folder, class_names, left_out.notes(folder, "files or folders"))
 
 
 def _labels_by_folder(paths: list[str], folder: Path, class_names: list[str]) -> np.ndarray:

@@ -61,7 +61,7 @@ class Progress:
         end, size = 0, os.fstat(self._opened.fileno()).st_size
         for number, start, line in files.iterate_lines(self._opened, _LONGEST_LINE):
             rows = _rows_of(line) if number > 1 else [] if line == fingerprint.encode() else None
-            if rows is None or start + len(line) == size:  # of other photos, or not written whole
+            if rows is None or start + len(line) == size:  # other photos, or not written whole
                 break
             self.done, end = self.done + len(rows), start + len(line) + 1
         self._opened.truncate(end)

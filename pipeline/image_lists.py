@@ -19,8 +19,8 @@ from typing import BinaryIO
 import numpy as np
 
 from errors import UserError, abridge, one_name, printable
-from pipeline.decoding import FORMAT_OF_SUFFIX
 from pipeline.file_images import describe_repeats, find_missing
+from pipeline.folders import is_image
 from pipeline.labels import PerImage, RaggedLists
 from pipeline.sample_text import parse_caption, parse_labels, parse_object
 from pipeline.sources import Source
@@ -100,6 +100,7 @@ class ListedImages(Source):
             # Nearly all lines of a list with labels; the checks below say the same more slowly.
             name, _, label = line.rpartition(b" ")
             is_good = is_plain and label.isdigit() and len(label) < 10 and name[:1] not in (b"/", b"", b" ", b"\t")
+            is_good = is_good and name[-1:] not in (b",", b";")
             if is_good and len(line) < _LONGEST_PATH and line.isascii() and b".." not in name:
                 path = name.decode("ascii")
                 if path.isprintable():
@@ -214,10 +215,12 @@ def _parse_tsv(line: str) -> Entry:
 
 def _parse_labels(line: str) -> Entry:
     line = line.strip()
-    found = re.fullmatch(r"(.*\S)\s+([0-9,]+)", line)  # a path may hold spaces
+    found = re.fullmatch(r"(.*[^\s,;])[\s,;]+([0-9]+)", line)  # a path may hold spaces and commas
+    if not (found and is_image(found[1])):
+        found = re.fullmatch(r"(.*\S)\s+([0-9,]+)", line)
     if found:
         return Entry(found[1], "", parse_labels(found[2]))
-    if len(line.split()) == 1 or os.path.splitext(line)[1].lower() in FORMAT_OF_SUFFIX:
+    if len(line.split()) == 1 or is_image(line):
         return Entry(line, "", ())
     raise ValueError(f"expected 'path label' or 'path label,label', found {printable(line, 80)!r}")
 

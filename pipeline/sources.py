@@ -165,7 +165,8 @@ class Source:
         problems, notes, missing = [], list(self.notes), self.missing()
         if missing:
             named = abridge([self.describe(index) for index in missing[:5]], 5, total=len(missing))
-            problems.append(f"{len(missing)} files are missing: {named}")
+            windows = "; is this a list from Windows? / is needed for each backslash" if "\\" in named else ""
+            problems.append(f"{len(missing)} files are missing: {named}{windows}")
         if self.largest_label >= _MOST_CLASSES:
             problems.append(f"has the label {self.largest_label:,}; at most {_MOST_CLASSES - 1:,}")
         if num_classes is not None and not problems:

@@ -183,6 +183,9 @@ def open_source(config, split: str, needs: str) -> sources.Source:
         list_outside=config.DATA.LIST_OUTSIDE,
         bad_images=config.DATA.BAD_IMAGES,
         class_names=config.DATA.CLASS_NAMES,
+        val_split=config.DATA.VAL_SPLIT,
+        val_fraction=config.DATA.VAL_FRACTION,
+        val_seed=config.DATA.VAL_SEED,
     )
     if split == "train" and config.DATA.TRAIN_LIST is not None:
         return Subset(source, sources.find_listed(source, config.DATA.TRAIN_LIST, "DATA.TRAIN_LIST"))

@@ -49,6 +49,21 @@ def test_labels(tmp_path):
         source.check(num_classes=9, channels=3)
 
 
+@pytest.mark.parametrize("separator", [" ", "\t", ",", ", ", ";"])
+def test_separators_of_a_label(tmp_path, separator):
+    (tmp_path / "train_list.txt").write_text(f"a photo.jpg{separator}3\n1,2.jpg{separator}4\n")
+    source = ListedImages(tmp_path / "train_list.txt", "label", strict=True)
+    assert source.labels.tolist() == [3, 4]
+    assert [source.path(index).name for index in range(2)] == ["a photo.jpg", "1,2.jpg"]
+
+
+def test_a_list_from_windows_is_named(tmp_path):
+    (tmp_path / "train_list.txt").write_text("cat\\1.jpg 0\n")
+    source = ListedImages(tmp_path / "train_list.txt", "label", strict=True)
+    with pytest.raises(UserError, match="a list from Windows"):
+        source.check(num_classes=1, channels=3)
+
+
 def test_json_lines(tmp_path):
     lines = [
         {"image": "0.png", "caption": "a\nb", "labels": [2]},
