@@ -7,6 +7,7 @@ import paddle
 
 from errors import UserError
 from measures import robustness
+from methods import class_balance
 from pipeline.loading import with_progress
 
 _BINS = 15  # confidence bins of the calibration error
@@ -34,7 +35,10 @@ def predict(model, loader, columns: np.ndarray | None = None) -> tuple[np.ndarra
 
 
 def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return top-1 and top-5 accuracy in percent, negative log-likelihood, and expected calibration error.
+    """Return the scores of a classifier: accuracies, F1 and AUC in percent.
+
+    Top-1 and top-5 accuracy, negative log-likelihood, expected calibration error; and scores in which each class counts
+    alike: balanced accuracy, macro F1, and macro AUC where a class has one, see `methods.class_balance`.
 
     The calibration error is the mean over 15 equal bins of confidence, weighted by their images, of the difference
     between confidence and accuracy, in percent (Guo et al., arXiv 1706.04599).
@@ -50,12 +54,18 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     bins = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
     gaps = [abs(confidence[bins == b].sum() - is_right[bins == b].sum()) for b in range(_BINS)]
     likelihood = probabilities[np.arange(len(labels)), labels]
+    counts = confusion_matrix(order[:, 0], labels, probabilities.shape[1])
+    right, images, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    auc = class_balance.macro_auc(probabilities, labels)
     return {
         "images": len(labels),
         "acc1": 100.0 * float(is_right.mean()),
         "acc5": 100.0 * float((order == labels[:, None]).any(axis=1).mean()),
         "nll": float(-np.log(np.maximum(likelihood, 1e-30)).mean()),
         "calibration_error": 100.0 * float(sum(gaps)) / len(labels),
+        "balanced": class_balance.balanced_accuracy(right, images),
+        "f1": class_balance.macro_f1(right, images, predicted),
+        **({} if np.isnan(auc) else {"auc": auc}),
     }
 
 
@@ -67,19 +77,20 @@ def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int
 
 
 def per_class(counts: np.ndarray, names: list[str]) -> list[dict[str, object]]:
-    """Return images, accuracy (recall) and precision in percent of each class that has images, and its worst mix-up."""
+    """Return images, accuracy (recall), precision and F1 in percent of each class with images, and its worst mix-up."""
     rows = []
     for label in np.flatnonzero(counts.sum(axis=1)):
         others = counts[label].copy()
         right, others[label] = int(others[label]), 0
-        predicted = int(counts[:, label].sum())
+        predicted, images = int(counts[:, label].sum()), int(counts[label].sum())
         worst = int(others.argmax())
         rows.append(
             {
                 "class": names[label],
-                "images": int(counts[label].sum()),
-                "acc1": 100.0 * right / int(counts[label].sum()),
+                "images": images,
+                "acc1": 100.0 * right / images,
                 "precision": 100.0 * right / predicted if predicted else 0.0,
+                "f1": 200.0 * right / (images + predicted),
                 "most often taken for": f"{names[worst]} ({others[worst]})" if others[worst] else "",
             }
         )

@@ -13,10 +13,11 @@ from errors import UserError, one_name
 from layers import across_ranks
 from layers.cross_entropy import cross_entropy
 from methods import start
+from methods.class_balance import balanced_accuracy, macro_auc, macro_f1
 from pipeline.loading import Batch
 from training.device import is_on_gpu
 from training.engine import evaluate
-from training.loaders import build_eval_loader
+from training.loaders import build_eval_loader, open_once
 from training.run import Run
 from training.task import Evaluation
 from transformer import VisionTransformer, build_transformer
@@ -71,13 +72,24 @@ class ClassifierEvaluator:
 
     def __init__(self, run: Run):
         self._run, self._first, self._is_one = run, None, None
+        train = run.config.TRAIN
+        self._per_class = train.BEST in ("balanced", "f1") or train.CLASS_BALANCE > 0 or train.CLASS_WEIGHTS is not None
+        self._with_auc = train.BEST == "auc"
+        self._counts: paddle.Tensor | None = None  # [3, K], see `_count`
+        self._probabilities: list[tuple[np.ndarray, np.ndarray]] = []  # (indices, probabilities) of batches
 
     def evaluation(self) -> Evaluation:
-        """Return top-1 and top-5 accuracy and loss on the val split, of which the first chooses the best."""
-        return Evaluation(METRICS, self._measure, ("acc1", "max"), self._begin, self._summarise)
+        """Return top-1 and top-5 accuracy and loss on the val split; TRAIN.BEST chooses the best.
+
+        Where classes are rare (TRAIN.CLASS_BALANCE, CLASS_WEIGHTS, BEST), also balanced accuracy, F1 or AUC.
+        """
+        best = self._run.config.TRAIN.BEST
+        direction = "min" if best == "loss" else "max"
+        return Evaluation(METRICS, self._measure, (best, direction), self._begin, self._summarise)
 
     def _begin(self) -> None:
-        self._first = self._is_one = None
+        self._first = self._is_one = self._counts = None
+        self._probabilities.clear()
 
     def _measure(self, model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
         """Return the sums over a batch of the metrics."""
@@ -86,7 +98,29 @@ class ClassifierEvaluator:
         self._first = best[:1] if self._first is None else self._first
         is_one = (best == self._first).all()  # stays on the device
         self._is_one = is_one if self._is_one is None else self._is_one & is_one
+        if self._per_class:
+            counts = _count(best, batch.labels, logits.shape[-1])
+            self._counts = counts if self._counts is None else self._counts + counts
+        if self._with_auc:
+            self._probabilities.append((batch.host_indices, F.softmax(logits, axis=-1).numpy()))
         return score(logits, batch.labels)
+
+    def _rare_scores(self) -> dict[str, float]:
+        """Return the scores in which each class counts alike, over all ranks."""
+        scores, num_classes = {}, self._run.config.MODEL.NUM_CLASSES
+        if self._per_class:
+            own = np.zeros([3, num_classes]) if self._counts is None else self._counts.numpy().astype(np.float64)
+            right, images, predicted = across_ranks.sum_across_ranks(own)
+            scores |= {"balanced": balanced_accuracy(right, images), "f1": macro_f1(right, images, predicted)}
+        if self._with_auc:
+            labels = open_once(self._run, "val", "label").single_labels()
+            found = np.zeros((len(labels), num_classes + 1), np.float32)  # the last column: 1 where it is there
+            for indices, probabilities in self._probabilities:
+                found[indices] = np.pad(probabilities, ((0, 0), (0, 1)), constant_values=1.0)
+            across_ranks.exchange_rows(found)
+            is_there = found[:, -1] > 0
+            scores["auc"] = macro_auc(found[is_there, :-1], labels[is_there])
+        return scores
 
     def _one_class(self) -> int | None:
         """Return the class for which all ranks have taken all their images; None if there are several."""
@@ -106,7 +140,13 @@ class ClassifierEvaluator:
                 f"warning: every image is taken for the class {name}: it does not tell them apart yet; train for more "
                 "updates, or start from pretrained weights"
             )
-        return scores
+        return scores | self._rare_scores()
+
+
+def _count(best: paddle.Tensor, labels: paddle.Tensor, num_classes: int) -> paddle.Tensor:
+    """Return how many images of a batch are right, have, and are taken for each class, [3, K]."""
+    found, own = (F.one_hot(values, num_classes) for values in (best, labels))  # [B, K]
+    return paddle.stack([(found * own).sum(axis=0), own.sum(axis=0), found.sum(axis=0)])
 
 
 def score(logits: paddle.Tensor, labels: paddle.Tensor) -> list[paddle.Tensor]:
@@ -137,8 +177,9 @@ def evaluate_only(run: Run) -> dict[str, float]:
             f"{source}: the loss is {scores['loss']}; the model's outputs are not finite numbers on these images. "
             "Without -amp fp16 they may be; else take another checkpoint"
         )
+    more = "".join(f", {name} {value:.3f}" for name, value in scores.items() if name not in METRICS)
     run.log.say(
-        f"Acc@1 {scores['acc1']:.3f}, Acc@5 {scores['acc5']:.3f}, loss {scores['loss']:.3f} "
+        f"Acc@1 {scores['acc1']:.3f}, Acc@5 {scores['acc5']:.3f}, loss {scores['loss']:.3f}{more} "
         f"on {len(val_loader.source):,} images"
     )
     return scores

@@ -10,6 +10,7 @@ from config import image_size_hw
 from errors import UserError
 from layers.cross_entropy import mean_cross_entropy
 from methods import teachers
+from methods.class_balance import balance, class_weights
 from methods.classifier import ClassifierEvaluator, build_classifier, soft_cross_entropy
 from methods.method import Method
 from optim import param_groups
@@ -30,7 +31,7 @@ def build(run: Run) -> Task:
     """Build the classifier, and the loss on mixed images."""
     config, train = run.config, run.config.TRAIN
     model = build_classifier(run, _HEAD_STD)
-    teacher = _open_teacher(run)
+    teacher, weights = _open_teacher(run), class_weights(run)
     mixup = Mixup(
         config.MODEL.NUM_CLASSES,
         train.MIXUP_ALPHA,
@@ -49,6 +50,7 @@ def build(run: Run) -> Task:
             images, targets = mixup(images, batch.labels, rng)
         else:
             targets = smooth_one_hot(batch.labels, config.MODEL.NUM_CLASSES, train.SMOOTHING)
+        targets = targets if weights is None else targets * weights
         if teacher is None:
             return soft_cross_entropy(model(images), targets), {}
         return distilled_loss(model(images), targets, teacher.logits(images), config.DISTILL)
@@ -140,5 +142,6 @@ METHOD = Method(
     transform,
     target="label",
     evaluates=True,
+    prepare_source=balance,
     variant=lambda config: "" if config.DISTILL.TEACHER is None else "distilled",
 )

@@ -3,7 +3,7 @@
 import numpy as np
 from paddle import nn
 
-from layers.cross_entropy import mean_cross_entropy
+from methods.class_balance import balance, class_weights, label_loss
 from methods.classifier import ClassifierEvaluator, build_classifier
 from methods.method import Method
 from methods.probe_sweep import build_sweep
@@ -28,8 +28,10 @@ def build(run: Run) -> Task:
     for parameter in model.head.parameters():
         parameter.stop_gradient = False
 
+    weights = class_weights(run)
+
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
-        return mean_cross_entropy(model(batch.images).astype("float32"), batch.labels), {}
+        return label_loss(model(batch.images).astype("float32"), batch.labels, weights), {}
 
     task = Task(
         "linearprobe",
@@ -54,5 +56,6 @@ METHOD = Method(
     transform,
     target="label",
     evaluates=True,
+    prepare_source=balance,
     variant=lambda config: "sweep" if config.TRAIN.LR_SWEEP else "",
 )

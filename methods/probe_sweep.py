@@ -8,8 +8,8 @@ from paddle import nn
 
 from errors import UserError, printable
 from layers.basic import Linear
-from layers.cross_entropy import mean_cross_entropy
 from methods import classifier
+from methods.class_balance import class_weights, label_loss
 from optim import param_groups
 from pipeline.loading import Batch
 from training.optimizers import configured_optimizer
@@ -70,6 +70,10 @@ def build_sweep(run: Run, task: Task, std: float) -> Task:
         raise UserError(f"TRAIN.LR_SWEEP={printable(str(rates[:8]), 100)}: {what}")
     if config.TRAIN.BASE_LR <= 0:
         raise UserError(f"TRAIN.BASE_LR={config.TRAIN.BASE_LR}: must be above 0; the sweep's rates are multiples of it")
+    if config.TRAIN.BEST != "acc1":
+        raise UserError(
+            f"TRAIN.BEST={config.TRAIN.BEST}: TRAIN.LR_SWEEP chooses among its heads by acc1; set it to acc1"
+        )
     model = ProbeSweep(task.model, len(rates), std)
     for parameter in task.model.parameters():
         parameter.stop_gradient = True
@@ -77,8 +81,10 @@ def build_sweep(run: Run, task: Task, std: float) -> Task:
     for head, rate in zip(model.heads, rates, strict=True):
         groups += param_groups(head, config.TRAIN.WEIGHT_DECAY, lr_scale=rate / config.TRAIN.BASE_LR)
 
+    weights = class_weights(run)
+
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
-        losses = [mean_cross_entropy(logits, batch.labels) for logits in model(batch.images)]
+        losses = [label_loss(logits, batch.labels, weights) for logits in model(batch.images)]
         return sum(losses), {f"loss_{name}": value for name, value in zip(names, losses, strict=True)}
 
     def summarise(scores: dict[str, float]) -> dict[str, float]:

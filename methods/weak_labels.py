@@ -8,13 +8,13 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from errors import UserError
 from layers.cross_entropy import log_total
+from methods.class_balance import repeat_rare
 from methods.classifier import build_classifier
 from methods.method import Method
 from optim import param_groups
 from pipeline.loading import Batch
-from pipeline.sources import Source, Subset
+from pipeline.sources import Source
 from pipeline.transforms import Transform, crop_and_flip, train_transform
 from training.optimizers import configured_optimizer, weight_average
 from training.run import Run
@@ -82,32 +82,8 @@ def transform(config) -> Transform:
 
 
 def balanced(config, source: Source) -> Source:
-    """Return a source in which images of rare labels are listed several times, by WSP.BALANCE.
-
-    An image is listed max over its labels of (n / n_label) ** power times, at least once, where n is the mean number of
-    images per label (arXiv 1805.00932 has the square root); fractions are drawn once per run.
-
-    Raises:
-        UserError: if the labels of the data set are not all in memory.
-    """
-    power = config.WSP.BALANCE
-    if power == 0:
-        return source
-    if not source.has_labels_in_memory:
-        raise UserError(f"WSP.BALANCE={power}: needs all labels at once, which shards do not have; set it to 0")
-    labels = source.label_lists()
-    lists = [labels[index] for index in range(len(labels))]
-    flat = np.array([label for own in lists for label in set(own) if label >= 0], np.int64)
-    if len(flat) == 0:
-        return source
-    counts = np.bincount(flat)
-    factors = np.ones(len(counts))
-    np.divide(counts[counts > 0].mean(), counts, out=factors, where=counts > 0)
-    factors = factors**power
-    wanted = [max((factors[label] for label in own if label >= 0), default=1.0) for own in lists]
-    wanted = np.clip(wanted, 1.0, config.WSP.MOST_REPEATS)
-    drawn = np.random.default_rng([config.SEED, len(source)]).random(len(wanted))
-    return Subset(source, np.repeat(np.arange(len(wanted)), np.floor(wanted + drawn).astype(int)))
+    """Return a source in which images of rare labels are listed several times, by WSP.BALANCE."""
+    return repeat_rare(source, config.WSP.BALANCE, config.WSP.MOST_REPEATS, config.SEED, "WSP.BALANCE")
 
 
 METHOD = Method("pretrain", build, transform, target="labels", prepare_source=balanced)

@@ -25,7 +25,14 @@ def test_classes_and_confusion_by_hand():
     counts = classification.confusion_matrix(np.array([0, 0, 1, 2, 0]), np.array([0, 1, 1, 1, 0]), 3)
     assert counts.tolist() == [[2, 0, 0], [1, 1, 1], [0, 0, 0]]
     first, second = classification.per_class(counts, ["a", "b", "c"])
-    assert first == {"class": "a", "images": 2, "acc1": 100.0, "precision": 200 / 3, "most often taken for": ""}
+    assert first == {
+        "class": "a",
+        "images": 2,
+        "acc1": 100.0,
+        "precision": 200 / 3,
+        "f1": 80.0,
+        "most often taken for": "",
+    }
     assert second["acc1"] == pytest.approx(100 / 3)
     assert second["precision"] == 100.0
     assert second["most often taken for"] == "a (1)"
