@@ -21,7 +21,8 @@ from pipeline.mixup import Mixup, random_erase, smooth_one_hot
 from pipeline.transforms import Transform, train_transform
 from training.optimizers import configured_optimizer, weight_average
 from training.run import Run
-from training.task import Task
+from training.task import Cost, Task
+from transformer import VisionTransformer
 
 _HEAD_STD = 2e-5  # official code, over loaded weights
 _CROP_SCALE = [0.08, 1.0]
@@ -31,6 +32,7 @@ def build(run: Run) -> Task:
     """Build the classifier, and the loss on mixed images."""
     config, train = run.config, run.config.TRAIN
     model = build_classifier(run, _HEAD_STD)
+    freeze_blocks(model, train.FREEZE_BLOCKS)
     teacher, weights = _open_teacher(run), class_weights(run)
     mixup = Mixup(
         config.MODEL.NUM_CLASSES,
@@ -64,7 +66,27 @@ def build(run: Run) -> Task:
         ema=weight_average(config, model),
         can_be_traced=teacher is None,
         external_id=None if teacher is None else teacher.sha256,
+        cost=Cost(trained_blocks=_trained_blocks(config)),
     )
+
+
+def freeze_blocks(model: VisionTransformer, count: int) -> None:
+    """Exclude the embeddings and the first blocks from training; 0 leaves all as it is.
+
+    Raises:
+        UserError: if the encoder has fewer blocks.
+    """
+    depth = len(model.encoder.layers)
+    if count > depth:
+        raise UserError(f"TRAIN.FREEZE_BLOCKS={count}: the encoder has {depth} blocks")
+    for name, parameter in model.named_parameters():
+        if count and model.layer_index(name) <= count:
+            parameter.stop_gradient = True
+
+
+def _trained_blocks(config) -> int | None:
+    frozen = config.TRAIN.FREEZE_BLOCKS
+    return config.MODEL.ENCODER.DEPTH - frozen if frozen else None
 
 
 def _open_teacher(run: Run) -> teachers.Teacher | None:
@@ -143,5 +165,6 @@ METHOD = Method(
     target="label",
     evaluates=True,
     prepare_source=balance,
+    trained_blocks=_trained_blocks,
     variant=lambda config: "" if config.DISTILL.TEACHER is None else "distilled",
 )

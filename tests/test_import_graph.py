@@ -26,7 +26,7 @@ ROWS = [
     {"methods"},
     {"measures"},
     {"pages"},
-    {"main_multi_gpu_finetune", "main_multi_gpu_linearprobe", "main_multi_gpu_pretrain", "tools"},
+    {"hubconf", "main_multi_gpu_finetune", "main_multi_gpu_linearprobe", "main_multi_gpu_pretrain", "tools"},
     {"benchmarks"},
 ]
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
