@@ -169,7 +169,8 @@ class Transformer(nn.Layer):
         layer, tokens = self.layers[index], kernels.to_residual(tokens)
         if return_logits:
             return layer(tokens, bias, return_logits=True)
-        if self.recompute and layer.training and any(not p.stop_gradient for p in layer.parameters()):
+        has_gradient = not tokens.stop_gradient or any(not p.stop_gradient for p in layer.parameters())
+        if self.recompute and layer.training and has_gradient:
             if tokens.stop_gradient:  # Paddle would compute no gradients at all, not even of the layer's parameters
                 tokens = tokens.detach()
                 tokens.stop_gradient = False

@@ -9,6 +9,7 @@ from PIL import Image
 from config import image_size_hw
 from errors import UserError
 from layers.cross_entropy import mean_cross_entropy
+from layers.lora import Adapters
 from methods import teachers
 from methods.class_balance import balance, class_weights
 from methods.classifier import ClassifierEvaluator, build_classifier, soft_cross_entropy
@@ -33,6 +34,7 @@ def build(run: Run) -> Task:
     config, train = run.config, run.config.TRAIN
     model = build_classifier(run, _HEAD_STD)
     freeze_blocks(model, train.FREEZE_BLOCKS)
+    adapted = add_adapters(model, train) if train.LORA_RANK else None
     teacher, weights = _open_teacher(run), class_weights(run)
     mixup = Mixup(
         config.MODEL.NUM_CLASSES,
@@ -57,14 +59,19 @@ def build(run: Run) -> Task:
             return soft_cross_entropy(model(images), targets), {}
         return distilled_loss(model(images), targets, teacher.logits(images), config.DISTILL)
 
+    groups = param_groups(model, train.WEIGHT_DECAY, train.LAYER_DECAY)
+    if adapted is not None:
+        groups += param_groups(adapted.adapters, train.WEIGHT_DECAY)
     return Task(
         "finetune" if teacher is None else "finetune_distilled",
-        model,
-        configured_optimizer(config, param_groups(model, train.WEIGHT_DECAY, train.LAYER_DECAY)),
+        model if adapted is None else adapted,
+        configured_optimizer(config, groups),
         loss,
+        saved=model,
+        merged=dict if adapted is None else adapted.adapters.merged,
         evaluation=ClassifierEvaluator(run).evaluation(),
         ema=weight_average(config, model),
-        can_be_traced=teacher is None,
+        can_be_traced=teacher is None and adapted is None,
         external_id=None if teacher is None else teacher.sha256,
         cost=Cost(trained_blocks=_trained_blocks(config)),
     )
@@ -82,6 +89,37 @@ def freeze_blocks(model: VisionTransformer, count: int) -> None:
     for name, parameter in model.named_parameters():
         if count and model.layer_index(name) <= count:
             parameter.stop_gradient = True
+
+
+class AdaptedClassifier(nn.Layer):
+    """A classifier whose encoder is frozen but for low-rank adapters.
+
+    Args:
+        network: its head, and norms behind the last block, train.
+        adapters: of the network's blocks.
+    """
+
+    def __init__(self, network: VisionTransformer, adapters: Adapters):
+        super().__init__()
+        self.network, self.adapters = network, adapters
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]:
+        """Classify images [B, C, H, W]."""
+        return self.network(images)
+
+
+def add_adapters(model: VisionTransformer, train) -> AdaptedClassifier:
+    """Freeze the encoder, and add adapters of TRAIN.LORA_RANK to the blocks that TRAIN.FREEZE_BLOCKS leaves.
+
+    Raises:
+        UserError: with TRAIN.EMA_DECAY, as weights are averaged by name.
+    """
+    if train.EMA_DECAY is not None:
+        raise UserError(f"TRAIN.EMA_DECAY={train.EMA_DECAY}: adapters are not averaged; set it to None")
+    layers = model.encoder.layers
+    freeze_blocks(model, len(layers))
+    attentions = {number: layers[number].attn for number in range(train.FREEZE_BLOCKS, len(layers))}
+    return AdaptedClassifier(model, Adapters(attentions, train.LORA_RANK))
 
 
 def _trained_blocks(config) -> int | None:
@@ -158,6 +196,11 @@ def transform(config) -> Transform:
     return train_transform(config, view)
 
 
+def _variant(config) -> str:
+    kinds = {"distilled": config.DISTILL.TEACHER is not None, "lora": config.TRAIN.LORA_RANK > 0}
+    return "_".join(kind for kind, is_on in kinds.items() if is_on)
+
+
 METHOD = Method(
     "finetune",
     build,
@@ -166,5 +209,5 @@ METHOD = Method(
     evaluates=True,
     prepare_source=balance,
     trained_blocks=_trained_blocks,
-    variant=lambda config: "" if config.DISTILL.TEACHER is None else "distilled",
+    variant=_variant,
 )

@@ -97,7 +97,7 @@ def snapshot(task: Task, *, copies: bool = True, **fields: object) -> Snapshot:
         return {name: StoredTensor(tuple(t.shape), _dtype_name(t), t.numpy) for name, t in tensors.items()}
 
     return Snapshot(
-        weights=stored(task.network.state_dict()),
+        weights=stored(task.saved_state()),
         extra=stored(task.extra_state()),
         optimizer=stored(optimizer_state_by_name(task.model, task.optimizer)),
         ema=None if task.ema is None else stored(task.ema.state_dict()),
@@ -281,7 +281,7 @@ def load(checkpoint_dir: Path, task: Task) -> RunState:
 
 
 def _load_extra(checkpoint_dir: Path, task: Task) -> None:
-    """Restore the tensors of the model that are not in `network`: heads, queues, momentum networks."""
+    """Restore the tensors of the model that model.pdparams does not hold: heads, queues, momentum networks."""
     file, own = checkpoint_dir / EXTRA_FILE, task.extra_state()
     if not own:
         return

@@ -63,6 +63,8 @@ class Task:
             The other tensors of the model's state dict, of any type, go to extra.pdparams.
         after_update: called with the updates done and the updates of the whole run, after each that changed the
             weights; moves momentum networks.
+        merged: returns the tensors that model.pdparams holds instead of the network's own, by name; the own ones go to
+            extra.pdparams.
         evaluation: on the val split; None: the run is not evaluated.
         ema: averaged weights of `saved`, which are evaluated and read instead of its own.
         smallest_batch: images that a micro-step needs; 2 where a batch norm trains.
@@ -81,6 +83,7 @@ class Task:
     loss: Callable
     saved: nn.Layer | None = None
     after_update: Callable[[int, int], None] = lambda step, total_steps: None
+    merged: Callable[[], dict[str, Tensor]] = dict
     evaluation: Evaluation | None = None
     ema: WeightAverage | None = None
     smallest_batch: int = 1
@@ -101,7 +104,13 @@ class Task:
         """What the network says of itself; None for a network that this project's files do not describe."""
         return getattr(self.network, "architecture", None)
 
+    def saved_state(self) -> dict[str, Tensor]:
+        """Return the tensors that model.pdparams holds."""
+        return self.network.state_dict() | self.merged()
+
     def extra_state(self) -> dict[str, Tensor]:
-        """Return the tensors of the model that are not in `network`, under their names in the model."""
-        own = {id(value) for value in self.network.state_dict().values()}
-        return {name: value for name, value in self.model.state_dict().items() if id(value) not in own}
+        """Return the tensors of the model that model.pdparams does not hold, under their names in the model."""
+        network = self.network.state_dict()
+        own = {id(value) for value in network.values()}
+        others = {name: value for name, value in self.model.state_dict().items() if id(value) not in own}
+        return others | {f"unmerged.{name}": network[name] for name in self.merged()}
