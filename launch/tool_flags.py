@@ -51,6 +51,17 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """Read a number between 0 and 1, for a parser."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and below 1")
+    return value
+
+
 def list_inputs(args: argparse.Namespace, run: str | None = None) -> list[str]:
     """Return the paths that a tool reads: the weights (those of `args`, or others), and the data set's directory."""
     run = run or args.run

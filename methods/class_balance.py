@@ -72,8 +72,8 @@ def class_weights(run: Run) -> paddle.Tensor | None:
         np.divide(len(labels) / (counts > 0).sum(), counts, out=given, where=counts > 0)
     is_list = not isinstance(given, str) and all(isinstance(value, (int, float)) for value in given)
     values = np.asarray(given if is_list else [], np.float32)
-    if values.shape != (num_classes,) or not np.isfinite(values).all() or values.min() < 0:
-        raise UserError(f"TRAIN.CLASS_WEIGHTS={given}: must be balanced, or {num_classes} numbers from 0")
+    if values.shape != (num_classes,) or not np.isfinite(values).all() or values.min() < 0 or values.max() == 0:
+        raise UserError(f"TRAIN.CLASS_WEIGHTS={given}: must be balanced, or {num_classes} numbers from 0, not all 0")
     return paddle.to_tensor(values)
 
 

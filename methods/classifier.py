@@ -120,6 +120,8 @@ class ClassifierEvaluator:
             across_ranks.exchange_rows(found)
             is_there = found[:, -1] > 0
             scores["auc"] = macro_auc(found[is_there, :-1], labels[is_there])
+            if not scores["auc"] >= 0:
+                raise UserError("TRAIN.BEST=auc: the val split has images of one class only; choose another score")
         return scores
 
     def _one_class(self) -> int | None:

@@ -48,10 +48,11 @@ def html_figure(image: Image.Image, caption: str, format: str = "PNG") -> str:
 
 
 def html_gallery(photos: Iterable[tuple[Image.Image, str]], width_px: int = 160) -> str:
-    """Embed photos with captions side by side."""
+    """Embed photos with captions side by side, each at most twice as high as wide."""
     figures = []
     for photo, caption in photos:
-        small = photo.convert("RGB").resize((width_px, round(width_px * photo.height / photo.width) or 1))
+        scale = min(width_px / photo.width, 2 * width_px / photo.height)
+        small = photo.convert("RGB").resize([max(1, round(side * scale)) for side in photo.size])
         figures.append(html_figure(small, caption, format="JPEG"))
     return '<div class="gallery">' + "".join(figures) + "</div>"
 

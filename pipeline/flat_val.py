@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 
 from errors import UserError
-from storage.files import read_lines, reading
+from storage.files import decode_text, read_file, read_lines, reading
 
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
 _FOLDERS = ("", "data", "ILSVRC2012_devkit_t12/data", "devkit/data", "val")
 _TRUTH, _META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 _SYNSETS = ("imagenet_2012_validation_synset_labels.txt", "synset_labels.txt")
 _KAGGLE = "LOC_val_solution.csv"
+_ALL = 50_000
 ADVICE = (
     f"or ImageNet's flat val folder, with {_TRUTH} and {_META} of the development kit, {_SYNSETS[0]}, or {_KAGGLE} "
     "beside it"
@@ -40,11 +41,12 @@ def find_synsets(root: Path, names: list[str]) -> list[str] | None:
         for place in places:
             files = [place / name for name in wanted]
             if all(file.is_file() for file in files):
-                synsets = read(*files)
-                missing = [name for name, n in zip(names, numbers, strict=True) if not 0 < int(n[1]) <= len(synsets)]
-                if missing:
-                    raise UserError(f"{files[0]}: has {len(synsets):,} lines, and none for {missing[0]}")
-                return [synsets[int(number[1]) - 1] for number in numbers]
+                synsets, places = read(*files), [int(number[1]) - 1 for number in numbers]
+                if len(synsets) not in (_ALL, len(names)) or not 0 <= min(places) <= max(places) < len(synsets):
+                    raise UserError(
+                        f"{files[0]}: has {len(synsets):,} lines; expected {_ALL:,}, one for each image of the split"
+                    )
+                return [synsets[place] for place in places]
     if (root / _KAGGLE).is_file():
         return _read_kaggle(root / _KAGGLE, names)
     return None
@@ -58,11 +60,20 @@ def _read_devkit(truth: Path, meta: Path) -> list[str]:
         rows = loadmat(meta, squeeze_me=True)["synsets"]
         synsets = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
     with reading(truth, "a list of ids"):
-        return [synsets[int(line)] for line in read_lines(truth)]
+        return [synsets[int(line)] for line in _whole_lines(truth)]
 
 
 def _read_list(file: Path) -> list[str]:
-    return [line.strip() for line in read_lines(file)]
+    return _whole_lines(file)
+
+
+def _whole_lines(file: Path) -> list[str]:
+    """Return the lines of a file whose numbers count; an empty one would shift those after it."""
+    with reading(file, "a list"):
+        lines = [line.strip() for line in decode_text(read_file(file)).rstrip().splitlines()]
+    if "" in lines:
+        raise UserError(f"{file}: line {lines.index('') + 1} is empty, so the lines after it are those of other images")
+    return lines
 
 
 def _read_kaggle(file: Path, names: list[str]) -> list[str]:

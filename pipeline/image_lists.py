@@ -61,7 +61,7 @@ class ListedImages(Source):
 
     def __init__(self, file: Path, needs: str, list_outside: bool = False, strict: bool = False):
         self.origin, self._needs, self._strict = file, needs, strict
-        self._parse, self._list_outside = _PARSERS[file.suffix], list_outside
+        self._parse, self._list_outside = _PARSERS[file.suffix.lower()], list_outside
         self.left_out, self._num_captions, self._problems = 0, 0, []
         self._folders: dict[str, int] = {}
         # Of each image that is taken: offset of its line, number of its folder, hash of its path.
@@ -95,7 +95,7 @@ class ListedImages(Source):
 
     def _scan(self, file: BinaryIO) -> None:
         """Check every line, and keep the offset and the labels of those that are taken."""
-        is_plain = self.origin.suffix == ".txt"
+        is_plain = self.origin.suffix.lower() == ".txt"
         for number, start, line in iterate_lines(file, _LONGEST_LINE):
             # Nearly all lines of a list with labels; the checks below say the same more slowly.
             name, _, label = line.rpartition(b" ")

@@ -1,6 +1,8 @@
 """Which images are the train and the val split: the names that splits have, and a share that is held out."""
 
+import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ def find_split(root: Path, split: str, val_split: str | None = None) -> str:
         UserError: if several names are there, or not the one that was asked for.
     """
     if split == "val" and val_split is not None:
+        if val_split in _NAMES["train"] or Path(val_split).name != val_split:
+            raise UserError(f"DATA.VAL_SPLIT={val_split}: must be the name of a split beside the train split")
         if not _is_there(root, val_split):
             raise UserError(f"DATA.VAL_SPLIT={val_split}: {root} has no folder, list or shards of that name")
         return val_split
@@ -43,22 +47,49 @@ def _is_there(root: Path, name: str) -> bool:
 def hold_out(source: Source, split: str, share: float, seed: int) -> Subset:
     """Return one split of a source of which a share of each class, and at least one image, is held out as val.
 
+    Of each class, the images with the lowest hashes of their names are held out: the choice follows neither the numbers
+    of labels nor the order of images, and hardly the other images, so pretraining, finetuning and tools hold out the
+    same ones, also after photos were added. The only image of a class is trained on.
+
     Args:
         split: "train" or "val".
-        share: of the images, DATA.VAL_FRACTION; images without labels count as a class.
+        share: of the images, DATA.VAL_FRACTION.
+        seed: DATA.VAL_SEED.
 
     Raises:
-        UserError: if the source is read in an order of its own (shards).
+        UserError: if the source is read in an order of its own (shards), or has too few images.
     """
     if source.order is not None:
         raise UserError(f"DATA.VAL_FRACTION={share}: shards are not split image by image; put some into a folder val")
-    labels = source.single_labels(strict=False)
-    is_val = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        is_val[np.random.default_rng([seed, int(label) + 1]).permutation(members)[:count]] = True
-    held_out = Subset(source, np.flatnonzero(is_val if split == "val" else ~is_val))
-    if len(held_out) == 0:
+    members: dict[str, list[tuple[bytes, int]]] = {}
+    for index, (group, name) in enumerate(_groups_and_names(source)):
+        digest = hashlib.blake2b(f"{seed} {group} {name}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        members.setdefault(group, []).append((digest, index))
+    held_out = []
+    for group in members.values():
+        count = min(max(1, round(share * len(group))), len(group) - 1)
+        held_out += [index for _, index in sorted(group)[:count]]
+    is_val = np.zeros(len(source), bool)
+    is_val[held_out] = True
+    chosen = np.flatnonzero(is_val if split == "val" else ~is_val)
+    if len(chosen) == 0:
         raise UserError(f"{source.origin}: {len(source)} images are too few for DATA.VAL_FRACTION={share}")
-    return held_out
+    return Subset(source, chosen)
+
+
+def _groups_and_names(source: Source) -> Iterator[tuple[str, str]]:
+    """Yield the class and the name of each image, which are the same whatever a method needs of the labels.
+
+    In folders, the class is the first folder of the path; in lists and arrays, it is the first label.
+    """
+    lists, root = source.label_lists(), str(source.origin).rstrip("/") + "/"
+    for index in range(len(source)):
+        path = source.path(index)
+        name = str(index) if path is None else str(path)
+        if name.startswith(root):
+            name = name[len(root) :]
+            yield name.rpartition("/")[0].partition("/")[0], name
+        else:
+            own = lists[index]
+            folder = str(Path(source.origin).parent).rstrip("/") + "/"
+            yield str(own[0]) if len(own) else "", name.removeprefix(folder)

@@ -25,7 +25,8 @@ class RunState:
         images_done: images of the epoch after these that are done, 0 at its end.
         images_per_update, ranks: of the run that saved.
         evaluation_pending: the weights should have been evaluated, but the run was asked to stop.
-        best: best value of the task's best metric.
+        best, best_metric: best value of the score that chooses the best checkpoint, and its name.
+        val_seed: DATA.VAL_SEED, which a run must share, too.
         scaler: state of the loss scaler of fp16.
         save_number: counts the checkpoints of a run directory in the order of writing; 0 in old ones.
         run_number: counts the runs in a directory in the order of their beginning; 0 in old ones.
@@ -42,6 +43,8 @@ class RunState:
     ranks: int | None = None
     evaluation_pending: bool = False
     best: float | None = None
+    best_metric: str | None = None
+    val_seed: int | None = None
     scaler: dict = dataclasses.field(default_factory=dict)
     save_number: int = 0
     run_number: int = 0
@@ -58,6 +61,7 @@ _COUNTS = (
     "step",
     "num_images",
     "seed",
+    "val_seed",
     "epoch",
     "images_done",
     "images_per_update",

@@ -22,13 +22,18 @@ from arguments import Parser
 from config import DATASETS
 from errors import UserError
 from launch import command_line
+from launch.tool_flags import share
 from pipeline import sources
+from pipeline.image_lists import list_names
+from pipeline.splits import find_split
 from storage import atomic, results
 
 _SPLITS = ("train", "val")
 
 
-def check_split(name: str, data_path: str, split: str, num_classes: int | None, full: bool, channels: int = 3) -> dict:
+def check_split(
+    name: str, data_path: str, split: str, num_classes: int | None, full: bool, channels: int = 3, **options: object
+) -> dict:
     """Check one split.
 
     Args:
@@ -36,6 +41,7 @@ def check_split(name: str, data_path: str, split: str, num_classes: int | None, 
         num_classes: labels must be below it; None: as many as the split's largest label tells.
         full: decode every image.
         channels: that a model wants.
+        options: `val_split` and `val_fraction` of `datasets.open_source`.
 
     Returns:
         Plain values: "images", "classes", "smallest_class", "largest_class", "problems", "warnings", "undecodable".
@@ -44,7 +50,7 @@ def check_split(name: str, data_path: str, split: str, num_classes: int | None, 
     try:
         may_lack_labels = name in ("lists", "webdataset")
         needs = "none" if may_lack_labels else "label"
-        source = datasets.open_source(name, data_path, split, num_classes=num_classes or 10, needs=needs)
+        source = datasets.open_source(name, data_path, split, num_classes=num_classes or 10, needs=needs, **options)
         has_labels = not may_lack_labels or source.has_labels
         if num_classes is None:
             num_classes = source.count_classes() if has_labels else 0
@@ -67,9 +73,10 @@ def check_split(name: str, data_path: str, split: str, num_classes: int | None, 
 
 def _is_wanted(name: str, root: Path, split: str) -> bool:
     """Return True if a split must be there: image-text sets need none to evaluate on."""
-    if name == "webdataset":
-        return (root / split).is_dir()
-    return name != "lists" or any((root / f"{split}{end}").is_file() for end in (".tsv", ".jsonl", "_list.txt"))
+    if name not in ("webdataset", "lists"):
+        return True
+    own = find_split(root, split)
+    return any((root / entry).exists() for entry in ([own] if name == "webdataset" else list_names(own)))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add("dataset", "as in training", required=True)
     parser.add("data_path", "as in training", default=".")
     parser.add("num_classes", "MODEL.NUM_CLASSES; default: what the data has", type=int)
+    parser.add("val_split", "DATA.VAL_SPLIT", metavar="NAME")
+    parser.add("val_fraction", "DATA.VAL_FRACTION", type=share, metavar="SHARE")
     parser.add("full", "decode every image", action="store_true")
     parser.add("json", "write the report there, too", metavar="FILE")
     args = parser.parse_args(argv)
@@ -86,7 +95,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         results.new_file(args.json, ".json", flag="-json")
     splits = [split for split in _SPLITS if split == "train" or _is_wanted(args.dataset, Path(args.data_path), split)]
-    reports = {split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full) for split in splits}
+    options = {"val_split": args.val_split, "val_fraction": args.val_fraction}
+    reports = {
+        split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full, **options)
+        for split in splits
+    }
     for split, report in reports.items():
         keys = ("images", "classes", "smallest_class", "largest_class")
         counts = ", ".join(f"{key} {report[key]:,}" for key in keys if key in report)

@@ -28,11 +28,13 @@ from arguments import Parser, user_path
 from config import DATASETS
 from errors import UserError, abridge
 from launch import command_line
+from launch.tool_flags import share
 from pipeline.decoding import as_mode, decode, image_suffix
 from pipeline.folders import class_folders
 from pipeline.image_lists import list_names
 from pipeline.shard_writer import write_shards
 from pipeline.sources import Source
+from pipeline.splits import find_split
 from pipeline.web_shards import PACK_FILE, PACK_VERSION, is_packed, read_pack
 from storage import atomic, manifest, results
 
@@ -83,7 +85,7 @@ def pack(src: Path, dst: Path, args) -> None:
     Raises:
         UserError: if the source is not in order, or DST holds something else.
     """
-    sources = {split: _open(args, src, split) for split in ("train", "val") if _has_split(args.dataset, src, split)}
+    sources = {split: _open(args, src, split) for split in ("train", "val") if _has_split(args, src, split)}
     plan = {"version": PACK_VERSION, "size": args.size, "quality": args.quality, "images_per_shard": args.per_shard}
     _begin(dst, plan | {"skip_bad": args.skip_bad, "source": {s: _checksum(source) for s, source in sources.items()}})
     left_out = {}
@@ -105,27 +107,34 @@ def pack(src: Path, dst: Path, args) -> None:
     print(f"use it with -data_path {dst}, and -dataset webdataset or any other")
 
 
-def _has_split(dataset: str, src: Path, split: str) -> bool:
+def _has_split(args, src: Path, split: str) -> bool:
     """Return True if a split is to be packed: every train split, and every val split that is there."""
-    names = list_names(split) if dataset == "lists" else [split, f"{split}_list.txt"]
-    needs_look = dataset in ("folder", "imagenet2012", "lists", "webdataset") or is_packed(src)
+    if args.val_fraction is not None:
+        return True
+    own = find_split(src, split)
+    names = list_names(own) if args.dataset == "lists" else [own, f"{own}_list.txt"]
+    needs_look = args.dataset in ("folder", "imagenet2012", "lists", "webdataset") or is_packed(src)
     return split == "train" or not needs_look or any((src / name).exists() for name in names)
 
 
 def _open(args, src: Path, split: str) -> Source:
     """Open and check a split with its labels; a folder to pretrain on may have none."""
-    options = {"num_classes": 1, "list_outside": args.list_outside}
+    options = {"num_classes": 1, "list_outside": args.list_outside, "val_fraction": args.val_fraction}
+    train = src / find_split(src, "train")
     needs = "none" if args.dataset in ("lists", "webdataset") or is_packed(src) else "label"
     has_list = (src / "train_list.txt").is_file()
     is_folder = needs == "label" and args.dataset in ("folder", "imagenet2012") and not has_list and split == "train"
+    is_folder = is_folder and args.val_fraction is None
     if is_folder:
         everything = datasets.open_source(args.dataset, str(src), split, needs="none", **options)
-    if is_folder and not ((src / split).is_dir() and class_folders(src / split)):
+    if is_folder and not (train.is_dir() and class_folders(train)):
         source = everything
+        if class_folders(train if train.is_dir() else src):
+            print(f"warning: {src}: packed without labels, to pretrain; -val_fraction 0.1 keeps those of its folders")
     else:
         source = datasets.open_source(args.dataset, str(src), split, needs=needs, **options)
         if is_folder and len(source) < len(everything):
-            raise UserError(f"{src / split}: {len(everything) - len(source)} images are in no class folder; move them")
+            raise UserError(f"{train}: {len(everything) - len(source)} images are in no class folder; move them")
     if not source.is_encoded:
         raise UserError(f"-dataset {args.dataset}, {src}: image files are packed, and this is something else")
     for note in source.check(num_classes=None, channels=3):
@@ -179,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add("per_shard", "images in a file (default: 10000)", type=int, default=10_000)
     parser.add("skip_bad", "leave out what cannot be read", action="store_true")
     parser.add("list_outside", "list files may name files outside SRC", action="store_true")
+    parser.add("val_fraction", "DATA.VAL_FRACTION, for classes without splits", type=share, metavar="SHARE")
     parser.add("verify", "compare a packed data set with its sums", action="store_true")
     args = parser.parse_args(argv)
     if args.verify:

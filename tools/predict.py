@@ -16,6 +16,8 @@ import runtime
 
 runtime.prepare()
 
+import collections
+import os
 from pathlib import Path
 
 from arguments import Parser
@@ -47,45 +49,54 @@ def main(argv: list[str] | None = None) -> Path:
     args = parser.parse_args(argv)
     if args.topk < 1:
         raise UserError(f"-topk {args.topk}: must be at least 1")
-    inputs = [args.run, *args.photos]
+    inputs = [args.run, *(photo for photo in args.photos if not Path(photo).is_dir())]
     out = prediction_table.check_out(args.out, inputs)
     page = results.new_file(args.html, ".html", flag="-html", inputs=inputs) if args.html else None
+    folder = _check_move(args.move)
     device.set_device()
-    config = tool_flags.read_config(args)
-    source = prediction.open_photos(args.photos)
-    folder = _check_move(args.move, source)
-    model = prediction.load(args.run, config, args.texts)
+    model = prediction.load(args.run, tool_flags.read_config(args), args.texts)
     topk = min(args.topk, len(model.class_names))
-    print("".join(f"warning: {note}\n" for note in source.notes), end="")
-    progress = _predict(args, model, source, topk, out)
+    words = [*args.photos, topk, args.move or ""]
+    progress = prediction_table.Progress(
+        out, prediction_table.fingerprint(words, args.run, model.config, model.class_names)
+    )
     summary = Summary()
-    prediction_table.write(out, summary.watch(progress.rows()), topk)
-    if page is not None:
-        title, data = f"{len(source):,} photos by {args.run}", model.config.DATA
-        write_page(page, title, summary, source, data.IMAGE_CHANNELS, data.EXIF_TRANSPOSE)
+    if progress.moves:  # the table and the page are written, and the list of photos has changed
+        collections.deque(summary.watch(progress.rows()), maxlen=0)
+    else:
+        source = prediction.open_photos(args.photos)
+        if folder is not None and source.path(0) is None:
+            raise UserError(f"-move {args.move}: photos in shards cannot be moved")
+        print("".join(f"warning: {note}\n" for note in source.notes), end="")
+        _predict(model, source, topk, progress)
+        prediction_table.write(out, summary.watch(progress.rows()), topk)
+        if page is not None:
+            title, data = f"{len(source):,} photos by {args.run}", model.config.DATA
+            write_page(page, title, summary, source, data.IMAGE_CHANNELS, data.EXIF_TRANSPOSE)
     if folder is not None and summary.counts:
         record = results.check_target(out.with_name(f"{out.stem}.moved.jsonl"))
-        moved = prediction_table.move(progress.rows(), folder, record)
-        print(f"moved {moved:,} photos into {folder}; {record} says from where")
+        mover = prediction_table.Mover(folder, record, model.class_names)
+        progress.begin_moves()
+        print(f"moved {mover.run(progress.rows()):,} photos into {folder}; {record} says from where")
     progress.finish()
     _report(summary, out)
     if not summary.counts:
-        raise UserError(f"{source.origin}: none of the {summary.total:,} photos can be read; {out} says why")
+        raise UserError(f"none of the {summary.total:,} photos can be read; {out} says why")
     return out
 
 
-def _check_move(move: str | None, source: Source) -> Path | None:
+def _check_move(move: str | None) -> Path | None:
     if move is None:
         return None
-    if source.path(0) is None:
-        raise UserError(f"-move {move}: photos in shards cannot be moved")
-    return results.check_target(move, "-move")
+    folder = results.check_target(move, "-move")
+    if not move or (os.path.lexists(folder) and not folder.is_dir()):
+        raise UserError(f"-move {move!r}: is not a directory, or the name of a new one")
+    return folder
 
 
-def _predict(args, model: prediction.Classifier, source: Source, topk: int, out: Path) -> prediction_table.Progress:
+def _predict(model: prediction.Classifier, source: Source, topk: int, progress: prediction_table.Progress) -> None:
     """Predict what is not done yet."""
-    about = prediction_table.fingerprint(args.run, model.config, model.class_names, source, topk)
-    progress = prediction_table.Progress(out, about)
+    progress.keep_for(prediction_table.digest_of_photos(source))
     if progress.done:
         print(f"resumes after {progress.done:,} of {len(source):,} photos")
     for batch in prediction.predict_batches(model, source, topk, progress.done):
@@ -94,7 +105,6 @@ def _predict(args, model: prediction.Classifier, source: Source, topk: int, out:
             for row in batch:
                 pairs = zip(row.classes, row.probabilities, strict=True)
                 print(f"{row.file}: {row.error or ', '.join(f'{name} {share:.1%}' for name, share in pairs)}")
-    return progress
 
 
 def _report(summary: Summary, out: Path) -> None:

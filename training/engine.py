@@ -266,6 +266,7 @@ class Training:
             run_number=self.run_number,
             evaluation_pending=self.evaluation_pending,
             best=self.best,
+            best_metric=task.evaluation.best[0] if task.evaluation is not None else None,
             scaler={key: np.asarray(value).tolist() for key, value in self.scaler.state_dict().items()},
         )
         fields = {"state": state, "config_yaml": config.dump(), "is_best": is_best, "keep_last": config.KEEP_LAST}
@@ -296,7 +297,12 @@ class Training:
             write_config(run.directory, run.config)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
-        self.best, self.run_number = state.best, state.run_number
+        self.run_number = state.run_number
+        own_metric = self.task.evaluation.best[0] if self.task.evaluation is not None else None
+        if state.best_metric in (None, own_metric):
+            self.best = state.best
+        else:
+            log.say(f"the best {state.best_metric} is forgotten, as {own_metric} chooses the best checkpoint now")
         self.step, self.images_done = resume.position(state, plan, sampler)
         is_over = bool(state.images_done) and self.images_done is None  # too few images are left for an update
         self.evaluation_pending = self.eval_loader is not None and (is_over or state.evaluation_pending)

@@ -17,11 +17,16 @@ def resume_fingerprint(task: Task, plan: Plan, config) -> dict[str, object]:
         "optimizer": config.TRAIN.OPTIMIZER.NAME.removesuffix("DL"),  # AdamWDL is AdamW
         "num_images": plan.num_images,
         "seed": config.SEED,
+        "val_seed": None if config.DATA.VAL_FRACTION is None else config.DATA.VAL_SEED,
         "external_id": task.external_id,
     }
 
 
-_LABELS = {"external_id": "teacher or tokenizer", "num_images": "training images"}  # in messages
+_LABELS = {
+    "external_id": "teacher or tokenizer",
+    "num_images": "training images",
+    "val_seed": "DATA.VAL_SEED",
+}  # in messages
 
 
 def check_fingerprint(state: RunState, own: dict[str, object], directory: Path) -> None:

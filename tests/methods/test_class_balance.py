@@ -126,3 +126,24 @@ def test_scores_of_a_run_are_those_of_its_predictions(tiny_run):
     assert scores["f1"] == pytest.approx(100 * metrics.f1_score(labels, best, average="macro"), abs=1e-4)
     assert scores["balanced"] == pytest.approx(100 * metrics.balanced_accuracy_score(labels, best), abs=1e-4)
     assert "auc" not in scores
+
+
+def test_a_best_of_another_score_is_forgotten(tiny_run):
+    first = tiny_run("finetune", "TRAIN.NUM_EPOCHS", 1)
+    dispatch.train_or_evaluate(first)
+    opts = ["TRAIN.NUM_EPOCHS", 2, "TRAIN.BEST", "loss"]  # which is below any accuracy that is better
+    resumed = tiny_run("finetune", *opts, directory=first.directory, resume_from=first.directory / "latest")
+    dispatch.train_or_evaluate(resumed)
+    assert "the best acc1 is forgotten" in (first.directory / "log.txt").read_text()
+    state = json.loads((first.directory / "latest" / "state.json").read_text())
+    assert state["best_metric"] == "loss"
+    records = [json.loads(line) for line in (first.directory / "log.jsonl").read_text().splitlines()]
+    assert state["best"] == [record["loss"] for record in records if record["event"] == "eval"][-1]
+
+
+def test_one_class_in_val_has_no_auc_to_choose_by(tiny_run):
+    run = tiny_run("finetune", "TRAIN.NUM_EPOCHS", 1, "TRAIN.BEST", "auc")
+    key = (run.config.DATA.DATASET, run.config.DATA.DATA_PATH, "val", "label")
+    run.sources[key] = ArrayImages(np.zeros((4, 16, 16, 3), np.uint8), np.zeros(4, np.int64), "x")
+    with pytest.raises(UserError, match="images of one class only"):
+        dispatch.train_or_evaluate(run)

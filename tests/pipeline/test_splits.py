@@ -84,6 +84,44 @@ def test_classes_without_splits(tmp_path):
     assert {str(other.path(index)) for index in range(len(other))} != files[1]
 
 
+def held_out(root, **options):
+    source = open_split(root, "val", val_fraction=0.2, **options)
+    return {str(source.path(index)) for index in range(len(source))}
+
+
+def test_the_share_is_the_same_in_every_run(tmp_path):
+    for name in ("cat", "dog", "owl"):
+        make_photos(tmp_path / "data" / name, 20)
+    root = tmp_path / "data"
+    before = held_out(root)
+    assert held_out(root, class_names=["owl", "cat", "dog"]) == before, "other numbers of labels"
+    Image.new("RGB", (4, 4)).save(root / "stray.png")
+    assert held_out(root, needs="none") == before, "pretraining, with an image that has no class"
+    (root / "cat" / "new.png").write_bytes((root / "cat" / "0.png").read_bytes())
+    assert len(held_out(root) - before) <= 1, "a photo more"
+    for file in (root / "cat").iterdir():
+        file.unlink()
+    (root / "cat").rmdir()
+    assert held_out(root) == {file for file in before if "/cat/" not in file}, "a class less"
+
+
+def test_lists_hold_out_the_same_with_and_without_labels(tmp_path):
+    make_photos(tmp_path / "photos", 20)
+    lines = [f"photos/{number}.png {number % 2}\n" for number in range(20)]
+    (tmp_path / "train_list.txt").write_text("".join(lines))
+    before = held_out(tmp_path, name="lists")
+    assert held_out(tmp_path, name="lists", needs="none") == before
+    assert held_out(tmp_path, name="lists", needs="labels") == before
+    assert {int(file.rpartition("/")[2][:-4]) % 2 for file in before} == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["train", "../elsewhere", "a/b"])
+def test_odd_names_of_val(tmp_path, name):
+    make_photos(tmp_path / "train" / "cat")
+    with pytest.raises(UserError, match="must be the name of a split"):
+        open_split(tmp_path, "val", val_split=name)
+
+
 def test_the_share_is_drawn_from_the_train_split(tmp_path):
     make_photos(tmp_path / "train" / "cat", 10)
     make_photos(tmp_path / "val" / "cat", 3)
@@ -143,5 +181,8 @@ def test_flat_val(tmp_path, write, has_train):
 def test_a_list_that_is_too_short_and_other_names(tmp_path):
     write_list(tmp_path)
     assert find_synsets(tmp_path, ["photo.png"]) is None
-    with pytest.raises(UserError, match="has 3 lines, and none for ILSVRC2012_val_00000004"):
+    with pytest.raises(UserError, match="has 3 lines; expected 50,000"):
         find_synsets(tmp_path, ["ILSVRC2012_val_00000004.JPEG"])
+    (tmp_path / "imagenet_2012_validation_synset_labels.txt").write_text("n02\n\nn01\nn02\n")
+    with pytest.raises(UserError, match="line 2 is empty"):
+        find_synsets(tmp_path, NAMES)

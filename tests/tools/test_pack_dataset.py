@@ -291,3 +291,25 @@ def test_a_packed_json_of_other_types_is_refused(tmp_path, image_folder, text):
     (tmp_path / "packed" / "packed.json").write_text(text)
     with pytest.raises(UserError, match="packed.json: .*pack the data set again"):
         datasets.open_source("folder", str(tmp_path / "packed"), "val", num_classes=3)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("val", ["valid", "validation", "test"])
+def test_val_splits_of_other_names_are_packed(image_folder, tmp_path, val):
+    shutil.copytree(image_folder / "train", tmp_path / "src" / "training")
+    shutil.copytree(image_folder / "val", tmp_path / "src" / val)
+    assert pack(tmp_path / "src", tmp_path / "set", "-dataset", "folder") == 0
+    assert [len(open_packed(tmp_path / "set", split)) for split in ("train", "val")] == [24, 12]
+    Image.new("RGB", (4, 4)).save(tmp_path / "src" / "training" / "stray.png")
+    with pytest.raises(UserError, match="1 images are in no class folder"):
+        pack(tmp_path / "src", tmp_path / "again", "-dataset", "folder")
+
+
+@pytest.mark.quick
+def test_classes_without_splits_are_packed_with_a_share_held_out(image_folder, tmp_path, capsys):
+    shutil.copytree(image_folder / "train", tmp_path / "src")
+    assert pack(tmp_path / "src", tmp_path / "set", "-dataset", "folder", "-val_fraction", "0.25") == 0
+    sets = [open_packed(tmp_path / "set", split) for split in ("train", "val")]
+    assert [np.bincount(source.labels).tolist() for source in sets] == [[6, 6, 6], [2, 2, 2]]
+    assert pack(tmp_path / "src", tmp_path / "plain", "-dataset", "folder") == 0
+    assert "packed without labels" in capsys.readouterr().out

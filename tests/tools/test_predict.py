@@ -1,9 +1,12 @@
 """Labels for new photos: tables, names, what cannot be read, stopping and resuming, moving, pages."""
 
 import csv
+import errno
 import json
+import os
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -114,20 +117,25 @@ def test_a_stopped_command_resumes_with_the_same_table(run, photos, tmp_path, mo
 
 
 def test_progress_of_other_photos_or_weights_is_not_used(run, photos, tmp_path, monkeypatch):
-    source = prediction.open_photos([photos])
     config = prediction.load(run).config
-    about = [
-        prediction_table.fingerprint(run, config, ["a"], source, 1),
-        prediction_table.fingerprint(run, config, ["b"], source, 1),
-        prediction_table.fingerprint(run, config, ["a"], source, 2),
-        prediction_table.fingerprint(run, config, ["a"], prediction.open_photos([photos / "unsorted 0"]), 1),
-    ]
+    about = [prediction_table.fingerprint(words, run, config, names) for words in ([1], [2]) for names in ("a", "b")]
     assert len(set(about)) == 4
+    own, other = (
+        prediction_table.digest_of_photos(prediction.open_photos([folder]))
+        for folder in (photos, photos / "unsorted 0")
+    )
     first = prediction_table.Progress(tmp_path / "p.csv", about[0])
+    first.keep_for(own)
     first.add([prediction.Prediction("x", ["a"], [1.0])])
     with pytest.raises(UserError, match="by another process"):
         prediction_table.Progress(tmp_path / "p.csv", about[0])
     first._opened.close()
+    again = prediction_table.Progress(tmp_path / "p.csv", about[0])
+    again.keep_for(own)
+    assert again.done == 1
+    again.keep_for(other)
+    assert again.done == 0
+    again._opened.close()
     assert prediction_table.Progress(tmp_path / "p.csv", about[1]).done == 0
 
 
@@ -165,11 +173,83 @@ def test_moving_replaces_nothing_and_is_recorded(run, photos, tmp_path):
     assert (photos / "broken.jpg").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"), [("a/b", "a_b"), ("..", "_.."), ("", "_"), ("n01440764 tench", "n01440764 tench")]
-)
-def test_class_names_become_folders(name, folder):
-    assert prediction_table.folder_name(name) == folder
+def test_a_killed_move_goes_on_with_the_whole_table(run, photos, tmp_path, monkeypatch):
+    expected = call(run, photos, out=tmp_path / "whole.csv").read_bytes()
+    before = sorted(file.read_bytes() for file in photos.glob("*/*.jpg"))
+    move_file, moved = prediction_table._move_file, []
+
+    def stop_after_three(source, target):
+        if len(moved) == 3:
+            raise KeyboardInterrupt
+        moved.append(source)
+        move_file(source, target)
+
+    monkeypatch.setattr(prediction_table, "_move_file", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        call(run, photos, out=tmp_path / "p.csv", move=photos / "sorted")
+    monkeypatch.undo()
+    assert call(run, photos, out=tmp_path / "p.csv", move=photos / "sorted").read_bytes() == expected
+    assert sorted(file.read_bytes() for file in (photos / "sorted").glob("*/*.jpg")) == before
+    call(run, photos, out=tmp_path / "p.csv", move=photos / "sorted")  # those in their folders stay there
+    assert not list((photos / "sorted").glob("*/*-2-2.jpg"))
+    assert sorted(file.read_bytes() for file in (photos / "sorted").glob("*/*.jpg")) == before
+
+
+def test_moving_to_another_disk_leaves_one_copy_whatever_happens(photos, tmp_path, monkeypatch):
+    source, target = next(photos.glob("*/*.jpg")), tmp_path / "new" / "x.jpg"
+    content = source.read_bytes()
+
+    def across(*paths):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", across)
+    target.parent.mkdir()
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "copy2", lambda *paths: across())
+        with pytest.raises((OSError, UserError)):
+            prediction_table._move_file(source, target)
+    assert (source.read_bytes(), list(target.parent.iterdir())) == (content, [])
+    prediction_table._move_file(source, target)
+    assert (target.read_bytes(), source.exists()) == (content, False)
+    rename(target, source)
+    with monkeypatch.context() as read_only:
+        unlink = Path.unlink
+        deny = lambda path, **options: across() if path == source else unlink(path, **options)
+        read_only.setattr(Path, "unlink", deny)
+        with pytest.raises(OSError, match="cross-device"):
+            prediction_table._move_file(source, target)
+    assert (source.read_bytes(), list(target.parent.iterdir())) == (content, [])
+
+
+def test_a_link_leads_where_it_led(photos, tmp_path):
+    file = next(photos.glob("*/*.jpg"))
+    link = file.with_name("link.jpg")
+    link.symlink_to(file.name)
+    prediction_table._move_file(link, tmp_path / "moved.jpg")
+    assert (tmp_path / "moved.jpg").read_bytes() == file.read_bytes()
+    assert not link.is_symlink()
+
+
+def test_class_names_become_folders():
+    names = ["a/b", "..", "", "n01440764 tench", "a_b", " "]
+    found = prediction_table.folder_names(names)
+    assert list(found.values()) == ["a_b", "_..", "_", "n01440764 tench", "a_b-4", "_-5"]
+
+
+@pytest.mark.parametrize("size", [(1, 600), (600, 1)])
+def test_narrow_photos_are_shown(run, tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "narrow.png")
+    call(run, tmp_path / "narrow.png", out=tmp_path / "p.csv", html=tmp_path / "p.html")
+    assert "data:image/jpeg" in (tmp_path / "p.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["list.TXT", "list.jsonl"])
+def test_odd_lists(run, photos, tmp_path, name):
+    line = '{"image": "\\ud800.jpg"}' if name.endswith("jsonl") else "absent.jpg"
+    (tmp_path / name).write_text(line + "\n")
+    with pytest.raises(UserError, match="none of the 1 photos"):
+        call(run, tmp_path / name, out=tmp_path / "p.csv")
 
 
 def test_the_page_shows_the_least_certain_first(run, photos, tmp_path):
@@ -214,6 +294,8 @@ def test_clip_chooses_among_texts(tmp_path, photos):
         (["config.yaml"], {}, "is not a photo"),
         (["."], {"topk": 0}, "at least 1"),
         (["."], {"out": "p.txt"}, "must be a .csv or .jsonl or .parquet"),
+        (["."], {"move": ""}, "-move '': is not a directory"),
+        (["."], {"move": __file__}, "is not a directory"),
     ],
 )
 def test_mistakes(run, photos, flags, message, tmp_path):
