@@ -119,6 +119,13 @@ def _plain(label: object) -> int | tuple[int, ...]:
     return tuple(label) if isinstance(label, (list, tuple)) else int(label)
 
 
+def _is_file(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False
+
+
 def find_missing(keys: np.ndarray, folder_ids: np.ndarray, folders: Sequence[str], root: str) -> list[int]:
     """Return the indices of paths that are not files, with one listing of each folder.
 
@@ -133,6 +140,6 @@ def find_missing(keys: np.ndarray, folder_ids: np.ndarray, folders: Sequence[str
         folder, present = folders[folder_ids[members[0]]], []
         # No directory, or not even a possible name of one.
         with contextlib.suppress(OSError, ValueError), os.scandir(os.path.join(root, folder) or ".") as entries:
-            present = [hash(os.path.join(folder, entry.name)) for entry in entries if entry.is_file()]
+            present = [hash(os.path.join(folder, entry.name)) for entry in entries if _is_file(entry)]
         missing += members[~np.isin(keys[members], np.array(present, np.int64))].tolist()
     return sorted(missing)

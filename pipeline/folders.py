@@ -57,7 +57,7 @@ def _entries(path: str, root: str, seen: set[tuple[int, int]], left_out: LeftOut
             return []
         seen.add((about.st_dev, about.st_ino))
         with os.scandir(path) as listed:
-            entries = sorted((entry.name, entry.is_dir()) for entry in listed)
+            entries = sorted((entry.name, _is_folder(entry)) for entry in listed)
     except FileNotFoundError:  # a class without images
         return []
     except OSError as error:
@@ -71,6 +71,13 @@ def _entries(path: str, root: str, seen: set[tuple[int, int]], left_out: LeftOut
             reason = HIDDEN if is_hidden(name) else describe_suffix(os.path.splitext(name)[1])
             left_out.add(reason, inner[len(root) :].lstrip("/"))
     return found
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, which cannot be read as an image either
+        return False
 
 
 def images_in(folder: Path, left_out: LeftOut) -> list[str]:
@@ -87,7 +94,7 @@ def is_image(name: str) -> bool:
 def class_folders(folder: Path, left_out: LeftOut | None = None) -> list[str]:
     """Return the names of the folders in a folder, in order, without hidden ones and those of operating systems."""
     with os.scandir(folder) as listed:
-        names = sorted(entry.name for entry in listed if entry.is_dir())
+        names = sorted(entry.name for entry in listed if _is_folder(entry))
     for name in filter(is_hidden, names if left_out is not None else ()):
         left_out.add(HIDDEN, name)
     return [name for name in names if not is_hidden(name)]

@@ -35,6 +35,18 @@ def test_what_is_no_file_is_named_before_and_never_waited_for(tmp_path, kind):
     assert "not a regular file" in sources.why_unreadable(source, 1, 3)
 
 
+def test_a_link_to_itself_is_one_file_that_is_missing(tmp_path):
+    folder = tmp_path / "val" / "a"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "good.png")
+    for link in (folder / "loop.png", tmp_path / "val" / "loop"):
+        link.symlink_to(link.name)
+    source = open_folder(tmp_path)
+    assert [path.name for path in source.paths] == ["good.png", "loop.png"]
+    with pytest.raises(UserError, match="1 files are missing: .*loop.png"):
+        source.check(num_classes=1, channels=3)
+
+
 def test_folders_that_links_lead_to_again_are_listed_once(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / "b" / "x.png")
