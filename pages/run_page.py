@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import paddle
+from PIL import Image
 
 from config import get_config, network_kind
 from errors import UserError, one_line
@@ -16,6 +17,7 @@ from pipeline import sources
 from storage.files import NUMBER, is_a
 from strict_config import read_yaml
 from training.log import read_log
+from training.trackers import Trackers, tracker_names
 
 _NUM_PICTURES = 8
 _CURVES = (  # panel, label of y, event, metric
@@ -90,11 +92,27 @@ def draw_samples(run_dir: Path) -> str:
             return _draw_predictions(run_dir, config)
         if network_kind(config) != "autoencoder":
             return _draw_attention(run_dir, config)
-        model, _ = load_models.load_autoencoder(run_dir)
-        panels = drawing.draw_panels(model, config, drawing.draw_images(config, _NUM_PICTURES))
-        return html.html_figure(drawing.make_grid(panels), drawing.reconstruction_caption(model))
+        grid, caption = _draw_reconstructions(run_dir, config)
+        return html.html_figure(grid, caption)
     except (UserError, OSError, RuntimeError) as error:
         return html.html_paragraph(f"No pictures: {one_line(error)}")
+
+
+def _draw_reconstructions(run_dir: Path, config) -> tuple[Image.Image, str]:
+    model, _ = load_models.load_autoencoder(run_dir)
+    panels = drawing.draw_panels(model, config, drawing.draw_images(config, _NUM_PICTURES))
+    return drawing.make_grid(panels), drawing.reconstruction_caption(model)
+
+
+def track_pictures(run_dir: Path) -> None:
+    """Give the reconstructions of a finished pretraining run to its TRACKERS."""
+    config = get_config(run_dir / "config.yaml")
+    if network_kind(config) != "autoencoder":
+        return
+    trackers = Trackers(tracker_names(config), run_dir, print)
+    step = max((record.get("step", 0) for record in read_log(run_dir)), default=0)
+    trackers.picture("reconstructions", _draw_reconstructions(run_dir, config)[0], step)
+    trackers.close()
 
 
 def _draw_predictions(run_dir: Path, config) -> str:

@@ -33,7 +33,7 @@ def run(code: str, folder: Path, **environment: str) -> None:
 
 
 def test_readme_snippet_runs(tmp_path):
-    snippet, _ = snippets()
+    snippet = snippets()[0]
     for line in (
         "from config import get_config",
         "from transformer import build_transformer as build_model",
@@ -57,7 +57,7 @@ def test_readme_snippet_runs(tmp_path):
 @pytest.mark.slow
 def test_readme_snippet_of_the_zoo_runs(tmp_path):
     """A mirror has weights of the right names and shapes, but not of the published checksum."""
-    _, snippet = snippets()
+    snippet = snippets()[1]
     mirror = tmp_path / "dl.fbaipublicfiles.com" / "mae" / "pretrain"
     mirror.mkdir(parents=True)
     shapes = official_shapes(dim=768, depth=12, patch=16, num_patches=196)

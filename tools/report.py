@@ -16,7 +16,7 @@ from pathlib import Path
 from arguments import Parser
 from errors import UserError
 from launch import command_line
-from pages.run_page import write_comparison, write_report
+from pages.run_page import track_pictures, write_comparison, write_report
 from storage import results
 from training import device
 
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser = Parser(prog="python -m tools.report", description=__doc__)
     parser.add_argument("runs", nargs="+", help="directories of runs")
     parser.add("out", "HTML file; default for one run: its report.html", metavar="FILE")
+    parser.add("track", "also give the reconstructions to the run's TRACKERS", action="store_true")
     args = parser.parse_args(argv)
     run_dirs = [Path(run) for run in args.runs]
     if args.out is None and len(run_dirs) > 1:
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> Path:
     device.set_device("cpu")
     if len(run_dirs) == 1:
         write_report(run_dirs[0], out)
+        if args.track:
+            track_pictures(run_dirs[0])
     else:
         write_comparison(run_dirs, out)
     print(f"wrote {out}")

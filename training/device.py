@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import paddle
 
@@ -10,7 +10,6 @@ import runtime
 from config import amp_dtype, replaced
 from errors import UserError, one_line
 from layers.kernels import low_residual
-from training.log import RunLog
 
 
 def set_device(device: str | None = None, deterministic: bool = False) -> None:
@@ -87,6 +86,13 @@ def memory_of_rank() -> int | None:
     return None if there is None else there // runtime.local_ranks()
 
 
+def peak_bytes() -> int:
+    """Return the most memory that this process had on the device that computes, in bytes."""
+    if is_on_gpu():
+        return paddle.device.cuda.max_memory_allocated()
+    return runtime.peak_memory_bytes() or 0
+
+
 def is_on_cpu() -> bool:
     """Return True if the CPU computes, and not an accelerator that works on its own."""
     return paddle.device.get_device().startswith("cpu")
@@ -119,12 +125,12 @@ def choose_precision(config) -> tuple[object, str]:
     return replaced(config, "AMP", chosen), f"precision: {chosen or 'float32'}{how}"
 
 
-def autocast_dtype(config, log: RunLog | None = None) -> str | None:
+def autocast_dtype(config, say: Callable[[str], None] | None = None) -> str | None:
     """Return the precision to compute in; on CPU, where Paddle has none but float32, None and one warning."""
     dtype = amp_dtype(config)
     if dtype is not None and is_on_cpu():
-        if log is not None:
-            log.say(f"warning: -amp {dtype} has no effect on CPU, where Paddle computes in float32")
+        if say is not None:
+            say(f"warning: -amp {dtype} has no effect on CPU, where Paddle computes in float32")
         return None
     return dtype
 

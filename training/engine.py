@@ -74,7 +74,7 @@ class Training:
         self, task: Task, train_loader: Loader, eval_loader: Loader | None, run: Run, plan: Plan, stop: StopRequest
     ):
         self.task, self.train_loader, self.eval_loader, self.run, self.plan = task, train_loader, eval_loader, run, plan
-        self.scaler = paddle.amp.GradScaler(enable=autocast_dtype(run.config, run.log) == "float16")
+        self.scaler = paddle.amp.GradScaler(enable=autocast_dtype(run.config, run.log.say) == "float16")
         self.means, self.save_timer = Means(), checkpoints.SaveTimer(run.config.SAVE_EVERY_MINUTES)
         self.guard = Guard(
             run, train_loader, self.scaler.is_enable(), stop, self.save_timer, self.means, defers=_reading_waits()
@@ -114,6 +114,7 @@ class Training:
     def train(self) -> dict[str, float]:
         """Train until the last epoch, and return the last metrics."""
         plan, sampler = self.plan, self.train_loader.sampler
+        self.run.log.track_configuration(self.run.config.dump(), self.step)
         self.start()
         results: dict[str, float] = {}
         if plan.total_steps == 0:  # an untrained model is something to compare with

@@ -1,11 +1,11 @@
-"""Logs of a run: console, log.txt, log.jsonl, VisualDL, images per second."""
+"""Logs of a run: console, log.txt, log.jsonl, trackers, images per second."""
 
 import io
 import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -17,6 +17,7 @@ from program import OutputClosed, terminal
 from storage import atomic
 from storage.files import read_records
 from storage.run_files import LOG_FILE, TEXT_LOG_FILE
+from training.trackers import Trackers
 
 
 class RunLog:
@@ -25,7 +26,7 @@ class RunLog:
     Args:
         run_dir: where to write; None: write no files.
         quiet: print nothing, either.
-        visualdl: also write VisualDL scalars to run_dir/visualdl.
+        trackers: that get the records, too, see `trackers.Trackers`.
         lock: of the run's directory, which is held as long as the log is open.
     """
 
@@ -33,7 +34,7 @@ class RunLog:
         self,
         run_dir: Path | None,
         quiet: bool = False,
-        visualdl: bool = False,
+        trackers: Sequence[str] = (),
         stream: TextIO | None = None,
         lock: RunLock | None = None,
     ):
@@ -42,9 +43,7 @@ class RunLog:
         self._quiet = quiet
         self._stream = stream or sys.stdout or io.StringIO()  # None: the caller closed it
         self._bar: tqdm | None = None
-        self._scalars = None
-        if run_dir is not None and visualdl:
-            self._scalars = _visualdl_writer(run_dir / "visualdl")
+        self._trackers = Trackers(trackers, run_dir, self.say) if run_dir is not None and trackers else None
 
     def say(self, text: str) -> None:
         """Print a line, and append it to log.txt; a closed console does not end the run."""
@@ -72,10 +71,16 @@ class RunLog:
             return
         with open(self._run_dir / LOG_FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
-        if self._scalars is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)) and math.isfinite(value):
-                    self._scalars.add_scalar(f"{event}/{name}", value, step)
+        if self._trackers is not None:
+            numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+            self._trackers.scalars(
+                event, step, {name: value for name, value in numbers.items() if math.isfinite(value)}
+            )
+
+    def track_configuration(self, text: str, step: int) -> None:
+        """Give the configuration, a YAML text, to the trackers."""
+        if self._trackers is not None:
+            self._trackers.configuration(text, step)
 
     def rewind(self, step: int) -> None:
         """Drop the records after `step`, which a resumed run is about to write again."""
@@ -107,8 +112,8 @@ class RunLog:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if self._scalars is not None:
-            self._scalars.close()
+        if self._trackers is not None:
+            self._trackers.close()
         if self._lock is not None:
             self._lock.release()
 
@@ -174,13 +179,3 @@ class Throughput:
         spent = time.monotonic() - self._start_secs - self._paused_secs
         left = round(spent / max(1, step - self._first_step) * (total_steps - step))
         return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-
-
-def _visualdl_writer(directory: Path):
-    try:
-        from visualdl import LogWriter
-    except ImportError as error:
-        raise UserError(
-            "VISUALDL is on, but visualdl is not installed: pip install -r requirements/visualdl.txt"
-        ) from error
-    return LogWriter(logdir=str(directory))

@@ -16,6 +16,7 @@ from storage import atomic
 from storage.run_files import BAD_IMAGES_FILE, LOG_FILE, REPORT_FILE
 from training.device import choose_precision, set_device
 from training.log import RunLog
+from training.trackers import tracker_names
 
 
 @dataclasses.dataclass
@@ -85,7 +86,7 @@ def start_run(
         config, precision = choose_precision(config)
     across_ranks.join()
     resume_from, directory, lock = run_directory.enter(config, run_prefix(config), args.dry_run)
-    log = RunLog(directory, quiet=not runtime.is_main(), visualdl=config.VISUALDL, lock=lock)
+    log = RunLog(directory, quiet=not runtime.is_main(), trackers=tracker_names(config), lock=lock)
     if directory is not None:
         log.say(
             f"run directory {directory}, paddle {paddle.__version__} on {paddle.device.get_device()}, "
@@ -104,7 +105,8 @@ def write_report(run: Run) -> None:
     """
     if run.directory is None or not run.config.REPORT or not (run.directory / LOG_FILE).is_file():
         return
-    command = runtime.module_command("tools.report", str(run.directory.resolve()))
+    track = ["-track"] if tracker_names(run.config) else []
+    command = runtime.module_command("tools.report", str(run.directory.resolve()), *track)
     environment = runtime.module_environment() | {"CUDA_VISIBLE_DEVICES": ""}
     environment = {key: value for key, value in environment.items() if not key.startswith("PADDLE_")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -52,7 +52,7 @@ def _examine_level(name: str, config, batch: int, precision: str) -> list[Check]
         if there is not None and needed > there and "memory" in str(error).lower():
             return [not_applicable(name, "needs more memory than there is, as estimated")]
         raise
-    return assess_speed(name, precision, rate, flop_per_image, _peak_bytes(), needed)
+    return assess_speed(name, precision, rate, flop_per_image, device.peak_bytes(), needed)
 
 
 def measure(config, batch: int) -> tuple[float, float]:
@@ -88,10 +88,3 @@ def assess_speed(
     holds = _ESTIMATE[0] <= share <= _ESTIMATE[1]
     values = {"peak_bytes": peak_bytes, "estimate_bytes": estimate}
     return [speed, assess(f"{name}: memory", holds, found, limit, advice, **values)]
-
-
-def _peak_bytes() -> int:
-    """Return the most memory that this process had on the device that computes."""
-    if device.is_on_gpu():
-        return paddle.device.cuda.max_memory_allocated()
-    return runtime.peak_memory_bytes() or 0

@@ -1,4 +1,3 @@
-import importlib.util
 import io
 import json
 
@@ -68,17 +67,6 @@ def test_throughput(monkeypatch):
     clock.pause(2.0)  # evaluation
     assert clock.rate()[0] == 32.0
     assert clock.eta(12, 14) == "0:00:02"
-
-
-def test_visualdl_is_optional(tmp_path):
-    if importlib.util.find_spec("visualdl") is None:
-        with pytest.raises(ValueError, match="pip install -r requirements/visualdl.txt"):
-            RunLog(tmp_path, visualdl=True)
-    else:
-        log = RunLog(tmp_path, quiet=True, visualdl=True)
-        log.record("train", 1, {"loss": 1.0})
-        log.close()
-        assert list((tmp_path / "visualdl").iterdir())
 
 
 @pytest.mark.parametrize("bad", ["\0" * 40, '{"event": "train", "st', "[1, 2]", '{"event": 3, "step": 1}', "[" * 9999])
