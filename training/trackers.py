@@ -14,7 +14,7 @@ from errors import UserError, one_line
 from training.device import peak_bytes
 
 _INSTALL = "pip install -r requirements/trackers.txt"
-_PROJECT = "mae"  # of Weights & Biases, unless WANDB_PROJECT names another
+_PROJECT = "mae"  # in Weights & Biases, unless WANDB_PROJECT names another
 
 
 class _VisualDL:
