@@ -15,6 +15,17 @@ from types import ModuleType
 
 import paddle
 
+
+def _check_zlib() -> None:
+    """Raise ImportError where Paddle 2.6 would crash: Python's zlib, when imported later, calls the one inside it."""
+    if not paddle.__version__.startswith("2."):
+        return
+    order = list(sys.modules)
+    if "zlib" not in order or order.index("zlib") > order.index("paddle.base.libpaddle"):
+        raise ImportError("Paddle 2.6 crashes on files with zlib: put `import zlib` above `import paddle`")
+
+
+_check_zlib()  # before Paddle imports the dependencies
 dependencies = ["PIL", "pooch", "requests", "safetensors", "scipy", "sentencepiece", "sklearn", "yacs", "yaml"]
 _ROOT = Path(__file__).resolve().parent
 _own: dict[str, ModuleType] = {}  # the modules of this repository, between two calls

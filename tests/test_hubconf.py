@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import paddle
 import pytest
 
 from runtime import ROOT
@@ -11,7 +12,7 @@ pytestmark = pytest.mark.quick
 
 SCRIPT = """
 import sys
-import config, datasets, tools.export
+import config, datasets, tools.export, zlib  # zlib: for Paddle 2.6
 import paddle
 for _ in "twice":
     paddle.seed(0)
@@ -25,6 +26,14 @@ import config as again
 assert again.OWN == "theirs" and "transformer" not in sys.modules and {root!r} not in sys.path
 print(paddle.hub.list({root!r}, source="local"))
 """
+
+
+@pytest.mark.skipif(not paddle.__version__.startswith("2."), reason="Paddle 3 does not crash")
+def test_paddle_2_needs_zlib_first(tmp_path):
+    script = f"import paddle\npaddle.hub.load({str(ROOT)!r}, 'mae_model', source='local', name='vit_tiny_patch16')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "put `import zlib` above `import paddle`" in done.stderr
 
 
 def test_modules_of_the_caller_stay(tmp_path):
