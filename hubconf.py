@@ -28,7 +28,6 @@ def _check_zlib() -> None:
 _check_zlib()  # before Paddle imports the dependencies
 dependencies = ["PIL", "pooch", "requests", "safetensors", "scipy", "sentencepiece", "sklearn", "yacs", "yaml"]
 _ROOT = Path(__file__).resolve().parent
-_own: dict[str, ModuleType] = {}  # the modules of this repository, between two calls
 
 
 def mae_model(name: str, family: str = "mae", pretrained: bool = True, **options) -> paddle.nn.Layer:
@@ -51,13 +50,12 @@ def _own_modules() -> Iterator[None]:
     """Have the names of this repository's modules mean these, and afterwards what they meant before."""
     names = {path.stem for path in _ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     theirs = _take(names)
-    sys.modules.update(_own)
     sys.path.insert(0, str(_ROOT))
     try:
         yield
     finally:
         sys.path.remove(str(_ROOT))
-        _own.update(_take(names))
+        _take(names)
         sys.modules.update(theirs)
 
 

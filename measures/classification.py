@@ -14,6 +14,17 @@ _BINS = 15  # confidence bins of the calibration error
 
 
 @paddle.no_grad()
+def class_probabilities(model, images: paddle.Tensor, columns: np.ndarray | None = None) -> np.ndarray:
+    """Return the probabilities [B, K] of a batch of images; `columns` as of `predict`."""
+    logits = model(images).astype("float32")
+    if columns is not None:
+        logits = logits[:, paddle.to_tensor(columns)]
+    if not bool(paddle.isfinite(logits).all()):
+        raise UserError("the model's outputs are not finite; are its weights whole?")
+    return paddle.nn.functional.softmax(logits, axis=-1).numpy()
+
+
+@paddle.no_grad()
 def predict(model, loader, columns: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the probabilities [N, K] of all images of a loader, and their labels [N].
 
@@ -22,12 +33,7 @@ def predict(model, loader, columns: np.ndarray | None = None) -> tuple[np.ndarra
     """
     probabilities, labels = [], []
     for batch in with_progress(loader, len(loader.source), "evaluated"):
-        logits = model(batch.images).astype("float32")
-        if columns is not None:
-            logits = logits[:, paddle.to_tensor(columns)]
-        if not bool(paddle.isfinite(logits).all()):
-            raise UserError("the model's outputs are not finite; are its weights whole?")
-        probabilities.append(paddle.nn.functional.softmax(logits, axis=-1).numpy())
+        probabilities.append(class_probabilities(model, batch.images, columns))
         labels.append(batch.host_labels)
     if not labels:
         raise UserError(f"{loader.source.origin}: none of its images can be read")

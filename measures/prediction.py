@@ -19,6 +19,7 @@ from clip import load_clip
 from config import get_config, network_kind, replaced
 from errors import UserError
 from measures import image_sets
+from measures.classification import class_probabilities
 from methods import load_models, zero_shot
 from pipeline import sources
 from pipeline.decoding import FORMAT_OF_SUFFIX
@@ -158,7 +159,6 @@ def _open_files(paths: list[Path]) -> FileImages:
     return FileImages(found, np.full(len(found), -1, np.int64), origin, notes=left_out.notes(origin))
 
 
-@paddle.no_grad()
 def predict_batches(model: Classifier, source: Source, topk: int, first: int = 0) -> Iterator[list[Prediction]]:
     """Yield the predictions of each batch, in the source's order; also of photos that cannot be read.
 
@@ -180,9 +180,7 @@ def predict_batches(model: Classifier, source: Source, topk: int, first: int = 0
             done = batch.stop
 
     for batch in loader:
-        probabilities = paddle.nn.functional.softmax(model.network(batch.images).astype("float32"), axis=-1).numpy()
-        if not np.isfinite(probabilities).all():
-            raise UserError("the model's outputs are not finite; are its weights whole?")
+        probabilities = class_probabilities(model.network, batch.images)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :topk]
         rows = {}
         for index, row, columns in zip((batch.host_indices + first).tolist(), probabilities, best, strict=True):

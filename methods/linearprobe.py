@@ -42,7 +42,7 @@ def build(run: Run) -> Task:
         smallest_batch=2,
         can_be_traced=True,
     )
-    return build_sweep(run, task, _HEAD_STD) if config.TRAIN.LR_SWEEP else task
+    return build_sweep(run, task, _HEAD_STD, weights) if config.TRAIN.LR_SWEEP else task
 
 
 def transform(config) -> Transform:

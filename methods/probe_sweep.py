@@ -9,7 +9,7 @@ from paddle import nn
 from errors import UserError, printable
 from layers.basic import Linear
 from methods import classifier
-from methods.class_balance import class_weights, label_loss
+from methods.class_balance import label_loss
 from optim import param_groups
 from pipeline.loading import Batch
 from training.optimizers import configured_optimizer
@@ -57,11 +57,15 @@ class ProbeSweep(nn.Layer):
         paddle.assign(self.heads[number].bias, self.probe.head.bias)
 
 
-def build_sweep(run: Run, task: Task, std: float) -> Task:
+def build_sweep(run: Run, task: Task, std: float, weights: paddle.Tensor | None) -> Task:
     """Turn the task of a linear probe into one with a head for each base learning rate of TRAIN.LR_SWEEP.
 
     The best head of each evaluation, by top-1 accuracy on the val split, is copied into the probe, which is what the
     checkpoint's model.pdparams holds.
+
+    Args:
+        std: standard deviation of new heads.
+        weights: of the classes' losses, see `class_balance.class_weights`.
     """
     config, rates = run.config, run.config.TRAIN.LR_SWEEP
     names = [f"lr{rate:g}" for rate in rates if _is_rate(rate)]
@@ -80,8 +84,6 @@ def build_sweep(run: Run, task: Task, std: float) -> Task:
     groups = []
     for head, rate in zip(model.heads, rates, strict=True):
         groups += param_groups(head, config.TRAIN.WEIGHT_DECAY, lr_scale=rate / config.TRAIN.BASE_LR)
-
-    weights = class_weights(run)
 
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
         losses = [label_loss(logits, batch.labels, weights) for logits in model(batch.images)]
