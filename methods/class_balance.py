@@ -2,7 +2,6 @@
 
 import numpy as np
 import paddle
-from sklearn.metrics import roc_auc_score
 
 from errors import UserError
 from layers.cross_entropy import cross_entropy, mean_cross_entropy
@@ -122,6 +121,8 @@ def macro_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
         probabilities: [N, K].
         labels: [N].
     """
+    from sklearn.metrics import roc_auc_score  # takes most of a second
+
     areas = []
     for label in np.unique(labels):
         is_class = labels == label
