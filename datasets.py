@@ -34,7 +34,7 @@ from pipeline.flat_val import ADVICE, find_synsets
 from pipeline.folders import class_folders, find_images, images_in
 from pipeline.image_lists import ListedImages, find_list
 from pipeline.left_out import LeftOut
-from pipeline.sources import Source
+from pipeline.sources import LABELLED, Source
 from pipeline.splits import find_split, hold_out
 from pipeline.web_shards import WebShards, is_packed
 
@@ -64,8 +64,8 @@ def open_source(
         name: DATA.DATASET.
         split: "train" or "val".
         num_classes: how many patterns the synthetic set has; 0 or None: 10.
-        needs: what each image must have: "label", "labels" (several), "caption" or "none". To pretrain, "none":
-            unsorted folders will do; labels are those of class folders, if all images are in some.
+        needs: of each image: "label", "labels" (one or more), "label set" (any number), "caption", or "none": unsorted
+            folders will do; labels are those of class folders, if all images are in some.
         synthetic_hw: size of the synthetic images.
         list_outside: list files may name files outside their directory.
         bad_images: "error", or "skip": of damaged shards, the images before the damage are used.
@@ -134,7 +134,7 @@ def _open_files(
     list_file = root / f"{split}_list.txt"
     if name == "imagenet2012" and list_file.is_file():
         return ListedImages(list_file, needs, list_outside, strict=True)
-    return _scan_folders(root, split, needs in ("label", "labels"), has_names, is_whole)
+    return _scan_folders(root, split, needs in LABELLED, has_names, is_whole)
 
 
 def _scan_folders(root: Path, split: str, needs_labels: bool, has_names: bool, is_whole: bool) -> FileImages:

@@ -8,6 +8,7 @@ import runtime
 from config import image_size_hw, replaced
 from errors import UserError
 from measures import classification
+from methods import multi_label
 from pipeline import loading, sources
 from pipeline.samplers import EvalSampler
 from pipeline.transforms import eval_transform
@@ -19,19 +20,22 @@ def open_any_images(config, split: str) -> sources.Source:
     try:
         return open_images(config, split)
     except UserError:
-        return open_images(config, split, needs_labels=False)
+        return open_images(config, split, needs="none")
 
 
-def open_images(config, split: str, needs_labels: bool = True, num_classes: int | None = None) -> sources.Source:
+def open_images(config, split: str, needs: str = "label", num_classes: int | None = None) -> sources.Source:
     """Open a split.
 
     Args:
+        needs: what each image must have, see `datasets.open_source`; a set with several labels per image has none where
+            one is needed.
         num_classes: outputs of a classifier: labels must be below it, and are found by the names of its classes.
             None: labels are the data set's own.
     """
     config = config if num_classes is not None else replaced(config, "DATA.CLASS_NAMES", None)
-    source = loaders.open_source(config, split, "label" if needs_labels else "none")
-    source.labels = source.single_labels(strict=False)  # no tool reads several labels per image
+    source = loaders.open_source(config, split, needs)
+    if needs != multi_label.TARGET:
+        source.labels = source.single_labels(strict=False)
     options = {"channels": config.DATA.IMAGE_CHANNELS, "is_val": split == "val"}
     for warning in source.check(num_classes=num_classes, **options):
         print(f"warning: {warning}")

@@ -49,6 +49,11 @@ class Classifier:
     config: object
     class_names: list[str]
 
+    @property
+    def is_multi_label(self) -> bool:
+        """True if the probabilities of the classes are independent of each other (TRAIN.MULTI_LABEL)."""
+        return network_kind(self.config) != "clip" and self.config.TRAIN.MULTI_LABEL
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -180,7 +185,7 @@ def predict_batches(model: Classifier, source: Source, topk: int, first: int = 0
             done = batch.stop
 
     for batch in loader:
-        probabilities = class_probabilities(model.network, batch.images)
+        probabilities = class_probabilities(model.network, batch.images, is_multi_label=model.is_multi_label)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :topk]
         rows = {}
         for index, row, columns in zip((batch.host_indices + first).tolist(), probabilities, best, strict=True):

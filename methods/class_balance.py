@@ -1,10 +1,11 @@
-"""Rare classes: their images come more often, their losses weigh more, and scores in which every class counts alike."""
+"""Rare classes: their images come more often, and their losses weigh more."""
 
 import numpy as np
 import paddle
 
 from errors import UserError
 from layers.cross_entropy import cross_entropy, mean_cross_entropy
+from methods import multi_label
 from pipeline.sources import Source, Subset
 from training.loaders import open_once
 from training.run import Run
@@ -56,7 +57,8 @@ def class_weights(run: Run) -> paddle.Tensor | None:
     """Return the weights of the classes' losses [K] by TRAIN.CLASS_WEIGHTS; None where all are 1.
 
     "balanced": (images / classes) / images of the class, of the train split before TRAIN.CLASS_BALANCE, so that their
-    mean over the images is 1 (scikit-learn's rule). A class without images gets 0.
+    mean over the images is 1 (scikit-learn's rule). A class without images gets 0. With TRAIN.MULTI_LABEL: images
+    without the class / images with it, so that both parts of its loss weigh the same; 1 for a class of all or none.
 
     Raises:
         UserError: if there are not as many numbers as classes, or one is negative.
@@ -65,15 +67,24 @@ def class_weights(run: Run) -> paddle.Tensor | None:
     if given is None:
         return None
     if given == "balanced":
-        labels = open_once(run, "train", "label").single_labels()
-        counts = np.bincount(labels, minlength=num_classes)
-        given = np.zeros(num_classes)
-        np.divide(len(labels) / (counts > 0).sum(), counts, out=given, where=counts > 0)
+        given = _balanced_weights(run)
     is_list = not isinstance(given, str) and all(isinstance(value, (int, float)) for value in given)
     values = np.asarray(given if is_list else [], np.float32)
     if values.shape != (num_classes,) or not np.isfinite(values).all() or values.min() < 0 or values.max() == 0:
         raise UserError(f"TRAIN.CLASS_WEIGHTS={given}: must be balanced, or {num_classes} numbers from 0, not all 0")
     return paddle.to_tensor(values)
+
+
+def _balanced_weights(run: Run) -> np.ndarray:
+    num_classes = run.config.MODEL.NUM_CLASSES
+    if run.config.TRAIN.MULTI_LABEL:
+        lists = open_once(run, "train", multi_label.TARGET).label_lists()
+        pairs = np.unique(lists.owners * num_classes + lists.flat)  # a label that an image has twice counts once
+        counts, weights = np.bincount(pairs % num_classes, minlength=num_classes), np.ones(num_classes)
+        return np.divide(len(lists) - counts, counts, out=weights, where=(counts > 0) & (counts < len(lists)))
+    labels = open_once(run, "train", "label").single_labels()
+    counts, weights = np.bincount(labels, minlength=num_classes), np.zeros(num_classes)
+    return np.divide(len(labels) / (counts > 0).sum(), counts, out=weights, where=counts > 0)
 
 
 def label_loss(logits: paddle.Tensor, labels: paddle.Tensor, weights: paddle.Tensor | None) -> paddle.Tensor:
@@ -84,48 +95,3 @@ def label_loss(logits: paddle.Tensor, labels: paddle.Tensor, weights: paddle.Ten
     if weights is None:
         return mean_cross_entropy(logits, labels)
     return (cross_entropy(logits, labels).reshape([-1]) * paddle.gather(weights, labels)).mean()
-
-
-# ---- scores
-
-
-def balanced_accuracy(right: np.ndarray, images: np.ndarray) -> float:
-    """Return the mean recall of the classes that have images, in percent.
-
-    Args:
-        right: [K], images of each class that are taken for it.
-        images: [K], of each class.
-    """
-    has_images = images > 0
-    return 100.0 * float((right[has_images] / images[has_images]).mean()) if has_images.any() else float("nan")
-
-
-def macro_f1(right: np.ndarray, images: np.ndarray, predicted: np.ndarray) -> float:
-    """Return the mean F1 score, in percent, of the classes that an image has or is taken for.
-
-    Args:
-        right, images: as of `balanced_accuracy`.
-        predicted: [K], images that are taken for each class.
-    """
-    total = images + predicted
-    counted = total > 0
-    return 100.0 * float((2 * right[counted] / total[counted]).mean()) if counted.any() else float("nan")
-
-
-def macro_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean area under the ROC curve in percent, of each class against the others.
-
-    A class of all images or of none has no curve. NaN if no class has one.
-
-    Args:
-        probabilities: [N, K].
-        labels: [N].
-    """
-    from sklearn.metrics import roc_auc_score  # takes most of a second
-
-    areas = []
-    for label in np.unique(labels):
-        is_class = labels == label
-        if not is_class.all():
-            areas.append(roc_auc_score(is_class, probabilities[:, label]))
-    return 100.0 * float(np.mean(areas)) if areas else float("nan")

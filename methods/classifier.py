@@ -12,8 +12,7 @@ from config import network_kind
 from errors import UserError, one_name
 from layers import across_ranks
 from layers.cross_entropy import cross_entropy
-from methods import start
-from methods.class_balance import balanced_accuracy, macro_auc, macro_f1
+from methods import class_scores, multi_label, start
 from pipeline.loading import Batch
 from training.device import is_on_gpu
 from training.engine import evaluate
@@ -23,6 +22,7 @@ from training.task import Evaluation
 from transformer import VisionTransformer, build_transformer
 
 METRICS = ("acc1", "acc5", "loss")
+_TITLES = {"acc1": "Acc@1", "acc5": "Acc@5", "map": "mAP"}
 
 
 def build_classifier(run: Run, head_std: float) -> VisionTransformer:
@@ -76,14 +76,19 @@ class ClassifierEvaluator:
         self._per_class = train.BEST in ("balanced", "f1") or train.CLASS_BALANCE > 0 or train.CLASS_WEIGHTS is not None
         self._with_auc = train.BEST == "auc"
         self._counts: paddle.Tensor | None = None  # [3, K], see `_count`
-        self._probabilities: list[tuple[np.ndarray, np.ndarray]] = []  # (indices, probabilities) of batches
+        self._probabilities = class_scores.Probabilities()
 
     def evaluation(self) -> Evaluation:
-        """Return top-1 and top-5 accuracy and loss on the val split; TRAIN.BEST chooses the best.
+        """Return top-1 and top-5 accuracy and loss on the val split; TRAIN.BEST chooses the best, "acc1" if None.
 
         Where classes are rare (TRAIN.CLASS_BALANCE, CLASS_WEIGHTS, BEST), also balanced accuracy, F1 or AUC.
+
+        Raises:
+            UserError: if TRAIN.BEST is a score for several labels per image.
         """
-        best = self._run.config.TRAIN.BEST
+        best = self._run.config.TRAIN.BEST or "acc1"
+        if best == "map":
+            raise UserError("TRAIN.BEST=map: is for several labels per image; set TRAIN.MULTI_LABEL True, too")
         direction = "min" if best == "loss" else "max"
         return Evaluation(METRICS, self._measure, (best, direction), self._begin, self._summarise)
 
@@ -102,7 +107,7 @@ class ClassifierEvaluator:
             counts = _count(best, batch.labels, logits.shape[-1])
             self._counts = counts if self._counts is None else self._counts + counts
         if self._with_auc:
-            self._probabilities.append((batch.host_indices, F.softmax(logits, axis=-1).numpy()))
+            self._probabilities.add(batch.host_indices, F.softmax(logits, axis=-1).numpy())
         return score(logits, batch.labels)
 
     def _rare_scores(self) -> dict[str, float]:
@@ -111,15 +116,12 @@ class ClassifierEvaluator:
         if self._per_class:
             own = np.zeros([3, num_classes]) if self._counts is None else self._counts.numpy().astype(np.float64)
             right, images, predicted = across_ranks.sum_across_ranks(own)
-            scores |= {"balanced": balanced_accuracy(right, images), "f1": macro_f1(right, images, predicted)}
+            scores["balanced"] = class_scores.balanced_accuracy(right, images)
+            scores["f1"] = class_scores.macro_f1(right, images, predicted)
         if self._with_auc:
             labels = open_once(self._run, "val", "label").single_labels()
-            found = np.zeros((len(labels), num_classes + 1), np.float32)  # the last column: 1 where it is there
-            for indices, probabilities in self._probabilities:
-                found[indices] = np.pad(probabilities, ((0, 0), (0, 1)), constant_values=1.0)
-            across_ranks.exchange_rows(found)
-            is_there = found[:, -1] > 0
-            scores["auc"] = macro_auc(found[is_there, :-1], labels[is_there])
+            images, probabilities = self._probabilities.gather(len(labels), num_classes)
+            scores["auc"] = class_scores.macro_auc(probabilities, labels[images])
             if not scores["auc"] >= 0:
                 raise UserError("TRAIN.BEST=auc: the val split has images of one class only; choose another score")
         return scores
@@ -145,6 +147,16 @@ class ClassifierEvaluator:
         return scores | self._rare_scores()
 
 
+def target(config) -> str:
+    """Return what each image must have, see `Method.target`."""
+    return multi_label.TARGET if config.TRAIN.MULTI_LABEL else "label"
+
+
+def evaluation(run: Run) -> Evaluation:
+    """Return how the run's classifier is evaluated: by one label per image, or by several (TRAIN.MULTI_LABEL)."""
+    return (multi_label.MultiLabelEvaluator if run.config.TRAIN.MULTI_LABEL else ClassifierEvaluator)(run).evaluation()
+
+
 def _count(best: paddle.Tensor, labels: paddle.Tensor, num_classes: int) -> paddle.Tensor:
     """Return how many images of a batch are right, have, and are taken for each class, [3, K]."""
     found, own = (F.one_hot(values, num_classes) for values in (best, labels))  # [B, K]
@@ -167,23 +179,20 @@ def evaluate_only(run: Run) -> dict[str, float]:
     if source is None:
         raise UserError("-eval needs weights: -pretrained FILE, or a run or checkpoint directory")
     model = _build_to_evaluate(config)
-    val_loader = build_eval_loader(run)
+    val_loader = build_eval_loader(run, needs=target(config))
     if run.dry_run:
         return {}
     report = checkpoint.load_weights(model, source, allow_unexpected=checkpoint.UNUSED_PROBE_NORM)
     run.log.say(str(report))
-    scores = evaluate(ClassifierEvaluator(run).evaluation(), model, val_loader, run)
+    scores = evaluate(evaluation(run), model, val_loader, run)
     run.log.record("eval", 0, scores)
     if not math.isfinite(scores["loss"]):
         raise UserError(
             f"{source}: the loss is {scores['loss']}; the model's outputs are not finite numbers on these images. "
             "Without -amp fp16 they may be; else take another checkpoint"
         )
-    more = "".join(f", {name} {value:.3f}" for name, value in scores.items() if name not in METRICS)
-    run.log.say(
-        f"Acc@1 {scores['acc1']:.3f}, Acc@5 {scores['acc5']:.3f}, loss {scores['loss']:.3f}{more} "
-        f"on {len(val_loader.source):,} images"
-    )
+    named = ", ".join(f"{_TITLES.get(name, name)} {value:.3f}" for name, value in scores.items())
+    run.log.say(f"{named} on {len(val_loader.source):,} images")
     return scores
 
 
@@ -220,6 +229,9 @@ def count_correct(logits: paddle.Tensor, labels: paddle.Tensor, ks: tuple[int, .
     return [hits[:, : min(k, num_classes)].sum() for k in ks]
 
 
-def soft_cross_entropy(logits: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
-    """Average cross-entropy of logits [B, K] against soft targets [B, K], in float32."""
+def soft_cross_entropy(
+    logits: paddle.Tensor, targets: paddle.Tensor, weights: paddle.Tensor | None = None
+) -> paddle.Tensor:
+    """Average cross-entropy of logits [B, K] against soft targets [B, K], in float32; weights [K] of the classes."""
+    targets = targets if weights is None else targets * weights
     return -(targets * F.log_softmax(logits.astype("float32"), axis=-1)).sum(axis=-1).mean()

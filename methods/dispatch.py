@@ -20,7 +20,7 @@ from methods import (
     weak_labels,
 )
 from methods.method import Method
-from pipeline import loading
+from pipeline import loading, sources
 from pipeline.sources import Source
 from pipeline.transforms import Transform
 from storage.clip_architecture import of_any_config
@@ -108,7 +108,7 @@ def _train_or_evaluate(run: Run) -> dict[str, float]:
     recall_class_names(run)
     if run.config.MODEL.NUM_CLASSES is None:
         follow_classes(run)
-    if method.target == "label" and run.config.MODEL.NUM_CLASSES == 0:
+    if method.evaluates and run.config.MODEL.NUM_CLASSES == 0:
         raise UserError("MODEL.NUM_CLASSES=0: an encoder without a head; set it to the number of classes in the data")
     if run.config.EVAL:
         _write_config(run)  # as the data and the weights have made it
@@ -117,7 +117,10 @@ def _train_or_evaluate(run: Run) -> dict[str, float]:
     record_class_names(run, train_loader.source)
     _write_config(run)
     validation_config = run.config if method.evaluates else method.validation_config(run.config)
-    eval_loader = None if validation_config is None else loaders.build_eval_loader(run, validation_config)
+    eval_loader = None
+    if validation_config is not None:
+        needs = method.target(run.config) if method.evaluates else "label"
+        eval_loader = loaders.build_eval_loader(run, validation_config, needs)
     return fit(build_task(run), train_loader, eval_loader, run)
 
 
@@ -144,23 +147,28 @@ def build_train_loader(run: Run) -> loading.Loader:
     """Open and check the train split as the run's method needs it."""
     method = get_method(run.config)
     transform = train_transform(run.config)
-    return loaders.build_train_loader(run, transform, method.target, method.prepare_source, method.whole_batch)
+    target = method.target(run.config)
+    return loaders.build_train_loader(run, transform, target, method.prepare_source, method.whole_batch)
 
 
 def follow_classes(run: Run) -> None:
     """Set MODEL.NUM_CLASSES, which is None, to the number of classes in the data; 0 where a run needs none."""
-    config, num_classes, target = run.config, 0, get_method(run.config).target
-    if target in ("label", "labels"):
+    config, num_classes, target = run.config, 0, get_method(run.config).target(run.config)
+    if _has_labels(config):
         num_classes = loaders.open_once(run, "val" if config.EVAL else "train", target).count_classes()
         run.log.say(f"MODEL.NUM_CLASSES: {num_classes}, as the data has")
     run.config = replaced(config, "MODEL.NUM_CLASSES", num_classes)
+
+
+def _has_labels(config) -> bool:
+    return get_method(config).target(config) in sources.LABELLED
 
 
 def recall_class_names(run: Run) -> None:
     """Take DATA.CLASS_NAMES from the weights that are evaluated, or from the resumed run."""
     config = run.config
     weights = run.resume_from or (config.MODEL.PRETRAINED if config.EVAL else None)
-    if weights is not None and config.DATA.CLASS_NAMES is None and get_method(config).target in ("label", "labels"):
+    if weights is not None and config.DATA.CLASS_NAMES is None and _has_labels(config):
         run.config = replaced(config, "DATA.CLASS_NAMES", checkpoint.recorded_class_names(weights))
 
 
@@ -171,7 +179,7 @@ def record_class_names(run: Run, source: Source) -> None:
     """
     config = run.config
     own, kept = source.class_names, config.MODEL.PRETRAINED and checkpoint.recorded_class_names(config.MODEL.PRETRAINED)
-    if own is None or config.DATA.CLASS_NAMES is not None or get_method(config).target not in ("label", "labels"):
+    if own is None or config.DATA.CLASS_NAMES is not None or not _has_labels(config):
         return
     if kept and set(kept) == set(own):
         source.use_class_names(kept)

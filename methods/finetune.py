@@ -10,9 +10,9 @@ from config import image_size_hw
 from errors import UserError
 from layers.cross_entropy import mean_cross_entropy
 from layers.lora import Adapters
-from methods import teachers
+from methods import classifier, multi_label, teachers
 from methods.class_balance import balance, class_weights
-from methods.classifier import ClassifierEvaluator, build_classifier, soft_cross_entropy
+from methods.classifier import build_classifier, soft_cross_entropy
 from methods.method import Method
 from optim import param_groups
 from pipeline import augment
@@ -36,6 +36,7 @@ def build(run: Run) -> Task:
     freeze_blocks(model, train.FREEZE_BLOCKS)
     adapted = add_adapters(model, train) if train.LORA_RANK else None
     teacher, weights = _open_teacher(run), class_weights(run)
+    soft_loss = multi_label.binary_cross_entropy if train.MULTI_LABEL else soft_cross_entropy
     mixup = Mixup(
         config.MODEL.NUM_CLASSES,
         train.MIXUP_ALPHA,
@@ -54,10 +55,9 @@ def build(run: Run) -> Task:
             images, targets = mixup(images, batch.labels, rng)
         else:
             targets = smooth_one_hot(batch.labels, config.MODEL.NUM_CLASSES, train.SMOOTHING)
-        targets = targets if weights is None else targets * weights
         if teacher is None:
-            return soft_cross_entropy(model(images), targets), {}
-        return distilled_loss(model(images), targets, teacher.logits(images), config.DISTILL)
+            return soft_loss(model(images), targets, weights), {}
+        return distilled_loss(model(images), targets, teacher.logits(images), config.DISTILL, weights)
 
     groups = param_groups(model, train.WEIGHT_DECAY, train.LAYER_DECAY)
     if adapted is not None:
@@ -69,7 +69,7 @@ def build(run: Run) -> Task:
         loss,
         saved=model,
         merged=dict if adapted is None else adapted.adapters.merged,
-        evaluation=ClassifierEvaluator(run).evaluation(),
+        evaluation=classifier.evaluation(run),
         ema=weight_average(config, model),
         can_be_traced=teacher is None and adapted is None,
         external_id=None if teacher is None else teacher.sha256,
@@ -135,6 +135,8 @@ def _open_teacher(run: Run) -> teachers.Teacher | None:
                 "MODEL.DISTILL_HEAD=True: the second classifier learns from a teacher; name it with -teacher"
             )
         return None
+    if config.TRAIN.MULTI_LABEL:
+        raise UserError("-teacher: is for one label per image; with TRAIN.MULTI_LABEL train without it")
     teacher = teachers.open_classifier(config.DISTILL.TEACHER, config)
     run.log.say(teacher.description)
     reader = "the second classifier, on the class token," if config.MODEL.DISTILL_HEAD else "the classifier"
@@ -147,6 +149,7 @@ def distilled_loss(
     targets: paddle.Tensor,
     teacher_logits: paddle.Tensor,
     distill,
+    weights: paddle.Tensor | None = None,
 ) -> tuple[paddle.Tensor, dict[str, paddle.Tensor]]:
     """Return the loss of DeiT's distillation (arXiv 2012.12877, Sec. 4), and its parts.
 
@@ -156,10 +159,11 @@ def distilled_loss(
         teacher_logits: [B, K].
         distill: KIND hard (the teacher's class is the target) or soft (Kullback-Leibler divergence at TEMPERATURE,
             times its square, over all B K elements, as in DeiT's code); ALPHA, the weight of this part.
+        weights: [K], of the classes in the part of the labels.
     """
     logits, distilled = outputs if isinstance(outputs, tuple) else (outputs, outputs)
     distilled, teacher_logits = distilled.astype("float32"), teacher_logits.astype("float32")
-    own = soft_cross_entropy(logits, targets)
+    own = soft_cross_entropy(logits, targets, weights)
     if distill.KIND == "hard":
         follows = mean_cross_entropy(distilled, teacher_logits.argmax(axis=-1))
     else:
@@ -205,7 +209,7 @@ METHOD = Method(
     "finetune",
     build,
     transform,
-    target="label",
+    target=classifier.target,
     evaluates=True,
     prepare_source=balance,
     trained_blocks=_trained_blocks,

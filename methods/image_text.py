@@ -219,7 +219,7 @@ METHOD = Method(
     "pretrain",
     build,
     transform,
-    target="caption",
+    target=lambda config: "caption",
     validation_config=validation_config,
     prepare_source=prepare_source,
     whole_batch=True,

@@ -3,13 +3,16 @@
 import numpy as np
 from paddle import nn
 
+from methods import classifier
 from methods.class_balance import balance, class_weights, label_loss
-from methods.classifier import ClassifierEvaluator, build_classifier
+from methods.classifier import build_classifier
 from methods.method import Method
+from methods.multi_label import binary_cross_entropy
 from methods.probe_sweep import build_sweep
 from optim import param_groups
 from pipeline import augment
 from pipeline.loading import Batch
+from pipeline.mixup import smooth_one_hot
 from pipeline.transforms import Transform, crop_and_flip, train_transform
 from training.optimizers import configured_optimizer
 from training.run import Run
@@ -28,17 +31,20 @@ def build(run: Run) -> Task:
     for parameter in model.head.parameters():
         parameter.stop_gradient = False
 
-    weights = class_weights(run)
+    weights, num_classes = class_weights(run), config.MODEL.NUM_CLASSES
 
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
-        return label_loss(model(batch.images).astype("float32"), batch.labels, weights), {}
+        logits = model(batch.images).astype("float32")
+        if config.TRAIN.MULTI_LABEL:
+            return binary_cross_entropy(logits, smooth_one_hot(batch.labels, num_classes, 0.0), weights), {}
+        return label_loss(logits, batch.labels, weights), {}
 
     task = Task(
         "linearprobe",
         model,
         configured_optimizer(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY)),
         loss,
-        evaluation=ClassifierEvaluator(run).evaluation(),
+        evaluation=classifier.evaluation(run),
         smallest_batch=2,
         can_be_traced=True,
     )
@@ -54,7 +60,7 @@ METHOD = Method(
     "linearprobe",
     build,
     transform,
-    target="label",
+    target=classifier.target,
     evaluates=True,
     prepare_source=balance,
     variant=lambda config: "sweep" if config.TRAIN.LR_SWEEP else "",

@@ -17,8 +17,9 @@ class Method:
         script: the main script that runs it: "pretrain", "finetune" or "linearprobe".
         build: makes the `Task` of a run.
         transform: makes the `Transform` for training from a configuration; one view or several.
-        target: what each training image must have: "none", "label", "labels" (several) or "caption". Batches carry
-            any other fields of the data set, too, see `loading.Batch`.
+        target: returns what each training image must have, given the configuration: "none", "label", "labels" (one or
+            more), "label set" (any number of labels) or "caption". Batches carry any other fields of the data set, too,
+            see `loading.Batch`.
         variant: besides MODEL.TYPE, the kind of a run, where one kind cannot be resumed as another; part of the run
             directory's name, by which `-resume auto` finds a run.
         evaluates: the run evaluates on the val split, with labels, and -eval works.
@@ -32,7 +33,7 @@ class Method:
     script: str
     build: Callable[[Run], Task]
     transform: Callable[[object], Transform]
-    target: str = "none"
+    target: Callable[[object], str] = lambda config: "none"
     evaluates: bool = False
     variant: Callable[[object], str] = lambda config: ""
     validation_config: Callable[[object], object | None] = lambda config: None

@@ -74,9 +74,10 @@ def build_sweep(run: Run, task: Task, std: float, weights: paddle.Tensor | None)
         raise UserError(f"TRAIN.LR_SWEEP={printable(str(rates[:8]), 100)}: {what}")
     if config.TRAIN.BASE_LR <= 0:
         raise UserError(f"TRAIN.BASE_LR={config.TRAIN.BASE_LR}: must be above 0; the sweep's rates are multiples of it")
-    if config.TRAIN.BEST != "acc1":
+    if config.TRAIN.BEST not in (None, "acc1") or config.TRAIN.MULTI_LABEL:
+        key = "MULTI_LABEL" if config.TRAIN.MULTI_LABEL else "BEST"
         raise UserError(
-            f"TRAIN.BEST={config.TRAIN.BEST}: TRAIN.LR_SWEEP chooses among its heads by acc1; set it to acc1"
+            f"TRAIN.{key}={config.TRAIN[key]}: TRAIN.LR_SWEEP chooses among its heads by acc1; set one of both to None"
         )
     model = ProbeSweep(task.model, len(rates), std)
     for parameter in task.model.parameters():

@@ -86,4 +86,4 @@ def balanced(config, source: Source) -> Source:
     return repeat_rare(source, config.WSP.BALANCE, config.WSP.MOST_REPEATS, config.SEED, "WSP.BALANCE")
 
 
-METHOD = Method("pretrain", build, transform, target="labels", prepare_source=balanced)
+METHOD = Method("pretrain", build, transform, target=lambda config: "labels", prepare_source=balanced)

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from errors import UserError
 from measures import image_sets
-from measures.classification import class_names, confusion_matrix, per_class, predict, score
+from measures.classification import class_names, confusion_matrix, per_class, per_label, predict, score
+from methods import multi_label
 from pages import html, plots, tables
 from storage import atomic, results
 
@@ -15,14 +17,46 @@ _MOST_ROWS = 20  # rows of a table on the page
 
 
 def evaluate_source(model, config, source, out: Path, columns: np.ndarray | None = None) -> dict[str, float]:
-    """Evaluate a model on a source, and write tables and a page; returns the scores."""
+    """Evaluate a model on a source, and write tables and a page; returns the scores.
+
+    Args:
+        columns: [K] labels among which to choose; None: all classes of the model.
+    """
     notes: list[str] = []
-    probabilities, labels = predict(model, image_sets.open_loader(config, source, notes), columns)
+    loader, is_multi_label = image_sets.open_loader(config, source, notes), config.TRAIN.MULTI_LABEL
+    probabilities, labels = predict(model, loader, columns, is_multi_label)
     names = class_names(source.class_names or config.DATA.CLASS_NAMES, config.MODEL.NUM_CLASSES)
     if columns is not None:
         names, labels = [names[column] for column in columns], np.searchsorted(columns, labels)
     extra = {"skipped": len(notes)} if notes else {}
+    if is_multi_label:
+        return _write_multi_label(out, f"Evaluation on {source.origin}", probabilities, labels, names, extra)
     return write_results(out, f"Evaluation on {source.origin}", probabilities, labels, names, extra=extra)
+
+
+def _write_multi_label(
+    out: Path, title: str, probabilities: np.ndarray, is_class: np.ndarray, names: list[str], extra: dict[str, float]
+) -> dict[str, float]:
+    """Write scores, tables and a page of predictions with several labels per image; returns the scores.
+
+    Args:
+        probabilities: [N, K].
+        is_class: [N, K] bool.
+    """
+    scores = {"images": len(probabilities), **multi_label.score(probabilities, is_class), **extra}
+    classes = per_label(probabilities, is_class, names)
+    if not classes:
+        raise UserError(f"{title}: none of its images has a label")
+    results.claim(out, RESULTS)
+    tables.write_csv(out / "classes.csv", list(classes[0]), [list(row.values()) for row in classes])
+    worst = sorted(classes, key=lambda row: row["ap"])[:_MOST_ROWS]
+    heading = f"Classes with the lowest average precision ({len(worst)} of {len(classes)})"
+    finish(out, title, scores, [("Scores", _score_table(scores)), (heading, html_rows(worst))])
+    return scores
+
+
+def _score_table(scores: dict[str, object]) -> str:
+    return html.html_table(["score", "value"], [[name, value] for name, value in scores.items()])
 
 
 def write_results(
@@ -55,7 +89,7 @@ def write_results(
     tables.write_csv(out / "confusion.csv", ["", *names], rows)
     worst = sorted(classes, key=lambda row: row["acc1"])
     sections = [
-        ("Scores", html.html_table(["score", "value"], [[name, value] for name, value in scores.items()])),
+        ("Scores", _score_table(scores)),
         *(more or []),
         ("Confusion", html.html_figure(plots.draw_matrix(counts, names), "Row: class; column: what it was taken for.")),
         (

@@ -10,8 +10,9 @@ from PIL import Image
 from config import get_config, network_kind
 from errors import UserError, one_line
 from measures import image_sets
-from measures.classification import class_names
-from methods import load_models
+from measures.classification import class_names, class_probabilities
+from methods import classifier, load_models
+from methods.multi_label import THRESHOLD
 from pages import drawing, html, plots
 from pipeline import sources
 from storage.files import NUMBER, is_a
@@ -23,6 +24,7 @@ _NUM_PICTURES = 8
 _CURVES = (  # panel, label of y, event, metric
     ("Loss", "loss", "train", "loss"),
     ("Validation", "top-1 accuracy (%)", "eval", "acc1"),
+    ("Validation", "mean average precision (%)", "eval", "map"),
     ("Validation loss", "loss", "eval", "loss"),
     ("Learning rate", "lr", "train", "lr"),
     ("Gradient norm", "norm", "train", "grad_norm"),
@@ -80,8 +82,10 @@ def summarise(run_dir: Path, records: list[dict]) -> dict[str, object]:
     for name, value in (scores[-1] if scores else {}).items():
         if name not in _NOT_DRAWN and name != "loss" and is_a(value, NUMBER):
             figures[f"last {name}"] = value
-    accuracies = [record["acc1"] for record in scores if is_a(record.get("acc1"), NUMBER)]
-    return figures | ({"best acc1": max(accuracies)} if accuracies else {})
+    for name in ("acc1", "map"):
+        values = [record[name] for record in scores if is_a(record.get(name), NUMBER)]
+        figures |= {f"best {name}": max(values)} if values else {}
+    return figures
 
 
 def draw_samples(run_dir: Path) -> str:
@@ -118,23 +122,30 @@ def track_pictures(run_dir: Path) -> None:
 def _draw_predictions(run_dir: Path, config) -> str:
     evaluated = config.MODEL.RESUME or config.MODEL.PRETRAINED
     model, _ = load_models.load_classifier(evaluated if config.EVAL else run_dir, config)
-    source = image_sets.open_images(config, "val", num_classes=config.MODEL.NUM_CLASSES)
+    source = image_sets.open_images(config, "val", classifier.target(config), num_classes=config.MODEL.NUM_CLASSES)
     chosen = sources.Subset(source, np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES])
     names = class_names(source.class_names or config.DATA.CLASS_NAMES, config.MODEL.NUM_CLASSES)
     figure, axes = plots.new_axes(len(chosen), (1.6, 2.1))
     for batch in image_sets.open_loader(config, chosen):
-        with paddle.no_grad():
-            best = model(batch.images).argmax(axis=-1).numpy()
+        found = _found_classes(model, config, batch.images)
         pictures = drawing.as_uint8(drawing.to_pixels(config, batch.images))
-        for axis, picture, label, guess in zip(axes, pictures, batch.host_labels, best, strict=False):
+        for axis, picture, labels, guess in zip(axes, pictures, batch.host_labels, found, strict=False):
+            own = {label for label in np.atleast_1d(labels).tolist() if label >= 0}
+            above, below = (", ".join(names[label] for label in sorted(some)) or "none" for some in (guess, own))
             axis.imshow(picture.squeeze(), cmap="gray")
-            axis.set_title(
-                plots.plain(names[guess][-16:]), fontsize=8, color="black" if guess == label else "firebrick"
-            )
-            axis.set_xlabel(plots.plain(names[label][-16:]), fontsize=8)
+            axis.set_title(plots.plain(above[-16:]), fontsize=8, color="black" if guess == own else "firebrick")
+            axis.set_xlabel(plots.plain(below[-16:]), fontsize=8)
             axis.set(xticks=[], yticks=[])
         break
     return html.html_figure(plots.to_image(figure), "Above: the prediction, red where it is wrong; below: the label.")
+
+
+def _found_classes(model, config, images: paddle.Tensor) -> list[set[int]]:
+    """Return the classes that a classifier finds in each image of a batch."""
+    rows = class_probabilities(model, images, is_multi_label=config.TRAIN.MULTI_LABEL)
+    if config.TRAIN.MULTI_LABEL:
+        return [set(np.flatnonzero(row >= THRESHOLD).tolist()) for row in rows]
+    return [{int(row.argmax())} for row in rows]
 
 
 def _draw_attention(run_dir: Path, config) -> str:

@@ -4,6 +4,7 @@
     SPLIT.jsonl      {"image": path, "caption": text, "labels": [3, 14]}, one or both of the last two
     SPLIT_list.txt   path label,label,...
 
+Lists of several labels may also have a zero or a one for each class, as PaddleClas's have: a one at place K is label K.
 Paths are relative to the file. Only the offset of each line and the labels are in memory; the rest is read from the
 file, so a list may be larger than the memory.
 """
@@ -46,7 +47,7 @@ class ListedImages(Source):
 
     Args:
         file: the list.
-        needs: "label", "labels" or "caption"; "none": all images are taken.
+        needs: "label", "labels" or "caption"; "label set", "none": all images are taken.
         list_outside: it may name files outside its directory.
         strict: every line must have exactly one label. False: an image without what is needed is left out, and counted
             in `notes`.
@@ -77,15 +78,18 @@ class ListedImages(Source):
         if self.left_out and not self._starts:
             what = "captions" if needs == "caption" else "labels"
             raise UserError(f"{file}: none of its {self.left_out:,} images has {what}")
+        self._columns = 0
         self.labels = self._collect_labels()
         has_captions = self._num_captions > 0
         self.captions = PerImage(len(self._starts), lambda index: self.entry(index).caption) if has_captions else None
         left_out = (
             f"{file}: {self.left_out:,} images without {'a caption' if needs == 'caption' else 'labels'} are left out"
         )
+        zeros_and_ones = f"{file}: each image has {self._columns} zeros and ones, which are read as its labels' places"
+        left_out = [left_out] * bool(self.left_out) + [zeros_and_ones] * bool(self._columns)
         self._keys = np.array(self._keys, np.int64)
         repeats = describe_repeats(self._keys, self.labels, lambda i: str(self.path(i)), file)
-        self.notes = [left_out] * bool(self.left_out) + repeats
+        self.notes = [*left_out, *repeats]
         self._starts = np.array(self._starts, np.int64)
         del self._flat, self._ends
 
@@ -145,10 +149,18 @@ class ListedImages(Source):
         flat, ends = np.array(self._flat, np.int64), np.array(self._ends, np.int64)
         lengths = np.diff(ends, prepend=0)
         if (self._needs != "label" and not self._strict) or (len(lengths) and lengths.max() > 1):
-            return RaggedLists(flat, ends)
+            self._columns = _count_columns(flat, lengths)
+            if not self._columns:
+                return RaggedLists(flat, ends)
+            rows, columns = np.nonzero(flat.reshape(-1, self._columns))
+            return RaggedLists(columns, np.cumsum(np.bincount(rows, minlength=len(ends))))
         labels = np.full(len(ends), -1, np.int64)
         labels[lengths == 1] = flat
         return labels
+
+    def count_classes(self) -> int:
+        """Return the number of classes: that of the zeros and ones, or one more than the largest label."""
+        return self._columns or super().count_classes()
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -189,6 +201,17 @@ class ListedImages(Source):
             return one_name(self.path(index))
         except OSError:  # the list was changed; the message is about that
             return super().describe(index)
+
+
+def _count_columns(flat: np.ndarray, lengths: np.ndarray) -> int:
+    """Return how many zeros and ones every image has; 0 if these are labels.
+
+    They are not labels where an image has one of them twice, which three of two numbers always are.
+    """
+    width = int(lengths[0]) if len(lengths) else 0
+    if width < 2 or (lengths != width).any() or flat.max() > 1:
+        return 0
+    return width if width > 2 or (flat[::2] == flat[1::2]).any() else 0
 
 
 def list_names(split: str) -> list[str]:

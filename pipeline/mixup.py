@@ -54,11 +54,11 @@ class Mixup:
     def __call__(
         self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Mix images [B, C, H, W] with labels [B] int64.
+        """Mix images [B, C, H, W] with labels [B] int64, or [B, L] padded with -1.
 
         Returns:
             images: [B, C, H, W].
-            targets: [B, K] float32, each row summing to 1.
+            targets: [B, K] float32; each row sums to 1 where images have one label.
         """
         batch, _, height, width = images.shape
         num_draws = {"batch": 1, "pair": (batch + 1) // 2, "elem": batch}[self.mode]
@@ -149,5 +149,15 @@ def _draw_boxes(counts: np.ndarray, number: int, size_hw: tuple[int, int], rng: 
 
 
 def smooth_one_hot(labels: paddle.Tensor, num_classes: int, smoothing: float) -> paddle.Tensor:
-    """Return [B, K] targets: smoothing / K everywhere, and the rest of the weight on the label."""
-    return F.one_hot(labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
+    """Return targets [B, K]: smoothing / K everywhere, and 1 - smoothing on top at each label.
+
+    Args:
+        labels: [B], or [B, L] padded with -1: rows of targets sum to 1 only where an image has one label.
+    """
+    if labels.ndim == 1:
+        targets = F.one_hot(labels, num_classes)
+    else:
+        column = paddle.where(labels < 0, paddle.full_like(labels, num_classes), labels)  # cut off below
+        targets = paddle.zeros([labels.shape[0], num_classes + 1], "float32")
+        targets = paddle.put_along_axis(targets, column, 1.0, axis=1)[:, :num_classes]
+    return targets * (1.0 - smoothing) + smoothing / num_classes

@@ -67,8 +67,8 @@ class ShardIndex:
         return int(self.label_ends[row]) - (int(self.label_ends[row - 1]) if row else 0)
 
     def chosen(self, needs: str) -> np.ndarray:
-        """Return the samples that have what is needed: "none", "label", "labels" or "caption"."""
-        if needs == "none":
+        """Return the samples that have what is needed: see `datasets.open_source`."""
+        if needs in ("none", "label set"):
             return np.arange(len(self))
         return np.flatnonzero(self.has_caption if needs == "caption" else self.num_labels > 0)
 

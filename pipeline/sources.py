@@ -16,6 +16,7 @@ from pipeline.labels import PerImage, RaggedLists
 from storage.files import read_lines
 
 SKIP_ADVICE = "; -opts DATA.BAD_IMAGES skip continues without it"
+LABELLED = ("label", "labels", "label set")  # kinds of needs of `datasets.open_source` that are labels
 _MOST_CLASSES = 1_000_000  # a larger label is a mistake, and would take the memory of so large a classifier
 
 
@@ -98,7 +99,8 @@ class Source:
         odd = np.flatnonzero(lists.lengths != 1)
         if len(odd) and strict:
             count = lists.lengths[odd[0]]
-            raise UserError(f"{self.describe(odd[0])}: has {count} labels, and here each image must have one")
+            several = "; for several labels per image: -opts TRAIN.MULTI_LABEL True" if count > 1 else ""
+            raise UserError(f"{self.describe(odd[0])}: has {count} labels, and here each image must have one{several}")
         return np.full(len(self), -1, np.int64) if len(odd) else lists.flat
 
     def use_class_names(self, class_names: list[str]) -> None:
@@ -182,12 +184,14 @@ class Source:
         labels, owners = lists.flat, lists.owners
         bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
         named = [f"{self.describe(owners[i])} has {labels[i]}" for i in bad[:5]]
-        without = np.flatnonzero(lists.lengths == 0)
-        named += [f"{self.describe(index)} has none" for index in without[: 5 - len(named)]]
         if named:
-            count = len(bad) + len(without)
+            count = len(bad)
             where = f"from 0 to {num_classes - 1} (MODEL.NUM_CLASSES={num_classes})"
             problems.append(f"{count} labels are not {where}: {abridge(named, 5, total=count)}")
+        if not len(labels):
+            problems.append("none of its images has a label")
+        without = int((lists.lengths == 0).sum())
+        notes += [f"{self.origin}: {without:,} images have no label: they are of none of the classes"] * bool(without)
         empty = np.setdiff1d(np.arange(num_classes), labels)
         if self.class_names is not None:
             folders = [self.class_names[i] for i in empty if i < len(self.class_names)]

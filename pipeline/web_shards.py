@@ -57,7 +57,7 @@ class WebShards(Source):
         root: directory with `SPLIT/*.tar`; or with `*.tar` itself, where names with val, test or the like are of these
             splits.
         split: "train" or "val".
-        needs: what a sample must have to be taken: "none", "label" (exactly one), "labels" or "caption".
+        needs: what a sample must have to be taken, see `datasets.open_source`.
         bad: "error", or "skip": samples before the damage of a shard are used.
 
     Attributes:
@@ -78,7 +78,7 @@ class WebShards(Source):
         damage = shard_index.describe_damage(self.index)
         if damage and bad == "error":
             raise UserError(f"{damage}{SKIP_ADVICE}")
-        self.counts = self.index.counts["labels" if needs == "label" else needs]
+        self.counts = self.index.counts[{"label": "labels", "label set": "none"}.get(needs, needs)]
         self._ends = np.cumsum(self.counts)
         self.num_images = int(self._ends[-1])
         self.left_out = int(self.index.counts["none"].sum()) - self.num_images

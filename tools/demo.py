@@ -25,13 +25,13 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from PIL import Image
 
 from arguments import Parser
 from errors import UserError
 from launch import command_line
 from measures import image_sets
+from measures.classification import class_probabilities
 from methods import load_models
 from pages import drawing
 from pages.uploads import LARGEST_BYTES, photo_reader, read_upload, with_message
@@ -82,13 +82,12 @@ class Demo:
         panels = drawing.draw_panels(self.model, self.config, images, mask_ratio=mask_ratio, noise=noise)
         return [_enlarge(panel[0]) for panel in panels]
 
-    @paddle.no_grad()
     def classify(self, photo: str) -> dict[str, float]:
         """Return the probabilities of the five most likely classes."""
-        logits = self.classifier(paddle.to_tensor(_read(self.classifier_config, photo))).astype("float32")
-        values, indices = F.softmax(logits, axis=-1)[0].topk(min(5, logits.shape[-1]))
-        pairs = zip(indices.numpy(), values.numpy(), strict=True)
-        return {self.names[index]: float(value) for index, value in pairs}
+        config = self.classifier_config
+        images = paddle.to_tensor(_read(config, photo))
+        (row,) = class_probabilities(self.classifier, images, is_multi_label=config.TRAIN.MULTI_LABEL)
+        return {self.names[index]: float(row[index]) for index in np.argsort(-row, kind="stable")[:5]}
 
     def attend(self, photo: str) -> list[Image.Image]:
         """Return pictures of attention rollout, and of each head of the encoder's last layer."""

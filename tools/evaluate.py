@@ -21,7 +21,7 @@ from errors import UserError
 from launch import command_line, tool_flags
 from measures import image_sets, robustness
 from measures.classification import predict
-from methods import load_models
+from methods import classifier, load_models
 from pages import html, tables
 from pages.evaluation import RESULTS, evaluate_source, finish, html_rows
 from storage import results
@@ -66,7 +66,8 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     more = ["DATA.CROP_PCT", 1.0] if args.benchmark == "c" else []
     model, config = load_models.load_classifier(args.run, tool_flags.read_config(args, *more))
     if args.benchmark is None:
-        source = image_sets.open_images(config, args.split, num_classes=config.MODEL.NUM_CLASSES)
+        needs = classifier.target(config)
+        source = image_sets.open_images(config, args.split, needs, num_classes=config.MODEL.NUM_CLASSES)
         return evaluate_source(model, config, source, out)
     if config.MODEL.NUM_CLASSES != 1000:
         raise UserError(

@@ -172,6 +172,9 @@ def write_labels(config, folder: Path) -> None:
     names, data = image_sets.class_names(config), config.DATA
     lines = (printable(name) for name in names)
     (folder / LABELS_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    if config.TRAIN.MULTI_LABEL:
+        print(f"{PADDLECLAS_FILE} is not written: PaddleClas's Topk is for one label per image")
+        return
     height, width = image_size_hw(config)
     if height != width or data.IMAGE_CHANNELS != 3:
         print(f"{PADDLECLAS_FILE} is not written: PaddleClas's steps are for square images of 3 channels")

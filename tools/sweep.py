@@ -183,25 +183,25 @@ def _write_done(out: Path, about: dict, done: dict) -> None:
 
 
 def _sorted(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Put the best run first: by top-1 accuracy, or by the lowest loss where there is none."""
+    """Put the best run first: by top-1 accuracy or mean average precision, or by the lowest loss."""
 
     def number(row: dict[str, object], name: str) -> float:
         return row[name] if is_a(row.get(name), NUMBER) else 0.0
 
-    return sorted(rows, key=lambda row: (-number(row, "acc1"), number(row, "loss")))
+    return sorted(rows, key=lambda row: (-number(row, "acc1"), -number(row, "map"), number(row, "loss")))
 
 
 def _report(rows: list[dict[str, object]], keys: list[str], out: Path) -> None:
     if not rows:
         return
-    metrics = [name for name in ("acc1", "acc5", "loss", "epoch") if name in rows[0]]
+    metrics = [name for name in ("acc1", "acc5", "map", "loss", "epoch") if name in rows[0]]
     header = [*keys, *metrics]
     table = [[row.get(name, "-") for name in header] for row in rows]
     widths = [max(len(_text(cell)) for cell in column) for column in zip(header, *table, strict=True)]
     for line in (header, *table):
         print("  ".join(_text(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     note = f"The runs are in {out.resolve()}, named after their settings. "
-    note += "The first one is the best on val, on which it was also chosen." if "acc1" in metrics else ""
+    note += "The first one is the best on val, on which it was also chosen." if {"acc1", "map"} & {*metrics} else ""
     sections = [("Results", html.html_table(header, table) + html.html_paragraph(note))]
     html.write_page(out / _PAGE, f"Sweep of {len(rows)} runs", sections)
     print(f"wrote {out / _RESULTS} and {out / _PAGE}")

@@ -35,7 +35,7 @@ def build_train_loader(
     """Open and check the train split, and fit the batch of the run's configuration to it.
 
     Args:
-        target: what each image must have: "none", "label", "labels" or "caption".
+        target: what each image must have, see `datasets.open_source`.
         prepare_source: returns what of the data set is trained on, see `methods.method.Method`.
         whole_batch: the loss is over all images of an update, so the batch is left as it is.
 
@@ -127,14 +127,15 @@ def fit_memory(config, say: Callable[[str], None], cost: Cost = ONE_PASS):
     return config if batch * _accum_iter(config) == images else replaced(config, "TRAIN.ACCUM_ITER", images // batch)
 
 
-def build_eval_loader(run: Run, config=None) -> loading.Loader:
+def build_eval_loader(run: Run, config=None, needs: str = "label") -> loading.Loader:
     """Open and check the val split, whose images must have labels below MODEL.NUM_CLASSES.
 
     Args:
         config: names the data set; None: the run's own.
+        needs: what each image must have, see `datasets.open_source`.
     """
     config = config or run.config
-    source = open_split(run, "val", "label", config)
+    source = open_split(run, "val", needs, config)
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
     sampler = EvalSampler(len(source), batch_size, runtime.rank(), runtime.world_size())
     return build_loader(config, source, eval_transform(config), sampler, note_bad=run.bad_images.append)
@@ -205,7 +206,7 @@ def open_split(run: Run, split: str, needs: str, config=None) -> sources.Source:
     """Open and check one split, and decode a few of its images; see `open_once`."""
     source, config = open_once(run, split, needs, config), config or run.config
     channels, say = config.DATA.IMAGE_CHANNELS, run.log.say
-    num_classes = config.MODEL.NUM_CLASSES if needs in ("label", "labels") else None
+    num_classes = config.MODEL.NUM_CLASSES if needs in sources.LABELLED else None
     for warning in source.check(num_classes=num_classes, channels=channels, is_val=split == "val"):
         say(f"warning: {one_name(warning)}")
     problems = [sources.why_unreadable(source, index, channels) for index in _spread(len(source))]

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.quick
 def test_visible_pixels_are_those_of_the_photo(trained, image_folder, tmp_path):
     run = trained()
     model, config = load_models.load_autoencoder(run)
-    source = image_sets.open_images(config.clone(), "val", needs_labels=False)
+    source = image_sets.open_images(config.clone(), "val", needs="none")
     images = drawing.draw_images(config, 3)
     original, masked, _, pasted = drawing.draw_panels(model, config, images)
     chosen = np.random.default_rng(0).permutation(len(source))[:3]
