@@ -42,6 +42,11 @@ class PatchEmbedding(nn.Layer):
         # The convolution only holds the weight [D, C, P, P] under the name that weight files use.
         self.patch_embedding = nn.Conv2D(self.in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
         init_like_torch_conv(self.patch_embedding)
+        if architecture.patch_norm:
+            self.norm_pixels = LayerNorm(self.in_channels * patch_size**2, architecture.norm_eps)
+            self.norm_tokens = LayerNorm(embed_dim, architecture.norm_eps)
+        else:
+            self.norm_pixels = self.norm_tokens = None
 
     def split(self, images: paddle.Tensor) -> paddle.Tensor:
         """Cut images [B, C, H, W] into patches [B, N, C*P*P], pixels in the weight's (channel, row, column) order."""
@@ -58,7 +63,10 @@ class PatchEmbedding(nn.Layer):
     def project(self, patches: paddle.Tensor) -> paddle.Tensor:
         """Project patches [..., C*P*P] to tokens [..., D]."""
         weight = self.patch_embedding.weight
-        return kernels.linear(patches, weight.reshape([weight.shape[0], -1]).t(), self.patch_embedding.bias)
+        weight, bias = weight.reshape([weight.shape[0], -1]).t(), self.patch_embedding.bias
+        if self.norm_pixels is None:
+            return kernels.linear(patches, weight, bias)
+        return self.norm_tokens(kernels.linear(self.norm_pixels(patches), weight, bias))
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Embed images [B, C, H, W] as tokens [B, N, D]."""
@@ -85,9 +93,9 @@ class TransformerLayer(nn.Layer):
     ):
         super().__init__()
         width, bias_grid_hw = tower.width, architecture.grid_hw if architecture.position_bias is True else None
-        self.attn_norm = LayerNorm(width)
+        self.attn_norm = LayerNorm(width, architecture.norm_eps)
         self.attn = Attention(width, tower.heads, architecture.qkv_bias, dropout, attention_dropout, bias_grid_hw)
-        self.mlp_norm = LayerNorm(width)
+        self.mlp_norm = LayerNorm(width, architecture.norm_eps)
         self.mlp = Mlp(width, architecture.mlp_ratio, dropout)
         self.drop_path = DropPath(drop_path)
         self.has_scale = architecture.layer_scale is not None
@@ -132,7 +140,7 @@ class Transformer(nn.Layer):
         self.layers = nn.LayerList(
             [TransformerLayer(tower, architecture, drop_path=rate, **rates) for rate in drop_paths]
         )
-        self.norm = LayerNorm(tower.width) if final_norm else None
+        self.norm = LayerNorm(tower.width, architecture.norm_eps) if final_norm else None
 
     def forward(
         self,
@@ -222,7 +230,7 @@ class VisionTransformer(nn.Layer):
         self.token_dropout = nn.Dropout(options.get("dropout", 0.0))
         final_norm = not architecture.global_pool
         self.encoder = Transformer(architecture.encoder, architecture, drop_path, final_norm, **options)
-        self.encoder_norm = None if final_norm else LayerNorm(width)
+        self.encoder_norm = None if final_norm else LayerNorm(width, architecture.norm_eps)
         if num_classes == 0:
             self.classifier = nn.Identity()
         elif architecture.probe:
@@ -230,7 +238,7 @@ class VisionTransformer(nn.Layer):
         else:
             self.classifier = Linear(width, num_classes)
         has_second = architecture.distill_head and num_classes > 0
-        self.distill_norm = LayerNorm(width) if has_second else None
+        self.distill_norm = LayerNorm(width, architecture.norm_eps) if has_second else None
         self.distill_classifier = Linear(width, num_classes) if has_second else None
         for layer in self.sublayers():
             if isinstance(layer, nn.Linear):

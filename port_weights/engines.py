@@ -86,7 +86,7 @@ def _export(
 def _check(architecture: Architecture, library: str) -> None:
     """Raise UserError for what a library's ViT cannot represent."""
     for field, added in extras():  # layer scales become parts of the matrices, and heads are left out
-        if getattr(architecture, field.name) and added.name.startswith("encoder.") and field.name != "layer_scale":
+        if getattr(architecture, field.name) and not added.name.startswith("distill") and field.name != "layer_scale":
             raise UserError(f"{library}: its ViT has no {field.metadata['words']} of this kind; finetune without")
     if architecture.encoder.depth < 4:
         raise UserError(f"{library}: its pyramid reads four blocks, and this encoder has {architecture.encoder.depth}")

@@ -96,7 +96,7 @@ def _transformers_config(architecture: Architecture) -> dict[str, object]:
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": 1e-6,
+        "layer_norm_eps": architecture.norm_eps,
         "image_size": height if height == width else [height, width],
         "patch_size": architecture.patch_px,
         "num_channels": architecture.channels,

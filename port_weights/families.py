@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from errors import UserError
-from port_weights import from_official, from_transformers, names
+from port_weights import from_libraries, from_official, from_transformers, names
 from port_weights.recognised import (
     OTHER_NETWORKS,
     Grid,
@@ -32,6 +32,13 @@ def recognise(file: WeightFile, config: Mapping | None = None, grid_hw: Grid = N
     Raises:
         UserError: if the names are of no family that is known here, or some tensor has no place.
     """
+    found = from_libraries.convert(file, config or {}, grid_hw) or _by_projection(file, config or {}, grid_hw)
+    found.dropped |= dict.fromkeys(file.others, "beside the weights; -entry NAME takes them from there instead")
+    return _with_description(found, file)
+
+
+def _by_projection(file: WeightFile, config: Mapping, grid_hw: Grid) -> Recognised:
+    """Map a file by the name of its patch projection."""
     _check_landmarks(file)
     for patch_projection, convert in _CONVERTERS.items():
         prefixes = [
@@ -45,9 +52,7 @@ def recognise(file: WeightFile, config: Mapping | None = None, grid_hw: Grid = N
                 f"{file.path}: holds {len(own)} encoders, under {', '.join(map(repr, own))}; save one alone"
             )
         if own:
-            found = convert(file, own[0], config or {}, grid_hw)
-            found.dropped |= dict.fromkeys(file.others, "beside the weights; -entry NAME takes them from there instead")
-            return _with_description(found, file)
+            return convert(file, own[0], config, grid_hw)
     shown = ", ".join(list(file.tensors)[:6])
     advice = advise_entry(file.path, file.nested) if file.nested else ""
     raise UserError(f"{file.path}: not the weights of a ViT that is known here; its tensors: {shown}, ...{advice}")
@@ -107,5 +112,6 @@ def _with_description(found: Recognised, file: WeightFile) -> Recognised:
         heads_from="as the file says",
         norm_pix_loss=stored.norm_pix_loss,
         pool_after_norm=stored.pool_after_norm,
+        norm_eps=stored.norm_eps,
         grid_hw=found.grid_hw or stored.grid_hw,
     )

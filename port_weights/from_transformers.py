@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from errors import UserError, printable
 from port_weights import names
 from port_weights.recognised import Grid, Recognised, drop_known, rename, split
+from storage.architecture import NORM_EPS
 from storage.files import NUMBER, is_a
 from storage.stored_tensor import concatenated
 from storage.weight_files import WeightFile
@@ -39,7 +40,7 @@ _IN_LAYER = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-_LAYER_NORM_EPS, _LARGEST_LAYER_NORM_EPS = 1e-6, 1e-5
+_LARGEST_LAYER_NORM_EPS = 1e-3  # MODEL.NORM_EPS is at most this
 _QUERY_KEY_VALUE = re.compile(r"attention\.(?:attention\.(query|key|value)|([qkv])_proj)")
 
 
@@ -69,12 +70,10 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
             f"{file.path}: config.json says hidden_act={config['hidden_act']!r}; only exact gelu is known here"
         )
     grid_hw = _grid(file, config, grid_hw)
-    eps = config.get("layer_norm_eps", _LAYER_NORM_EPS)
-    if not isinstance(eps, (int, float)) or eps > _LARGEST_LAYER_NORM_EPS:
-        raise UserError(f"{file.path}: config.json says layer_norm_eps={eps!r}, and models here have {_LAYER_NORM_EPS}")
-    notes = (
-        [f"config.json says layer_norm_eps={eps}; models here have {_LAYER_NORM_EPS}"] if eps != _LAYER_NORM_EPS else []
-    )
+    eps = config.get("layer_norm_eps", NORM_EPS)
+    if not is_a(eps, NUMBER) or not 0 < eps <= _LARGEST_LAYER_NORM_EPS:
+        limit = f"which is not above 0 and at most {_LARGEST_LAYER_NORM_EPS}"
+        raise UserError(f"{file.path}: config.json says layer_norm_eps={printable(eps, 40)}, {limit}")
     is_mae = "mask_token" in official or config.get("model_type") == "vit_mae"
     return Recognised(
         family="transformers ViTMAE" if is_mae else "transformers ViT",
@@ -83,9 +82,9 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
         heads=(_heads(file, config, "num_attention_heads"), _heads(file, config, "decoder_num_attention_heads")),
         heads_from="as config.json says",
         norm_pix_loss=config.get("norm_pix_loss") if "mask_token" in official else None,
+        norm_eps=float(eps),
         grid_hw=grid_hw,
         preprocessing=_preprocessing(config),
-        notes=notes,
     )
 
 

@@ -168,7 +168,7 @@ def _ask_config_beside(path: Path, found: Recognised) -> None:
         found.heads = (beside.encoder.heads, beside.decoder.heads if beside.decoder else None)
         found.heads_from = f"as {config_file.name} beside it says"
         found.norm_pix_loss, found.grid_hw = beside.norm_pix_loss, beside.grid_hw
-        found.pool_after_norm = beside.pool_after_norm
+        found.pool_after_norm, found.norm_eps = beside.pool_after_norm, beside.norm_eps
 
 
 def check(
@@ -181,7 +181,7 @@ def check(
         decoder_heads, decoder_from = _decoder_heads(found, shapes, heads[1])
         pixels = norm_pix_loss if norm_pix_loss is not None else found.norm_pix_loss
         architecture = infer(shapes, encoder_heads, decoder_heads, found.grid_hw, pixels)
-        architecture = dataclasses.replace(architecture, pool_after_norm=found.pool_after_norm)
+        architecture = dataclasses.replace(architecture, pool_after_norm=found.pool_after_norm, norm_eps=found.norm_eps)
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from error
     expected = architecture.shapes()

@@ -11,7 +11,7 @@ from config import get_config
 from errors import UserError, abridge
 from layers.pos_embed import sincos_table
 from port_weights import names
-from storage.architecture import Architecture, count_layers
+from storage.architecture import NORM_EPS, Architecture, count_layers
 from storage.files import is_a
 from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
 from storage.weight_files import WeightFile, config_beside
@@ -66,6 +66,7 @@ class Recognised:
         dropped: the rest, with the reason.
         heads: attention heads of the encoder and the decoder, where the file or its family tells.
         heads_from: where the number of heads comes from, for the report ("as config.json says").
+        norm_eps: what layer norms add to the variance, where the file or its family tells.
         pool_after_norm: whether the classifier reads the mean of the normalised patches, where the file tells.
         norm_pix_loss: whether the decoder predicts normalised pixels, where the file tells.
         grid_hw: patches per column and per row, where the file tells.
@@ -79,6 +80,7 @@ class Recognised:
     heads: tuple[int | None, int | None] = (None, None)
     heads_from: str = "as the file says"
     norm_pix_loss: bool | None = None
+    norm_eps: float = NORM_EPS
     pool_after_norm: bool = False
     grid_hw: Grid = None
     preprocessing: dict[str, object] = dataclasses.field(default_factory=dict)

@@ -15,6 +15,7 @@ from layers.relative_position import num_rows
 
 Shapes = dict[str, tuple[int, ...]]
 LAYER_MODULES = ("attn_norm", "attn.qkv", "attn.out", "mlp_norm", "mlp.fc1", "mlp.fc2")
+NORM_EPS = 1e-6  # as in the official code, timm and torchvision
 _AUTOENCODER, _CLASSIFIER = "autoencoder", "classifier"
 
 
@@ -83,6 +84,7 @@ class Architecture:
         channels: image channels.
         mlp_ratio: hidden width of the MLPs over their width.
         qkv_bias: whether queries, keys and values have a bias.
+        norm_eps: what layer norms add to the variance.
         decoder: sizes of the decoder; None for an encoder or a classifier.
         num_classes: outputs of the classifier; 0 without one.
         global_pool: the classifier reads the normalised mean of the patches, not the class token.
@@ -92,6 +94,7 @@ class Architecture:
         position_bias: the encoder's blocks have relative position biases: True; "shared" ones; or False.
         layer_scale: first value of a learned factor of each branch of the encoder; None: there are none.
         distill_head: there is a second classifier, on the class token, that a teacher trained.
+        patch_norm: layer norms of the pixels of each patch, and of its projection, as vit-pytorch has them.
         decode_layer: the decoder reads the output of this lower block, from 1; None: of the last one.
     """
 
@@ -101,6 +104,7 @@ class Architecture:
     channels: int = _option(3, "DATA.IMAGE_CHANNELS")
     mlp_ratio: float = _option(4.0, "MODEL.MLP_RATIO")
     qkv_bias: bool = _option(True, "MODEL.QKV_BIAS", adds=("*.attn.qkv.bias",))
+    norm_eps: float = _option(NORM_EPS, "MODEL.NORM_EPS")
     decoder: Tower | None = None
     num_classes: int = _option(0, "MODEL.NUM_CLASSES", _CLASSIFIER)
     global_pool: bool = _option(False, "MODEL.GLOBAL_POOL", _CLASSIFIER, ("encoder.norm.*", "encoder_norm.*"))
@@ -130,6 +134,14 @@ class Architecture:
         _CLASSIFIER,
         extras=(Added("distill_norm.", "dist_norm."), Added("distill_classifier.", "head_dist.")),
         words="a second classifier",
+    )
+    patch_norm: bool = _option(
+        False,
+        "MODEL.PATCH_NORM",
+        extras=tuple(
+            Added(f"patch_embedding.{name}.", f"patch_embed.{name}.") for name in ("norm_pixels", "norm_tokens")
+        ),
+        words="norms of the patches",
     )
     decode_layer: int | None = _option(None, "DISTILL.DECODE_LAYER", _AUTOENCODER)
 
@@ -174,6 +186,8 @@ class Architecture:
             text += f"; {'shared ' if self.position_bias == 'shared' else ''}relative position biases"
         if self.layer_scale is not None:
             text += "; layer scale"
+        if self.patch_norm:
+            text += "; norms of the patches"
         if self.decoder is not None:
             text += f"; decoder {self.decoder.width} wide, {self.decoder.depth} deep, {self.decoder.heads} heads"
         return text
@@ -185,6 +199,9 @@ class Architecture:
         shapes: Shapes = {"cls_token": (1, 1, dim), "encoder_position_embedding": (1, num_patches + 1, dim)}
         shapes["patch_embedding.patch_embedding.weight"] = (dim, *patch_size)
         shapes["patch_embedding.patch_embedding.bias"] = (dim,)
+        if self.patch_norm:
+            shapes |= norm_shapes("patch_embedding.norm_pixels", math.prod(patch_size))
+            shapes |= norm_shapes("patch_embedding.norm_tokens", dim)
         shapes |= self._layers("encoder", self.encoder) | self._extras()
         shapes |= norm_shapes("encoder_norm" if self.global_pool else "encoder.norm", dim)
         if self.num_classes and self.probe:
@@ -262,11 +279,11 @@ class Architecture:
         sizes = [*found.encoder, *(found.decoder or ()), *found.grid_hw, found.patch_px, found.channels]
         if len(found.grid_hw) != 2 or not all(type(size) is int and 0 < size < 2**20 for size in sizes):
             raise ValueError("a size is not an integer above 0")
-        numbers = [found.mlp_ratio, found.layer_scale, found.decode_layer, found.num_classes]
+        numbers = [found.mlp_ratio, found.norm_eps, found.layer_scale, found.decode_layer, found.num_classes]
         if not all(number is None or type(number) in (int, float) for number in numbers):
             raise ValueError("a value is not a number")
         flags = [found.qkv_bias, found.global_pool, found.probe, found.norm_pix_loss, found.pool_after_norm]
-        flags += [found.distill_head, found.position_bias == "shared" or found.position_bias]
+        flags += [found.distill_head, found.patch_norm, found.position_bias == "shared" or found.position_bias]
         if not all(flag is None or isinstance(flag, bool) for flag in flags):
             raise ValueError("a switch is neither true nor false")
         return found

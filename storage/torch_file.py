@@ -52,7 +52,6 @@ _OTHER_DTYPES += tuple(f"float8_{kind}" for kind in ("e4m3fn", "e5m2", "e4m3fnuz
 _UNTYPED = "untyped"
 _LARGEST_PICKLE_BYTES = 256 << 20
 _RESAVE = "python -c \"import torch; torch.save(torch.load('OLD', map_location='cpu', weights_only=True), 'NEW')\""
-_RESAVE_MODEL = _RESAVE.replace("True)", "False)['model']")
 
 
 def is_torch_file(head: bytes) -> bool:
@@ -87,7 +86,9 @@ def read(path: str | Path) -> object:
         )
     except UserError as error:
         if "refused" in str(error):
-            raise UserError(f"{error} If you do, save its weights alone with torch: {_RESAVE_MODEL}") from error
+            entry = "state_dict" if b"state_dict" in archive.pickle else "model"  # as most training code calls it
+            resave = _RESAVE.replace("True)", f"False)['{entry}']")
+            raise UserError(f"{error} If you do, save its weights alone with torch: {resave}") from error
         raise
 
 

@@ -193,3 +193,31 @@ def test_the_stack_hands_out_scores_of_chosen_layers():
     walked = list(model.encoder.walk(tokens, return_logits=True))
     assert_close(walked[2][2].numpy(), logits[2].numpy(), 1e-5)  # other kernels in between
     assert np.array_equal(walked[1][0].numpy(), walked[0][1].numpy())
+
+
+def test_patches_are_normalised_before_and_behind_their_projection():
+    """Against NumPy, in (channel, row, column) order of the pixels."""
+    eps, rng = 1e-4, np.random.default_rng(0)
+    model = make_vit(patch_norm=True, norm_eps=eps).patch_embedding
+    for parameter in model.parameters():
+        parameter.set_value(rng.standard_normal(parameter.shape).astype(np.float32))
+    images = rng.standard_normal((2, 3, *model.image_hw)).astype(np.float32)
+
+    def normalise(values, norm):
+        values = values - values.mean(axis=-1, keepdims=True)
+        values = values / np.sqrt((values**2).mean(axis=-1, keepdims=True) + eps)
+        return values * norm.weight.numpy().astype(np.float64) + norm.bias.numpy()
+
+    pixels = normalise(model.split(paddle.to_tensor(images)).numpy().astype(np.float64), model.norm_pixels)
+    weight = model.patch_embedding.weight.numpy().reshape(model.patch_embedding.weight.shape[0], -1)
+    expected = normalise(pixels @ weight.T + model.patch_embedding.bias.numpy(), model.norm_tokens)
+    assert_close(model(paddle.to_tensor(images)).numpy(), expected, 1e-5)
+
+
+def test_every_norm_has_the_configured_epsilon():
+    model = build_mae_pretrain(get_config(None, ["MODEL.NORM_EPS", 1e-4, "MODEL.ENCODER.DEPTH", 1]))
+    classifier = make_vit(norm_eps=1e-4, global_pool=True, patch_norm=True, distill_head=True)
+    layers = [*model.sublayers(), *classifier.sublayers()]
+    norms = [layer for layer in layers if isinstance(layer, paddle.nn.LayerNorm)]
+    assert len(norms) > 20
+    assert {norm._epsilon for norm in norms} == {1e-4}

@@ -245,6 +245,108 @@ def moco_v3() -> Case:
     return case
 
 
+def in_library(case: Case, family: str, spell, drops: dict[str, torch.Tensor] | None = None) -> Case:
+    """Give the official tensors of a case the names of a library, by a function of an official name."""
+    state = case.content.get("model", case.content)
+    content = {spell(name): tensor for name, tensor in state.items()} | (drops or {})
+    return dataclasses.replace(case, content={"state_dict": content}, family=family)
+
+
+def lightly() -> Case:
+    def spell(name: str) -> str:
+        return f"decoder.{name}" if name.startswith(("decoder_", "mask_token")) else f"backbone.vit.{name}"
+
+    drops = {"backbone.mask_token": torch.zeros(1, 1, DIM), "backbone.vit.head.weight": torch.zeros(9, DIM)}
+    drops |= {"backbone.vit.head.bias": torch.zeros(9), "online_classifier.linear.weight": torch.zeros(9, DIM)}
+    return in_library(official_pretrain_full(), "lightly", spell, drops)
+
+
+def solo_learn() -> Case:
+    def spell(name: str) -> str:
+        return f"decoder.{name}" if name.startswith(("decoder_", "mask_token")) else f"backbone.{name}"
+
+    drops = {"classifier.weight": torch.zeros(9, DIM), "classifier.bias": torch.zeros(9)}
+    return in_library(official_pretrain_full(), "solo-learn", spell, drops)
+
+
+def spell_mmpretrain(name: str) -> str:
+    parts = name.split(".")
+    if parts[0] == "head":
+        return f"head.fc.{parts[1]}"
+    if parts[0] in ("blocks", "decoder_blocks"):
+        layer = ".".join(parts[2:-1])
+        layer = {"norm1": "ln1", "norm2": "ln2", "mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1"}.get(
+            layer, layer
+        )
+        stack = "backbone.layers" if parts[0] == "blocks" else "neck.decoder_blocks"
+        return f"{stack}.{parts[1]}.{layer}.{parts[-1]}"
+    if parts[0] in ("norm", "fc_norm", "decoder_norm"):
+        module = {"norm": "backbone.ln1", "fc_norm": "backbone.ln2", "decoder_norm": "neck.ln1"}[parts[0]]
+        return f"{module}.{parts[1]}"
+    if name.startswith(("decoder_", "mask_token")):
+        return f"neck.{name}"
+    return f"backbone.{name.replace('patch_embed.proj', 'patch_embed.projection')}"
+
+
+def mmpretrain_autoencoder() -> Case:
+    return in_library(official_pretrain_full(), "mmpretrain", spell_mmpretrain)
+
+
+def mmpretrain_classifier() -> Case:
+    return in_library(official_finetuned(), "mmpretrain", spell_mmpretrain)
+
+
+def torchvision_classifier() -> Case:
+    layer = {
+        "norm1": "ln_1",
+        "norm2": "ln_2",
+        "attn.proj": "self_attention.out_proj",
+        "mlp.fc1": "mlp.0",
+        "mlp.fc2": "mlp.3",
+    }
+    top = {"cls_token": "class_token", "pos_embed": "encoder.pos_embedding"}
+    modules = {"patch_embed.proj": "conv_proj", "norm": "encoder.ln", "head": "heads.head"}
+
+    def spell(name: str) -> str:
+        module, _, kind = name.rpartition(".")
+        if not name.startswith("blocks."):
+            return top.get(name) or f"{modules[module]}.{kind}"
+        _, number, inside = module.split(".", 2)
+        block = f"encoder.layers.encoder_layer_{number}"
+        return f"{block}.self_attention.in_proj_{kind}" if inside == "attn.qkv" else f"{block}.{layer[inside]}.{kind}"
+
+    return in_library(timm_classifier(), "torchvision, or lightly on it", spell)
+
+
+def vit_pytorch() -> Case:
+    """A ViT as vit-pytorch had it before version 1.0: no biases of queries, keys and values, norms with 1e-5."""
+    width = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 160, "layer_norm_eps": 1e-5}
+    vit, linear = vit_model(**width), head(dim=128)
+    for name, parameter in vit.named_parameters():
+        if name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")):
+            torch.nn.init.zeros_(parameter)
+    layer = {"norm1": "0.norm", "attn.qkv": "0.fn.to_qkv", "attn.proj": "0.fn.to_out.0", "norm2": "1.norm"}
+    layer |= {"mlp.fc1": "1.fn.net.0", "mlp.fc2": "1.fn.net.3"}
+    modules = {"patch_embed.proj": "to_patch_embedding.1", "norm": "mlp_head.0", "head": "mlp_head.1"}
+
+    def spell(name: str) -> str:
+        module, _, kind = name.rpartition(".")
+        if not name.startswith("blocks."):
+            return {"pos_embed": "pos_embedding"}.get(name, name) if not module else f"{modules[module]}.{kind}"
+        _, number, inside = module.split(".", 2)
+        return f"transformer.layers.{number}.{layer[inside]}.{kind}"
+
+    state = official_encoder(vit) | {f"head.{name}": tensor for name, tensor in linear.state_dict().items()}
+    state = {name: tensor for name, tensor in state.items() if not name.endswith("qkv.bias")}
+    weight = state["patch_embed.proj.weight"]  # pixels in (row, column, channel) order
+    state["patch_embed.proj.weight"] = weight.permute(0, 2, 3, 1).reshape(128, -1).contiguous()
+    features = class_features(vit)
+    with torch.no_grad():
+        outputs = {"features": features.numpy(), "logits": linear(features).numpy()}
+    case = Case(state, outputs, "", encoder_tensors() + 2 - DEPTH, (None, None))
+    return in_library(case, "vit-pytorch", spell)
+
+
 CASES = {
     function.__name__: function
     for function in (
@@ -256,5 +358,11 @@ CASES = {
         mae_ct,
         mae_lite,
         moco_v3,
+        lightly,
+        solo_learn,
+        mmpretrain_autoencoder,
+        mmpretrain_classifier,
+        torchvision_classifier,
+        vit_pytorch,
     )
 }

@@ -119,10 +119,22 @@ def test_a_config_that_computes_otherwise_is_refused(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
         with pytest.raises(UserError, match=f"config.json says {key}="):
             port(tmp_path, tmp_path / "ported.pdparams")
-    (tmp_path / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-12}))
-    assert port(tmp_path, tmp_path / "ported.pdparams").notes == [
-        "config.json says layer_norm_eps=1e-12; models here have 1e-06"
-    ]
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-4])
+def test_the_epsilon_of_the_norms_goes_both_ways(tmp_path, eps):
+    model = foreign.mae_model()
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = eps
+    model.config.layer_norm_eps = eps
+    model.save_pretrained(tmp_path / "theirs")
+    assert port(tmp_path / "theirs", tmp_path / "ported.pdparams").architecture.norm_eps == eps
+    with torch.no_grad():
+        found = model(foreign.images(), noise=foreign.noise())
+    compare(build(tmp_path / "ported.pdparams"), {"pred": found.logits.numpy(), "loss": found.loss.numpy()})
+    port(tmp_path / "ported.pdparams", tmp_path / "back", target="transformers")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["layer_norm_eps"] == eps
 
 
 def test_a_grid_in_config_json(tmp_path):
