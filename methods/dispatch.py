@@ -26,7 +26,8 @@ from pipeline.transforms import Transform
 from storage.clip_architecture import of_any_config
 from training import loaders, memory
 from training.engine import fit
-from training.run import Run, start_run, write_report
+from training.report import Page
+from training.run import Run, start_run
 from training.task import Cost, Task
 
 # By MODEL.TYPE. config.METHODS is the other half of this table: the keys of each method, without its code.
@@ -62,7 +63,8 @@ def run_script(script: str, description: str, argv: Sequence[str] | None = None)
     """
     run = start_run(script, description, argv, lambda config: check_script(script, config), run_prefix)
     scores = train_or_evaluate(run)
-    write_report(run)
+    Page(run).finish()
+    run.log.close()
     return scores
 
 

@@ -18,8 +18,8 @@ from pipeline import sources
 from storage.files import NUMBER, is_a
 from strict_config import read_yaml
 from training.log import read_log
-from training.trackers import Trackers, tracker_names
 
+PICTURES = ("reconstructions.png",)
 _NUM_PICTURES = 8
 _CURVES = (  # panel, label of y, event, metric
     ("Loss", "loss", "train", "loss"),
@@ -108,15 +108,11 @@ def _draw_reconstructions(run_dir: Path, config) -> tuple[Image.Image, str]:
     return drawing.make_grid(panels), drawing.reconstruction_caption(model)
 
 
-def track_pictures(run_dir: Path) -> None:
-    """Give the reconstructions of a finished pretraining run to its TRACKERS."""
+def write_pictures(run_dir: Path, folder: Path) -> None:
+    """Write reconstructions.png of a pretraining run."""
     config = get_config(run_dir / "config.yaml")
-    if network_kind(config) != "autoencoder":
-        return
-    trackers = Trackers(tracker_names(config), run_dir, print)
-    step = max((record.get("step", 0) for record in read_log(run_dir)), default=0)
-    trackers.picture("reconstructions", _draw_reconstructions(run_dir, config)[0], step)
-    trackers.close()
+    if network_kind(config) == "autoencoder":
+        _draw_reconstructions(run_dir, config)[0].save(folder / "reconstructions.png")
 
 
 def _draw_predictions(run_dir: Path, config) -> str:

@@ -79,6 +79,7 @@ RESULTS = {
     "tools/neighbours.py:main",
     "pages/html.py:write_page",
     "tools/analyse.py:write_report",
+    "training/report.py:_start",
     "tools/export.py:export_paddle",
     "tools/export.py:export_onnx",
     "tools/export.py:_export",

@@ -3,7 +3,7 @@
     python -m tools.report RUN                              # RUN/report.html
     python -m tools.report RUN RUN [RUN ...] -out FILE.html
 
-Every run writes its own when it has come to its end, unless REPORT is False. The pictures are val images: their
+Every run writes its own while it trains and at its end, unless REPORT is False. The pictures are val images: their
 reconstructions by an autoencoder, the predictions of a classifier, or where an encoder attends to.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from arguments import Parser
 from errors import UserError
 from launch import command_line
-from pages.run_page import track_pictures, write_comparison, write_report
+from pages.run_page import PICTURES, write_comparison, write_pictures, write_report
 from storage import results
 from training import device
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser = Parser(prog="python -m tools.report", description=__doc__)
     parser.add_argument("runs", nargs="+", help="directories of runs")
     parser.add("out", "HTML file; default for one run: its report.html", metavar="FILE")
-    parser.add("track", "also give the reconstructions to the run's TRACKERS", action="store_true")
+    parser.add("pictures", "directory for the reconstructions of one run as a PNG file", metavar="DIR")
     args = parser.parse_args(argv)
     run_dirs = [Path(run) for run in args.runs]
     if args.out is None and len(run_dirs) > 1:
@@ -40,8 +40,10 @@ def main(argv: list[str] | None = None) -> Path:
     device.set_device("cpu")
     if len(run_dirs) == 1:
         write_report(run_dirs[0], out)
-        if args.track:
-            track_pictures(run_dirs[0])
+        if args.pictures is not None:
+            folder = results.new_directory(args.pictures, run_dirs, flag="-pictures", writes=PICTURES)
+            results.claim(folder, PICTURES)
+            write_pictures(run_dirs[0], folder)
     else:
         write_comparison(run_dirs, out)
     print(f"wrote {out}")

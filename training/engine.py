@@ -32,6 +32,7 @@ from training.device import autocast, autocast_dtype, is_on_cpu, is_on_gpu
 from training.guard import Guard
 from training.log import Means, Throughput
 from training.plan import Plan, check_micro_steps, describe_plan, make_plan, train_flops
+from training.report import Page
 from training.run import Run
 from training.sharded_gradients import build_exchange
 from training.task import Evaluation, Task
@@ -88,6 +89,7 @@ class Training:
         self.step, self.best = run.config.TRAIN.LAST_EPOCH * plan.updates_per_epoch, None
         self.images_done: int | None = None
         self.evaluation_pending = False
+        self.page = Page(run)
         self.writer: checkpoints.Writer | None = None
         self.run_number = 0
         if run.directory is not None:
@@ -186,6 +188,8 @@ class Training:
         evaluates = self.eval_loader is not None and (_is_due(done, config.VALIDATE_FREQ) or is_last)
         # Evaluation may outlast the grace period of the scheduler that sent the signal.
         self.evaluation_pending = evaluates and guard.stop_requested
+        if done > 0:
+            self.page.refresh()
         if evaluates or saves:
             results |= self._evaluate_and_save(evaluates and not guard.stop_requested, saves)
         if guard.stop_requested and (not is_last or self.evaluation_pending):
@@ -323,6 +327,7 @@ class Training:
 
     def close(self) -> None:
         """Wait for the writer, and close the log; also called after an error."""
+        self.page.stop()
         if self.writer is not None:
             self.writer.join()
         self.run.log.close()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from PIL import Image
 from tqdm import tqdm
 
 from errors import UserError, escape_controls
@@ -81,6 +82,11 @@ class RunLog:
         """Give the configuration, a YAML text, to the trackers."""
         if self._trackers is not None:
             self._trackers.configuration(text, step)
+
+    def track_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """Give a picture to the trackers."""
+        if self._trackers is not None:
+            self._trackers.picture(name, picture, step)
 
     def rewind(self, step: int) -> None:
         """Drop the records after `step`, which a resumed run is about to write again."""

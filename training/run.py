@@ -1,7 +1,6 @@
-"""A run: its directory, log and settings; how it starts, and the page that it leaves."""
+"""A run: its directory, log and settings, and how it starts."""
 
 import dataclasses
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from launch import command_line, run_directory
 from layers import across_ranks
 from pipeline.sources import Source
 from storage import atomic
-from storage.run_files import BAD_IMAGES_FILE, LOG_FILE, REPORT_FILE
+from storage.run_files import BAD_IMAGES_FILE
 from training.device import choose_precision, set_device
 from training.log import RunLog
 from training.trackers import tracker_names
@@ -96,21 +95,3 @@ def start_run(
     if args.dry_run:
         log.say(config.dump())
     return Run(config, directory, log, resume_from, args.dry_run, gpus=args.gpu_memory)
-
-
-def write_report(run: Run) -> None:
-    """Have another process write report.html into the directory of a run that has ended.
-
-    A failure is logged as a warning, never raised.
-    """
-    if run.directory is None or not run.config.REPORT or not (run.directory / LOG_FILE).is_file():
-        return
-    track = ["-track"] if tracker_names(run.config) else []
-    command = runtime.module_command("tools.report", str(run.directory.resolve()), *track)
-    environment = runtime.module_environment() | {"CUDA_VISIBLE_DEVICES": ""}
-    environment = {key: value for key, value in environment.items() if not key.startswith("PADDLE_")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        run.log.say(f"report: {run.directory / REPORT_FILE}")
-    else:
-        run.log.say(f"warning: no report: {(done.stderr.strip().splitlines() or ['?'])[-1]}")

@@ -40,7 +40,7 @@ class _VisualDL:
 
 
 class _TensorBoard:
-    """Files for `tensorboard --logdir RUN`; after a resume it does not show what came after that step before."""
+    """Files for `tensorboard --logdir RUN`; it does not show what other files have from `first_step` on."""
 
     def __init__(self, run_dir: Path, first_step: int):
         from tensorboardX import SummaryWriter
@@ -156,7 +156,7 @@ class Trackers:
         for name in list(self._names):
             try:
                 if name not in self._open and opens:
-                    self._open[name] = _KINDS[name][0](self._run_dir, step)
+                    self._open[name] = _KINDS[name][0](self._run_dir, step + 1)  # the log resumes behind this step
                 if name in self._open:
                     work(self._open[name])
             except Exception as error:  # whatever a tracker raises, the run is worth more

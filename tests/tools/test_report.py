@@ -1,10 +1,12 @@
 """Pages about runs: what they hold, that runs write their own, and that a failure of it does not fail the run."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -13,8 +15,8 @@ from errors import UserError
 from methods import dispatch
 from pages import run_page
 from tools import report
-from training import run as training_run
 from training.log import RunLog
+from training.report import Page
 
 pytestmark = pytest.mark.quick
 from runtime import ROOT
@@ -36,7 +38,7 @@ def finished(tiny_run):
 )
 def test_a_run_writes_its_report(finished, mode, pictures):
     run = finished(mode, "REPORT", True)
-    training_run.write_report(run)
+    Page(run).finish()
     page = (run.directory / "report.html").read_text()
     assert re.findall("<h2>(.*?)</h2>", page) == ["Figures", "Curves", "Pictures", "Configuration"]
     assert pictures in page
@@ -44,6 +46,26 @@ def test_a_run_writes_its_report(finished, mode, pictures):
     assert not re.search(r'(src|href)="(?!data:)', page)
     losses = [record["loss"] for record in run_page.read_log(run.directory) if record["event"] == "train"]
     assert f"{losses[-1]:.2f}</td>" in page
+
+
+def test_the_page_is_written_while_a_run_trains(finished, monkeypatch):
+    run = finished("pretrain", "REPORT", True)
+    started, page = [], Page(run)
+    monkeypatch.setattr(os, "setpriority", lambda *args: started.append(args))
+    page.refresh()
+    page.refresh()  # one at a time
+    assert len(started) == 1
+    while page._process is not None:
+        time.sleep(0.2)
+        page._collect(waits=False)
+    assert "visible patches put back" in (run.directory / "report.html").read_text()
+    page.refresh()  # twenty times as long as this one has taken has not passed
+    assert len(started) == 1
+    page._not_before = 0.0
+    page.refresh()
+    page.stop()
+    assert len(started) == 2
+    assert page._process is None
 
 
 def test_without_its_images_a_run_still_has_curves(finished):
@@ -87,10 +109,10 @@ def test_a_report_that_fails_is_a_warning(finished, capsys):
     run = finished("pretrain", "REPORT", True)
     (run.directory / "config.yaml").unlink()
     run.log = RunLog(run.directory)
-    training_run.write_report(run)
+    Page(run).finish()
     assert "warning: no report: error: " in capsys.readouterr().out
     silent = finished("pretrain")  # REPORT False
-    training_run.write_report(silent)
+    Page(silent).finish()
     assert not (silent.directory / "report.html").exists()
 
 

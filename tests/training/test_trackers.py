@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from config import get_config
 from errors import UserError
 from methods import dispatch
-from pages import run_page
 from training import trackers
 from training.log import RunLog
+from training.report import Page
 from training.run import Run
 
 pytestmark = pytest.mark.quick
@@ -92,7 +93,8 @@ def test_one_that_fails_is_left_out_with_one_warning(tiny_config, tmp_path, kind
 
 def test_pictures_of_a_finished_run(tiny_config, tmp_path, kinds):
     run = train(tiny_config, tmp_path / "run", "TRACKERS", ["kept"])
-    run_page.track_pictures(run)
+    config = get_config(run / "config.yaml", ["REPORT", True])
+    Page(Run(config, run, RunLog(run, quiet=True, trackers=["kept"]))).finish()
     picture = next(got for tracker in Kept.made for got in tracker.got if got[0] == "picture")
     assert picture[1] == "reconstructions"
     assert picture[2][2] == 3
@@ -115,10 +117,10 @@ def test_what_is_not_installed_is_said_before_the_run(tmp_path, monkeypatch):
 
 
 def write_resumed(name, directory):
-    """Write two steps, and as a resumed run the second one again, and a picture."""
-    for steps in ((1, 2), (2, 3)):
+    """Write two steps, the second of which is lost; as a resumed run that one and a third; and a picture each."""
+    for before, steps in ((0, (1, 2)), (1, (2, 3))):
         own = trackers.Trackers([name], directory, pytest.fail)
-        own.configuration("A: 1\n", steps[0])
+        own.configuration("A: 1\n", before)
         for step in steps:
             own.scalars("train", step, {"loss": step / 8})
         own.picture("reconstructions", Image.fromarray(np.full((4, 6, 3), 7, np.uint8)), steps[1])
