@@ -1,18 +1,14 @@
 """Few photos of one's own: the README's commands learn from them, or say why they cannot."""
 
-import re
-import shlex
-
 import numpy as np
 import pytest
 from PIL import Image
 
-import main_multi_gpu_finetune
-import main_multi_gpu_pretrain
 from config import get_config
-from runtime import ROOT
 from tests.helpers.recipes import recipe
+from tests.test_scripts import sh
 from training import loaders
+from training.log import read_log
 
 
 def make_photos(root, seed: int) -> None:
@@ -29,36 +25,24 @@ def make_photos(root, seed: int) -> None:
             Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"{number}.png")
 
 
-def commands() -> list[list[str]]:
-    """Return the words of the README's commands for own photos."""
-    text = (ROOT / "README.md").read_text()
-    block = next(block for block in re.findall(r"```sh\n(.*?)```", text, re.S) if "-data_path photos" in block)
-    block = block.replace("\\\n", " ")
-    data = re.search(r'D="(.*?)"', block)[1]
-    recipe = re.search(r"C=(\S+)", block)[1]
-    lines = [line for line in block.splitlines() if line.startswith("python main")]
-    return [shlex.split(line.replace("$D", data).replace("${C}", recipe))[1:] for line in lines]
+def run_photos(folder, *settings):
+    """Run run_photos.sh on 60 photos."""
+    make_photos(folder / "photos", 0)
+    places = {"DATA_PATH": str(folder / "photos"), "OUTPUT": str(folder / "out"), "DEVICE": "cpu"}
+    done = sh("run_photos.sh", "REPORT", "False", "DATA.NUM_WORKERS", "0", *settings, **places)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
-def test_the_readmes_commands_learn_from_60_photos(tmp_path, monkeypatch):
-    make_photos(tmp_path / "photos", 0)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    monkeypatch.chdir(tmp_path)
-    pretrain, finetune = commands()
-    short = ["REPORT", "False", "DATA.NUM_WORKERS", "0", "TRAIN.NUM_EPOCHS"]
-    main_multi_gpu_pretrain.main([*pretrain[1:], *short, "20"])
-    scores = main_multi_gpu_finetune.main([*finetune[1:], *short, "40"])
-    assert scores["acc1"] > 60.0
+def test_the_readmes_commands_learn_from_60_photos(tmp_path):
+    run_photos(tmp_path, "TRAIN.NUM_EPOCHS", "30")
+    scores = [record["acc1"] for record in read_log(tmp_path / "out" / "labels") if record["event"] == "eval"]
+    assert scores[-1] > 60.0
 
 
-def test_few_updates_are_a_warning_with_numbers(tmp_path, monkeypatch, capsys):
-    make_photos(tmp_path / "photos", 0)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    monkeypatch.chdir(tmp_path)
-    pretrain, _ = commands()
-    main_multi_gpu_pretrain.main([*pretrain[1:], "TRAIN.NUM_EPOCHS", "10", "DATA.BATCH_FIT", "none", "REPORT", "False"])
-    out = capsys.readouterr().out
+def test_few_updates_are_a_warning_with_numbers(tmp_path):
+    out = run_photos(tmp_path, "TRAIN.NUM_EPOCHS", "10", "DATA.BATCH_FIT", "none")
     assert "warning: 10 updates are few (42 images, 128 per update, 10 epochs)" in out
     assert "set TRAIN.NUM_EPOCHS 200 or more" in out
 
