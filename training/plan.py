@@ -107,7 +107,7 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
         lines.append(f"attention: {kernel}")
         lines += _warn_of_memory(architecture, memory.Count(total, trainable), config, task)
     lines.append(describe_saving(config, plan.updates_per_epoch, plan.total_steps))
-    starts_at_random = not (config.MODEL.PRETRAINED or config.MODEL.RESUME)
+    starts_at_random = not config.MODEL.PRETRAINED and config.MODEL.RESUME in (None, "auto")
     if starts_at_random and 0 < plan.total_steps < _FEW_UPDATES:
         epochs = math.ceil(_FEW_UPDATES / plan.updates_per_epoch)
         lines.append(
