@@ -172,16 +172,18 @@ def _tower_for(model: nn.Layer, file: weight_files.WeightFile) -> weight_files.W
 
 
 def recorded_class_names(path: str | Path) -> list[str] | None:
-    """Return the names of the classes that weights were trained on (DATA.CLASS_NAMES in the YAML beside them).
+    """Return the names of the classes that weights were trained on; None where no YAML beside them has them."""
+    names = recorded_setting(path, "DATA", "CLASS_NAMES")
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
-    None where there is no YAML, or it has no names.
-    """
+
+def recorded_setting(path: str | Path, section: str, key: str) -> object:
+    """Return a setting of the run of some weights, from the YAML beside them; None without one."""
     try:
-        data = read_yaml(weight_files.config_beside(weight_files.resolve(path))).get("DATA")
+        values = read_yaml(weight_files.config_beside(weight_files.resolve(path))).get(section)
     except UserError:
         return None
-    names = data.get("CLASS_NAMES") if isinstance(data, dict) else None
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    return values.get(key) if isinstance(values, dict) else None
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:

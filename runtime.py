@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -133,6 +134,18 @@ def _end_at_once(number: int, frame: object) -> None:
         with contextlib.suppress(OSError):
             os.write(2, f"ended by {signal.Signals(number).name}\n".encode())
     os._exit(128 + number)
+
+
+def commit() -> str | None:
+    """Return the commit of this project's code, with "-changed" where files differ from it; None without git."""
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=-changed", "--exclude=*"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def module_command(name: str, *args: str) -> list[str]:

@@ -178,6 +178,9 @@ def evaluate_only(run: Run) -> dict[str, float]:
     source = run.resume_from or config.MODEL.PRETRAINED
     if source is None:
         raise UserError("-eval needs weights: -pretrained FILE, or a run or checkpoint directory")
+    trained = checkpoint.recorded_setting(source, "TRAIN", "MULTI_LABEL")
+    if trained not in (None, config.TRAIN.MULTI_LABEL):
+        raise UserError(f"TRAIN.MULTI_LABEL={config.TRAIN.MULTI_LABEL}: {source} was trained with {trained}")
     model = _build_to_evaluate(config)
     val_loader = build_eval_loader(run, needs=target(config))
     if run.dry_run:

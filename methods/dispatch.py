@@ -112,6 +112,11 @@ def _train_or_evaluate(run: Run) -> dict[str, float]:
         follow_classes(run)
     if method.evaluates and run.config.MODEL.NUM_CLASSES == 0:
         raise UserError("MODEL.NUM_CLASSES=0: an encoder without a head; set it to the number of classes in the data")
+    names = run.config.DATA.CLASS_NAMES or []
+    if method.evaluates and len(names) > run.config.MODEL.NUM_CLASSES:
+        raise UserError(f"DATA.CLASS_NAMES: {len(names)} names, and MODEL.NUM_CLASSES={run.config.MODEL.NUM_CLASSES}")
+    if method.evaluates and run.config.MODEL.NUM_CLASSES == 1 and not run.config.TRAIN.MULTI_LABEL:
+        raise UserError("MODEL.NUM_CLASSES=1: a classifier needs two classes; is the directory one level too high?")
     if run.config.EVAL:
         _write_config(run)  # as the data and the weights have made it
         return classifier.evaluate_only(run)

@@ -1,8 +1,10 @@
 """Pictures of what models see, predict and attend to."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import paddle
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import mae
 from errors import UserError
@@ -10,12 +12,13 @@ from measures import attention, image_sets
 from pipeline import sources
 from pipeline.transforms import eval_transform
 
+COLUMNS = ["original", "masked", "prediction", "reconstruction", "patch means only"]
 _GREY = 0.5
-_GAP_PX = 2
+_GAP_PX, _HEADING_PX = 2, 24
 _BLOCK = 4  # patches
 _NORMALISED_NOTE = (
     " The model was trained on normalised pixels: it predicts each patch up to its mean and contrast, which are taken "
-    "from the original patch here."
+    "from the original patch here, so that even an untrained model draws something: compare the two errors."
 )
 
 
@@ -78,7 +81,10 @@ def draw_panels(
     mask_ratio: float | None = None,
     noise: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Return four uint8 arrays [B, H, W, C]: original, masked, prediction, reconstruction (prediction + visible).
+    """Return a uint8 array [B, H, W, C] for each of COLUMNS.
+
+    The reconstruction is the prediction with the visible patches put back. The last column has the mean of each hidden
+    patch in its place: what is seen there, a model need not have learned.
 
     Args:
         images: [B, C, H, W], normalised.
@@ -87,12 +93,17 @@ def draw_panels(
     if noise is None:
         noise = draw_noise(len(images), model.patch_embedding.grid_hw, seed)
     reconstruction, hidden = reconstruct(model, paddle.to_tensor(images), paddle.to_tensor(noise), mask_ratio)
+    patches = mae.patchify(paddle.to_tensor(images), model.patch_embedding.patch_size)
+    means = mae.patch_statistics(patches)[0].expand(patches.shape)
+    means = mae.unpatchify(means, model.patch_embedding.patch_size, model.patch_embedding.grid_hw)
+    means = to_pixels(config, means)
     original, reconstruction, hidden = to_pixels(config, images), to_pixels(config, reconstruction), hidden.numpy()
     panels = (
         original,
         original * (1 - hidden) + _GREY * hidden,
         reconstruction,
         original * (1 - hidden) + reconstruction * hidden,
+        original * (1 - hidden) + means * hidden,
     )
     return [as_uint8(panel) for panel in panels]
 
@@ -108,8 +119,13 @@ def as_uint8(images: np.ndarray) -> np.ndarray:
     return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def make_grid(panels: list[np.ndarray], side_px: int = 96) -> Image.Image:
-    """Lay panels out as columns, images as rows; small images are enlarged by a whole factor."""
+def make_grid(panels: list[np.ndarray], headings: Sequence[str] = (), side_px: int = 96) -> Image.Image:
+    """Lay panels out as columns, images as rows; small images are enlarged by an integer factor.
+
+    Args:
+        headings: of the columns.
+        side_px: smallest side of an image that is enlarged.
+    """
     factor = max(1, side_px // max(panels[0].shape[1:3]))
     rows = []
     for images in zip(*panels, strict=True):
@@ -123,16 +139,43 @@ def make_grid(panels: list[np.ndarray], side_px: int = 96) -> Image.Image:
             for cell in cells
         ]
         rows.append(np.concatenate(cells, axis=1))
-    return Image.fromarray(np.concatenate(rows, axis=0))
+    grid = Image.fromarray(np.concatenate(rows, axis=0))
+    if not headings:
+        return grid
+    page = Image.new("RGB", (grid.width, grid.height + _HEADING_PX), "white")
+    page.paste(grid, (0, _HEADING_PX))
+    pen, column_px = ImageDraw.Draw(page), grid.width // len(panels)
+    for column, heading in enumerate(headings):
+        size = min(_HEADING_PX * 0.6, 1.7 * column_px / len(heading))
+        pen.text((column * column_px + 2, _HEADING_PX * 0.2), heading, "black", ImageFont.load_default(size))
+    return page
 
 
-def reconstruction_caption(model: mae.MAEPretrain) -> str:
-    """Return a caption that names the columns of reconstructions."""
+def draw_reconstructions(
+    model: mae.MAEPretrain, config, images: np.ndarray, mask_ratio: float | None = None, noise: np.ndarray | None = None
+) -> tuple[list[np.ndarray], str]:
+    """Return the arrays of `draw_panels`, and a caption that compares the model with the means of the patches."""
+    noise = draw_noise(len(images), model.patch_embedding.grid_hw) if noise is None else noise
+    own, means = errors_on_hidden(model, paddle.to_tensor(images), paddle.to_tensor(noise), mask_ratio)
     caption = (
-        "Columns: original, masked, prediction of every patch (it carries no loss where the patch is visible), "
-        "reconstruction: the prediction with the visible patches put back."
+        f"Mean squared error on the hidden patches of these images: {own:.3f} by the model, {means:.3f} by the means "
+        "of the patches alone (last column). The prediction carries no loss where a patch is visible."
     )
-    return caption + (_NORMALISED_NOTE if model.norm_pix_loss else "")
+    panels = draw_panels(model, config, images, mask_ratio=mask_ratio, noise=noise)
+    return panels, caption + (_NORMALISED_NOTE if model.norm_pix_loss else "")
+
+
+@paddle.no_grad()
+def errors_on_hidden(
+    model: mae.MAEPretrain, images: paddle.Tensor, noise: paddle.Tensor, mask_ratio: float | None = None
+) -> tuple[float, float]:
+    """Return the loss of a model, and that of a prediction of each patch's mean; arguments as of `reconstruct`."""
+    loss, pred, mask = model(images, mask_ratio=mask_ratio, noise=noise)
+    if model.norm_pix_loss:  # the target's means are 0
+        means = paddle.zeros(pred.shape)
+    else:
+        means = mae.patch_statistics(mae.patchify(images, model.patch_embedding.patch_size))[0].expand(pred.shape)
+    return float(loss), float(model.loss(images, means, mask))
 
 
 def stack(pictures: list[Image.Image]) -> Image.Image:

@@ -14,6 +14,7 @@ from storage import atomic, results
 
 RESULTS = ("scores.json", "classes.csv", "confusion.csv", "corruptions.csv", "report.html")
 _MOST_ROWS = 20  # rows of a table on the page
+_MOST_TRIVIAL = 5  # classes of which every image has its own among the first five
 
 
 def evaluate_source(model, config, source, out: Path, columns: np.ndarray | None = None) -> dict[str, float]:
@@ -55,6 +56,15 @@ def _write_multi_label(
     return scores
 
 
+def _draw_confusion(counts: np.ndarray, names: list[str]) -> str:
+    """Draw a confusion matrix [K, K]: colours are shares of the rows, numbers are images."""
+    shares = 100.0 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    labels = ("class", "taken for")
+    picture = plots.draw_matrix(shares, names, labels=labels, limits=(0.0, 100.0), texts=counts)
+    caption = "Colour: share of the images of a class (row), in %, that are taken for a class (column)"
+    return html.html_figure(picture, f"{caption}; numbers: images." if len(names) <= 20 else f"{caption}.")
+
+
 def _score_table(scores: dict[str, object]) -> str:
     return html.html_table(["score", "value"], [[name, value] for name, value in scores.items()])
 
@@ -89,9 +99,9 @@ def write_results(
     tables.write_csv(out / "confusion.csv", ["", *names], rows)
     worst = sorted(classes, key=lambda row: row["acc1"])
     sections = [
-        ("Scores", _score_table(scores)),
+        ("Scores", _score_table({k: v for k, v in scores.items() if k != "acc5" or len(names) > _MOST_TRIVIAL})),
         *(more or []),
-        ("Confusion", html.html_figure(plots.draw_matrix(counts, names), "Row: class; column: what it was taken for.")),
+        ("Confusion", _draw_confusion(counts, names)),
         (
             f"Classes with the lowest accuracy ({min(_MOST_ROWS, len(worst))} of {len(worst)})",
             html_rows(worst[:_MOST_ROWS]),

@@ -3,25 +3,54 @@
 import base64
 import html
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from storage import atomic
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { border-bottom: 1px solid #ccc; padding: .3rem .9rem; text-align: left; }
+:root { color-scheme: light dark; --text: #1f2328; --soft: #59636e; --line: #d1d9e0; --back: #fff; --panel: #f6f8fa; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6edf3; --soft: #9198a1; --line: #3d444d; --back: #0d1117; --panel: #151b23; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 96rem; margin: 1.5rem auto; padding: 0 1rem; color: var(--text);
+  background: var(--back); overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; overflow-wrap: normal; }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .9rem; text-align: left; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 img { max-width: 100%; }
-figcaption { color: #555; }
 figure { margin: 1rem 0; }
+figcaption { color: var(--soft); }
+figure > img { background: #fff; }
+pre { overflow-x: auto; background: var(--panel); padding: .7rem; font-size: .85rem; }
+summary { cursor: pointer; }
 .gallery { display: flex; flex-wrap: wrap; gap: 1rem; }
-.gallery figure { width: 160px; margin: 0; overflow-wrap: anywhere; font-size: .85rem; }
-pre { overflow-x: auto; background: #f5f5f5; padding: .7rem; font-size: .85rem; }
+.gallery figure { width: 160px; margin: 0; font-size: .85rem; }
+.grid { display: grid; gap: 4px; max-width: 80rem; align-items: end; }
+.grid b { font-weight: 600; font-size: clamp(.7rem, 2.6vw, .85rem); hyphens: auto; }
+.grid span { grid-column: 1 / -1; color: var(--soft); font-size: .85rem; }
+.grid img { width: 100%; display: block; }
+.row { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); align-items: start; gap: 1rem; }
+.grid img.small { image-rendering: pixelated; }
+.facts { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin: .5rem 0; }
+.facts div { min-width: 6rem; } .facts dt { color: var(--soft); font-size: .85rem; }
+.facts dd { margin: 0; font-weight: 600; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1.5rem; }
+.chart { margin: 0; } .chart figcaption { color: var(--text); font-weight: 600; }
+.chart svg { width: 100%; height: auto; } .chart text { font-size: 21px; fill: var(--soft); }
+.chart line.rule { stroke: var(--line); } .chart line.mark { stroke: var(--soft); }
+.controls { display: flex; flex-wrap: wrap; gap: 1rem; font-size: .85rem; color: var(--soft); min-height: 1.5rem; }
+.controls output { flex: 1; color: var(--text); } .controls input[type=range] { width: 5rem; vertical-align: middle; }
+.legend { display: flex; flex-wrap: wrap; gap: .3rem 1rem; font-size: .85rem; }
+.legend span::before { content: ""; display: inline-block; width: 1rem; height: .2rem; margin-right: .4rem;
+  background: var(--colour); vertical-align: middle; }
 """
+_SMALL_PX = 64  # an image with a shorter side is enlarged without smoothing
+_SHOWN_PX = 320  # a larger image is embedded at this size
 
 
 def html_table(header: list[str], rows: list[list[object]]) -> str:
@@ -40,11 +69,60 @@ def html_table(header: list[str], rows: list[list[object]]) -> str:
 
 def html_figure(image: Image.Image, caption: str, format: str = "PNG") -> str:
     """Embed a picture."""
+    caption = html.escape(caption)
+    return f'<figure><img src="{_embed(image, format)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+
+def html_grid(headings: list[str], panels: list[np.ndarray], names: Sequence[str] = ()) -> str:
+    """Embed images in columns with headings, as wide as the page.
+
+    Args:
+        headings: of the columns.
+        panels: uint8 [B, H, W, C] for each column.
+        names: of the B rows, above each; empty: without.
+    """
+    cells = [f"<b>{html.escape(heading)}</b>" for heading in headings]
+    for row, images in enumerate(zip(*panels, strict=True)):
+        if names:
+            cells.append(f"<span>{html.escape(names[row])}</span>")
+        pairs = zip(headings, images, strict=True)
+        cells += [_cell(image, f"{names[row] if names else row + 1}, {heading}") for heading, image in pairs]
+    style = f"grid-template-columns: repeat({len(headings)}, minmax(0, 1fr)); max-width: {14 * len(headings)}rem"
+    return f'<div class="grid" style="{style}">{"".join(cells)}</div>'
+
+
+def html_row(images: Sequence[tuple[np.ndarray, str]]) -> str:
+    """Embed images [H, W, C] side by side, as many as the window is wide, each with a caption below it."""
+    cells = "".join(f"<div>{_cell(image, caption)}<b>{html.escape(caption)}</b></div>" for image, caption in images)
+    return f'<div class="grid row">{cells}</div>'
+
+
+def _cell(pixels: np.ndarray, alt: str) -> str:
+    image = Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3))))
+    is_small = min(image.size) <= _SMALL_PX
+    if not is_small:
+        image.thumbnail((_SHOWN_PX, _SHOWN_PX))
+    kind = "small" if is_small else "large"
+    return f'<img class="{kind}" src="{_embed(image, "PNG" if is_small else "JPEG")}" alt="{html.escape(alt)}">'
+
+
+def _embed(image: Image.Image, format: str) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format=format)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    source, caption = f"data:image/{format.lower()};base64,{data}", html.escape(caption)
-    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def html_facts(facts: dict[str, object]) -> str:
+    """Write facts side by side, each under its name."""
+    entries = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>" for name, value in facts.items()
+    )
+    return f'<dl class="facts">{entries}</dl>'
+
+
+def html_folded(title: str, content: str) -> str:
+    """Write HTML that a click on its title shows."""
+    return f"<details><summary>{html.escape(title)}</summary>\n{content}\n</details>"
 
 
 def html_gallery(photos: Iterable[tuple[Image.Image, str]], width_px: int = 160) -> str:
@@ -68,11 +146,14 @@ def html_text(text: str) -> str:
 
 
 def write_page(path: str | Path, title: str, sections: list[tuple[str, str]]) -> None:
-    """Write a page of (heading, HTML) sections."""
-    body = "\n".join(f"<h2>{html.escape(heading)}</h2>\n{content}" for heading, content in sections)
+    """Write a page of (heading, HTML) sections; a section without a heading comes first, as it is."""
+    body = "\n".join(
+        (f"<h2>{html.escape(heading)}</h2>\n" if heading else "") + content for heading, content in sections
+    )
     title = html.escape(title)
     atomic.write_text(
         path,
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n<h1>{title}</h1>\n{body}\n</body></html>\n",
     )

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 _MOST_NAMES = 40  # at an axis
+_MOST_TEXTS = 20  # rows or columns of cells with texts
 
 
 def new_axes(count: int = 1, size: tuple[float, float] = (4.2, 3.2)) -> tuple[object, list]:
@@ -71,6 +72,7 @@ def draw_matrix(
     *,
     labels: tuple[str, str] = ("", ""),
     limits: tuple[float, float] | None = None,
+    texts: np.ndarray | None = None,
 ) -> Image.Image:
     """Draw a matrix as a heat map, with the names at its axes where there are not too many.
 
@@ -78,6 +80,7 @@ def draw_matrix(
         columns: names; None: those of the rows.
         labels: of the rows' and the columns' axis.
         limits: values of the darkest and the brightest colour; None: the smallest and largest.
+        texts: written into the cells, where these are not too many.
     """
     columns = rows if columns is None else columns
     side = min(10.0, 3.0 + 0.22 * min(len(rows), _MOST_NAMES))
@@ -89,6 +92,11 @@ def draw_matrix(
         if len(names) <= _MOST_NAMES:
             short = [name if len(name) <= 18 else name[:17] + "…" for name in map(str, names)]
             set_ticks(range(len(names)), list(map(plain, short)), rotation=rotation, fontsize=7)
+    if texts is not None and max(values.shape) <= _MOST_TEXTS:
+        middle = np.mean(picture.get_clim())
+        for row, column in np.ndindex(values.shape):
+            colour = "black" if values[row, column] > middle else "white"
+            axis.text(column, row, texts[row, column], ha="center", va="center", fontsize=7, color=colour)
     axis.set(ylabel=plain(labels[0]), xlabel=plain(labels[1]))
     return to_image(figure)
 

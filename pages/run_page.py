@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-from PIL import Image
 
 from config import get_config, network_kind
 from errors import UserError, one_line
@@ -13,7 +12,8 @@ from measures import image_sets
 from measures.classification import class_names, class_probabilities
 from methods import classifier, load_models
 from methods.multi_label import THRESHOLD
-from pages import drawing, html, plots
+from pages import curves as curves_page
+from pages import drawing, html, run_head
 from pipeline import sources
 from storage.files import NUMBER, is_a
 from strict_config import read_yaml
@@ -22,12 +22,12 @@ from training.log import read_log
 PICTURES = ("reconstructions.png",)
 _NUM_PICTURES = 8
 _CURVES = (  # panel, label of y, event, metric
-    ("Loss", "loss", "train", "loss"),
+    ("Loss", "", "train", "loss"),
     ("Validation", "top-1 accuracy (%)", "eval", "acc1"),
     ("Validation", "mean average precision (%)", "eval", "map"),
-    ("Validation loss", "loss", "eval", "loss"),
-    ("Learning rate", "lr", "train", "lr"),
-    ("Gradient norm", "norm", "train", "grad_norm"),
+    ("Validation loss", "", "eval", "loss"),
+    ("Learning rate", "", "train", "lr"),
+    ("Gradient norm", "", "train", "grad_norm"),
     ("Throughput", "images/s", "train", "images_per_sec"),
 )
 
@@ -52,19 +52,23 @@ def _panels(logs: dict[str, list[dict]]) -> list[tuple[str, str, str, str]]:
     for record in (record for records in logs.values() for record in records):
         for name, value in record.items():
             if name not in known and is_a(value, NUMBER) and record["event"] in ("train", "eval"):
-                others[record["event"], name] = (f"{name} ({record['event']})", name, record["event"], name)
+                others[record["event"], name] = (f"{name} ({record['event']})", "", record["event"], name)
     return [*_CURVES, *others.values()]
 
 
 def draw_log(logs: dict[str, list[dict]]) -> str:
-    """Draw the logged metrics, all runs in one panel per metric; returns HTML."""
-    panels = []
+    """Draw the logged metrics, all runs in one chart per metric; returns HTML."""
+    charts = []
     for title, y_label, event, name in _panels(logs):
         curves = {run: curve(records, event, name) for run, records in logs.items()}
+        if (event, name) == ("train", "loss") and len(logs) == 1:  # beside each other
+            (records,) = logs.values()
+            curves = {"train": curve(records, event, name), "val": curve(records, "eval", name)}
+        elif (event, name) == ("eval", "loss") and len(logs) == 1:
+            continue
         if any(curves.values()):
-            panels.append((title, y_label, curves))
-    rows = [panels[first : first + 3] for first in range(0, len(panels), 3)]
-    return "\n".join(html.html_figure(plots.draw_curves(row), ", ".join(panel[0] for panel in row)) for row in rows)
+            charts.append((f"{title}: {y_label}" if y_label else title, curves))
+    return curves_page.html_charts(charts)
 
 
 def summarise(run_dir: Path, records: list[dict]) -> dict[str, object]:
@@ -96,23 +100,23 @@ def draw_samples(run_dir: Path) -> str:
             return _draw_predictions(run_dir, config)
         if network_kind(config) != "autoencoder":
             return _draw_attention(run_dir, config)
-        grid, caption = _draw_reconstructions(run_dir, config)
-        return html.html_figure(grid, caption)
+        panels, caption = _draw_reconstructions(run_dir, config)
+        return html.html_grid(drawing.COLUMNS, panels) + html.html_paragraph(caption)
     except (UserError, OSError, RuntimeError) as error:
-        return html.html_paragraph(f"No pictures: {one_line(error)}")
+        return html.html_paragraph(f"No pictures: {one_line(error).removeprefix('UserError: ')}")
 
 
-def _draw_reconstructions(run_dir: Path, config) -> tuple[Image.Image, str]:
+def _draw_reconstructions(run_dir: Path, config) -> tuple[list[np.ndarray], str]:
     model, _ = load_models.load_autoencoder(run_dir)
-    panels = drawing.draw_panels(model, config, drawing.draw_images(config, _NUM_PICTURES))
-    return drawing.make_grid(panels), drawing.reconstruction_caption(model)
+    return drawing.draw_reconstructions(model, config, drawing.draw_images(config, _NUM_PICTURES))
 
 
 def write_pictures(run_dir: Path, folder: Path) -> None:
     """Write reconstructions.png of a pretraining run."""
     config = get_config(run_dir / "config.yaml")
     if network_kind(config) == "autoencoder":
-        _draw_reconstructions(run_dir, config)[0].save(folder / "reconstructions.png")
+        panels, _ = _draw_reconstructions(run_dir, config)
+        drawing.make_grid(panels, drawing.COLUMNS).save(folder / "reconstructions.png")
 
 
 def _draw_predictions(run_dir: Path, config) -> str:
@@ -121,19 +125,16 @@ def _draw_predictions(run_dir: Path, config) -> str:
     source = image_sets.open_images(config, "val", classifier.target(config), num_classes=config.MODEL.NUM_CLASSES)
     chosen = sources.Subset(source, np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES])
     names = class_names(source.class_names or config.DATA.CLASS_NAMES, config.MODEL.NUM_CLASSES)
-    figure, axes = plots.new_axes(len(chosen), (1.6, 2.1))
+    cells = []
     for batch in image_sets.open_loader(config, chosen):
         found = _found_classes(model, config, batch.images)
         pictures = drawing.as_uint8(drawing.to_pixels(config, batch.images))
-        for axis, picture, labels, guess in zip(axes, pictures, batch.host_labels, found, strict=False):
+        for picture, labels, guess in zip(pictures, batch.host_labels, found, strict=True):
             own = {label for label in np.atleast_1d(labels).tolist() if label >= 0}
             above, below = (", ".join(names[label] for label in sorted(some)) or "none" for some in (guess, own))
-            axis.imshow(picture.squeeze(), cmap="gray")
-            axis.set_title(plots.plain(above[-16:]), fontsize=8, color="black" if guess == own else "firebrick")
-            axis.set_xlabel(plots.plain(below[-16:]), fontsize=8)
-            axis.set(xticks=[], yticks=[])
+            cells.append((picture, above if guess == own else f"✗ {above} (label: {below})"))
         break
-    return html.html_figure(plots.to_image(figure), "Above: the prediction, red where it is wrong; below: the label.")
+    return html.html_row(cells) + html.html_paragraph("Below each image: the prediction; ✗ where the label is another.")
 
 
 def _found_classes(model, config, images: paddle.Tensor) -> list[set[int]]:
@@ -147,20 +148,34 @@ def _found_classes(model, config, images: paddle.Tensor) -> list[set[int]]:
 def _draw_attention(run_dir: Path, config) -> str:
     model, _ = load_models.load_encoder(run_dir, config)
     panels = drawing.draw_attention(model, config, drawing.draw_images(config, _NUM_PICTURES))
-    return html.html_figure(drawing.make_grid(panels), "Columns: original, attention rollout, heads of the last layer.")
+    columns = ["original", "rollout", *(f"head {number}" for number in range(1, len(panels) - 1))]
+    return html.html_grid(columns, panels) + html.html_paragraph("Attention: rollout, and heads of the last layer.")
 
 
 def write_report(run_dir: Path, out: Path) -> None:
     """Write the page of one run."""
-    records = read_log(run_dir)
-    figures = summarise(run_dir, records)
-    sections = [("Figures", html.html_table(list(figures), [list(figures.values())]))]
+    records, config = read_log(run_dir), get_config(run_dir / "config.yaml")
+    sections = [("", _head(run_dir, config, records))]
     if any(record["event"] == "train" for record in records):
         sections.append(("Curves", draw_log({run_dir.name: records})))
     sections.append(("Pictures", draw_samples(run_dir)))
+    rows, count = run_head.settings_of_run(config)
     text = (run_dir / "config.yaml").read_text(encoding="utf-8", errors="replace")
-    sections.append(("Configuration", html.html_text(text)))
+    settings = html.html_table(["setting", "default", "this run"], rows)
+    sections.append(("Configuration", settings + html.html_folded(f"all {count} settings", html.html_text(text))))
     html.write_page(out, run_dir.name, sections)
+
+
+def _head(run_dir: Path, config, records: list[dict]) -> str:
+    figures = summarise(run_dir, records)
+    figures = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in figures.items()}
+    figures.pop("run")
+    facts = {"method": config.MODEL.TYPE.lower(), **run_head.facts_of_run(run_dir)}
+    head = html.html_facts(facts) + html.html_facts(figures)
+    command = run_head.command_of_run(run_dir)
+    steps = {"started by": command} if command else {}
+    rows = [[purpose, line] for purpose, line in (steps | run_head.next_commands(run_dir, config)).items()]
+    return head + (html.html_table(["to", "command"], rows) if rows else "")
 
 
 def write_comparison(run_dirs: list[Path], out: Path) -> None:

@@ -78,7 +78,7 @@ class ListedImages(Source):
         if self.left_out and not self._starts:
             what = "captions" if needs == "caption" else "labels"
             raise UserError(f"{file}: none of its {self.left_out:,} images has {what}")
-        self._columns = 0
+        self._starts, self._columns = np.array(self._starts, np.int64), 0
         self.labels = self._collect_labels()
         has_captions = self._num_captions > 0
         self.captions = PerImage(len(self._starts), lambda index: self.entry(index).caption) if has_captions else None
@@ -90,7 +90,6 @@ class ListedImages(Source):
         self._keys = np.array(self._keys, np.int64)
         repeats = describe_repeats(self._keys, self.labels, lambda i: str(self.path(i)), file)
         self.notes = [*left_out, *repeats]
-        self._starts = np.array(self._starts, np.int64)
         del self._flat, self._ends
 
     def _state_now(self) -> tuple[int, int]:
@@ -149,7 +148,7 @@ class ListedImages(Source):
         flat, ends = np.array(self._flat, np.int64), np.array(self._ends, np.int64)
         lengths = np.diff(ends, prepend=0)
         if (self._needs != "label" and not self._strict) or (len(lengths) and lengths.max() > 1):
-            self._columns = _count_columns(flat, lengths)
+            self._columns = self._count_columns(RaggedLists(flat, ends))
             if not self._columns:
                 return RaggedLists(flat, ends)
             rows, columns = np.nonzero(flat.reshape(-1, self._columns))
@@ -157,6 +156,23 @@ class ListedImages(Source):
         labels = np.full(len(ends), -1, np.int64)
         labels[lengths == 1] = flat
         return labels
+
+    def _count_columns(self, lists: RaggedLists) -> int:
+        """Return how many zeros and ones every image has; 0 if these are labels.
+
+        They are labels where there is a larger number, or no image has one twice, unless every image has both.
+        """
+        flat, lengths = lists.flat, lists.lengths
+        pairs = lists.owners * 2 + flat
+        if not len(flat) or flat.max() > 1 or (len(np.unique(pairs)) == len(flat) and (lengths != 2).any()):
+            return 0
+        width = int(np.bincount(lengths).argmax())
+        odd = np.flatnonzero(lengths != width)
+        if len(odd):
+            named = [f"{self.path(index)} has {lengths[index]}" for index in odd[:_SHOWN]]
+            others = abridge(named, _SHOWN, total=len(odd))
+            raise UserError(f"{self.origin}: its labels are {width} zeros and ones per image, but {others}")
+        return width
 
     def count_classes(self) -> int:
         """Return the number of classes: that of the zeros and ones, or one more than the largest label."""
@@ -201,17 +217,6 @@ class ListedImages(Source):
             return one_name(self.path(index))
         except OSError:  # the list was changed; the message is about that
             return super().describe(index)
-
-
-def _count_columns(flat: np.ndarray, lengths: np.ndarray) -> int:
-    """Return how many zeros and ones every image has; 0 if these are labels.
-
-    They are not labels where an image has one of them twice, which three of two numbers always are.
-    """
-    width = int(lengths[0]) if len(lengths) else 0
-    if width < 2 or (lengths != width).any() or flat.max() > 1:
-        return 0
-    return width if width > 2 or (flat[::2] == flat[1::2]).any() else 0
 
 
 def list_names(split: str) -> list[str]:

@@ -45,5 +45,5 @@ def parse_object(text: str | bytes) -> tuple[dict, str, tuple[int, ...]]:
     found = values.get("labels", values.get("label", values.get("cls")))
     labels = [] if found is None else found if isinstance(found, list) else [found]
     if len(labels) > _MOST_LABELS or not all(type(label) is int and 0 <= label < 10**9 for label in labels):
-        raise ValueError(f"labels must be integers, not {printable(json.dumps(found), 60)}")
+        raise ValueError(f"labels must be integers from 0, not {printable(json.dumps(found), 60)}")
     return values, parse_caption(caption), tuple(labels)

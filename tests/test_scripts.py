@@ -54,7 +54,7 @@ def test_photos_become_a_classifier(image_folder, tmp_path, has_splits):
         done = sh("run_photos.sh", *short, **settings)
         assert done.returncode == 0, done.stdout + done.stderr
         assert said in done.stdout
-        assert f"python -m tools.predict {tmp_path / 'out' / 'labels'} PHOTOS" in done.stdout
+        assert f"-m tools.predict {tmp_path / 'out' / 'labels'} PHOTOS" in done.stdout
 
 
 def test_launchers_take_settings_from_the_environment(tiny_yaml, tmp_path):

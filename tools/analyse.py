@@ -36,6 +36,7 @@ from measures.layer_measures import (
 )
 from methods import load_models
 from pages import html, plots
+from pages.curves import html_charts
 from pipeline import sources
 from storage import atomic, results
 from training import device
@@ -133,8 +134,10 @@ def write_report(
     for name, found in zip(names, analyses, strict=True):
         spectrum = found["spectrum"] / found["spectrum"][0]
         curves[name] = [(index, value) for index, value in enumerate(spectrum, start=1) if value > 1e-6]
-    curve = plots.draw_curves([("Spectrum", "deviation / largest", curves)], "direction", logarithmic=True)
-    sections.append(("Spectrum of the features", html.html_figure(curve, "Of what a classifier reads.")))
+    chart = html_charts(
+        [("Deviation / the largest, of what a classifier reads", curves)], "direction", logarithmic=True
+    )
+    sections.append(("Spectrum of the features", chart))
     pairs = [{"runs": list(pair), "cka": cka.tolist()} for pair, cka in similarity.items() if pair[0] != pair[1]]
     results.claim(out, _FILES)
     atomic.write_text(out / "analysis.json", json.dumps({"runs": entries, "pairs": pairs}, indent=1))

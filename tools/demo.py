@@ -68,7 +68,7 @@ class Demo:
     def reconstruct(
         self, photo: str, mask_ratio: float, seed: int, kind: str, drawn: np.ndarray | None
     ) -> list[Image.Image]:
-        """Return pictures: original, masked, prediction, reconstruction (prediction + visible).
+        """Return pictures: one for each of `drawing.COLUMNS`.
 
         Args:
             drawn: uint8 [H, W]; above 127 where patches are to be hidden. None, or all black: by ratio and seed.
@@ -208,9 +208,8 @@ def _respond(gradio, demo: Demo, photo, mask_ratio, seed, kind, layers) -> tuple
         heads = demo.attend(photo)
     except UserError as error:
         raise gradio.Error(str(error)) from error
-    names = ["original", "masked", "prediction", "reconstruction"]
     heads = [(head, f"head {number}" if number else "rollout") for number, head in enumerate(heads)]
-    return list(zip(pictures, names, strict=True)), classes, heads
+    return list(zip(pictures, drawing.COLUMNS, strict=True)), classes, heads
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,7 +13,8 @@ import program
 from errors import UserError
 from launch import command_line
 from methods import load_models
-from pages import drawing, html, plots, run_page
+from pages import drawing, html, run_page
+from pages.curves import html_charts
 
 ROOT = runtime.ROOT
 OUTPUT = ROOT / "output" / "quickstart"
@@ -53,13 +54,12 @@ def last_accuracy(name: str) -> float:
 def write_report(rows: list[list[object]], path: Path) -> None:
     """Write the page: table, curves, pictures."""
     logs = {name: run_page.read_log(OUTPUT / name) for name in ("pretrain", "finetune", "probe", "probe-untrained")}
-    curves = plots.draw_curves(
+    charts = html_charts(
         [
-            ("Pretraining", "loss on hidden patches", {"pretrain": run_page.curve(logs["pretrain"], "train", "loss")}),
-            ("Finetuning", "loss", {"finetune": run_page.curve(logs["finetune"], "train", "loss")}),
+            ("Pretraining: loss on hidden patches", {"pretrain": run_page.curve(logs["pretrain"], "train", "loss")}),
+            ("Finetuning: loss", {"finetune": run_page.curve(logs["finetune"], "train", "loss")}),
             (
-                "Validation",
-                "top-1 accuracy (%)",
+                "Validation: top-1 accuracy (%)",
                 {
                     "finetune": run_page.curve(logs["finetune"], "eval", "acc1"),
                     "probe": run_page.curve(logs["probe"], "eval", "acc1"),
@@ -69,14 +69,14 @@ def write_report(rows: list[list[object]], path: Path) -> None:
         ]
     )
     model, config = load_models.load_autoencoder(OUTPUT / "pretrain")
-    grid = drawing.make_grid(drawing.draw_panels(model, config, drawing.draw_images(config, 8)))
+    panels, caption = drawing.draw_reconstructions(model, config, drawing.draw_images(config, 8))
     html.write_page(
         path,
         "MAE quickstart: handwritten digits",
         [
             ("Results", html.html_table(["stage", "top-1 accuracy (%)", "target", "seconds"], rows)),
-            ("Curves", html.html_figure(curves, "Loss and accuracy over epochs.")),
-            ("Reconstructions", html.html_figure(grid, drawing.reconstruction_caption(model))),
+            ("Curves", charts),
+            ("Reconstructions", html.html_grid(drawing.COLUMNS, panels) + html.html_paragraph(caption)),
         ],
     )
 

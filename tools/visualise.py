@@ -31,14 +31,14 @@ from launch import command_line, tool_flags
 from methods import load_models
 from pages import html
 from pages.drawing import (
+    COLUMNS,
     draw_attention,
     draw_images,
     draw_noise,
-    draw_panels,
+    draw_reconstructions,
     load_images,
     make_grid,
     mask_to_noise,
-    reconstruction_caption,
     stack,
 )
 from pipeline.decoding import as_mode, open_file
@@ -62,8 +62,8 @@ def read_mask(path: str, grid_hw: tuple[int, int]) -> tuple[np.ndarray, float]:
     return mask_to_noise(drawn > 127, f"-mask {path}")
 
 
-def named_images(config, paths: list[str], most: int) -> np.ndarray:
-    """Return the first images [B, C, H, W] among files and folders."""
+def named_images(config, paths: list[str], most: int) -> tuple[np.ndarray, list[str]]:
+    """Return the first images [B, C, H, W] among files and folders, and their names if all can be read."""
     files = []
     for path in map(Path, paths):
         if not path.exists():
@@ -72,11 +72,13 @@ def named_images(config, paths: list[str], most: int) -> np.ndarray:
     if not files:
         raise UserError(f"{', '.join(paths)}: no images found")
     source = FileImages(files, np.full(len(files), -1), Path(paths[0]))
-    return load_images(config, source, range(min(most, len(files))))
+    images = load_images(config, source, range(min(most, len(files))))
+    names = [Path(file).name for file in files[:most]]
+    return images, names if len(names) == len(images) else []
 
 
-def _reconstructions(model, config, images: np.ndarray, args) -> list[tuple[str, Image.Image, str]]:
-    """Return heading, picture and caption for each mask ratio, or for the drawn mask."""
+def _reconstructions(model, config, images: np.ndarray, args) -> list[tuple[str, list[str], list[np.ndarray], str]]:
+    """Return heading, columns, their images and caption for each mask ratio, or for the drawn mask."""
     grid_hw = model.patch_embedding.grid_hw
     if args.mask in ("random", "block"):
         noise = draw_noise(len(images), grid_hw, args.seed, args.mask, args.same_mask)
@@ -86,8 +88,8 @@ def _reconstructions(model, config, images: np.ndarray, args) -> list[tuple[str,
         noise, ratios = noise.repeat(len(images), axis=0), [ratio]
     pictures = []
     for ratio in ratios:
-        panels = draw_panels(model, config, images, mask_ratio=ratio, noise=noise)
-        pictures.append((f"{ratio:.0%} hidden", make_grid(panels), reconstruction_caption(model)))
+        panels, caption = draw_reconstructions(model, config, images, mask_ratio=ratio, noise=noise)
+        pictures.append((f"{ratio:.0%} hidden", COLUMNS, panels, caption))
     return pictures
 
 
@@ -122,8 +124,9 @@ def main(argv: list[str] | None = None) -> Path:
     out = _check(args)
     device.set_device()
     config = tool_flags.read_config(args)
+    names: list[str] = []
     if args.images:
-        images = named_images(config, args.images, args.num)
+        images, names = named_images(config, args.images, args.num)
     else:
         images = draw_images(config, args.num, args.seed, args.split)
     pictures = []
@@ -131,15 +134,19 @@ def main(argv: list[str] | None = None) -> Path:
         pictures = _reconstructions(*load_models.load_autoencoder(args.run, config), images, args)
     if args.attention:
         panels = draw_attention(load_models.load_encoder(args.run, config)[0], config, images, args.layer)
-        caption = f"Columns: original, rollout over all layers, then each head of layer {args.layer} (class token)."
-        pictures.append(("Attention", make_grid(panels), caption))
+        columns = ["original", "rollout", *(f"head {number}" for number in range(1, len(panels) - 1))]
+        caption = f"Rollout over all layers, then what the class token attends to in each head of layer {args.layer}."
+        pictures.append(("Attention", columns, panels, caption))
     if out.suffix.lower() == ".png":
         with atomic.replacing(out) as temporary:
-            stack([picture for _, picture, _ in pictures]).save(temporary, format="PNG")
+            stack([make_grid(panels, columns) for _, columns, panels, _ in pictures]).save(temporary, format="PNG")
     else:
-        sections = [(heading, html.html_figure(picture, caption)) for heading, picture, caption in pictures]
+        sections = [
+            (heading, html.html_grid(columns, panels, names) + html.html_paragraph(caption))
+            for heading, columns, panels, caption in pictures
+        ]
         html.write_page(out, f"What {Path(args.run).name} sees", sections)
-    print(f"wrote {out}. {pictures[0][2]}")
+    print(f"wrote {out}. {pictures[0][3]}")
     return out
 
 

@@ -134,6 +134,10 @@ class Training:
                 self.clock.count(sampler.update_size(update))
                 results |= self._after_update(lr)
         self._finish()
+        if self.best is not None:
+            self.run.log.say(
+                f"best {self.task.evaluation.best[0]}: {self.best:.3f}, by the weights in {self.run.directory}/best"
+            )
         return results
 
     def update(self, batches: Iterator[Batch], update: int, lr: float) -> None:

@@ -35,7 +35,8 @@ def check_fingerprint(state: RunState, own: dict[str, object], directory: Path) 
         if getattr(state, key) != value:
             raise UserError(
                 f"-resume {directory}: that run has {_LABELS.get(key, key)} {getattr(state, key)}, this one {value}; "
-                "to start a new run from its weights, use -pretrained"
+                "for a new run, give another name or place (-opts RUN NAME, -output; OUTPUT of a script), and "
+                "-pretrained to start from its weights"
             )
 
 

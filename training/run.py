@@ -1,6 +1,8 @@
 """A run: its directory, log and settings, and how it starts."""
 
 import dataclasses
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -91,6 +93,11 @@ def start_run(
             f"run directory {directory}, paddle {paddle.__version__} on {paddle.device.get_device()}, "
             f"{runtime.world_size()} processes"
         )
+        words = ["python", f"main_multi_gpu_{script}.py", *(sys.argv[1:] if argv is None else argv)]
+        log.say(f"command: {shlex.join(words)}")
+        commit = runtime.commit()
+        if commit is not None:
+            log.say(f"code: commit {commit}")
         log.say(precision)
     if args.dry_run:
         log.say(config.dump())

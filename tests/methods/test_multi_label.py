@@ -143,9 +143,9 @@ def test_evaluation_and_predictions_of_a_run(tiny_run, photos):
     [
         (["a.jpg 0,1,0", "b.jpg 0,0,0", "c.jpg 1,0,1"], 3, [[1], [], [0, 2]]),
         (["a.jpg\t0,1", "b.jpg\t0,0"], 2, [[1], []]),
-        (["a.jpg 0,1", "b.jpg 1,0"], 0, [[0, 1], [1, 0]]),  # labels
+        (["a.jpg 0,1", "b.jpg 1,0"], 2, [[1], [0]]),  # as labels, every image would have both
+        (["a.jpg 0,1", "b.jpg 1"], 0, [[0, 1], [1]]),
         (["a.jpg 0,1,2", "b.jpg 1,0,1"], 0, [[0, 1, 2], [1, 0, 1]]),
-        (["a.jpg 0,1,1", "b.jpg 1"], 0, [[0, 1, 1], [1]]),
     ],
 )
 def test_lists_of_zeros_and_ones(tmp_path, lists, columns, expected):
@@ -155,6 +155,14 @@ def test_lists_of_zeros_and_ones(tmp_path, lists, columns, expected):
     assert [source.labels[index] for index in range(len(source))] == expected
     assert bool(columns) == any("zeros and ones" in note for note in source.notes)
     assert source.count_classes() == (columns or max(max(own, default=0) for own in expected) + 1)
+
+
+@pytest.mark.parametrize("odd", ["1,0,0,1", "1,0"])
+def test_another_number_of_zeros_and_ones_is_named(tmp_path, odd):
+    file = tmp_path / "train_list.txt"
+    file.write_text(f"a.jpg 0,1,0\nb.jpg {odd}\nc.jpg 0,0,1\n")
+    with pytest.raises(UserError, match=r"3 zeros and ones per image, but .*b\.jpg has"):
+        ListedImages(file, multi_label.TARGET)
 
 
 def test_settings_for_one_label_are_named(tiny_run, photos):
@@ -171,6 +179,15 @@ def test_settings_for_one_label_are_named(tiny_run, photos):
         dispatch.train_or_evaluate(tiny_run("finetune", *one))
     with pytest.raises(UserError, match=r"TRAIN\.BEST=map: is for several labels"):
         dispatch.train_or_evaluate(tiny_run("finetune", "TRAIN.BEST", "map"))
+
+
+def test_weights_of_the_other_kind_are_not_evaluated(tiny_run, photos):
+    run = tiny_run("finetune", *photos, "TRAIN.NUM_EPOCHS", 1)
+    (run.directory / "config.yaml").write_text(run.config.dump())
+    dispatch.train_or_evaluate(run)
+    opts = [*photos[:4], "MODEL.PRETRAINED", str(run.directory), "EVAL", True]
+    with pytest.raises(UserError, match=r"TRAIN\.MULTI_LABEL=False: .* was trained with True"):
+        dispatch.train_or_evaluate(tiny_run("finetune", *opts))
 
 
 def test_a_val_split_without_a_label_has_no_score(tiny_run, photos, tmp_path):

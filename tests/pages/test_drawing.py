@@ -23,7 +23,7 @@ def test_visible_pixels_are_those_of_the_photo(trained, image_folder, tmp_path):
     model, config = load_models.load_autoencoder(run)
     source = image_sets.open_images(config.clone(), "val", needs="none")
     images = drawing.draw_images(config, 3)
-    original, masked, _, pasted = drawing.draw_panels(model, config, images)
+    original, masked, _, pasted, means = drawing.draw_panels(model, config, images)
     chosen = np.random.default_rng(0).permutation(len(source))[:3]
     pixels = transforms.eval_transform(config).views[0]
     for picture, index in zip(original, chosen, strict=True):
@@ -31,6 +31,13 @@ def test_visible_pixels_are_those_of_the_photo(trained, image_folder, tmp_path):
     visible = ~(masked == 128).all(axis=-1)
     assert 0.2 < visible.mean() < 0.3
     assert np.array_equal(original[visible], pasted[visible])
+    assert np.array_equal(original[visible], means[visible])
+    patches = means.reshape(3, 4, 4, 4, 4, 3)  # [B, rows, P, columns, P, C]
+    hidden = ~visible.reshape(3, 4, 4, 4, 4)[:, :, 0, :, 0]
+    assert (patches == patches[:, :, :1, :, :1]).all(axis=(2, 4, 5))[hidden].all()
+    scalar = images.reshape(3, 3, 4, 4, 4, 4).mean(axis=(1, 3, 5))  # over the pixels and channels, normalised
+    expected = scalar[..., None] * config.DATA.IMAGENET_STD + config.DATA.IMAGENET_MEAN
+    assert np.abs(255 * np.clip(expected, 0, 1) - patches[:, :, 0, :, 0])[hidden].max() <= 1
     assert drawing.make_grid([original, pasted]).size == (2 * (6 * 16 + 2), 3 * (6 * 16 + 2))
 
 
@@ -69,7 +76,7 @@ def test_a_drawn_mask_hides_what_is_white(trained, tmp_path):
     noise, ratio = visualise.read_mask(str(tmp_path / "mask.png"), (4, 4))
     assert ratio == 2 / 16
     model, config = load_models.load_autoencoder(trained())
-    _, masked, _, _ = drawing.draw_panels(model, config, drawing.draw_images(config, 1), mask_ratio=ratio, noise=noise)
+    _, masked, *_ = drawing.draw_panels(model, config, drawing.draw_images(config, 1), mask_ratio=ratio, noise=noise)
     hidden = (masked[0] == 128).all(axis=-1)
     assert hidden[:4, 8:].all()
     assert hidden.sum() == 4 * 8
@@ -78,3 +85,18 @@ def test_a_drawn_mask_hides_what_is_white(trained, tmp_path):
         visualise.read_mask(str(tmp_path / "mask.png"), (4, 4))
     with pytest.raises(UserError, match="neither random nor block, nor a picture"):
         visualise.read_mask("nowhere.png", (4, 4))
+
+
+@pytest.mark.parametrize("is_normalised", [True, False])
+def test_the_error_of_the_means_is_that_of_numpy(trained, is_normalised):
+    model, config = load_models.load_autoencoder(trained())
+    model.norm_pix_loss = is_normalised
+    images = drawing.draw_images(config, 3)
+    noise = drawing.draw_noise(3, model.patch_embedding.grid_hw)
+    own, means = drawing.errors_on_hidden(model, paddle.to_tensor(images), paddle.to_tensor(noise))
+    loss, _, mask = model(paddle.to_tensor(images), noise=paddle.to_tensor(noise))
+    assert own == pytest.approx(float(loss), rel=1e-6)
+    patches = images.reshape(3, 3, 4, 4, 4, 4).transpose(0, 2, 4, 3, 5, 1).reshape(3, 16, 48)
+    variances = patches.var(axis=2, ddof=1 if is_normalised else 0)
+    errors = patches.var(axis=2) / (variances + 1e-6) if is_normalised else variances
+    assert means == pytest.approx((errors * mask.numpy()).sum() / mask.numpy().sum(), rel=1e-4)

@@ -108,7 +108,7 @@ def test_command(tiny_run, image_folder, tmp_path):
     np.testing.assert_allclose(data["runs"][0]["entropy"], results[0]["entropy"])
     assert [pair["runs"] for pair in data["pairs"]] == [[0, 1], [0, 2], [1, 2]]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("data:image/png") == 3 * 2 + 3 + 1
+    assert page.count("data:image/png") == 3 * 2 + 3
     with pytest.raises(UserError, match="-num and -batch_size"):
         analyse.main([folders[0], *flags, "-batch_size", "2"])
     other = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0, "DATA.IMAGENET_STD", [0.5] * 3)

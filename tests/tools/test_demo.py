@@ -53,8 +53,8 @@ def photo(tmp_path):
 def test_pictures_masks_and_classes(models, photo, tmp_path):
     demo = Demo(*models)
     first = demo.reconstruct(photo, 0.75, 0, "random", None)
-    assert [picture.size for picture in first] == [(448, 448)] * 4
-    original, masked, _, pasted = (np.asarray(picture) for picture in first)
+    assert [picture.size for picture in first] == [(448, 448)] * 5
+    original, masked, _, pasted, _ = (np.asarray(picture) for picture in first)
     visible = ~(masked == 128).all(axis=-1)
     assert 0.2 < visible.mean() < 0.3
     assert np.array_equal(original[visible], pasted[visible])

@@ -34,18 +34,19 @@ def finished(tiny_run):
 
 
 @pytest.mark.parametrize(
-    ("mode", "pictures"), [("pretrain", "visible patches put back"), ("finetune", "Above: the prediction")]
+    ("mode", "pictures"),
+    [("pretrain", "by the means of the patches alone"), ("finetune", "Below each image: the prediction")],
 )
 def test_a_run_writes_its_report(finished, mode, pictures):
     run = finished(mode, "REPORT", True)
     Page(run).finish()
     page = (run.directory / "report.html").read_text()
-    assert re.findall("<h2>(.*?)</h2>", page) == ["Figures", "Curves", "Pictures", "Configuration"]
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Curves", "Pictures", "Configuration"]
     assert pictures in page
     assert "NUM_EPOCHS: 1" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
     losses = [record["loss"] for record in run_page.read_log(run.directory) if record["event"] == "train"]
-    assert f"{losses[-1]:.2f}</td>" in page
+    assert f"<dt>last loss</dt><dd>{losses[-1]:.4g}</dd>" in page
 
 
 def test_the_page_is_written_while_a_run_trains(finished, monkeypatch):
@@ -58,7 +59,7 @@ def test_the_page_is_written_while_a_run_trains(finished, monkeypatch):
     while page._process is not None:
         time.sleep(0.2)
         page._collect(waits=False)
-    assert "visible patches put back" in (run.directory / "report.html").read_text()
+    assert "by the means of the patches alone" in (run.directory / "report.html").read_text()
     page.refresh()  # twenty times as long as this one has taken has not passed
     assert len(started) == 1
     page._not_before = 0.0
@@ -73,8 +74,8 @@ def test_without_its_images_a_run_still_has_curves(finished):
     config = run.directory / "config.yaml"
     config.write_text(config.read_text().replace("DATASET: synthetic", "DATASET: folder"))
     page = report.main([str(run.directory)]).read_text()
-    assert "No pictures: UserError: -data_path is missing" in page
-    assert "data:image/png" in page
+    assert "No pictures: -data_path is missing" in page
+    assert '"curves": [["train", ' in page
 
 
 def test_reports_of_runs_started_elsewhere(tmp_path, tiny_yaml, image_folder):
@@ -88,7 +89,7 @@ def test_reports_of_runs_started_elsewhere(tmp_path, tiny_yaml, image_folder):
             [*command, *options], cwd=tmp_path, env=runtime.original_environment(), capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "Above: the prediction" in (tmp_path / "out" / name / "report.html").read_text(), done.stdout
+        assert "Below each image: the prediction" in (tmp_path / "out" / name / "report.html").read_text(), done.stdout
 
 
 def test_runs_compared(finished, tmp_path):

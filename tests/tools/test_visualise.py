@@ -18,17 +18,18 @@ def test_page_and_pictures(trained, image_folder, tmp_path):
     assert visualise.main([*flags, "-mask_ratio", "0.5", "0.9", "-mask", "block", "-same_mask", "-attention"]) == page
     text = page.read_text()
     assert re.findall("<h2>(.*?)</h2>", text) == ["50% hidden", "90% hidden", "Attention"]
-    assert text.count("data:image/png;base64") == 3
+    assert text.count("data:image/png;base64") == 2 * 3 * 5 + 3 * (2 + 4)  # columns: five; image, rollout, four heads
+    assert text.count(photo.name) > 2
     assert "trained on normalised pixels" in text
     assert not re.search(r'(src|href)="(?!data:)', text)
     out = tmp_path / "x.png"
     plain = trained("pretrain", "MODEL.NORM_PIX_LOSS", False)
     visualise.main([str(plain), "-out", str(out), "-num", "2"])
-    assert Image.open(out).size == (4 * (6 * 16 + 2), 2 * (6 * 16 + 2))
+    assert Image.open(out).size == (5 * (6 * 16 + 2), 24 + 2 * (6 * 16 + 2))
     visualise.main([str(plain), "-out", str(out), "-num", "1", "-attention"])
-    assert Image.open(out).size == (6 * (6 * 16 + 2), 2 * (6 * 16 + 2)), "reconstruction above, attention below"
+    assert Image.open(out).size == (6 * (6 * 16 + 2), 2 * (24 + 6 * 16 + 2)), "reconstruction above, attention below"
     visualise.main([str(trained("finetune")), "-out", str(out), "-num", "2", "-attention"])
-    assert Image.open(out).size[1] == 2 * (6 * 16 + 2)
+    assert Image.open(out).size[1] == 24 + 2 * (6 * 16 + 2)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_images_that_cannot_be_read_are_left_out_on_request(trained, tmp_path, i
     with pytest.raises(UserError, match=r"0\.jpg: cannot be read .*DATA\.BAD_IMAGES skip"):
         visualise.main(flags)
     visualise.main([*flags, "-opts", "DATA.BAD_IMAGES", "skip"])
-    assert Image.open(tmp_path / "x.png").size[1] == 2 * (6 * 16 + 2)
+    assert Image.open(tmp_path / "x.png").size[1] == 24 + 2 * (6 * 16 + 2)
 
 
 def test_reconstructing_without_a_decoder_is_refused(trained, tmp_path):
