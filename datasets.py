@@ -149,6 +149,7 @@ def _scan_folders(root: Path, split: str, needs_labels: bool, has_names: bool, i
         raise UserError(
             f"{folder}: no such directory; expected {split}/<class>/*.jpg below DATA.DATA_PATH={root}, "
             f"or for imagenet2012 a {split}_list.txt there; classes without splits need -opts DATA.VAL_FRACTION 0.1 "
+            "(check_dataset: -val_fraction 0.1)"
         )
     folder, left_out = folder if folder.is_dir() else root, LeftOut()
     train = root / find_split(root, "train")

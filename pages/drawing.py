@@ -145,9 +145,9 @@ def make_grid(panels: list[np.ndarray], headings: Sequence[str] = (), side_px: i
     page = Image.new("RGB", (grid.width, grid.height + _HEADING_PX), "white")
     page.paste(grid, (0, _HEADING_PX))
     pen, column_px = ImageDraw.Draw(page), grid.width // len(panels)
+    font = ImageFont.load_default(min(0.6 * _HEADING_PX, 1.8 * column_px / max(map(len, headings))))
     for column, heading in enumerate(headings):
-        size = min(_HEADING_PX * 0.6, 1.7 * column_px / len(heading))
-        pen.text((column * column_px + 2, _HEADING_PX * 0.2), heading, "black", ImageFont.load_default(size))
+        pen.text((column * column_px + 2, _HEADING_PX * 0.2), heading, "black", font)
     return page
 
 

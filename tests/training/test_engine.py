@@ -106,7 +106,7 @@ def test_resume_of_another_run_is_refused(tiny_run):
     first = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
     train(first)
     step_zero = first.directory / "step-00000000"
-    with pytest.raises(ValueError, match="has seed 0, this one 1; to start a new run"):
+    with pytest.raises(ValueError, match="has seed 0, this one 1; for a new run"):
         train(tiny_run("pretrain", "SEED", 1, resume_from=step_zero))
 
 
