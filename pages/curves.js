@@ -1,6 +1,6 @@
 // Draws the charts of a page: lines over a common axis, values under the pointer, smoothing, a logarithmic axis.
 (() => {
-  const W = 640, H = 340, L = 88, R = 16, T = 12, B = 60;
+  const W = 640, H = 340, L = 88, R = 28, T = 12, B = 60;
   const COLOURS = ["#3b7dd8", "#d9622b", "#2e9e5b", "#a24fc4", "#c9a227", "#c43d6b", "#2aa5a5", "#7a7a7a"];
   const NS = "http://www.w3.org/2000/svg";
 

@@ -28,12 +28,11 @@ figcaption { color: var(--soft); }
 figure > img { background: #fff; }
 pre { overflow-x: auto; background: var(--panel); padding: .7rem; font-size: .85rem; }
 summary { cursor: pointer; }
-.gallery { display: flex; flex-wrap: wrap; gap: 1rem; }
-.gallery figure { width: 160px; margin: 0; font-size: .85rem; }
 .grid { display: grid; gap: 4px; max-width: 80rem; align-items: end; }
 .grid b { font-weight: 600; font-size: clamp(.7rem, 2.6vw, .85rem); hyphens: auto; }
 .grid span { grid-column: 1 / -1; color: var(--soft); font-size: .85rem; }
 .grid img { width: 100%; display: block; }
+.grid div span { display: block; }
 .row { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); align-items: start; gap: 1rem; }
 .grid img.small { image-rendering: pixelated; }
 .facts { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin: .5rem 0; }
@@ -91,9 +90,16 @@ def html_grid(headings: list[str], panels: list[np.ndarray], names: Sequence[str
     return f'<div class="grid" style="{style}">{"".join(cells)}</div>'
 
 
-def html_row(images: Sequence[tuple[np.ndarray, str]]) -> str:
-    """Embed images [H, W, C] side by side, as many as the window is wide, each with a caption below it."""
-    cells = "".join(f"<div>{_cell(image, caption)}<b>{html.escape(caption)}</b></div>" for image, caption in images)
+def html_row(images: Iterable[tuple[np.ndarray, str, str]]) -> str:
+    """Embed images side by side, as many as the window is wide.
+
+    Args:
+        images: uint8 [H, W, C], and what stands below it: a caption, and more in small letters.
+    """
+    cells = "".join(
+        f"<div>{_cell(image, caption)}<b>{html.escape(caption)}</b><span>{html.escape(more)}</span></div>"
+        for image, caption, more in images
+    )
     return f'<div class="grid row">{cells}</div>'
 
 
@@ -123,16 +129,6 @@ def html_facts(facts: dict[str, object]) -> str:
 def html_folded(title: str, content: str) -> str:
     """Write HTML that a click on its title shows."""
     return f"<details><summary>{html.escape(title)}</summary>\n{content}\n</details>"
-
-
-def html_gallery(photos: Iterable[tuple[Image.Image, str]], width_px: int = 160) -> str:
-    """Embed photos with captions side by side, each at most twice as high as wide."""
-    figures = []
-    for photo, caption in photos:
-        scale = min(width_px / photo.width, 2 * width_px / photo.height)
-        small = photo.convert("RGB").resize([max(1, round(side * scale)) for side in photo.size])
-        figures.append(html_figure(small, caption, format="JPEG"))
-    return '<div class="gallery">' + "".join(figures) + "</div>"
 
 
 def html_paragraph(text: str) -> str:

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
 
 from measures.prediction import Prediction
 from pages import html
@@ -53,12 +53,13 @@ def write_page(path: Path, title: str, summary: Summary, source: Source, channel
     photos = []
     for index, row in least:
         with contextlib.suppress(OSError):  # it has gone since
-            photos.append((sources.read_image(source, index, channels, upright), _caption(row)))
+            photo = np.atleast_3d(np.asarray(sources.read_image(source, index, channels, upright)))
+            photos.append((photo, *_caption(row)))
     about = f"{len(photos):,} of {summary.counts.total():,}, those with the lowest probability first"
     rows = [[name, count] for name, count in summary.counts.most_common(_MOST_ROWS)]
     sections = [
-        (f"Classes ({len(rows)} of {len(summary.counts)})", html.html_table(["taken for", "photos"], rows)),
-        ("Least certain", html.html_paragraph(about) + html.html_gallery(map(_thumbnail, photos))),
+        (f"Classes ({len(rows)} of {len(summary.counts)})", html.html_table(["class", "photos"], rows)),
+        ("Least certain", html.html_paragraph(about) + html.html_row(photos)),
     ]
     if summary.unreadable:
         rows = [[row.file, row.error] for row in summary.unreadable[:_MOST_ROWS]]
@@ -67,12 +68,7 @@ def write_page(path: Path, title: str, summary: Summary, source: Source, channel
     html.write_page(path, title, sections)
 
 
-def _thumbnail(photo: tuple[Image.Image, str]) -> tuple[Image.Image, str]:
-    image, caption = photo
-    image.thumbnail((480, 480))
-    return image, caption
-
-
-def _caption(row: Prediction) -> str:
-    classes = ", ".join(f"{name} {share:.0%}" for name, share in zip(row.classes[:3], row.probabilities, strict=False))
-    return f"{classes} — {Path(row.file).name}"
+def _caption(row: Prediction) -> tuple[str, str]:
+    """Return the likeliest class, and two more with the file's name."""
+    first, *others = (f"{name} {share:.0%}" for name, share in zip(row.classes[:3], row.probabilities, strict=False))
+    return first, ", ".join([*others, Path(row.file).name])

@@ -1,12 +1,11 @@
-"""The head of a run's page: what was trained, on what, when, by which command, and what to do next."""
+"""The head of a run's page: what was trained, on what, when, and by which command."""
 
 import re
-import shlex
 from datetime import datetime
 from pathlib import Path
 
-from config import get_config, network_kind
-from storage.run_files import LATEST, TEXT_LOG_FILE
+from config import get_config
+from storage.run_files import TEXT_LOG_FILE
 from strict_config import all_keys
 
 _TIME = "%Y-%m-%d %H:%M:%S"
@@ -54,26 +53,6 @@ def _read_lines(run_dir: Path) -> list[tuple[datetime | None, str]]:
             time = None
         lines.append((time, line[_STAMP_LETTERS + 1 :]))
     return lines
-
-
-def next_commands(run_dir: Path, config) -> dict[str, str]:
-    """Return what to do with a run next: {purpose: command}."""
-    run, kind = shlex.quote(str(run_dir)), network_kind(config)
-    if not (run_dir / LATEST).exists():
-        return {}
-    if kind == "autoencoder":
-        return {
-            "look at its reconstructions": f"python -m tools.visualise {run} -out reconstruction.html",
-            "finetune it": f"python main_multi_gpu_finetune.py -cfg CONFIG -pretrained {run}",
-            "measure its features": f"python -m tools.knn {run}",
-        }
-    if kind in ("classifier", "probe"):
-        return {
-            "label new photos": f"python -m tools.predict {run} PHOTOS -html labels.html",
-            "scores of each class": f"python -m tools.evaluate {run} -out scores",
-            "deploy it": f"python -m tools.export {run} -out exported -format paddle",
-        }
-    return {"measure its features": f"python -m tools.knn {run}"}
 
 
 def settings_of_run(config) -> tuple[list[list[str]], int]:

@@ -18,6 +18,7 @@ from pipeline import sources
 from storage.files import NUMBER, is_a
 from strict_config import read_yaml
 from training.log import read_log
+from training.report import next_commands
 
 PICTURES = ("reconstructions.png",)
 _NUM_PICTURES = 8
@@ -132,7 +133,7 @@ def _draw_predictions(run_dir: Path, config) -> str:
         for picture, labels, guess in zip(pictures, batch.host_labels, found, strict=True):
             own = {label for label in np.atleast_1d(labels).tolist() if label >= 0}
             above, below = (", ".join(names[label] for label in sorted(some)) or "none" for some in (guess, own))
-            cells.append((picture, above if guess == own else f"✗ {above} (label: {below})"))
+            cells.append((picture, above if guess == own else f"✗ {above}", "" if guess == own else f"label: {below}"))
         break
     return html.html_row(cells) + html.html_paragraph("Below each image: the prediction; ✗ where the label is another.")
 
@@ -173,9 +174,9 @@ def _head(run_dir: Path, config, records: list[dict]) -> str:
     facts = {"method": config.MODEL.TYPE.lower(), **run_head.facts_of_run(run_dir)}
     head = html.html_facts(facts) + html.html_facts(figures)
     command = run_head.command_of_run(run_dir)
-    steps = {"started by": command} if command else {}
-    rows = [[purpose, line] for purpose, line in (steps | run_head.next_commands(run_dir, config)).items()]
-    return head + (html.html_table(["to", "command"], rows) if rows else "")
+    rows = [[purpose, line] for purpose, line in next_commands(run_dir, config).items()]
+    head += html.html_text(command) if command else ""
+    return head + (html.html_folded("What next?", html.html_table(["to", "run"], rows)) if rows else "")
 
 
 def write_comparison(run_dirs: list[Path], out: Path) -> None:

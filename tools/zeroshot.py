@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-from PIL import Image
 
 from arguments import Parser
 from clip import CLIP, load_clip
@@ -106,9 +105,13 @@ def _examples(config, source: Source, probabilities: np.ndarray, names: list[str
     photos = []
     for picture, index in zip(pixels, indices, strict=True):
         best = probabilities[index].argsort()[::-1][:3]
-        caption = ", ".join(f"{names[label]} {probabilities[index, label]:.0%}" for label in best)
-        photos.append((Image.fromarray(picture.squeeze()), caption))
-    return html.html_gallery(photos)
+        first, *others = (f"{names[label]} {probabilities[index, label]:.0%}" for label in best)
+        is_right = best[0] == source.labels[index]
+        more = others if is_right else [f"label: {names[source.labels[index]]}", *others]
+        photos.append((picture, first if is_right else f"✗ {first}", ", ".join(more)))
+    return html.html_row(photos) + html.html_paragraph(
+        "Below each photo: the prediction; ✗ where the label is another."
+    )
 
 
 def quick_look(clip: CLIP, texts: list[str], photos: list[str]) -> np.ndarray:

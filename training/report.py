@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import subprocess
 import tempfile
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 import runtime
+from config import network_kind
 from storage.run_files import LATEST, LOG_FILE, REPORT_FILE, checkpoint_step
 from training.run import Run
 from training.trackers import tracker_names
@@ -43,7 +45,10 @@ class Page:
         """Write the page of a run that has ended."""
         self.stop()
         if self._start() and self._collect(waits=True):
-            self._run.log.say(f"report: {self._run.directory / REPORT_FILE}")
+            run = self._run
+            run.log.say(f"report: {run.directory / REPORT_FILE}")
+            for purpose, command in next_commands(run.directory, run.config).items():
+                run.log.say(f"to {purpose}: {command}")
 
     def stop(self) -> None:
         """End a page that is being written; the one before it stays."""
@@ -85,3 +90,23 @@ class Page:
             with Image.open(picture) as opened:
                 self._run.log.track_picture(_PICTURE, opened, self._step)
         return is_written
+
+
+def next_commands(run_dir: Path, config) -> dict[str, str]:
+    """Return what to do with a run next: {purpose: command}."""
+    run, kind = shlex.quote(str(run_dir)), network_kind(config)
+    if not (run_dir / LATEST).exists():
+        return {}
+    if kind == "autoencoder":
+        return {
+            "look at its reconstructions": f"python -m tools.visualise {run} -out reconstruction.html",
+            "finetune it": f"python main_multi_gpu_finetune.py -cfg CONFIG -pretrained {run}",
+            "measure its features": f"python -m tools.knn {run}",
+        }
+    if kind in ("classifier", "probe"):
+        return {
+            "label new photos": f"python -m tools.predict {run} PHOTOS -html labels.html",
+            "see the scores of each class": f"python -m tools.evaluate {run} -out scores",
+            "deploy it": f"python -m tools.export {run} -out exported -format paddle",
+        }
+    return {"measure its features": f"python -m tools.knn {run}"}

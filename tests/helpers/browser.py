@@ -1,0 +1,35 @@
+"""Pages in headless Chromium: what is drawn, and what does not fit."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser")
+_OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+_PROBE = """<script>
+const shown = [...document.querySelectorAll("body *")].filter(e => e.getClientRects().length);
+const texts = shown.filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()));
+const scale = e => e.ownerSVGElement ? e.ownerSVGElement.getBoundingClientRect().width / 640 : 1;
+document.title = JSON.stringify({
+  lines: document.querySelectorAll("polyline").length,
+  texts: [...document.querySelectorAll("svg text")].map(t => t.textContent),
+  smallest: Math.min(...texts.map(e => parseFloat(getComputedStyle(e).fontSize) * scale(e))),
+  overflow: document.documentElement.scrollWidth - innerWidth,
+  back: getComputedStyle(document.body).backgroundColor,
+  requests: performance.getEntriesByType("resource").filter(r => !r.name.startsWith("data:")).length,
+});
+</script>"""
+
+
+def look(page, folder, width: int, is_dark: bool = False) -> dict:
+    """Open a page in a window of a width, and return what a script in it measures."""
+    copy = folder / f"look-{width}-{is_dark}.html"
+    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", _PROBE + "</body>"), encoding="utf-8")
+    colours = f"--blink-settings=preferredColorScheme={0 if is_dark else 1}"
+    options = [*_OPTIONS, f"--window-size={width},1200", f"--user-data-dir={folder / 'profile'}", colours, "--dump-dom"]
+    command = ["chromium", *options, copy.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
