@@ -19,10 +19,11 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from errors import UserError
+from storage.architecture import CLASSIFIERS
 from strict_config import Merger, Rule, read_assignments, read_pairs, read_yaml
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
-NETWORKS = ("autoencoder", "encoder", "classifier", "probe", "clip")
+NETWORKS = ("autoencoder", "encoder", *CLASSIFIERS, "clip")
 
 
 @dataclasses.dataclass(frozen=True)

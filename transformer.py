@@ -22,8 +22,9 @@ from errors import UserError
 from layers import kernels
 from layers.attention import Attention, PositionBias
 from layers.basic import DropPath, LayerNorm, Linear, Mlp, ProbeNorm
+from layers.poolers import build_pooler
 from layers.pos_embed import sincos_table
-from storage.architecture import Architecture, Tower, of_config
+from storage.architecture import CLASSIFIERS, Architecture, Tower, of_config
 
 
 class PatchEmbedding(nn.Layer):
@@ -228,13 +229,13 @@ class VisionTransformer(nn.Layer):
             default_initializer=nn.initializer.Assign(sincos_table(width, architecture.grid_hw)),
         )
         self.token_dropout = nn.Dropout(options.get("dropout", 0.0))
-        final_norm = not architecture.global_pool
-        self.encoder = Transformer(architecture.encoder, architecture, drop_path, final_norm, **options)
-        self.encoder_norm = None if final_norm else LayerNorm(width, architecture.norm_eps)
+        self.encoder = Transformer(architecture.encoder, architecture, drop_path, architecture.has_last_norm, **options)
+        self.encoder_norm = LayerNorm(width, architecture.norm_eps) if architecture.global_pool else None
         if num_classes == 0:
             self.classifier = nn.Identity()
         elif architecture.probe:
-            self.classifier = nn.Sequential(ProbeNorm(width), Linear(width, num_classes))
+            head_width = architecture.head_width
+            self.classifier = nn.Sequential(ProbeNorm(head_width), Linear(head_width, num_classes))
         else:
             self.classifier = Linear(width, num_classes)
         has_second = architecture.distill_head and num_classes > 0
@@ -243,6 +244,10 @@ class VisionTransformer(nn.Layer):
         for layer in self.sublayers():
             if isinstance(layer, nn.Linear):
                 init_linear(layer, nn.initializer.Normal(std=0.02))
+        self.pooler = None
+        if architecture.pooler is not None:  # it draws its own weights
+            sizes = (architecture.pooler_queries, architecture.pooler_heads, architecture.pooler_d_out)
+            self.pooler = build_pooler(architecture.pooler, width, *sizes)
 
     @property
     def head(self) -> nn.Linear:
@@ -271,9 +276,15 @@ class VisionTransformer(nn.Layer):
     def forward_features(self, images: paddle.Tensor) -> paddle.Tensor:
         """Encode images [B, C, H, W] as the vector that the classifier reads, [B, D]."""
         tokens = self.forward_tokens(images)
+        if self.pooler is not None:
+            return self.pooler(self.pooled_tokens(tokens))
         if self.encoder_norm is not None:
             return self.encoder_norm(tokens[:, 1:].mean(axis=1))
         return self.pool(tokens)
+
+    def pooled_tokens(self, tokens: paddle.Tensor) -> paddle.Tensor:
+        """Return the tokens [B, N or T, D] that the attentive pooler reads, of `forward_tokens`'s."""
+        return tokens if self.architecture.pooler_tokens == "all" else tokens[:, 1:]
 
     def pool(self, tokens: paddle.Tensor) -> paddle.Tensor:
         """Reduce normalised tokens [B, T, D] to what the classifier reads, [B, D]; not for global pooling."""
@@ -336,5 +347,5 @@ def build_transformer(config) -> VisionTransformer:
     if config.MODEL.NUM_CLASSES is None:
         raise UserError("MODEL.NUM_CLASSES=None: follows the data in runs only; set it to a number")
     network = network_kind(config)
-    kind = network if network in ("classifier", "probe") else "classifier"  # from Python, an encoder may get a head
+    kind = network if network in CLASSIFIERS else "classifier"  # from Python, an encoder may get a head
     return VisionTransformer(of_config(config, kind), **regularisation(config))

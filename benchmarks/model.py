@@ -20,6 +20,7 @@ from benchmarks import measure
 from config import get_config, network_kind, replaced
 from errors import UserError
 from launch import command_line
+from storage.architecture import CLASSIFIERS
 from training import flops
 
 
@@ -78,7 +79,7 @@ def _variants(args) -> dict[str, object]:
 
 
 def _has_head(config) -> bool:
-    return network_kind(config) in ("classifier", "probe")
+    return network_kind(config) in CLASSIFIERS
 
 
 def _row(side: measure.Side, variants: dict[str, object], turns: dict) -> dict[str, object]:

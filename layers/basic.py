@@ -60,12 +60,21 @@ class ProbeNorm(nn.BatchNorm1D):
         """Normalise features [B, D]; one image alone has no deviation, and Paddle would pass it through as it is."""
         if self.training and paddle.in_dynamic_mode() and features.shape[0] == 1:
             raise UserError(f"a batch of one image cannot be normalised; {ONE_IMAGE_ADVICE}")
+        if not self.training and not paddle.in_dynamic_mode():  # Paddle Inference crashes on a batch norm of two axes
+            return (features - self._mean) * (self._variance + self._epsilon).rsqrt()
         if not self.training or not paddle.in_dynamic_mode():  # a static graph has no buffers to put back
             return nn.BatchNorm1D.forward(self, features)  # Paddle 2.6 cannot trace super()
         buffers = (self._mean, self._variance)
         before = [buffer.clone() for buffer in buffers]
-        normalised = nn.BatchNorm1D.forward(self, features)
-        for buffer, value in zip(buffers, keep_finite(buffers, before), strict=True):
+        if features.stop_gradient:
+            normalised = nn.BatchNorm1D.forward(self, features)
+            moved = buffers
+        else:  # Paddle's layer does not allow to write its buffers before the backward pass
+            mean, variance = features.mean(axis=0), features.var(axis=0, unbiased=False)
+            normalised = (features - mean) * (variance + self._epsilon).rsqrt()
+            kept = self._momentum
+            moved = [old * kept + new.detach() * (1 - kept) for old, new in zip(before, (mean, variance), strict=True)]
+        for buffer, value in zip(buffers, keep_finite(moved, before), strict=True):
             paddle.assign(value.detach(), buffer)
         return normalised
 

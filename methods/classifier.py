@@ -38,9 +38,9 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
     model = build_transformer(config)
     if not start.has_weights_to_load(run):
         return model
-    head = [name for name in model.state_dict() if name.startswith(("classifier.", "distill_classifier."))]
+    head = [name for name in model.state_dict() if name.startswith(("classifier.", "distill_classifier.", "pooler."))]
     # A pretrained encoder's last norm is replaced where the patches are pooled, as in the official code.
-    replaced = ["encoder.norm.*"] if config.MODEL.GLOBAL_POOL else []
+    replaced = [] if model.architecture.has_last_norm else ["encoder.norm.*"]
     added = checkpoint.ADDED_TO_FINETUNE if network_kind(config) == "classifier" else ()  # a probe would not train them
     report = checkpoint.load_weights(
         model,

@@ -9,6 +9,7 @@ from config import network_kind, replaced
 from errors import UserError
 from launch import run_directory
 from methods import (
+    attentive_probe,
     classifier,
     contrastive_tuning,
     finetune,
@@ -35,6 +36,7 @@ METHODS: dict[str, Method] = {
     "PRETRAIN": pretrain.METHOD,
     "FINETUNE": finetune.METHOD,
     "LINEARPROBE": linearprobe.METHOD,
+    "ATTENTIVE_PROBE": attentive_probe.METHOD,
     "CONTRASTIVE_TUNING": contrastive_tuning.METHOD,
     "MOCO": moco.METHOD,
     "WEAK_LABELS": weak_labels.METHOD,

@@ -1,5 +1,7 @@
 """Linear probing (Table 10): batch norm without affine parameters and a linear layer on the frozen encoder."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from paddle import nn
 
@@ -17,6 +19,7 @@ from pipeline.transforms import Transform, crop_and_flip, train_transform
 from training.optimizers import configured_optimizer
 from training.run import Run
 from training.task import Task
+from transformer import VisionTransformer
 
 _HEAD_STD = 0.01  # official code, over loaded weights
 _CROP_SCALE = [0.08, 1.0]
@@ -24,11 +27,22 @@ _CROP_SCALE = [0.08, 1.0]
 
 def build(run: Run) -> Task:
     """Build the classifier with a frozen encoder."""
-    config = run.config
     model = build_classifier(run, _HEAD_STD)
+    task = build_frozen(run, "linearprobe", model, [model.head])
+    return build_sweep(run, task, _HEAD_STD, class_weights(run)) if run.config.TRAIN.LR_SWEEP else task
+
+
+def build_frozen(run: Run, name: str, model: VisionTransformer, trained: Sequence[nn.Layer]) -> Task:
+    """Return the task of a classifier of which only some layers train.
+
+    Args:
+        name: of the method.
+        trained: layers of the model.
+    """
+    config = run.config
     for parameter in model.parameters():
         parameter.stop_gradient = True
-    for parameter in model.head.parameters():
+    for parameter in (parameter for layer in trained for parameter in layer.parameters()):
         parameter.stop_gradient = False
 
     weights, num_classes = class_weights(run), config.MODEL.NUM_CLASSES
@@ -39,8 +53,8 @@ def build(run: Run) -> Task:
             return binary_cross_entropy(logits, smooth_one_hot(batch.labels, num_classes, 0.0), weights), {}
         return label_loss(logits, batch.labels, weights), {}
 
-    task = Task(
-        "linearprobe",
+    return Task(
+        name,
         model,
         configured_optimizer(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY)),
         loss,
@@ -48,7 +62,6 @@ def build(run: Run) -> Task:
         smallest_batch=2,
         can_be_traced=True,
     )
-    return build_sweep(run, task, _HEAD_STD, weights) if config.TRAIN.LR_SWEEP else task
 
 
 def transform(config) -> Transform:

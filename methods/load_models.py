@@ -10,6 +10,7 @@ from config import get_config, network_kind, replaced
 from errors import UserError
 from mae import MAEPretrain, build_mae_pretrain
 from storage import weight_files
+from storage.architecture import CLASSIFIERS
 from transformer import VisionTransformer, build_transformer
 
 
@@ -39,7 +40,7 @@ def load_classifier(path: str | Path, config=None) -> tuple[VisionTransformer, o
     """Load a classifier of a finetuning or probing run, or of a ported file."""
     weights = weight_files.resolve(path)
     config = config or get_config(weight_files.config_beside(weights))
-    if network_kind(config) not in ("classifier", "probe") or config.MODEL.NUM_CLASSES == 0:
+    if network_kind(config) not in CLASSIFIERS or config.MODEL.NUM_CLASSES == 0:
         raise UserError(f"{weights}: an encoder without a classifier; finetune or probe it first")
     return _load(build_transformer(config), weights, allow_unexpected=checkpoint.UNUSED_PROBE_NORM), config
 

@@ -209,6 +209,22 @@ def draw_attention(model, config, images: np.ndarray, layer: int = -1) -> list[n
     ]
 
 
+@paddle.no_grad()
+def draw_pooler(model, config, images: np.ndarray, most: int) -> list[np.ndarray]:
+    """Return uint8 arrays [B, H, W, 3]: original, and what the first queries or heads of an attentive pooler read."""
+    tokens = model.pooled_tokens(model.forward_tokens(paddle.to_tensor(images)))
+    weights = model.pooler.attention(tokens).numpy()[:, :most]  # [B, Q, N]
+    rows, columns = model.patch_embedding.grid_hw
+    heats = weights[:, :, -rows * columns :].reshape(*weights.shape[:2], rows, columns)  # without the class token
+    pictures = as_uint8(to_pixels(config, images))
+    pictures = np.broadcast_to(pictures[..., :3], (*pictures.shape[:3], 3))
+    shown = [
+        np.stack([attention.overlay(*pair) for pair in zip(pictures, heats[:, number], strict=True)])
+        for number in range(heats.shape[1])
+    ]
+    return [pictures, *shown]
+
+
 def draw_images(config, num_images: int, seed: int = 0, split: str = "val") -> np.ndarray:
     """Return images [B, C, H, W] drawn from a split of a config's data set, as evaluation sees them."""
     source = image_sets.open_any_images(config, split)

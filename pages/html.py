@@ -3,8 +3,10 @@
 import base64
 import html
 import io
+import urllib.parse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -52,6 +54,16 @@ _SMALL_PX = 64  # an image with a shorter side is enlarged without smoothing
 _SHOWN_PX = 320  # a larger image is embedded at this size
 
 
+class Link(NamedTuple):
+    """A cell of a table that leads to a file, whose path is relative to the page."""
+
+    text: str
+    path: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def html_table(header: list[str], rows: list[list[object]]) -> str:
     """Write a table; numbers are set right."""
     cells = "".join(f"<th>{html.escape(str(title))}</th>" for title in header)
@@ -60,6 +72,8 @@ def html_table(header: list[str], rows: list[list[object]]) -> str:
         cells = ""
         for value in row:
             text = f"{value:.2f}" if isinstance(value, float) else html.escape(str(value))
+            if isinstance(value, Link):
+                text = f'<a href="{urllib.parse.quote(value.path)}">{text}</a>'
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             cells += f'<td class="number">{text}</td>' if is_number else f"<td>{text}</td>"
         lines.append(f"<tr>{cells}</tr>")

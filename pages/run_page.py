@@ -15,13 +15,14 @@ from methods.multi_label import THRESHOLD
 from pages import curves as curves_page
 from pages import drawing, html, run_head
 from pipeline import sources
+from storage.architecture import CLASSIFIERS
 from storage.files import NUMBER, is_a
 from strict_config import read_yaml
 from training.log import read_log
 from training.report import next_commands
 
 PICTURES = ("reconstructions.png",)
-_NUM_PICTURES = 8
+_NUM_PICTURES, _NUM_QUERY_ROWS, _NUM_QUERIES = 8, 4, 8
 _CURVES = (  # panel, label of y, event, metric
     ("Loss", "", "train", "loss"),
     ("Validation", "top-1 accuracy (%)", "eval", "acc1"),
@@ -97,7 +98,7 @@ def draw_samples(run_dir: Path) -> str:
     """Draw reconstructions, predictions or attention on some val images; returns HTML, or why there are no pictures."""
     try:
         config = get_config(run_dir / "config.yaml")
-        if network_kind(config) in ("classifier", "probe"):
+        if network_kind(config) in CLASSIFIERS:
             return _draw_predictions(run_dir, config)
         if network_kind(config) != "autoencoder":
             return _draw_attention(run_dir, config)
@@ -135,7 +136,19 @@ def _draw_predictions(run_dir: Path, config) -> str:
             above, below = (", ".join(names[label] for label in sorted(some)) or "none" for some in (guess, own))
             cells.append((picture, above if guess == own else f"✗ {above}", "" if guess == own else f"label: {below}"))
         break
-    return html.html_row(cells) + html.html_paragraph("Below each image: the prediction; ✗ where the label is another.")
+    about = html.html_paragraph("Below each image: the prediction; ✗ where the label is another.")
+    if model.pooler is not None:
+        about += _draw_pooler(model, config, drawing.load_images(config, source, chosen.indices[:_NUM_QUERY_ROWS]))
+    return html.html_row(cells) + about
+
+
+def _draw_pooler(model, config, images: np.ndarray) -> str:
+    """Draw where the first queries or heads of an attentive pooler look."""
+    panels = drawing.draw_pooler(model, config, images, _NUM_QUERIES)
+    word = "query" if model.architecture.pooler == "ep" else "head"
+    names = ["original", *(f"{word} {number}" for number in range(1, len(panels)))]
+    about = "Where the pooler looks, each map scaled to its own largest weight."
+    return html.html_grid(names, panels) + html.html_paragraph(about)
 
 
 def _found_classes(model, config, images: paddle.Tensor) -> list[set[int]]:

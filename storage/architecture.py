@@ -12,11 +12,12 @@ from collections.abc import Collection, Mapping
 from typing import ClassVar, NamedTuple
 
 from layers.relative_position import num_rows
+from storage.tensor_shapes import Shapes, layer_shapes, linear_shapes, norm_shapes, pooler_shapes
 
-Shapes = dict[str, tuple[int, ...]]
+CLASSIFIERS = ("classifier", "probe", "attentive")  # networks that have a head for classes
 LAYER_MODULES = ("attn_norm", "attn.qkv", "attn.out", "mlp_norm", "mlp.fc1", "mlp.fc2")
 NORM_EPS = 1e-6  # as in the official code, timm and torchvision
-_AUTOENCODER, _CLASSIFIER = "autoencoder", "classifier"
+_AUTOENCODER, _CLASSIFIER, _ATTENTIVE = "autoencoder", "classifier", "attentive"
 
 
 class Tower(NamedTuple):
@@ -95,6 +96,10 @@ class Architecture:
         layer_scale: first value of a learned factor of each branch of the encoder; None: there are none.
         distill_head: there is a second classifier, on the class token, that a teacher trained.
         patch_norm: layer norms of the pixels of each patch, and of its projection, as vit-pytorch has them.
+        pooler: kind of attentive pooler through which a probe reads the tokens, see `layers.poolers`; None: without.
+        pooler_queries, pooler_heads, pooler_d_out: of it, as far as its kind has them.
+        pooler_tokens: "patches", or "all" with the class token.
+        pooler_normed: the pooler reads tokens behind the encoder's last norm, not before it.
         decode_layer: the decoder reads the output of this lower block, from 1; None: of the last one.
     """
 
@@ -143,6 +148,18 @@ class Architecture:
         ),
         words="norms of the patches",
     )
+    pooler: str | None = _option(
+        None,
+        "PROBE.POOLER",
+        _ATTENTIVE,
+        extras=(Added("pooler.queries", "pooler.queries", "ep"),),
+        words="an attentive pooler",
+    )
+    pooler_queries: int = _option(32, "PROBE.QUERIES", _ATTENTIVE)
+    pooler_heads: int = _option(12, "PROBE.HEADS", _ATTENTIVE)
+    pooler_d_out: int = _option(1, "PROBE.D_OUT", _ATTENTIVE)
+    pooler_tokens: str = _option("patches", "PROBE.TOKENS", _ATTENTIVE)
+    pooler_normed: bool = _option(False, "PROBE.NORM", _ATTENTIVE)
     decode_layer: int | None = _option(None, "DISTILL.DECODE_LAYER", _AUTOENCODER)
 
     KEY: ClassVar[str] = "architecture"  # under which a file's description has it
@@ -159,8 +176,20 @@ class Architecture:
 
     @property
     def network(self) -> str:
-        """Which network builds this model: "autoencoder", "probe" or "classifier" (without a head, too)."""
+        """Which network builds this model: "autoencoder", "attentive", "probe" or "classifier"."""
+        if self.pooler is not None:
+            return _ATTENTIVE
         return "autoencoder" if self.decoder is not None else "probe" if self.probe else "classifier"
+
+    @property
+    def has_last_norm(self) -> bool:
+        """True if a norm of the tokens follows the encoder's last block."""
+        return not self.global_pool and (self.pooler is None or self.pooler_normed)
+
+    @property
+    def head_width(self) -> int:
+        """Width of the features that the classifier reads."""
+        return self.encoder.width // (self.pooler_d_out if self.pooler == "ep" else 1)
 
     @property
     def content(self) -> str:
@@ -172,6 +201,9 @@ class Architecture:
         reads = "mean of the patches" if self.global_pool else "class token"
         reads = "mean of the normalised patches" if self.pool_after_norm else reads
         kind = "linear probe" if self.probe else "classifier"
+        if self.pooler is not None:
+            kind, reads = "attentive probe", f"{self.pooler_tokens} through the pooler {self.pooler}"
+            reads += f" with {self.pooler_queries} queries" if self.pooler == "ep" else ""
         second = ", and a distilled one reads the class token" if self.distill_head else ""
         return f"{kind}: {self.num_classes} classes, reads the {reads}{second}"
 
@@ -203,21 +235,24 @@ class Architecture:
             shapes |= norm_shapes("patch_embedding.norm_pixels", math.prod(patch_size))
             shapes |= norm_shapes("patch_embedding.norm_tokens", dim)
         shapes |= self._layers("encoder", self.encoder) | self._extras()
-        shapes |= norm_shapes("encoder_norm" if self.global_pool else "encoder.norm", dim)
+        if self.has_last_norm or self.global_pool:
+            shapes |= norm_shapes("encoder_norm" if self.global_pool else "encoder.norm", dim)
+        if self.pooler is not None:
+            shapes |= pooler_shapes(self.pooler, dim, self.pooler_queries, self.head_width)
         if self.num_classes and self.probe:
-            shapes |= {"classifier.0._mean": (dim,), "classifier.0._variance": (dim,)}
+            shapes |= {f"classifier.0.{name}": (self.head_width,) for name in ("_mean", "_variance")}
         if self.distill_head and self.num_classes:
-            shapes |= norm_shapes("distill_norm", dim) | _linear("distill_classifier", dim, self.num_classes)
+            shapes |= norm_shapes("distill_norm", dim) | linear_shapes("distill_classifier", dim, self.num_classes)
         if self.num_classes:
-            shapes |= _linear("classifier.1" if self.probe else "classifier", dim, self.num_classes)
+            shapes |= linear_shapes("classifier.1" if self.probe else "classifier", self.head_width, self.num_classes)
         if self.decoder is not None:
             width = self.decoder.width
             shapes["mask_token"] = (1, 1, width)
             shapes["decoder_position_embedding"] = (1, num_patches + 1, width)
-            shapes |= _linear("linear_projection", dim, width)
+            shapes |= linear_shapes("linear_projection", dim, width)
             shapes |= self._layers("decoder", self.decoder)
             shapes |= norm_shapes("decoder.norm", width)
-            shapes |= _linear("decoder_pred", width, math.prod(patch_size))
+            shapes |= linear_shapes("decoder_pred", width, math.prod(patch_size))
         return shapes
 
     def hidden_width(self, tower: Tower) -> int:
@@ -246,7 +281,8 @@ class Architecture:
         """Return the configuration keys, and their values, that build this model, but for MODEL.TYPE; see `network`."""
         height, width = self.image_hw
         values: dict[str, object] = {"DATA.IMAGE_SIZE": height if height == width else [height, width]}
-        for field in options(_CLASSIFIER if self.decoder is None else _AUTOENCODER):
+        kind = _ATTENTIVE if self.pooler is not None else _CLASSIFIER
+        for field in options(kind if self.decoder is None else _AUTOENCODER):
             if getattr(self, field.name) is not None:
                 values[field.metadata["key"]] = getattr(self, field.name)
         if self.channels != 3:  # the default has three values
@@ -280,10 +316,12 @@ class Architecture:
         if len(found.grid_hw) != 2 or not all(type(size) is int and 0 < size < 2**20 for size in sizes):
             raise ValueError("a size is not an integer above 0")
         numbers = [found.mlp_ratio, found.norm_eps, found.layer_scale, found.decode_layer, found.num_classes]
+        numbers += [found.pooler_queries, found.pooler_heads, found.pooler_d_out]
         if not all(number is None or type(number) in (int, float) for number in numbers):
             raise ValueError("a value is not a number")
         flags = [found.qkv_bias, found.global_pool, found.probe, found.norm_pix_loss, found.pool_after_norm]
         flags += [found.distill_head, found.patch_norm, found.position_bias == "shared" or found.position_bias]
+        flags += [found.pooler_normed]
         if not all(flag is None or isinstance(flag, bool) for flag in flags):
             raise ValueError("a switch is neither true nor false")
         return found
@@ -295,9 +333,10 @@ def extras() -> list[tuple[dataclasses.Field, Added]]:
 
 
 def options(kind: str | None = None) -> list[dataclasses.Field]:
-    """Return the fields that a configuration key sets: of "autoencoder" or "classifier", or all."""
+    """Return the fields that a configuration key sets: of "autoencoder", "classifier" or "attentive", or all."""
     fields = [field for field in dataclasses.fields(Architecture) if "key" in field.metadata]
-    return [field for field in fields if kind is None or field.metadata["only"] in ("", kind)]
+    own = ("", kind, _CLASSIFIER) if kind == _ATTENTIVE else ("", kind)  # which is a classifier, too
+    return [field for field in fields if kind is None or field.metadata["only"] in own]
 
 
 def of_config(config, network: str) -> Architecture:
@@ -309,15 +348,16 @@ def of_config(config, network: str) -> Architecture:
     model, size = config.MODEL, config.DATA.IMAGE_SIZE
     height, width = (size, size) if isinstance(size, int) else size
     encoder, decoder = (Tower(part.EMBED_DIM, part.DEPTH, part.NUM_HEADS) for part in (model.ENCODER, model.DECODER))
-    has_decoder, has_head = network == _AUTOENCODER, network in (_CLASSIFIER, "probe")
-    values = {f.name: _value(config, f) for f in options(_AUTOENCODER if has_decoder else _CLASSIFIER)}
+    has_decoder, has_head = network == _AUTOENCODER, network in CLASSIFIERS
+    kind = network if network in (_AUTOENCODER, _ATTENTIVE) else _CLASSIFIER
+    values = {f.name: _value(config, f) for f in options(kind)}
     values["num_classes"] = model.NUM_CLASSES if has_head else 0
     values["distill_head"] = has_head and values.get("distill_head", False)
     return Architecture(
         encoder=encoder,
         decoder=decoder if has_decoder else None,
         grid_hw=(height // model.PATCH_SIZE, width // model.PATCH_SIZE),
-        probe=network == "probe" and model.NUM_CLASSES > 0,
+        probe=network in ("probe", _ATTENTIVE) and model.NUM_CLASSES > 0,
         **values,
     )
 
@@ -336,19 +376,3 @@ def count_layers(shapes: Mapping[str, object], part: str) -> int:
         int(match[1]) for match in (re.match(rf"{part}\.layers\.(\d{{1,3}})\.", name) for name in shapes) if match
     ]
     return max(indices, default=-1) + 1
-
-
-def _linear(name: str, inputs: int, outputs: int, bias: bool = True) -> Shapes:
-    return {f"{name}.weight": (inputs, outputs)} | ({f"{name}.bias": (outputs,)} if bias else {})
-
-
-def layer_shapes(prefix: str, width: int, hidden: int, qkv_bias: bool = True) -> Shapes:
-    """Return the tensors of a transformer layer."""
-    shapes = norm_shapes(f"{prefix}.attn_norm", width) | _linear(f"{prefix}.attn.qkv", width, 3 * width, bias=qkv_bias)
-    shapes |= _linear(f"{prefix}.attn.out", width, width) | norm_shapes(f"{prefix}.mlp_norm", width)
-    return shapes | _linear(f"{prefix}.mlp.fc1", width, hidden) | _linear(f"{prefix}.mlp.fc2", hidden, width)
-
-
-def norm_shapes(name: str, dim: int) -> Shapes:
-    """Return the tensors of a layer norm."""
-    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}

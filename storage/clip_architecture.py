@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from storage.architecture import Architecture, Shapes, Tower, layer_shapes, norm_shapes, of_config
+from storage.architecture import Architecture, Tower, of_config
+from storage.tensor_shapes import Shapes, layer_shapes, norm_shapes
 
 IMAGE_PREFIX, TEXT_PREFIX = "vision_encoder.", "text_encoder."
 IMAGE_PROJECTION, TEXT_PROJECTION, SCALE = "vision_projection", "text_projection", "logit_scale"

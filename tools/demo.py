@@ -148,7 +148,11 @@ def build_page(demo: Demo | None, uploads: Path, zero_shot: ZeroShot | None = No
 
 def _add_autoencoder(gradio, demo: Demo, uploads: Path) -> None:
     """Add the tab of the autoencoder."""
-    gradio.Markdown("# Masked autoencoder\nHide patches of a photo, and see what the model makes of the rest.")
+    about = f"A model that is {demo.model.architecture}."
+    cannot = "It fills in what is likely there, without knowing what it is, and no finer than its patches."
+    gradio.Markdown(
+        f"# Masked autoencoder\nHide patches of a photo, and see what the model makes of the rest. {about} {cannot}"
+    )
     with gradio.Row():
         with gradio.Column(scale=1):
             given = _add_inputs(gradio, demo, uploads)

@@ -94,14 +94,14 @@ def main(argv: list[str] | None = None) -> Path:
     out = results.new_file(args.out, ".png", ".html", inputs=given)
     device.set_device()
     columns, lines = draw_neighbours(args)
-    picture = drawing.make_grid(columns, side_px=1)
+    headings = ["image", *(f"{Path(run).name}: {place}" for run in args.runs for place in range(1, args.k + 1))]
     if out.suffix.lower() == ".png":
         with atomic.replacing(out) as temporary:
-            picture.save(temporary, format="PNG")
+            drawing.make_grid(columns, side_px=1).save(temporary, format="PNG")
     else:
         names = ", ".join(Path(run).name for run in args.runs)
-        caption = f"Columns: the image, then its {args.k} nearest for each of {names}. " + "; ".join(lines)
-        html.write_page(out, "Nearest neighbours", [(names, html.html_figure(picture, caption))])
+        grid = html.html_grid(headings, columns) + html.html_paragraph("; ".join(lines))
+        html.write_page(out, "Nearest neighbours", [(names, grid)])
     print("\n".join([*lines, f"wrote {out}"]))
     return out
 

@@ -26,13 +26,16 @@ from errors import UserError, printable
 from launch import command_line
 from methods import dispatch
 from pages import html
+from pages.curves import html_charts
+from pages.run_page import curve
 from storage import atomic, results
 from storage.files import NUMBER, is_a, read_json
+from storage.run_files import REPORT_FILE
 from training.log import read_log
 
 _RESULTS, _PAGE = "results.json", "results.html"
 _OWN_FLAGS, _OWN_KEYS = ("cfg", "output", "resume", "eval", "dry_run"), ("RUN", "SAVE", "EVAL", "MODEL.RESUME")
-_MOST_POINTS = 10_000
+_MOST_POINTS, _MOST_CURVES = 10_000, 8
 
 
 def read_grid(words: Sequence[str]) -> list[dict[str, str]]:
@@ -200,11 +203,25 @@ def _report(rows: list[dict[str, object]], keys: list[str], out: Path) -> None:
     widths = [max(len(_text(cell)) for cell in column) for column in zip(header, *table, strict=True)]
     for line in (header, *table):
         print("  ".join(_text(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    score = next((name for name in ("acc1", "map", "loss") if name in metrics), None)
     note = f"The runs are in {out.resolve()}, named after their settings. "
-    note += "The first one is the best on val, on which it was also chosen." if {"acc1", "map"} & {*metrics} else ""
-    sections = [("Results", html.html_table(header, table) + html.html_paragraph(note))]
+    if score in ("acc1", "map"):
+        ties = sum(row.get(score) == rows[0][score] for row in rows)
+        note += "The first one is the best on val, on which it was also chosen." if ties == 1 else ""
+        note += f"The first {ties} are equally good on val, on which they were also chosen." if ties > 1 else ""
+    names = [Path(str(row["run"])).name for row in rows]
+    links = [[html.Link("run", f"{name}/{REPORT_FILE}"), *line] for name, line in zip(names, table, strict=True)]
+    sections = [("Results", html.html_table(["", *header], links) + html.html_paragraph(note))]
+    if score is not None:
+        curves = {name: _curve(out / name, score) for name in names[:_MOST_CURVES]}
+        sections.append((f"The best {len(curves)} runs over their epochs", html_charts([(score, curves)])))
     html.write_page(out / _PAGE, f"Sweep of {len(rows)} runs", sections)
     print(f"wrote {out / _RESULTS} and {out / _PAGE}")
+
+
+def _curve(run_dir: Path, score: str) -> list[tuple[float, float]]:
+    records = read_log(run_dir)
+    return curve(records, "eval", score) or curve(records, "train", score)
 
 
 def _text(cell: object) -> str:

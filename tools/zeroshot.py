@@ -36,6 +36,7 @@ from storage.files import read_file
 from training import device
 
 _SHOWN = 12  # photos on a page
+_FILES = ("scores.json", "languages.html")
 
 
 def cached_vectors(clip: CLIP, weights: Path, texts: list[list[str]]) -> paddle.Tensor:
@@ -148,7 +149,7 @@ def main(argv: list[str] | None = None):
         raise UserError(f"-image_size {args.image_size}: a CLIP model takes images of its own size only")
     if args.texts and not photos:
         raise UserError("-texts needs photos behind the texts, or in -photos")
-    out = results.new_directory(args.out, [args.clip], writes=("scores.json",)) if args.out else None
+    out = results.new_directory(args.out, [args.clip], writes=_FILES) if args.out else None
     device.set_device()
     clip = load_clip(args.clip, args.tokenizer)
     if args.texts:
@@ -157,9 +158,21 @@ def main(argv: list[str] | None = None):
     source = image_sets.open_images(config, args.split)
     scores = {language: evaluate_language(args, clip, config, source, language) for language in args.language}
     if out is not None:
-        results.claim(out, ("scores.json",))
+        results.claim(out, _FILES)
         atomic.write_text(out / "scores.json", json.dumps(scores, indent=1))
+        _write_overview(out, source, scores)
     return scores
+
+
+def _write_overview(out: Path, source: Source, scores: dict[str, dict[str, float]]) -> None:
+    """Write the page that has all languages side by side."""
+    names = list(dict.fromkeys(name for own in scores.values() for name in own))
+    rows = [
+        [html.Link(language, f"{language}/report.html"), *(own.get(name, "") for name in names)]
+        for language, own in scores.items()
+    ]
+    table = html.html_table(["language", *names], rows)
+    html.write_page(out / "languages.html", f"Zero-shot classification of {source.origin}", [("Languages", table)])
 
 
 def _is_photo(text: str) -> bool:

@@ -12,6 +12,7 @@ from PIL import Image
 
 import runtime
 from config import network_kind
+from storage.architecture import CLASSIFIERS
 from storage.run_files import LATEST, LOG_FILE, REPORT_FILE, checkpoint_step
 from training.run import Run
 from training.trackers import tracker_names
@@ -103,7 +104,7 @@ def next_commands(run_dir: Path, config) -> dict[str, str]:
             "finetune it": f"python main_multi_gpu_finetune.py -cfg CONFIG -pretrained {run}",
             "measure its features": f"python -m tools.knn {run}",
         }
-    if kind in ("classifier", "probe"):
+    if kind in CLASSIFIERS:
         return {
             "label new photos": f"python -m tools.predict {run} PHOTOS -html labels.html",
             "see the scores of each class": f"python -m tools.evaluate {run} -out scores",
