@@ -123,12 +123,12 @@ def _cell(pixels: np.ndarray, alt: str) -> str:
     if not is_small:
         image.thumbnail((_SHOWN_PX, _SHOWN_PX))
     kind = "small" if is_small else "large"
-    return f'<img class="{kind}" src="{_embed(image, "PNG" if is_small else "JPEG")}" alt="{html.escape(alt)}">'
+    return f'<img class="{kind}" src="{_embed(image, "PNG" if is_small else "WEBP")}" alt="{html.escape(alt)}">'
 
 
 def _embed(image: Image.Image, format: str) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, format=format)
+    image.save(buffer, format=format, quality=70)  # PNG has none
     return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
