@@ -31,6 +31,7 @@ RECIPES = {
     "pretraining": (f"{_MICRO}_pretrain", _DECODER),
     "finetuning": (f"{_MICRO}_finetune", ["MODEL.NUM_CLASSES", 10]),
     "linear probe": (f"{_MICRO}_linearprobe", ["MODEL.NUM_CLASSES", 10]),
+    "attentive probe": ("attentive/vit_micro_patch4_32_attentive_probe", ["MODEL.NUM_CLASSES", 10]),
     "MoCo v3": (f"mae_lite/{_MICRO}_moco", ["MOCO.HIDDEN_DIM", 64, "MOCO.OUT_DIM", 32]),
     "MAE-CT, head": (f"mae_ct/{_MICRO}_contrastive_head", []),
     "MAE-CT, tuning": (f"mae_ct/{_MICRO}_contrastive_tuning", []),

@@ -18,6 +18,7 @@ TYPES = {
     "pretraining": ({LOW}, {LOW}, {HIGH}, HIGH),
     "finetuning": ({LOW}, {LOW}, {HIGH}, HIGH),
     "linear probe": ({LOW}, {LOW}, {HIGH}, HIGH),
+    "attentive probe": ({LOW}, {LOW}, {HIGH}, HIGH),
     "MoCo v3": ({LOW}, {LOW}, {HIGH}, HIGH),
     "MAE-CT, head": ({LOW}, {LOW}, {HIGH}, HIGH),
     "MAE-CT, tuning": ({LOW}, {LOW}, {HIGH}, HIGH),
