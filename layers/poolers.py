@@ -133,24 +133,26 @@ class CrossAttentionPooling(nn.Layer):
 
     def attention(self, tokens: paddle.Tensor) -> paddle.Tensor:
         """Return the weights [B, A, N] with which each head reads tokens [B, N, D]."""
-        query = self.queries + paddle.zeros_like(tokens[:, :1])  # [B, 1, D]; a norm of parameters cannot be traced
-        if self.block:
-            key = self.norm(tokens)
-        else:
-            query, key = self.query_norm(query), self.key_norm(tokens)
-        queries, keys = (_split(part, self.heads) for part in (self.query(query), self.key(key)))
-        return _attention(queries, keys).squeeze(2)
+        return self._weights(self.norm(tokens) if self.block else self.key_norm(tokens)).squeeze(2)
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         """Pool tokens [B, N, D] to [B, D]."""
-        values = self.value(self.norm(tokens) if self.block else self.value_norm(tokens))
-        values = _split(values, self.heads)
-        weights = self.attention(tokens).astype(values.dtype).unsqueeze(2)  # [B, A, 1, N]
-        pooled = paddle.matmul(weights, values).reshape([-1, self.out_width])
+        if self.block:
+            for_keys = for_values = self.norm(tokens)
+        else:
+            for_keys, for_values = self.key_norm(tokens), self.value_norm(tokens)
+        values = _split(self.value(for_values), self.heads)
+        pooled = paddle.matmul(self._weights(for_keys).astype(values.dtype), values).reshape([-1, self.out_width])
         if not self.block:
             return self.out(pooled)
         pooled = self.queries + pooled
         return pooled + self.mlp(self.mlp_norm(pooled))
+
+    def _weights(self, normed: paddle.Tensor) -> paddle.Tensor:
+        """Return the weights [B, A, 1, N] of tokens [B, N, D] that are normalised for the keys."""
+        query = self.queries + paddle.zeros_like(normed[:, :1])  # [B, 1, D]; a norm of parameters cannot be traced
+        query = query if self.block else self.query_norm(query)
+        return _attention(_split(self.query(query), self.heads), _split(self.key(normed), self.heads))
 
 
 def build_pooler(kind: str, width: int, queries: int, heads: int, d_out: int) -> nn.Layer:

@@ -200,13 +200,7 @@ def draw_attention(model, config, images: np.ndarray, layer: int = -1) -> list[n
         scores = list(attention.attention_logits(model, paddle.to_tensor(image[None])))
         heads.append(attention.class_token_maps(scores[layer], grid_hw)[0])  # [A, rows, columns]
         rollouts.append(attention.rollout(scores, grid_hw)[0])
-    pictures = as_uint8(to_pixels(config, images))
-    pictures = np.broadcast_to(pictures[..., :3], (*pictures.shape[:3], 3))
-    heats = [rollouts, *np.stack(heads, axis=1)]
-    return [
-        pictures,
-        *(np.stack([attention.overlay(*pair) for pair in zip(pictures, heat, strict=True)]) for heat in heats),
-    ]
+    return _overlaid(config, images, [rollouts, *np.stack(heads, axis=1)])
 
 
 @paddle.no_grad()
@@ -216,13 +210,15 @@ def draw_pooler(model, config, images: np.ndarray, most: int) -> list[np.ndarray
     weights = model.pooler.attention(tokens).numpy()[:, :most]  # [B, Q, N]
     rows, columns = model.patch_embedding.grid_hw
     heats = weights[:, :, -rows * columns :].reshape(*weights.shape[:2], rows, columns)  # without the class token
+    return _overlaid(config, images, heats.swapaxes(0, 1))
+
+
+def _overlaid(config, images: np.ndarray, heats: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Return uint8 arrays [B, H, W, 3]: original images, and these under each of some maps [B, rows, columns]."""
     pictures = as_uint8(to_pixels(config, images))
     pictures = np.broadcast_to(pictures[..., :3], (*pictures.shape[:3], 3))
-    shown = [
-        np.stack([attention.overlay(*pair) for pair in zip(pictures, heats[:, number], strict=True)])
-        for number in range(heats.shape[1])
-    ]
-    return [pictures, *shown]
+    pairs = (zip(pictures, heat, strict=True) for heat in heats)
+    return [pictures, *(np.stack([attention.overlay(*pair) for pair in own]) for own in pairs)]
 
 
 def draw_images(config, num_images: int, seed: int = 0, split: str = "val") -> np.ndarray:
