@@ -30,13 +30,6 @@ figcaption { color: var(--soft); }
 figure > img { background: #fff; }
 pre { overflow-x: auto; background: var(--panel); padding: .7rem; font-size: .85rem; }
 summary { cursor: pointer; }
-.grid { display: grid; gap: 4px; max-width: 80rem; align-items: end; }
-.grid b { font-weight: 600; font-size: clamp(.7rem, 2.6vw, .85rem); hyphens: auto; }
-.grid span { grid-column: 1 / -1; color: var(--soft); font-size: .85rem; }
-.grid img { width: 100%; display: block; }
-.grid div span { display: block; }
-.row { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); align-items: start; gap: 1rem; }
-.grid img.small { image-rendering: pixelated; }
 .facts { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin: .5rem 0; }
 .facts div { min-width: 6rem; } .facts dt { color: var(--soft); font-size: .85rem; }
 .facts dd { margin: 0; font-weight: 600; }
@@ -49,6 +42,15 @@ summary { cursor: pointer; }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1rem; font-size: .85rem; }
 .legend span::before { content: ""; display: inline-block; width: 1rem; height: .2rem; margin-right: .4rem;
   background: var(--colour); vertical-align: middle; }
+"""
+GRID_STYLE = """
+.grid { display: grid; gap: 4px; max-width: 80rem; align-items: end; }
+.grid b { font-weight: 600; font-size: clamp(.7rem, 2.6vw, .85rem); hyphens: auto; }
+.grid span { grid-column: 1 / -1; color: var(--soft); font-size: .85rem; }
+.grid img { width: 100%; display: block; }
+.grid div span { display: block; }
+.grid.row { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); align-items: start; gap: 1rem; }
+.grid img.small { image-rendering: pixelated; }
 """
 _SMALL_PX = 64  # an image with a shorter side is enlarged without smoothing
 _SHOWN_PX = 320  # a larger image is embedded at this size
@@ -165,5 +167,5 @@ def write_page(path: str | Path, title: str, sections: list[tuple[str, str]]) ->
         path,
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n<h1>{title}</h1>\n{body}\n</body></html>\n",
+        f"<style>{_STYLE}{GRID_STYLE}</style></head>\n<body>\n<h1>{title}</h1>\n{body}\n</body></html>\n",
     )

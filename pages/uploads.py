@@ -29,16 +29,16 @@ def read_upload(path: str, folder: Path) -> bytes:
     return file.read_bytes()
 
 
-def with_message(gradio, read: Callable) -> Callable:
-    """Return a reader whose UserError becomes a message on the page."""
+def with_message(gradio, function: Callable) -> Callable:
+    """Return a function whose UserError becomes a message on the page."""
 
-    def preprocess(payload):
+    def respond(*values):
         try:
-            return read(payload)
+            return function(*values)
         except UserError as error:
-            raise gradio.Error(str(error)) from error
+            raise gradio.Error(str(error), print_exception=False) from error
 
-    return preprocess
+    return respond
 
 
 def photo_reader(gradio, folder: Path) -> Callable:

@@ -1,8 +1,11 @@
 """The demo page: its models, and the page itself in a real browser."""
 
+import base64
 import http.client
+import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -19,13 +22,13 @@ from clip import build_clip
 from config import get_config
 from errors import UserError
 from methods import dispatch
-from pages.zero_shot_tab import ZeroShot
+from pages.demo_models import Autoencoder, Classifier, ZeroShot, read_painted
 from runtime import ROOT
 from storage import weight_files
 from storage.stored_tensor import StoredTensor
 from tests.conftest import TINY
 from tests.helpers.sentences import make_tokenizer
-from tools.demo import Demo, main
+from tools.demo import main
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -49,37 +52,62 @@ def photo(tmp_path):
     return str(path)
 
 
+def pictures(page: str) -> list[np.ndarray]:
+    """Return the images that are embedded in HTML."""
+    encoded = re.findall(r'src="data:image/\w+;base64,([^"]+)"', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(image)))) for image in encoded]
+
+
 @pytest.mark.quick
 def test_pictures_masks_and_classes(models, photo, tmp_path):
-    demo = Demo(*models)
-    first = demo.reconstruct(photo, 0.75, 0, "random", None)
-    assert [picture.size for picture in first] == [(448, 448)] * 5
-    original, masked, _, pasted, _ = (np.asarray(picture) for picture in first)
+    model, classifier = Autoencoder(models[0]), Classifier(models[1])
+    first = pictures(model.reconstruct(photo, 0.75, 0, "random"))
+    assert [picture.shape for picture in first] == [(16, 16, 3)] * 5
+    original, masked, _, filled, _ = first
     visible = ~(masked == 128).all(axis=-1)
-    assert 0.2 < visible.mean() < 0.3
-    assert np.array_equal(original[visible], pasted[visible])
+    assert visible.mean() == pytest.approx(0.25)
+    assert np.array_equal(original[visible], filled[visible])
     drawn = np.zeros((256, 256), np.uint8)
     drawn[:64, :64] = 255
-    masked = np.asarray(demo.reconstruct(photo, 0.75, 0, "random", drawn)[1])
-    assert (masked[:112, :112] == 128).all()
+    masked = pictures(model.reconstruct_painted(photo, drawn))[1]
+    assert (masked[:4, :4] == 128).all()
     assert (masked == 128).all(axis=-1).mean() == pytest.approx(1 / 16)
-    classes = demo.classify(photo)
+    strip = pictures(model.draw_strip(photo, 0, "random"))
+    assert [(seen == 128).all(axis=-1).mean() for seen in strip[:4]] == pytest.approx([0.25, 0.5, 0.75, 15 / 16])
+    assert np.array_equal(strip[6], filled), "0.75, as above"
+    classes = classifier.classify(photo)
     assert len(classes) == 4
     assert sum(classes.values()) == pytest.approx(1.0)
     assert list(classes.values()) == sorted(classes.values(), reverse=True)
-    assert len(demo.attend(photo)) == 1 + 4
+    assert len(pictures(model.attend(photo))) == 1 + 4
+    canvas = np.asarray(model.canvas(photo))
+    assert np.array_equal(canvas[::28, ::28], original), "the picture to paint on is what the model sees"
+
+
+@pytest.mark.quick
+def test_what_cannot_be_drawn_is_named(models, photo, tmp_path):
+    model = Autoencoder(models[0])
     (tmp_path / "x.jpg").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"x\.jpg cannot be read as an image"):
-        demo.classify(str(tmp_path / "x.jpg"))
+        Classifier(models[1]).classify(str(tmp_path / "x.jpg"))
     Image.new("RGB", (1, 400000)).save(tmp_path / "line.png")
     with pytest.raises(UserError, match="too narrow"):
-        Demo(models[0]).attend(str(tmp_path / "line.png"))
+        model.attend(str(tmp_path / "line.png"))
+    with pytest.raises(UserError, match="hides all of 16 patches"):
+        model.reconstruct_painted(photo, np.full((8, 8), 255, np.uint8))
+    with pytest.raises(UserError, match="hides none of 16 patches"):
+        model.reconstruct_painted(photo, read_painted([]))
+    with pytest.raises(UserError, match="keeps 0 of 16 patches"):
+        model.reconstruct(photo, 0.95, 0, "random")
     with pytest.raises(UserError, match="-port 99999"):
         main([models[0], "-port", "99999"])
-    with pytest.raises(UserError, match="hides all of 16 patches"):
-        demo.reconstruct(photo, 0.75, 0, "random", np.full((8, 8), 255, np.uint8))
-    with pytest.raises(UserError, match="keeps 0 of 16 patches"):
-        demo.reconstruct(photo, 0.95, 0, "random", None)
+    pytest.importorskip("gradio")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with pytest.raises(UserError, match=f"-port {port} is taken"):
+            main([models[0], "-port", port])
 
 
 @pytest.fixture
@@ -123,7 +151,7 @@ def test_texts_in_any_language(clip, photo):
     for lines, words in (("", "a text in each line"), ("\n".join(map(str, range(51))), "At most 50 texts")):
         with pytest.raises(UserError, match=words):
             zero_shot.classify(photo, lines)
-    with pytest.raises(UserError, match="-clip RUN, or both"):
+    with pytest.raises(UserError, match="-classifier RUN or -clip RUN is needed"):
         main([])
 
 
@@ -195,30 +223,46 @@ def test_the_page_in_a_browser(address, browser, photo, tmp_path):
         (field, *_) = wait_for(lambda: find("#photo input[type=file]"), 60)
         field.send_keys(str(path))
 
+    def choose(name):
+        next(tab for tab in find("button[role=tab]") if tab.text == name).click()
+
     upload(photo)
-    first = wait_for(lambda: len(sources()) >= 4 and sources(), 60)
-    assert len(sources("#heads img")) >= 5
-    assert "%" in find("#classes")[0].text
+    first = wait_for(lambda: len(sources()) == 5 and sources(), 60)
+    assert wait_for(lambda: len(sources("#strip img")) == 8, 60)
     slider = find("#ratio input[type=range]")[0]
     ActionChains(browser).drag_and_drop_by_offset(slider, -120, 0).perform()
-    second = wait_for(lambda: len(sources()) >= 4 and sources() != first and sources(), 60)
-    assert set(second) - set(first)
+    second = wait_for(lambda: len(sources()) == 5 and sources() != first and sources(), 60)
+    assert second[0] == first[0]
     hosts = browser.execute_script(
         "return performance.getEntriesByType('resource').map(entry => new URL(entry.name).host)"
     )
     assert set(hosts) <= {f"127.0.0.1:{address}", ""}, "the page asks other servers"
 
-    next(tab for tab in find("button[role=tab]") if tab.text == "Zero-shot").click()
-    (field, *_) = wait_for(lambda: find("#zs-photo input[type=file]"), 60)
-    field.send_keys(photo)
-    wait_for(lambda: "un chien" in "".join(bar.text for bar in find("#zs-bars")), 60)
-    assert find("#zs-bars")[0].text.count("%") == 6
+    find("#sketch, button.label-wrap")[0].click()
+    canvas = wait_for(lambda: [shown for shown in find("#sketch canvas") if shown.is_displayed()], 60)[0]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    paint = ActionChains(browser).move_to_element(canvas).click_and_hold().move_by_offset(60, 60).release()
+    paint.perform()
+    wait_for(lambda: find("#sketch button[aria-label='Save changes']"), 60)[0].click()
+    painted = wait_for(lambda: len(sources()) == 5 and sources() != second and sources(), 60)
+    assert painted[0] == first[0]
+
+    choose("Classification")
+    wait_for(lambda: "%" in "".join(bar.text for bar in find("#classes")), 60)
+    choose("Attention")
+    wait_for(lambda: len(sources("#heads img")) == 5, 60)
+    choose("Zero-shot")
+    wait_for(lambda: "a ship" in "".join(bar.text for bar in find("#zs-bars")), 60)
+    assert find("#zs-bars")[0].text.count("%") == 3, "texts of the languages that the model was made for"
     texts = find("#zs-texts textarea")[0]
     texts.clear()
     texts.send_keys("une grenouille\n马")
     find("#zs-button")[0].click()
     wait_for(lambda: "une grenouille" in "".join(bar.text for bar in find("#zs-bars")), 60)
     assert find("#zs-bars")[0].text.count("%") == 2
+    choose("Reconstruction")
+    next(button for button in find("button") if button.text == "temple").click()
+    wait_for(lambda: len(sources()) == 5 and sources()[0] != first[0], 60)
 
     broken, large = tmp_path / "broken.jpg", tmp_path / "large.jpg"
     broken.write_bytes(b"this is not a photo")
@@ -228,24 +272,28 @@ def test_the_page_in_a_browser(address, browser, photo, tmp_path):
         wait_for(lambda message=message: message in browser.find_element(By.TAG_NAME, "body").text.lower(), 60)
         assert answers(address)
     upload(photo)
-    wait_for(lambda: len(sources()) >= 4, 60)
+    wait_for(lambda: len(sources()) == 5, 60)
+    log = (tmp_path / "server.log").read_text()
+    assert log == f"the page is at http://127.0.0.1:{address}; Ctrl-C ends it\n"
 
 
 # ---- strangers: the server as a program that knows its interface meets it
 
 
-def ask(port, photo, layers=(), host=None):
-    """Call the page's function with paths of files; returns what the server says in the end."""
-    editor = {"background": None, "layers": [{"path": str(path)} for path in layers], "composite": None, "id": None}
-    data = [None if photo is None else {"path": str(photo)}, 0.5, 0, "random", editor]
-    headers = {"Content-Type": "application/json"} | ({"Host": host} if host else {})
+def ask(port, photo, layers=None):
+    """Call a function of the page with paths of files; returns what the server says in the end."""
+    name, data = "reconstruct", [{"path": str(photo)}, 0.5, 0, "random"]
+    if layers is not None:
+        editor = {"background": None, "layers": [{"path": str(path)} for path in layers], "composite": None, "id": None}
+        name, data = "reconstruct_painted", [{"path": str(photo)}, editor]
+    headers = {"Content-Type": "application/json"}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("POST", "/gradio_api/call/respond", json.dumps({"data": data}), headers)
+    connection.request("POST", f"/gradio_api/call/{name}", json.dumps({"data": data}), headers)
     answer = connection.getresponse()
     body = answer.read().decode()
     if answer.status != 200:
         return body
-    connection.request("GET", f"/gradio_api/call/respond/{json.loads(body)['event_id']}")
+    connection.request("GET", f"/gradio_api/call/{name}/{json.loads(body)['event_id']}")
     return connection.getresponse().read().decode()
 
 

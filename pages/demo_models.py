@@ -1,0 +1,163 @@
+"""The models behind the demo page: what they answer about one photo."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import paddle
+from PIL import Image
+
+from clip import load_clip
+from config import get_config
+from errors import UserError
+from measures import image_sets
+from measures.classification import class_probabilities
+from methods import load_models
+from pages import drawing, html
+from pipeline import sources
+from pipeline.decoding import as_mode, decode
+from pipeline.file_images import FileImages
+from pipeline.transforms import eval_transform
+from storage import weight_files
+
+STRIP_RATIOS = (0.25, 0.5, 0.75, 0.9)
+CANVAS_PX = 448
+_MOST_LAYERS = 8
+_MOST_TEXTS, _LONGEST_TEXT = 50, 500
+
+
+class Autoencoder:
+    """Reconstructions of a masked autoencoder, and the attention of its encoder.
+
+    Args:
+        weights: a pretraining run, or a file with a decoder.
+    """
+
+    def __init__(self, weights: str):
+        self.model, self.config = load_models.load_autoencoder(weights)
+        self.encoder, _ = load_models.load_encoder(weights)
+
+    def reconstruct(self, photo: str, mask_ratio: float, seed: int, kind: str) -> str:
+        """Return a grid of `drawing.COLUMNS` and its caption, as HTML; `kind` is "random" or "block"."""
+        noise = drawing.draw_noise(1, self.model.patch_embedding.grid_hw, seed, kind)
+        return self._draw(photo, mask_ratio, noise)
+
+    def reconstruct_painted(self, photo: str, painted: np.ndarray) -> str:
+        """Do the same for a painted mask: uint8 [H, W], above 127 where patches are to be hidden."""
+        grid_hw = self.model.patch_embedding.grid_hw
+        small = Image.fromarray(painted).resize(grid_hw[::-1], Image.Resampling.BOX)
+        noise, mask_ratio = drawing.mask_to_noise(np.asarray(small) > 127, "the painted mask")
+        return self._draw(photo, mask_ratio, noise)
+
+    def _draw(self, photo: str, mask_ratio: float, noise: np.ndarray) -> str:
+        images = read_photo(self.config, photo)
+        panels, caption = drawing.draw_reconstructions(self.model, self.config, images, mask_ratio, noise)
+        return html.html_grid(drawing.COLUMNS, panels) + html.html_paragraph(caption)
+
+    def draw_strip(self, photo: str, seed: int, kind: str) -> str:
+        """Return what is seen and what is reconstructed at each of STRIP_RATIOS, as HTML.
+
+        Ratios that keep no patch of a small image are left out.
+        """
+        images = read_photo(self.config, photo)
+        grid_hw = self.model.patch_embedding.grid_hw
+        noise = drawing.draw_noise(1, grid_hw, seed, kind)
+        ratios = [ratio for ratio in STRIP_RATIOS if int(grid_hw[0] * grid_hw[1] * (1 - ratio)) >= 1]
+        panels = []
+        for ratio in ratios:
+            _, masked, _, filled, _ = drawing.draw_panels(
+                self.model, self.config, images, mask_ratio=ratio, noise=noise
+            )
+            panels.append(np.concatenate([masked, filled]))
+        return html.html_grid([f"{ratio:.0%} hidden" for ratio in ratios], panels, ["masked", "reconstruction"])
+
+    def attend(self, photo: str) -> str:
+        """Return attention rollout, and what the class token attends to in each head of the last layer, as HTML."""
+        panels = drawing.draw_attention(self.encoder, self.config, read_photo(self.config, photo))[1:]
+        names = ["rollout", *(f"head {number}" for number in range(1, len(panels)))]
+        return html.html_row((panel[0], name, "") for panel, name in zip(panels, names, strict=True))
+
+    def canvas(self, photo: str) -> Image.Image:
+        """Return what the model sees of a photo, enlarged to a square of CANVAS_PX to paint on."""
+        pixels = drawing.as_uint8(drawing.to_pixels(self.config, read_photo(self.config, photo)))[0]
+        return Image.fromarray(pixels.squeeze()).convert("RGB").resize((CANVAS_PX,) * 2, Image.Resampling.NEAREST)
+
+
+class Classifier:
+    """The most likely classes of a photo.
+
+    Args:
+        weights: a run of finetuning or of a probe, or a file of a classifier.
+    """
+
+    def __init__(self, weights: str):
+        self.model, self.config = load_models.load_classifier(weights)
+        self.names = image_sets.class_names(self.config)
+
+    def classify(self, photo: str) -> dict[str, float]:
+        """Return the probabilities of the five most likely classes."""
+        images = paddle.to_tensor(read_photo(self.config, photo))
+        (row,) = class_probabilities(self.model, images, is_multi_label=self.config.TRAIN.MULTI_LABEL)
+        return {self.names[index]: float(row[index]) for index in np.argsort(-row, kind="stable")[:5]}
+
+
+class ZeroShot:
+    """A CLIP model.
+
+    Args:
+        weights: run of LiT, or a CLIP file with its YAML.
+    """
+
+    def __init__(self, weights: str):
+        self.clip = load_clip(weights)
+        self.config = get_config(weight_files.config_beside(weight_files.resolve(weights)))
+        if self.clip.tokenizer is None:
+            self.clip.tokenize("")  # says where a tokenizer comes from
+
+    def classify(self, photo: str, lines: str) -> dict[str, float]:
+        """Return the probability of each text for a photo.
+
+        Args:
+            lines: one text per line.
+
+        Raises:
+            UserError: if there is no text, or too many, or the photo cannot be read.
+        """
+        texts = list(dict.fromkeys(line.strip() for line in (lines or "").splitlines() if line.strip()))
+        if not texts:
+            raise UserError("Write a text in each line.")
+        if len(texts) > _MOST_TEXTS or max(map(len, texts)) > _LONGEST_TEXT:
+            raise UserError(f"At most {_MOST_TEXTS} texts of {_LONGEST_TEXT} characters are taken.")
+        try:
+            probabilities = self.clip.classify(photo, texts)[0].tolist()
+        except UserError as error:
+            raise UserError(str(error).replace(str(Path(photo).parent), "")) from error
+        return dict(zip(texts, probabilities, strict=True))
+
+
+def read_photo(config, photo: str) -> np.ndarray:
+    """Read a photo as a batch [1, C, H, W], as evaluation sees it."""
+    source = FileImages([Path(photo)], np.array([-1]), Path(photo).parent)
+    try:
+        image = sources.read_image(source, 0, config.DATA.IMAGE_CHANNELS, config.DATA.EXIF_TRANSPOSE)
+        return eval_transform(config)(image, np.random.default_rng(0))[None]
+    except Exception as error:  # whatever was uploaded
+        raise UserError(f"{Path(photo).name} cannot be read as an image ({error})") from error
+
+
+def read_painted(layers: Sequence[bytes]) -> np.ndarray:
+    """Return the painted mask, uint8 [H, W], 255 where the brush was.
+
+    Raises:
+        UserError: if nothing was painted, or a layer is no picture.
+    """
+    if len(layers) > _MOST_LAYERS:
+        raise UserError(f"the painted mask has {len(layers)} layers; at most {_MOST_LAYERS} are taken")
+    alphas = [np.zeros((CANVAS_PX, CANVAS_PX), np.uint8)]
+    for layer in layers:
+        try:
+            image = as_mode(decode(layer, ["PNG", "WEBP"]), channels=4)
+            alphas.append(np.asarray(image.resize((CANVAS_PX, CANVAS_PX)))[..., 3])
+        except Exception as error:  # whatever was sent
+            raise UserError(f"the painted mask cannot be read ({error})") from error
+    return np.max(alphas, axis=0)
