@@ -13,7 +13,7 @@ from errors import UserError
 from measures import image_sets
 from measures.classification import class_probabilities
 from methods import load_models
-from pages import drawing, html
+from pages import drawing, html, reconstruction
 from pipeline import sources
 from pipeline.decoding import as_mode, decode
 from pipeline.file_images import FileImages
@@ -38,21 +38,21 @@ class Autoencoder:
         self.encoder, _ = load_models.load_encoder(weights)
 
     def reconstruct(self, photo: str, mask_ratio: float, seed: int, kind: str) -> str:
-        """Return a grid of `drawing.COLUMNS` and its caption, as HTML; `kind` is "random" or "block"."""
-        noise = drawing.draw_noise(1, self.model.patch_embedding.grid_hw, seed, kind)
+        """Return a grid of `reconstruction.COLUMNS` and its caption, as HTML; `kind` is "random" or "block"."""
+        noise = reconstruction.draw_noise(1, self.model.patch_embedding.grid_hw, seed, kind)
         return self._draw(photo, mask_ratio, noise)
 
     def reconstruct_painted(self, photo: str, painted: np.ndarray) -> str:
         """Do the same for a painted mask: uint8 [H, W], above 127 where patches are to be hidden."""
         grid_hw = self.model.patch_embedding.grid_hw
         small = Image.fromarray(painted).resize(grid_hw[::-1], Image.Resampling.BOX)
-        noise, mask_ratio = drawing.mask_to_noise(np.asarray(small) > 127, "the painted mask")
+        noise, mask_ratio = reconstruction.mask_to_noise(np.asarray(small) > 127, "the painted mask")
         return self._draw(photo, mask_ratio, noise)
 
     def _draw(self, photo: str, mask_ratio: float, noise: np.ndarray) -> str:
-        images = read_photo(self.config, photo)
-        panels, caption = drawing.draw_reconstructions(self.model, self.config, images, mask_ratio, noise)
-        return html.html_grid(drawing.COLUMNS, panels) + html.html_paragraph(caption)
+        return reconstruction.reconstruct(
+            self.model, self.config, read_photo(self.config, photo), mask_ratio, noise
+        ).to_html()
 
     def draw_strip(self, photo: str, seed: int, kind: str) -> str:
         """Return what is seen and what is reconstructed at each of STRIP_RATIOS, as HTML.
@@ -61,13 +61,11 @@ class Autoencoder:
         """
         images = read_photo(self.config, photo)
         grid_hw = self.model.patch_embedding.grid_hw
-        noise = drawing.draw_noise(1, grid_hw, seed, kind)
+        noise = reconstruction.draw_noise(1, grid_hw, seed, kind)
         ratios = [ratio for ratio in STRIP_RATIOS if int(grid_hw[0] * grid_hw[1] * (1 - ratio)) >= 1]
         panels = []
         for ratio in ratios:
-            _, masked, _, filled, _ = drawing.draw_panels(
-                self.model, self.config, images, mask_ratio=ratio, noise=noise
-            )
+            _, masked, _, filled, _ = reconstruction.reconstruct(self.model, self.config, images, ratio, noise).panels
             panels.append(np.concatenate([masked, filled]))
         return html.html_grid([f"{ratio:.0%} hidden" for ratio in ratios], panels, ["masked", "reconstruction"])
 
@@ -149,7 +147,7 @@ def read_painted(layers: Sequence[bytes]) -> np.ndarray:
     """Return the painted mask, uint8 [H, W], 255 where the brush was.
 
     Raises:
-        UserError: if nothing was painted, or a layer is no picture.
+        UserError: if a layer cannot be read as a picture, or there are too many.
     """
     if len(layers) > _MOST_LAYERS:
         raise UserError(f"the painted mask has {len(layers)} layers; at most {_MOST_LAYERS} are taken")

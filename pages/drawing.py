@@ -1,4 +1,4 @@
-"""Pictures of what models see, predict and attend to."""
+"""Images as models see them, grids of pictures, and maps of attention."""
 
 from collections.abc import Sequence
 
@@ -6,106 +6,12 @@ import numpy as np
 import paddle
 from PIL import Image, ImageDraw, ImageFont
 
-import mae
 from errors import UserError
 from measures import attention, image_sets
 from pipeline import sources
 from pipeline.transforms import eval_transform
 
-COLUMNS = ["original", "masked", "prediction", "reconstruction", "patch means only"]
-_GREY = 0.5
 _GAP_PX, _HEADING_PX = 2, 24
-_BLOCK = 4  # patches
-_NORMALISED_NOTE = (
-    " The model was trained on normalised pixels: it predicts each patch up to its mean and contrast, which are taken "
-    "from the original patch here, so that even an untrained model draws something: compare the two errors."
-)
-
-
-@paddle.no_grad()
-def reconstruct(
-    model: mae.MAEPretrain, images: paddle.Tensor, noise: paddle.Tensor | None = None, mask_ratio: float | None = None
-) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Predict the pixels of all patches, in the scale of the images.
-
-    Args:
-        images: [B, C, H, W], normalised.
-        noise: [B, N], see `MAEPretrain.forward`.
-        mask_ratio: instead of the model's own.
-
-    Returns:
-        reconstruction: [B, C, H, W].
-        hidden: [B, 1, H, W]; 1 where the pixel was hidden.
-    """
-    _, pred, mask = model(images, mask_ratio=mask_ratio, noise=noise)
-    patch_size, grid_hw = model.patch_embedding.patch_size, model.patch_embedding.grid_hw
-    if model.norm_pix_loss:
-        mean, std = mae.patch_statistics(mae.patchify(images, patch_size))
-        pred = pred * std + mean
-    hidden = mask.unsqueeze(-1).expand([*mask.shape, patch_size**2])
-    return mae.unpatchify(pred, patch_size, grid_hw), mae.unpatchify(hidden, patch_size, grid_hw)
-
-
-def draw_noise(
-    num_images: int, grid_hw: tuple[int, int], seed: int = 0, kind: str = "random", same: bool = False
-) -> np.ndarray:
-    """Draw noise [B, N] whose smallest values are to stay visible.
-
-    Args:
-        kind: "random", or "block": blocks of 4 x 4 patches are hidden together.
-        same: all images get the same.
-    """
-    rng, (rows, columns) = np.random.default_rng(seed), grid_hw
-    count = 1 if same else num_images
-    noise = rng.random((count, rows, columns), dtype=np.float32)
-    if kind == "block":
-        blocks = rng.random((count, -(-rows // _BLOCK), -(-columns // _BLOCK)), dtype=np.float32)
-        coarse = blocks.repeat(_BLOCK, axis=1).repeat(_BLOCK, axis=2)[:, :rows, :columns]
-        noise = coarse + 1e-4 * noise
-    return np.broadcast_to(noise.reshape(count, -1), (num_images, rows * columns)).copy()
-
-
-def mask_to_noise(hidden: np.ndarray, origin: str) -> tuple[np.ndarray, float]:
-    """Turn a boolean per patch, True where it is hidden, into noise [1, N] and the mask ratio."""
-    hidden = hidden.reshape(1, -1)
-    if hidden.all() or not hidden.any():
-        raise UserError(f"{origin}: hides {'all' if hidden.all() else 'none'} of {hidden.size} patches")
-    return hidden.astype(np.float32), float(hidden.mean())
-
-
-def draw_panels(
-    model: mae.MAEPretrain,
-    config,
-    images: np.ndarray,
-    seed: int = 0,
-    mask_ratio: float | None = None,
-    noise: np.ndarray | None = None,
-) -> list[np.ndarray]:
-    """Return a uint8 array [B, H, W, C] for each of COLUMNS.
-
-    The reconstruction is the prediction with the visible patches put back. The last column has the mean of each hidden
-    patch in its place: what is seen there, a model need not have learned.
-
-    Args:
-        images: [B, C, H, W], normalised.
-        noise: [B, N]; drawn by `seed` if None.
-    """
-    if noise is None:
-        noise = draw_noise(len(images), model.patch_embedding.grid_hw, seed)
-    reconstruction, hidden = reconstruct(model, paddle.to_tensor(images), paddle.to_tensor(noise), mask_ratio)
-    patches = mae.patchify(paddle.to_tensor(images), model.patch_embedding.patch_size)
-    means = mae.patch_statistics(patches)[0].expand(patches.shape)
-    means = mae.unpatchify(means, model.patch_embedding.patch_size, model.patch_embedding.grid_hw)
-    means = to_pixels(config, means)
-    original, reconstruction, hidden = to_pixels(config, images), to_pixels(config, reconstruction), hidden.numpy()
-    panels = (
-        original,
-        original * (1 - hidden) + _GREY * hidden,
-        reconstruction,
-        original * (1 - hidden) + reconstruction * hidden,
-        original * (1 - hidden) + means * hidden,
-    )
-    return [as_uint8(panel) for panel in panels]
 
 
 def to_pixels(config, images: np.ndarray | paddle.Tensor) -> np.ndarray:
@@ -149,33 +55,6 @@ def make_grid(panels: list[np.ndarray], headings: Sequence[str] = (), side_px: i
     for column, heading in enumerate(headings):
         pen.text((column * column_px + 2, _HEADING_PX * 0.2), heading, "black", font)
     return page
-
-
-def draw_reconstructions(
-    model: mae.MAEPretrain, config, images: np.ndarray, mask_ratio: float | None = None, noise: np.ndarray | None = None
-) -> tuple[list[np.ndarray], str]:
-    """Return the arrays of `draw_panels`, and a caption that compares the model with the means of the patches."""
-    noise = draw_noise(len(images), model.patch_embedding.grid_hw) if noise is None else noise
-    own, means = errors_on_hidden(model, paddle.to_tensor(images), paddle.to_tensor(noise), mask_ratio)
-    caption = (
-        f"Mean squared error on the hidden patches of these images: {own:.3f} by the model, {means:.3f} by the means "
-        "of the patches alone (last column). The prediction carries no loss where a patch is visible."
-    )
-    panels = draw_panels(model, config, images, mask_ratio=mask_ratio, noise=noise)
-    return panels, caption + (_NORMALISED_NOTE if model.norm_pix_loss else "")
-
-
-@paddle.no_grad()
-def errors_on_hidden(
-    model: mae.MAEPretrain, images: paddle.Tensor, noise: paddle.Tensor, mask_ratio: float | None = None
-) -> tuple[float, float]:
-    """Return the loss of a model, and that of a prediction of each patch's mean; arguments as of `reconstruct`."""
-    loss, pred, mask = model(images, mask_ratio=mask_ratio, noise=noise)
-    if model.norm_pix_loss:  # the target's means are 0
-        means = paddle.zeros(pred.shape)
-    else:
-        means = mae.patch_statistics(mae.patchify(images, model.patch_embedding.patch_size))[0].expand(pred.shape)
-    return float(loss), float(model.loss(images, means, mask))
 
 
 def stack(pictures: list[Image.Image]) -> Image.Image:

@@ -44,7 +44,7 @@ summary { cursor: pointer; }
   background: var(--colour); vertical-align: middle; }
 """
 GRID_STYLE = """
-.grid { display: grid; gap: 4px; max-width: 80rem; align-items: end; }
+.grid { display: grid; gap: 4px; max-width: 80rem; align-items: end; overflow-x: auto; }
 .grid b { font-weight: 600; font-size: clamp(.7rem, 2.6vw, .85rem); hyphens: auto; }
 .grid span { grid-column: 1 / -1; color: var(--soft); font-size: .85rem; }
 .grid img { width: 100%; display: block; }
@@ -52,6 +52,7 @@ GRID_STYLE = """
 .grid.row { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); align-items: start; gap: 1rem; }
 .grid img.small { image-rendering: pixelated; }
 """
+_CELL = "3.6rem"  # at least, of an image in a column; a grid that is wider than the window scrolls
 _SMALL_PX = 64  # an image with a shorter side is enlarged without smoothing
 _SHOWN_PX = 320  # a larger image is embedded at this size
 
@@ -102,7 +103,7 @@ def html_grid(headings: list[str], panels: list[np.ndarray], names: Sequence[str
             cells.append(f"<span>{html.escape(names[row])}</span>")
         pairs = zip(headings, images, strict=True)
         cells += [_cell(image, f"{names[row] if names else row + 1}, {heading}") for heading, image in pairs]
-    style = f"grid-template-columns: repeat({len(headings)}, minmax(0, 1fr)); max-width: {14 * len(headings)}rem"
+    style = f"grid-template-columns: repeat({len(headings)}, minmax({_CELL}, 1fr)); max-width: {14 * len(headings)}rem"
     return f'<div class="grid" style="{style}">{"".join(cells)}</div>'
 
 

@@ -13,7 +13,7 @@ from measures.classification import class_names, class_probabilities
 from methods import classifier, load_models
 from methods.multi_label import THRESHOLD
 from pages import curves as curves_page
-from pages import drawing, html, run_head
+from pages import drawing, html, reconstruction, run_head
 from pipeline import sources
 from storage.architecture import CLASSIFIERS
 from storage.files import NUMBER, is_a
@@ -102,23 +102,22 @@ def draw_samples(run_dir: Path) -> str:
             return _draw_predictions(run_dir, config)
         if network_kind(config) != "autoencoder":
             return _draw_attention(run_dir, config)
-        panels, caption = _draw_reconstructions(run_dir, config)
-        return html.html_grid(drawing.COLUMNS, panels) + html.html_paragraph(caption)
+        return _reconstruct(run_dir, config).to_html()
     except (UserError, OSError, RuntimeError) as error:
         return html.html_paragraph(f"No pictures: {one_line(error).removeprefix('UserError: ')}")
 
 
-def _draw_reconstructions(run_dir: Path, config) -> tuple[list[np.ndarray], str]:
+def _reconstruct(run_dir: Path, config) -> reconstruction.Reconstruction:
     model, _ = load_models.load_autoencoder(run_dir)
-    return drawing.draw_reconstructions(model, config, drawing.draw_images(config, _NUM_PICTURES))
+    return reconstruction.reconstruct(model, config, drawing.draw_images(config, _NUM_PICTURES))
 
 
 def write_pictures(run_dir: Path, folder: Path) -> None:
     """Write reconstructions.png of a pretraining run."""
     config = get_config(run_dir / "config.yaml")
     if network_kind(config) == "autoencoder":
-        panels, _ = _draw_reconstructions(run_dir, config)
-        drawing.make_grid(panels, drawing.COLUMNS).save(folder / "reconstructions.png")
+        panels = _reconstruct(run_dir, config).panels
+        drawing.make_grid(panels, reconstruction.COLUMNS).save(folder / "reconstructions.png")
 
 
 def _draw_predictions(run_dir: Path, config) -> str:

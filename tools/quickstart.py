@@ -15,6 +15,7 @@ from launch import command_line
 from methods import load_models
 from pages import drawing, html, run_page
 from pages.curves import html_charts
+from pages.reconstruction import reconstruct
 
 ROOT = runtime.ROOT
 OUTPUT = ROOT / "output" / "quickstart"
@@ -69,14 +70,14 @@ def write_report(rows: list[list[object]], path: Path) -> None:
         ]
     )
     model, config = load_models.load_autoencoder(OUTPUT / "pretrain")
-    panels, caption = drawing.draw_reconstructions(model, config, drawing.draw_images(config, 8))
+    pictures = reconstruct(model, config, drawing.draw_images(config, 8)).to_html()
     html.write_page(
         path,
         "MAE quickstart: handwritten digits",
         [
             ("Results", html.html_table(["stage", "top-1 accuracy (%)", "target", "seconds"], rows)),
             ("Curves", charts),
-            ("Reconstructions", html.html_grid(drawing.COLUMNS, panels) + html.html_paragraph(caption)),
+            ("Reconstructions", pictures),
         ],
     )
 

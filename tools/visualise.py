@@ -5,10 +5,10 @@
 
 RUN is a pretraining run, one of its checkpoints, or a ported file with its YAML. Images are those named, or drawn from
 the val split of the run's data set, or of the one that -dataset and -data_path name. Columns: original, masked,
-prediction of every patch, reconstruction (the prediction with the visible patches put back). What is predicted where a
-patch was visible carries no loss. Several ratios stand below each other in a .png; a .html page has them with captions,
-in one file. Models trained on normalised pixels predict each patch up to its mean
-and contrast; those are taken from the original patch, and the page says so.
+prediction of every patch, reconstruction (the prediction with the visible patches put back), means of the hidden
+patches. What is predicted where a patch was visible carries no loss. Several ratios stand side by side, a row for each
+image. A .html page has names and captions, in one file. Models trained on normalised pixels predict each patch up to
+its mean and contrast; those are taken from the original patch, and the page says so.
 
 `-mask` chooses what is hidden: random patches, `block`s of 4 x 4 patches, or a picture of your own that is white where
 a patch is to be hidden. `-same_mask` hides the same patches in every image. `-attention` adds maps of the encoder: each
@@ -30,17 +30,8 @@ from errors import UserError
 from launch import command_line, tool_flags
 from methods import load_models
 from pages import html
-from pages.drawing import (
-    COLUMNS,
-    draw_attention,
-    draw_images,
-    draw_noise,
-    draw_reconstructions,
-    load_images,
-    make_grid,
-    mask_to_noise,
-    stack,
-)
+from pages.drawing import draw_attention, draw_images, load_images, make_grid, stack
+from pages.reconstruction import COLUMNS, draw_noise, mask_to_noise, reconstruct, side_by_side
 from pipeline.decoding import as_mode, open_file
 from pipeline.file_images import FileImages
 from pipeline.folders import find_images
@@ -77,8 +68,8 @@ def named_images(config, paths: list[str], most: int) -> tuple[np.ndarray, list[
     return images, names if len(names) == len(images) else []
 
 
-def _reconstructions(model, config, images: np.ndarray, args) -> list[tuple[str, list[str], list[np.ndarray], str]]:
-    """Return heading, columns, their images and caption for each mask ratio, or for the drawn mask."""
+def _reconstructions(model, config, images: np.ndarray, args) -> tuple[str, list[str], list[np.ndarray], str]:
+    """Return heading, columns, their images and caption, for the mask ratios or for the drawn mask."""
     grid_hw = model.patch_embedding.grid_hw
     if args.mask in ("random", "block"):
         noise = draw_noise(len(images), grid_hw, args.seed, args.mask, args.same_mask)
@@ -86,11 +77,11 @@ def _reconstructions(model, config, images: np.ndarray, args) -> list[tuple[str,
     else:
         noise, ratio = read_mask(args.mask, grid_hw)
         noise, ratios = noise.repeat(len(images), axis=0), [ratio]
-    pictures = []
-    for ratio in ratios:
-        panels, caption = draw_reconstructions(model, config, images, mask_ratio=ratio, noise=noise)
-        pictures.append((f"{ratio:.0%} hidden", COLUMNS, panels, caption))
-    return pictures
+    drawn = {ratio: reconstruct(model, config, images, ratio, noise) for ratio in ratios}
+    if len(drawn) > 1:
+        return ("Reconstructions", *side_by_side(drawn))
+    ((ratio, result),) = drawn.items()
+    return f"{ratio:.0%} hidden", COLUMNS, result.panels, result.caption
 
 
 def _check(args) -> Path:
@@ -131,7 +122,7 @@ def main(argv: list[str] | None = None) -> Path:
         images = draw_images(config, args.num, args.seed, args.split)
     pictures = []
     if network_kind(config) == "autoencoder" or not args.attention:
-        pictures = _reconstructions(*load_models.load_autoencoder(args.run, config), images, args)
+        pictures.append(_reconstructions(*load_models.load_autoencoder(args.run, config), images, args))
     if args.attention:
         panels = draw_attention(load_models.load_encoder(args.run, config)[0], config, images, args.layer)
         columns = ["original", "rollout", *(f"head {number}" for number in range(1, len(panels) - 1))]

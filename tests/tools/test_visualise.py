@@ -17,9 +17,19 @@ def test_page_and_pictures(trained, image_folder, tmp_path):
     flags = [str(run), str(photo), str(image_folder / "val" / "cat"), "-out", str(page), "-num", "3"]
     assert visualise.main([*flags, "-mask_ratio", "0.5", "0.9", "-mask", "block", "-same_mask", "-attention"]) == page
     text = page.read_text()
-    assert re.findall("<h2>(.*?)</h2>", text) == ["50% hidden", "90% hidden", "Attention"]
-    assert text.count("data:image/png;base64") == 2 * 3 * 5 + 3 * (2 + 4)  # columns: five; image, rollout, four heads
+    assert re.findall("<h2>(.*?)</h2>", text) == ["Reconstructions", "Attention"]
+    assert text.count("data:image/png;base64") == 3 * (1 + 2 * 3) + 3 * (
+        2 + 4
+    )  # original, three per ratio; attention
     assert text.count(photo.name) > 2
+    assert re.findall("<b>(.*?)</b>", text)[:5] == [
+        "original",
+        "50% hidden",
+        "reconstruction",
+        "patch means",
+        "90% hidden",
+    ]
+    assert re.search(r"alone; 50% hidden: \d\.\d+ and \d\.\d+, 90% hidden: \d\.\d+ and \d\.\d+\.", text)
     assert "trained on normalised pixels" in text
     assert not re.search(r'(src|href)="(?!data:)', text)
     out = tmp_path / "x.png"

@@ -1,0 +1,126 @@
+"""Reconstructions of a masked autoencoder: their pictures, their errors, and what is hidden."""
+
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+
+import mae
+from errors import UserError
+from pages import html
+from pages.drawing import as_uint8, to_pixels
+
+COLUMNS = ["original", "masked", "prediction", "reconstruction", "patch means only"]
+_GREY = 0.5
+_BLOCK = 4  # patches
+_NORMALISED_NOTE = (
+    " The model was trained on normalised pixels: it predicts each patch up to its mean and contrast, which are taken "
+    "from the original patch here, so that even an untrained model draws something: compare the two errors."
+)
+
+
+class Reconstruction(NamedTuple):
+    """What a model makes of the visible patches of images, beside what needs no model.
+
+    Attributes:
+        panels: uint8 [B, H, W, C] for each of COLUMNS. The reconstruction is the prediction with the visible patches
+            put back; the last column has the mean of each hidden patch in its place, which nobody need learn.
+        error: mean squared error of the prediction on the hidden patches: the model's loss.
+        means_error: the same of a prediction of each patch's mean.
+        is_normalised: whether the errors are of normalised pixels, see `MODEL.NORM_PIX_LOSS`.
+    """
+
+    panels: list[np.ndarray]
+    error: float
+    means_error: float
+    is_normalised: bool
+
+    @property
+    def caption(self) -> str:
+        """Return the errors as a sentence, and what to know of the pictures."""
+        return (
+            f"Mean squared error on the hidden patches of these images: {self.error:.3f} by the model, "
+            f"{self.means_error:.3f} by the means of the patches alone (last column). The prediction carries no loss "
+            "where a patch is visible."
+        ) + (_NORMALISED_NOTE if self.is_normalised else "")
+
+    def to_html(self) -> str:
+        """Return the pictures as a grid, and the caption."""
+        return html.html_grid(COLUMNS, self.panels) + html.html_paragraph(self.caption)
+
+
+@paddle.no_grad()
+def reconstruct(
+    model: mae.MAEPretrain, config, images: np.ndarray, mask_ratio: float | None = None, noise: np.ndarray | None = None
+) -> Reconstruction:
+    """Hide patches of images, and predict them.
+
+    Args:
+        images: [B, C, H, W], normalised.
+        mask_ratio: instead of the model's own.
+        noise: [B, N], see `MAEPretrain.forward`; drawn by seed 0 if None.
+    """
+    patch_size, grid_hw = model.patch_embedding.patch_size, model.patch_embedding.grid_hw
+    noise = draw_noise(len(images), grid_hw) if noise is None else noise
+    inputs = paddle.to_tensor(images)
+    loss, pred, mask = model(inputs, mask_ratio=mask_ratio, noise=paddle.to_tensor(noise))
+    patches = mae.patchify(inputs, patch_size)
+    mean, std = mae.patch_statistics(patches)
+    means = mean.expand(patches.shape)
+    means_loss = model.loss(inputs, paddle.zeros(pred.shape) if model.norm_pix_loss else means, mask)
+    pred = pred * std + mean if model.norm_pix_loss else pred
+    hidden = mask.unsqueeze(-1).expand([*mask.shape, patch_size**2])
+    hidden = mae.unpatchify(hidden, patch_size, grid_hw).numpy()  # [B, 1, H, W]
+    original = to_pixels(config, images)
+    pred, means = (to_pixels(config, mae.unpatchify(pixels, patch_size, grid_hw)) for pixels in (pred, means))
+    filled = [original * (1 - hidden) + pixels * hidden for pixels in (_GREY, pred, means)]
+    panels = [as_uint8(panel) for panel in (original, filled[0], pred, *filled[1:])]
+    return Reconstruction(panels, float(loss), float(means_loss), model.norm_pix_loss)
+
+
+def side_by_side(drawn: dict[float, Reconstruction]) -> tuple[list[str], list[np.ndarray], str]:
+    """Lay out the same images at several mask ratios, a row for each image.
+
+    Returns:
+        headings: of the columns.
+        panels: uint8 [B, H, W, C] for each column.
+        caption: with the errors at each ratio.
+    """
+    first = next(iter(drawn.values()))
+    headings, panels, errors = [COLUMNS[0]], [first.panels[0]], []
+    for ratio, result in drawn.items():
+        headings += [f"{ratio:.0%} hidden", "reconstruction", "patch means"]
+        panels += [result.panels[1], *result.panels[3:]]
+        errors.append(f"{ratio:.0%} hidden: {result.error:.3f} and {result.means_error:.3f}")
+    caption = (
+        "Mean squared error on the hidden patches of these images, by the model and by the means of the patches "
+        f"alone; {', '.join(errors)}."
+    )
+    return headings, panels, caption + (_NORMALISED_NOTE if first.is_normalised else "")
+
+
+def draw_noise(
+    num_images: int, grid_hw: tuple[int, int], seed: int = 0, kind: str = "random", same: bool = False
+) -> np.ndarray:
+    """Draw noise [B, N] whose smallest values are to stay visible.
+
+    Args:
+        kind: "random", or "block": blocks of 4 x 4 patches are hidden together.
+        same: all images get the same.
+    """
+    rng, (rows, columns) = np.random.default_rng(seed), grid_hw
+    count = 1 if same else num_images
+    noise = rng.random((count, rows, columns), dtype=np.float32)
+    if kind == "block":
+        blocks = rng.random((count, -(-rows // _BLOCK), -(-columns // _BLOCK)), dtype=np.float32)
+        coarse = blocks.repeat(_BLOCK, axis=1).repeat(_BLOCK, axis=2)[:, :rows, :columns]
+        noise = coarse + 1e-4 * noise
+    return np.broadcast_to(noise.reshape(count, -1), (num_images, rows * columns)).copy()
+
+
+def mask_to_noise(hidden: np.ndarray, origin: str) -> tuple[np.ndarray, float]:
+    """Turn a boolean per patch, True where it is hidden, into noise [1, N] and the mask ratio."""
+    hidden = hidden.reshape(1, -1)
+    if hidden.all() or not hidden.any():
+        raise UserError(f"{origin}: hides {'all' if hidden.all() else 'none'} of {hidden.size} patches")
+    return hidden.astype(np.float32), float(hidden.mean())
