@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser")
+BROWSER = shutil.which("chromium")
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no browser")
 _OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 _PROBE = """<script>
 const shown = [...document.querySelectorAll("body *")].filter(e => e.getClientRects().length);
@@ -18,6 +19,7 @@ document.title = JSON.stringify({
   texts: [...document.querySelectorAll("svg text")].map(t => t.textContent),
   smallest: Math.min(...texts.map(e => parseFloat(getComputedStyle(e).fontSize) * scale(e))),
   overflow: document.documentElement.scrollWidth - innerWidth,
+  injected: document.querySelectorAll("blink").length,
   back: getComputedStyle(document.body).backgroundColor,
   requests: performance.getEntriesByType("resource").filter(r => !r.name.startsWith("data:")).length,
 });
@@ -33,3 +35,16 @@ def look(page, folder, width: int, is_dark: bool = False) -> dict:
     command = ["chromium", *options, copy.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
+
+
+def check_page(page, folder) -> list[dict]:
+    """Open a page at four widths, light and dark, and check that it fits; returns what `look` measured."""
+    assert page.stat().st_size < 3 << 20
+    found = []
+    for width, is_dark in ((400, False), (800, True), (1280, False), (1600, True)):
+        found.append(look(page, folder, width, is_dark))
+        assert found[-1]["overflow"] <= 0, (page, width)
+        assert found[-1]["smallest"] >= 11, (page, width)
+        assert found[-1]["requests"] == found[-1]["injected"] == 0, (page, width)
+    assert found[0]["back"] == found[2]["back"] != found[1]["back"] == found[3]["back"]
+    return found

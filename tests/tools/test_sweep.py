@@ -12,6 +12,7 @@ import runtime
 from errors import UserError
 from runtime import ROOT
 from tests.conftest import TINY
+from tests.helpers.browser import BROWSER, check_page
 from tools import sweep
 
 GRID = ["TRAIN.BASE_LR=0.001,0.01", "TRAIN.NUM_EPOCHS/TRAIN.WARMUP_EPOCHS=1/0,2/1"]
@@ -58,6 +59,8 @@ def test_every_combination_is_a_run_and_is_not_repeated(tmp_path, tiny_yaml, cap
     assert "base_lr=0.001,num_epochs=1,warmup_epochs=0" in names
     page = (tmp_path / "out" / "results.html").read_text()
     assert "TRAIN.BASE_LR" in page
+    if BROWSER is not None:
+        check_page(tmp_path / "out" / "results.html", tmp_path)
     capfd.readouterr()
 
     results = json.loads((tmp_path / "out" / "results.json").read_text())

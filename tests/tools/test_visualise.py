@@ -18,9 +18,7 @@ def test_page_and_pictures(trained, image_folder, tmp_path):
     assert visualise.main([*flags, "-mask_ratio", "0.5", "0.9", "-mask", "block", "-same_mask", "-attention"]) == page
     text = page.read_text()
     assert re.findall("<h2>(.*?)</h2>", text) == ["Reconstructions", "Attention"]
-    assert text.count("data:image/png;base64") == 3 * (1 + 2 * 3) + 3 * (
-        2 + 4
-    )  # original, three per ratio; attention
+    assert text.count("data:image/png;base64") == 3 * (1 + 2 * 3) + 3 * (2 + 4)  # original, three per ratio; attention
     assert text.count(photo.name) > 2
     assert re.findall("<b>(.*?)</b>", text)[:5] == [
         "original",
