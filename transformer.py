@@ -244,10 +244,7 @@ class VisionTransformer(nn.Layer):
         for layer in self.sublayers():
             if isinstance(layer, nn.Linear):
                 init_linear(layer, nn.initializer.Normal(std=0.02))
-        self.pooler = None
-        if architecture.pooler is not None:  # it draws its own weights
-            sizes = (architecture.pooler_queries, architecture.pooler_heads, architecture.pooler_d_out)
-            self.pooler = build_pooler(architecture.pooler, width, *sizes)
+        self.pooler = None if architecture.pooler is None else build_pooler(architecture)  # draws its own weights
 
     @property
     def head(self) -> nn.Linear:

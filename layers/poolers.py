@@ -155,10 +155,15 @@ class CrossAttentionPooling(nn.Layer):
         return _attention(_split(self.query(query), self.heads), _split(self.key(normed), self.heads))
 
 
-def build_pooler(kind: str, width: int, queries: int, heads: int, d_out: int) -> nn.Layer:
-    """Build a pooler by its name: "ep", "aim", "capi", "vjepa" or "cae"; CAPI's heads have 64 channels."""
+def build_pooler(architecture) -> nn.Layer:
+    """Build the pooler of an architecture: "ep", "aim", "capi", "vjepa" or "cae"; CAPI's heads have 64 channels.
+
+    Args:
+        architecture: `storage.architecture.Architecture`.
+    """
+    kind, width, heads = architecture.pooler, architecture.encoder.width, architecture.pooler_heads
     if kind == "ep":
-        return EfficientPooling(width, queries, d_out)
+        return EfficientPooling(width, architecture.pooler_queries, architecture.pooler_d_out)
     if kind == "aim":
         return AttentionPooling(width, heads)
     if kind == "capi":

@@ -8,10 +8,9 @@ from errors import UserError
 from methods import classifier, linearprobe
 from methods.class_balance import balance
 from methods.method import Method
+from methods.probe_sweep import variant
 from training.run import Run
 from training.task import Task
-
-_HEAD_STD = 0.01
 
 
 def build(run: Run) -> Task:
@@ -22,10 +21,16 @@ def build(run: Run) -> Task:
     """
     if run.config.MODEL.GLOBAL_POOL:
         raise UserError("MODEL.GLOBAL_POOL=True: an attentive probe has a pooler of its own; set it to False")
-    model = classifier.build_classifier(run, _HEAD_STD)
+    model = classifier.build_classifier(run, linearprobe.HEAD_STD)
     return linearprobe.build_frozen(run, "attentive_probe", model, [model.pooler, model.head])
 
 
 METHOD = Method(
-    "linearprobe", build, linearprobe.transform, target=classifier.target, evaluates=True, prepare_source=balance
+    "linearprobe",
+    build,
+    linearprobe.transform,
+    target=classifier.target,
+    evaluates=True,
+    prepare_source=balance,
+    variant=variant,
 )

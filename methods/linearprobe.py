@@ -10,7 +10,7 @@ from methods.class_balance import balance, class_weights, label_loss
 from methods.classifier import build_classifier
 from methods.method import Method
 from methods.multi_label import binary_cross_entropy
-from methods.probe_sweep import build_sweep
+from methods.probe_sweep import build_sweep, variant
 from optim import param_groups
 from pipeline import augment
 from pipeline.loading import Batch
@@ -21,19 +21,18 @@ from training.run import Run
 from training.task import Task
 from transformer import VisionTransformer
 
-_HEAD_STD = 0.01  # official code, over loaded weights
+HEAD_STD = 0.01  # official code, over loaded weights
 _CROP_SCALE = [0.08, 1.0]
 
 
 def build(run: Run) -> Task:
     """Build the classifier with a frozen encoder."""
-    model = build_classifier(run, _HEAD_STD)
-    task = build_frozen(run, "linearprobe", model, [model.head])
-    return build_sweep(run, task, _HEAD_STD, class_weights(run)) if run.config.TRAIN.LR_SWEEP else task
+    model = build_classifier(run, HEAD_STD)
+    return build_frozen(run, "linearprobe", model, [model.head])
 
 
 def build_frozen(run: Run, name: str, model: VisionTransformer, trained: Sequence[nn.Layer]) -> Task:
-    """Return the task of a classifier of which only some layers train.
+    """Return the task of a classifier of which only some layers train, or of several such with TRAIN.LR_SWEEP.
 
     Args:
         name: of the method.
@@ -53,7 +52,7 @@ def build_frozen(run: Run, name: str, model: VisionTransformer, trained: Sequenc
             return binary_cross_entropy(logits, smooth_one_hot(batch.labels, num_classes, 0.0), weights), {}
         return label_loss(logits, batch.labels, weights), {}
 
-    return Task(
+    task = Task(
         name,
         model,
         configured_optimizer(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY)),
@@ -62,6 +61,7 @@ def build_frozen(run: Run, name: str, model: VisionTransformer, trained: Sequenc
         smallest_batch=2,
         can_be_traced=True,
     )
+    return build_sweep(run, task, HEAD_STD, weights) if config.TRAIN.LR_SWEEP else task
 
 
 def transform(config) -> Transform:
@@ -70,11 +70,5 @@ def transform(config) -> Transform:
 
 
 METHOD = Method(
-    "linearprobe",
-    build,
-    transform,
-    target=classifier.target,
-    evaluates=True,
-    prepare_source=balance,
-    variant=lambda config: "sweep" if config.TRAIN.LR_SWEEP else "",
+    "linearprobe", build, transform, target=classifier.target, evaluates=True, prepare_source=balance, variant=variant
 )

@@ -1,4 +1,4 @@
-"""Linear probes with several learning rates at once, on one pass of the frozen encoder, as in MAE-CT."""
+"""Linear or attentive probes with several learning rates at once, on one pass of the frozen encoder, as in MAE-CT."""
 
 import dataclasses
 
@@ -7,7 +7,8 @@ import paddle
 from paddle import nn
 
 from errors import UserError, printable
-from layers.basic import Linear
+from layers.basic import Linear, ProbeNorm
+from layers.poolers import build_pooler
 from methods import classifier
 from methods.class_balance import label_loss
 from optim import param_groups
@@ -26,39 +27,61 @@ def _is_rate(rate: object) -> bool:
 
 
 class ProbeSweep(nn.Layer):
-    """One batch norm and several linear heads over the features of a frozen encoder.
+    """Several heads over a frozen encoder.
+
+    The heads of a linear probe are linear layers behind one batch norm; each head of an attentive probe is a pooler, a
+    batch norm and a linear layer.
 
     Args:
-        probe: its encoder and batch norm are used; its own head does not train, and is a copy of the best head.
+        probe: its encoder and a linear probe's batch norm are used; its own head does not train, and is a copy of the
+            best one.
         num_heads: how many.
-        std: of the heads' first weights.
+        std: of the linear layers' first weights.
     """
 
     def __init__(self, probe: VisionTransformer, num_heads: int, std: float):
         super().__init__()
         self.probe = probe
-        width, classes = probe.head.weight.shape
-        self.heads = nn.LayerList([Linear(width, classes) for _ in range(num_heads)])
-        for head in self.heads:
-            nn.initializer.Normal(std=std)(head.weight)
-            nn.initializer.Constant(0.0)(head.bias)
+        self.heads = nn.LayerList([_new_head(probe, std) for _ in range(num_heads)])
 
     def forward(self, images: paddle.Tensor) -> list[paddle.Tensor]:
         """Return the logits [B, K] of every head, in float32."""
+        probe = self.probe
         with paddle.no_grad():
-            features = self.probe.forward_features(images)
-        features = self.probe.classifier[0](features)
+            if probe.pooler is None:
+                features = probe.forward_features(images)
+            else:
+                features = probe.pooled_tokens(probe.forward_tokens(images))
+        if probe.pooler is None:
+            features = probe.classifier[0](features)
         return [head(features).astype("float32") for head in self.heads]
 
     @paddle.no_grad()
     def choose(self, number: int) -> None:
         """Copy a head into the probe."""
-        paddle.assign(self.heads[number].weight, self.probe.head.weight)
-        paddle.assign(self.heads[number].bias, self.probe.head.bias)
+        probe = self.probe
+        own = probe.head if probe.pooler is None else nn.Sequential(probe.pooler, *probe.classifier)
+        chosen = self.heads[number].state_dict()
+        for name, value in own.state_dict().items():
+            paddle.assign(chosen[name], value)
+
+
+def _new_head(probe: VisionTransformer, std: float) -> nn.Layer:
+    """Return a head with new weights, of the kind that a probe has."""
+    width, classes = probe.head.weight.shape
+    linear = Linear(width, classes)
+    nn.initializer.Normal(std=std)(linear.weight)
+    nn.initializer.Constant(0.0)(linear.bias)
+    return linear if probe.pooler is None else nn.Sequential(build_pooler(probe.architecture), ProbeNorm(width), linear)
+
+
+def variant(config) -> str:
+    """Return which of the two kinds of run a configuration is, see `Method`."""
+    return "sweep" if config.TRAIN.LR_SWEEP else ""
 
 
 def build_sweep(run: Run, task: Task, std: float, weights: paddle.Tensor | None) -> Task:
-    """Turn the task of a linear probe into one with a head for each base learning rate of TRAIN.LR_SWEEP.
+    """Turn the task of a probe into one with a head for each base learning rate of TRAIN.LR_SWEEP.
 
     The best head of each evaluation, by top-1 accuracy on the val split, is copied into the probe, which is what the
     checkpoint's model.pdparams holds.
@@ -99,7 +122,7 @@ def build_sweep(run: Run, task: Task, std: float, weights: paddle.Tensor | None)
     metrics = tuple(f"{metric}_{name}" for name in names for metric in classifier.METRICS)
     return dataclasses.replace(
         task,
-        name="linearprobe_sweep",
+        name=f"{task.name}_sweep",
         model=model,
         saved=task.model,
         optimizer=configured_optimizer(config, groups),

@@ -3,6 +3,7 @@
 import numpy as np
 import paddle
 import pytest
+from paddle import nn
 
 from errors import UserError
 from measures import prediction
@@ -11,8 +12,10 @@ from storage import weight_files
 from storage.architecture import Architecture, of_config
 from tests.conftest import assert_close
 from tools import export, report
+from training import engine, loaders
 
 pytestmark = pytest.mark.quick
+HAVE_NO_GRADIENT = ("key.bias", "key_norm.bias", "value.bias", "value_norm.bias", "mlp.fc2.bias")  # softmax and batch norm undo them
 POOLERS = ["ep", "aim", "capi", "vjepa", "cae"]
 
 
@@ -61,6 +64,36 @@ def picture():
     from PIL import Image
 
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8))
+
+
+@pytest.mark.parametrize("kind", POOLERS)
+def test_several_rates_at_once_are_the_probes_of_each(tiny_run, pretrained, kind):
+    sgd = [*pretrained, "TRAIN.OPTIMIZER.NAME", "SGD", "DATA.BATCH_SIZE", 64, "TRAIN.NUM_EPOCHS", 2]
+    rates = [0.5, 4.0]
+    run = tiny_run("linearprobe", *settings(kind, *sgd, "TRAIN.LR_SWEEP", rates))
+    sweep = dispatch.build_task(run)
+    first = [{name: value.numpy() for name, value in head.state_dict().items()} for head in sweep.model.heads]
+    scores = engine.fit(sweep, dispatch.build_train_loader(run), loaders.build_eval_loader(run), run)
+    alone = []
+    for number, rate in enumerate(rates):
+        other = tiny_run("linearprobe", *settings(kind, *sgd, "TRAIN.BASE_LR", rate))
+        single = dispatch.build_task(other)
+        head = nn.Sequential(single.model.pooler, *single.model.classifier)
+        for name, value in head.state_dict().items():
+            value.set_value(first[number][name])
+        alone.append(engine.fit(single, dispatch.build_train_loader(other), loaders.build_eval_loader(other), other))
+        for name, value in sweep.model.heads[number].state_dict().items():
+            expected = head.state_dict()[name].numpy()
+            if name.endswith(HAVE_NO_GRADIENT):
+                assert np.abs(value.numpy() - expected).max() < 1e-5
+            else:  # sums in another order, over four updates
+                assert_close(value.numpy(), expected, 5e-5, name)
+        assert scores[f"loss_lr{rate:g}"] == pytest.approx(alone[-1]["loss"], rel=1e-5)
+    best = int(np.argmax([scores[f"acc1_lr{rate:g}"] for rate in rates]))
+    assert scores["loss"] == pytest.approx(alone[best]["loss"], rel=1e-5)
+    chosen, saved = sweep.model.heads[best].state_dict(), load_models.load_classifier(run.directory)[0]
+    for name, value in nn.Sequential(saved.pooler, *saved.classifier).state_dict().items():
+        assert np.array_equal(value.numpy(), chosen[name].numpy()), name
 
 
 @pytest.mark.parametrize("kind", ["ep", "cae"])
