@@ -111,9 +111,19 @@ def load_weights(
     return LoadReport(path, loaded, missing, unexpected, mismatched, resized)
 
 
-def load_encoder(model: nn.Layer, path: str | Path) -> LoadReport:
-    """Load the encoder of any weights into a model from images to features; see `load_weights`."""
-    return load_weights(model, path, allow_unexpected=NAMES_BESIDE_ENCODER)
+def load_encoder(model: nn.Layer, path: str | Path, blocks: int | None = None) -> LoadReport:
+    """Load the encoder of any weights into a model from images to features; see `load_weights`.
+
+    Args:
+        blocks: of the file's encoder, where the model has fewer; see `upper_blocks`.
+    """
+    depth = len(model.encoder.layers)
+    return load_weights(model, path, allow_unexpected=(*NAMES_BESIDE_ENCODER, *upper_blocks(depth, blocks)))
+
+
+def upper_blocks(depth: int, blocks: int | None) -> list[str]:
+    """Return patterns of the encoder's blocks that a model of some depth leaves out of weights that have more."""
+    return [f"encoder.layers.{number}.*" for number in range(depth, blocks or depth)]
 
 
 def _compare(weights: dict, own: dict) -> tuple[list[str], ...]:

@@ -5,6 +5,7 @@ features = extract(model, images)                                 # [B, D], what
 layers = extract(model, images, layers=[6, 12], pool="tokens")    # {6: [B, T, D], 12: [B, T, D]}
 """
 
+import functools
 import os
 import re
 import tempfile
@@ -20,7 +21,7 @@ from pipeline.loading import Loader, with_progress
 from storage import atomic
 from transformer import VisionTransformer
 
-POOLS = ("cls", "mean", "tokens")
+POOLS = ("cls", "mean", "tokens", "cls+mean")
 ABOUT_FILE = "about.json"
 _ROWS = 4096  # copied at a time
 _OWN_FILE = re.compile(r"(features|labels|layer_-?\d+)\.npy")
@@ -28,7 +29,11 @@ _OWN_FILE = re.compile(r"(features|labels|layer_-?\d+)\.npy")
 
 @paddle.no_grad()
 def extract(
-    model: VisionTransformer, images: paddle.Tensor, layers: Sequence[int] | None = None, pool: str | None = None
+    model: VisionTransformer,
+    images: paddle.Tensor,
+    layers: Sequence[int] | None = None,
+    pool: str | None = None,
+    norm: bool = False,
 ) -> paddle.Tensor | dict[int, paddle.Tensor]:
     """Compute features of a batch.
 
@@ -36,11 +41,14 @@ def extract(
         model: in evaluation mode.
         images: [B, C, H, W], normalised as in training; see `transforms.eval_transform`.
         layers: blocks, counted from 1, or from -1 backwards; None: the end of the encoder.
-        pool: "cls" for the class token, "mean" of the patches, "tokens" for all, class token first. None: the vector
-            that the classifier reads; of `layers`, the class token.
+        pool: "cls" for the class token, "mean" of the patches, "tokens" for all, class token first, "cls+mean" for the
+            two of them. None: the vector that the classifier reads; of `layers`, the class token.
+        norm: put the encoder's last norm behind each of `layers`, so that its features are those of an encoder that
+            ends there (`MODEL.ENCODER.DEPTH`).
 
     Returns:
-        [B, D], or [B, T, D] for tokens; with layers, a dictionary from the numbers given to these.
+        [B, D], [B, T, D] for tokens, [B, 2, D] for "cls+mean"; with layers, a dictionary from the numbers given to
+        these.
     """
     if pool not in (None, *POOLS):
         raise UserError(f"pool={pool!r}: must be one of {', '.join(POOLS)}")
@@ -48,18 +56,16 @@ def extract(
         if pool is None:
             return model.forward_features(images)
         tokens = model.forward_tokens(images)
-        if model.encoder.norm is None:  # global pooling: the norm follows the mean
-            pooled = tokens if pool == "tokens" else _pool(tokens, pool)
-            return model.encoder_norm(pooled)
-        return _pool(tokens, pool)
+        return _pool(tokens, pool) if model.encoder.norm is not None else model.encoder_norm(_pool(tokens, pool))
     blocks = model.encoder.layers
     for number in layers:
         if not 1 <= abs(number) <= len(blocks):
             raise UserError(f"layer {number}: the encoder has layers 1 to {len(blocks)}")
     found: dict[int, paddle.Tensor] = {}
+    finish = functools.partial(_norm_and_pool, model) if norm else _pool
     hooks = [
         blocks[number - 1 if number > 0 else number].register_forward_post_hook(
-            lambda layer, given, tokens, number=number: found.update({number: _pool(tokens, pool or "cls")})
+            lambda layer, given, tokens, number=number: found.update({number: finish(tokens, pool or "cls")})
         )
         for number in layers
     ]
@@ -71,9 +77,17 @@ def extract(
     return {number: found[number] for number in layers}
 
 
+def _norm_and_pool(model: VisionTransformer, tokens: paddle.Tensor, pool: str) -> paddle.Tensor:
+    if model.encoder.norm is None:  # global pooling: the norm follows the mean
+        return model.encoder_norm(_pool(tokens, pool))
+    return _pool(model.encoder.norm(tokens), pool)
+
+
 def _pool(tokens: paddle.Tensor, pool: str) -> paddle.Tensor:
     if pool == "tokens":
         return tokens
+    if pool == "cls+mean":
+        return paddle.stack([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1)
     return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(axis=1)
 
 
@@ -153,6 +167,7 @@ def extract_all(
     layers: Sequence[int] | None = None,
     pool: str | None = None,
     directory: Path | None = None,
+    norm: bool = False,
 ) -> dict[str, np.ndarray]:
     """Compute the features of all images of a loader.
 
@@ -161,7 +176,7 @@ def extract_all(
     """
     sink = Sink(len(loader.source), directory)
     for batch in with_progress(loader, len(loader.source), "features"):
-        found = extract(model, batch.images, layers, pool)
+        found = extract(model, batch.images, layers, pool, norm)
         named = {f"layer_{n}": value for n, value in found.items()} if layers else {"features": found}
         sink.add(labels=batch.host_labels, **{name: value.astype("float32").numpy() for name, value in named.items()})
     if not sink.arrays:

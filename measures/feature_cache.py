@@ -16,48 +16,58 @@ from storage import atomic, manifest, results, weight_files
 from storage.files import read_json
 from training import device
 
-_CACHED = ("features", "labels")
-
 
 def add_feature_flags(parser: Parser) -> None:
     """Add the flags of the tools that evaluate features."""
     tool_flags.add_flags(parser)
-    parser.add("pool", "class token or mean of the patches, instead of what the classifier reads", choices=POOLS[:2])
     parser.add("cache", "directory that keeps the features", metavar="DIR")
     parser.add("json", "write the figures to this file, too", metavar="FILE")
 
 
-def split_features(args, *splits: str) -> list[dict[str, np.ndarray]]:
-    """Return `features` and `labels` of splits, from the cache where it has them."""
+def add_pool_flag(parser: Parser) -> None:
+    """Add the flag that chooses the vector of an image."""
+    parser.add("pool", "class token or mean of the patches, instead of what the classifier reads", choices=POOLS[:2])
+
+
+def split_features(args, *splits: str, pool: str | None, all_layers: bool = False) -> list[dict[str, np.ndarray]]:
+    """Return features and labels of splits, from the cache where it has them; see `extraction.extract_all`.
+
+    Args:
+        args: of the tool.
+        pool: see `extraction.extract`.
+        all_layers: of every block, as if the encoder ended there, see `norm` there.
+    """
     device.set_device()
     model, config = load_models.load_encoder(args.run, tool_flags.read_config(args))
+    layers = range(1, len(model.encoder.layers) + 1) if all_layers else None
+    names = ["labels", *(["features"] if layers is None else (f"layer_{number}" for number in layers))]
     weights, found = weight_files.resolve(args.run).resolve(), []
     settings = hashlib.sha256(f"{config.DATA.dump()}{config.MODEL.dump()}".encode()).hexdigest()
     for split in splits:
         source = image_sets.open_images(config, split)
         if source.labels.min() < 0:
             raise UserError(f"{source.origin}: has images without labels")
-        about = {"weights": str(weights), "written": weights.stat().st_mtime_ns, "pool": args.pool, "split": split}
+        about = {"weights": str(weights), "written": weights.stat().st_mtime_ns, "pool": pool, "split": split}
         about |= {"origin": str(source.origin), "images": len(source), "settings": settings}
         folder = None if args.cache is None else results.new_directory(Path(args.cache) / split, [args.run], "-cache")
         known = None if folder is None else folder / "about.json"
-        cached = None if known is None else _read_cache(folder, about)
+        cached = None if known is None else _read_cache(folder, about, names)
         if cached is not None:
             found.append(cached)
             print(f"{split}: features of {len(source):,} images are taken from {folder}")
             continue
         print(f"{split}: computing the features of {len(source):,} images", flush=True)
-        found.append(extract_all(model, image_sets.open_loader(config, source), None, args.pool, folder))
+        found.append(extract_all(model, image_sets.open_loader(config, source), layers, pool, folder, norm=all_layers))
         if known is not None:
-            atomic.write_text(known, json.dumps(about | {"sums": _sha256_by_name(folder)}))
+            atomic.write_text(known, json.dumps(about | {"sums": _sha256_by_name(folder, names)}))
     return found
 
 
-def _sha256_by_name(folder: Path) -> dict[str, str]:
-    return {name: manifest.digests(folder / f"{name}.npy", "sha256")["sha256"] for name in _CACHED}
+def _sha256_by_name(folder: Path, names: list[str]) -> dict[str, str]:
+    return {name: manifest.digests(folder / f"{name}.npy", "sha256")["sha256"] for name in names}
 
 
-def _read_cache(folder: Path, about: dict) -> dict[str, np.ndarray] | None:
+def _read_cache(folder: Path, about: dict, names: list[str]) -> dict[str, np.ndarray] | None:
     """Return the arrays of a cache that is of these features, and whole; else None."""
     file = folder / "about.json"
     if not file.is_file():
@@ -66,9 +76,9 @@ def _read_cache(folder: Path, about: dict) -> dict[str, np.ndarray] | None:
         found = read_json(file)
         if {key: found.get(key) for key in about} != about:
             return None
-        if found.get("sums") != _sha256_by_name(folder):
+        if found.get("sums") != _sha256_by_name(folder, names):
             raise ValueError("its sums are others than when it was written")
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _CACHED}
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
     except (UserError, OSError, ValueError) as error:
         print(f"warning: {folder}: damaged ({printable(error)}); the features are computed again")
         return None
@@ -85,6 +95,11 @@ def report(args, title: str, figures: dict[str, object]) -> dict[str, object]:
     print(title)
     for name, value in figures.items():
         print(f"  {name}: {value:.3f}" if isinstance(value, float) else f"  {name}: {value}")
+    write_json(args, figures)
+    return figures
+
+
+def write_json(args, figures: object) -> None:
+    """Write figures to the file of -json, if there is one."""
     if args.json is not None:
         atomic.write_text(args.json, json.dumps(figures, indent=1))
-    return figures

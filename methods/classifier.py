@@ -41,13 +41,14 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
     head = [name for name in model.state_dict() if name.startswith(("classifier.", "distill_classifier.", "pooler."))]
     # A pretrained encoder's last norm is replaced where the patches are pooled, as in the official code.
     replaced = [] if model.architecture.has_last_norm else ["encoder.norm.*"]
+    upper = checkpoint.upper_blocks(config.MODEL.ENCODER.DEPTH, config.MODEL.PRETRAINED_BLOCKS)
     added = checkpoint.ADDED_TO_FINETUNE if network_kind(config) == "classifier" else ()  # a probe would not train them
     report = checkpoint.load_weights(
         model,
         config.MODEL.PRETRAINED,
         allow_missing=(*head, "encoder_norm.*", *added),
         allow_mismatched=head,
-        allow_unexpected=(*checkpoint.NAMES_BESIDE_ENCODER, *replaced),
+        allow_unexpected=(*checkpoint.NAMES_BESIDE_ENCODER, *replaced, *upper),
     )
     run.log.say(str(report))
     std = head_std if config.MODEL.HEAD_INIT_STD is None else config.MODEL.HEAD_INIT_STD

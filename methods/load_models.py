@@ -33,7 +33,9 @@ def load_encoder(path: str | Path, config=None) -> tuple[VisionTransformer, obje
     headless = replaced(config, "MODEL.NUM_CLASSES", 0)
     if network_kind(config) == "autoencoder":  # which has its last norm whatever the configuration says
         headless = replaced(headless, "MODEL.GLOBAL_POOL", False)
-    return _load(build_transformer(headless), weights, checkpoint.load_encoder), config
+    return _load(
+        build_transformer(headless), weights, checkpoint.load_encoder, blocks=config.MODEL.PRETRAINED_BLOCKS
+    ), config
 
 
 def load_classifier(path: str | Path, config=None) -> tuple[VisionTransformer, object]:

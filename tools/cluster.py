@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     """Print and return the scores."""
     parser = Parser(prog="python -m tools.cluster", description=__doc__)
     feature_cache.add_feature_flags(parser)
+    feature_cache.add_pool_flag(parser)
     parser.add("clusters", "how many (default: as many as classes)", type=int)
     parser.add("runs", "with other random starts (default: 3)", type=int, default=3)
     parser.add("seed", "of the first run", type=tool_flags.natural, default=0)
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     if args.runs < 1 or (args.clusters is not None and args.clusters < 2):
         raise UserError("-runs must be at least 1, and -clusters at least 2")
     feature_cache.check_outputs(args)
-    (data,) = feature_cache.split_features(args, args.split)
+    (data,) = feature_cache.split_features(args, args.split, pool=args.pool)
     count = len(np.unique(data["labels"])) if args.clusters is None else args.clusters
     scores = [score(cluster(data["features"], count, args.seed + run), data["labels"]) for run in range(args.runs)]
     figures = {}

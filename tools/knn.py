@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     """Print and return the accuracies, in percent."""
     parser = Parser(prog="python -m tools.knn", description=__doc__)
     feature_cache.add_feature_flags(parser)
+    feature_cache.add_pool_flag(parser)
     parser.add("k", "numbers of neighbours (default: 1 5 10 20)", type=int, nargs="+", default=[1, 5, 10, 20])
     parser.add("temperature", "of the votes (default: 0.07)", type=finite, default=0.07)
     parser.add("standardise", "features by the training images' mean and deviation", action="store_true")
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     if min(args.k) < 1:
         raise UserError(f"-k {min(args.k)}: must be at least 1")
     feature_cache.check_outputs(args)
-    train, val = feature_cache.split_features(args, "train", "val")
+    train, val = feature_cache.split_features(args, "train", "val", pool=args.pool)
     found = classify(train["features"], train["labels"], val["features"], args.k, args.temperature, args.standardise)
     figures = {f"acc1, k={k}": 100 * float(np.mean(classes == val["labels"])) for k, classes in found.items()}
     title = f"k-NN, {len(val['labels']):,} images by {len(train['labels']):,}, cosine, temperature {args.temperature}"

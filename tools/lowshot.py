@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     """Print and return the accuracies, in percent."""
     parser = Parser(prog="python -m tools.lowshot", description=__doc__)
     feature_cache.add_feature_flags(parser)
+    feature_cache.add_pool_flag(parser)
     parser.add("shots", "images per class (default: 1 2 5 13)", type=int, nargs="+", default=[1, 2, 5, 13])
     parser.add("splits", "draws of each (default: 3)", type=int, default=3)
     parser.add("seed", "of the draws", type=tool_flags.natural, default=0)
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     lists = [find_listed(source, path, "-list") for path in args.list]
     for shots in [] if lists else args.shots:
         draw(source.labels, shots, args.seed)  # says at once if there are too few images
-    train, val = feature_cache.split_features(args, "train", "val")
+    train, val = feature_cache.split_features(args, "train", "val", pool=args.pool)
     labels = train["labels"]
     if lists and len(labels) < len(source):
         raise UserError(
