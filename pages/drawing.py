@@ -1,6 +1,7 @@
 """Images as models see them, grids of pictures, and maps of attention."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -9,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from errors import UserError
 from measures import attention, image_sets
 from pipeline import sources
+from pipeline.file_images import FileImages
+from pipeline.folders import find_images
 from pipeline.transforms import eval_transform
 
 _GAP_PX, _HEADING_PX = 2, 24
@@ -119,3 +122,18 @@ def load_images(config, source: sources.Source, indices) -> np.ndarray:
     if not arrays:
         raise UserError(f"{source.origin}: none of the images can be read")
     return np.stack(arrays)
+
+
+def named_images(config, paths: list[str], most: int) -> tuple[np.ndarray, list[str]]:
+    """Return the first images [B, C, H, W] among files and folders, and their names if all can be read."""
+    files = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path}: no such file or directory")
+        files += find_images(path) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{', '.join(paths)}: no images found")
+    source = FileImages(files, np.full(len(files), -1), Path(paths[0]))
+    images = load_images(config, source, range(min(most, len(files))))
+    names = [Path(file).name for file in files[:most]]
+    return images, names if len(names) == len(images) else []

@@ -75,6 +75,7 @@ RESULTS = {
     "port_weights/writing.py:_write_files",
     "port_weights/writing.py:write_text_tower",
     "port_weights/writing.py:write_maws",
+    "tools/pca.py:main",
     "tools/visualise.py:main",
     "tools/neighbours.py:main",
     "pages/html.py:write_page",

@@ -30,10 +30,9 @@ from errors import UserError
 from launch import command_line, tool_flags
 from methods import load_models
 from pages import html
-from pages.drawing import draw_attention, draw_images, load_images, make_grid, stack
+from pages.drawing import draw_attention, draw_images, make_grid, named_images, stack
 from pages.reconstruction import COLUMNS, draw_noise, mask_to_noise, reconstruct, side_by_side
 from pipeline.decoding import as_mode, open_file
-from pipeline.file_images import FileImages
 from pipeline.folders import find_images
 from storage import atomic, results
 from training import device
@@ -51,21 +50,6 @@ def read_mask(path: str, grid_hw: tuple[int, int]) -> tuple[np.ndarray, float]:
         raise UserError(f"-mask {path}: neither random nor block, nor a picture ({error})") from error
     drawn = np.asarray(picture.resize(grid_hw[::-1], Image.Resampling.BOX))
     return mask_to_noise(drawn > 127, f"-mask {path}")
-
-
-def named_images(config, paths: list[str], most: int) -> tuple[np.ndarray, list[str]]:
-    """Return the first images [B, C, H, W] among files and folders, and their names if all can be read."""
-    files = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"{path}: no such file or directory")
-        files += find_images(path) if path.is_dir() else [path]
-    if not files:
-        raise UserError(f"{', '.join(paths)}: no images found")
-    source = FileImages(files, np.full(len(files), -1), Path(paths[0]))
-    images = load_images(config, source, range(min(most, len(files))))
-    names = [Path(file).name for file in files[:most]]
-    return images, names if len(names) == len(images) else []
 
 
 def _reconstructions(model, config, images: np.ndarray, args) -> tuple[str, list[str], list[np.ndarray], str]:
