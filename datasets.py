@@ -12,6 +12,7 @@ Expected layouts below DATA_PATH:
     synthetic      nothing: generated patterns, one per class
     lists          train.tsv (path<TAB>caption), train.jsonl or train_list.txt (path label,label); val likewise
     webdataset     train/*.tar, or *.tar: WebDataset shards with captions or labels; val/*.tar
+    masks, voc, ...  images with masks, see `pipeline/mask_sets.py`
     others         see `pipeline/published_datasets.py`
 
 The splits may be called training; valid, validation, or (where these are not there) test; `pipeline/splits.py`.
@@ -28,19 +29,20 @@ import numpy as np
 from arguments import user_path
 from config import DEFAULT_DATA_PATH
 from errors import UserError, abridge
-from pipeline import builtin_sets, published_datasets
+from pipeline import builtin_sets, mask_sets, published_datasets
 from pipeline.file_images import FileImages
 from pipeline.flat_val import ADVICE, find_synsets
 from pipeline.folders import class_folders, find_images, images_in
 from pipeline.image_lists import ListedImages, find_list
 from pipeline.left_out import LeftOut
+from pipeline.scenes import Scenes
 from pipeline.sources import LABELLED, Source
 from pipeline.splits import find_split, hold_out
 from pipeline.web_shards import WebShards, is_packed
 
 NAMES = ("imagenet2012", "folder", *builtin_sets.CIFAR, "digits", "synthetic", "lists", "webdataset")
-NAMES += tuple(published_datasets.READERS)
-_FIXED = ("digits", "synthetic", *builtin_sets.CIFAR, *published_datasets.READERS)
+NAMES += (*published_datasets.READERS, *mask_sets.NAMES)
+_FIXED = ("digits", "synthetic", *builtin_sets.CIFAR, *published_datasets.READERS, *mask_sets.NAMES)
 
 
 def open_source(
@@ -57,6 +59,7 @@ def open_source(
     val_split: str | None = None,
     val_fraction: float | None = None,
     val_seed: int = 0,
+    **masks: object,
 ) -> Source:
     """Open one split of a data set; see the module's docstring for layouts.
 
@@ -64,24 +67,23 @@ def open_source(
         name: DATA.DATASET.
         split: "train" or "val".
         num_classes: how many patterns the synthetic set has; 0 or None: 10.
-        needs: of each image: "label", "labels" (one or more), "label set" (any number), "caption", or "none": unsorted
-            folders will do; labels are those of class folders, if all images are in some.
+        needs: of each image: "label", "labels" (one or more), "label set" (any number), "caption", "mask", or "none":
+            unsorted folders will do; labels are those of class folders, if all images are in some.
         synthetic_hw: size of the synthetic images.
         list_outside: list files may name files outside their directory.
         bad_images: "error", or "skip": of damaged shards, the images before the damage are used.
         class_names: in label order, of what was trained; the labels of a set that has names are found by them.
         val_split: name of what is evaluated, see `splits.find_split`.
         val_fraction, val_seed: val is this share of the train split, and train the rest, see `splits.hold_out`.
+        masks: what their values are, see `mask_sets.open_masked`.
 
     Raises:
         UserError: if there is no such set, or it has classes of other names.
     """
-    if name in _FIXED and val_split not in (None, "val"):
-        raise UserError(f"DATA.VAL_SPLIT={val_split}: {name} has the splits train and val only")
-    if None not in (val_split, val_fraction):
-        raise UserError(f"DATA.VAL_SPLIT={val_split} and DATA.VAL_FRACTION={val_fraction}: val is one of both")
+    _check_val(name, val_split, val_fraction)
     opened = "train" if val_fraction is not None else split
-    source = _open_fixed(name, data_path, opened, num_classes, synthetic_hw) if name in _FIXED else None
+    source = _open_fixed(name, data_path, opened, num_classes, synthetic_hw, **masks) if name in _FIXED else None
+    _check_masks(name, source, needs)
     if source is None:
         root = _find_root(name, data_path)
         own = find_split(root, opened, val_split)
@@ -95,15 +97,36 @@ def open_source(
     return source if val_fraction is None else hold_out(source, split, val_fraction, val_seed)
 
 
+def _check_val(name: str, val_split: str | None, val_fraction: float | None) -> None:
+    if name in _FIXED and val_split not in (None, "val"):
+        raise UserError(f"DATA.VAL_SPLIT={val_split}: {name} has the splits train and val only")
+    if None not in (val_split, val_fraction):
+        raise UserError(f"DATA.VAL_SPLIT={val_split} and DATA.VAL_FRACTION={val_fraction}: val is one of both")
+
+
+def _check_masks(name: str, source: Source | None, needs: str) -> None:
+    has_masks = source is not None and source.has_masks
+    if needs == "mask" and not has_masks:
+        raise UserError(f"DATA.DATASET={name}: has no masks; those that have: {', '.join(mask_sets.NAMES)}")
+    if needs in LABELLED and has_masks:
+        raise UserError(
+            f"DATA.DATASET={name}: has a class for each pixel and none for an image; MODEL.TYPE SEGMENTATION"
+        )
+
+
 def _open_fixed(
-    name: str, data_path: str, split: str, num_classes: int, synthetic_hw: tuple[int, int]
+    name: str, data_path: str, split: str, num_classes: int, synthetic_hw: tuple[int, int], **masks: object
 ) -> Source | None:
     """Open a set that has one layout; None if it is packed."""
     if name == "digits":
         return builtin_sets.open_digits(split)
     if name == "synthetic":
         return builtin_sets.make_synthetic(split, num_classes, synthetic_hw)
+    if name == "scenes":
+        return Scenes(split)
     root = _find_root(name, data_path)
+    if name in mask_sets.NAMES:
+        return mask_sets.open_masked(name, root, split, num_classes, **masks)
     if is_packed(root):
         return None
     if name in published_datasets.READERS:

@@ -32,6 +32,7 @@ class Source:
         is_encoded: `read` returns the encoded image.
         order: (seed, epoch) -> order of an epoch's images, see `samplers.TrainSampler`; None: all at random.
         has_labels_in_memory: False for a set whose labels are read image by image.
+        has_masks: `mask` returns a label for each pixel.
     """
 
     labels: np.ndarray | RaggedLists | PerImage
@@ -42,6 +43,7 @@ class Source:
     is_encoded = False
     order: Callable | None = None
     has_labels_in_memory = True
+    has_masks = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,6 +62,10 @@ class Source:
 
     def read(self, index: int) -> bytes:
         """Return the encoded image, where `is_encoded`."""
+        raise NotImplementedError
+
+    def mask(self, index: int) -> np.ndarray:
+        """Return the labels of an image's pixels, int16 [H, W], where `has_masks`; -1: of no class."""
         raise NotImplementedError
 
     def missing(self) -> list[int]:
@@ -245,6 +251,7 @@ class Wrapper(Source):
 
         self.describe, self.path, self.image, self.read = source.describe, source.path, source.image, source.read
         self.missing, self.alternative = source.missing, source.alternative
+        self.has_masks, self.mask = source.has_masks, source.mask
 
 
 class LabelsOnly(Wrapper):
@@ -273,6 +280,7 @@ class Subset(Wrapper):
         self.path = lambda index: source.path(self.indices[index])
         self.image = lambda index: source.image(self.indices[index])
         self.read = lambda index: source.read(self.indices[index])
+        self.mask = lambda index: source.mask(self.indices[index])
         self.missing = lambda: np.flatnonzero(np.isin(self.indices, source.missing())).tolist()
         self.alternative = lambda index, attempt: (index + attempt) % len(self)
 

@@ -187,6 +187,8 @@ def open_source(config, split: str, needs: str) -> sources.Source:
         val_split=config.DATA.VAL_SPLIT,
         val_fraction=config.DATA.VAL_FRACTION,
         val_seed=config.DATA.VAL_SEED,
+        ignored=config.DATA.MASK_IGNORE,
+        zero_is_other=config.DATA.MASK_ZERO_IS_OTHER,
     )
     if split == "train" and config.DATA.TRAIN_LIST is not None:
         return Subset(source, sources.find_listed(source, config.DATA.TRAIN_LIST, "DATA.TRAIN_LIST"))
