@@ -19,11 +19,11 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from errors import UserError
-from storage.architecture import CLASSIFIERS
+from storage.architecture import CLASSIFIERS, SEGMENTER
 from strict_config import Merger, Rule, read_assignments, read_pairs, read_yaml
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
-NETWORKS = ("autoencoder", "encoder", *CLASSIFIERS, "clip")
+NETWORKS = ("autoencoder", "encoder", *CLASSIFIERS, SEGMENTER, "clip")
 
 
 @dataclasses.dataclass(frozen=True)

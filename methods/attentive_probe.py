@@ -30,7 +30,7 @@ METHOD = Method(
     build,
     linearprobe.transform,
     target=classifier.target,
-    evaluates=True,
+    evaluate=classifier.evaluate_only,
     prepare_source=balance,
     variant=variant,
 )

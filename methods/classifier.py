@@ -1,6 +1,7 @@
 """The classifier of finetuning and linear probing: building, weights, evaluation."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -174,21 +175,30 @@ def score(logits: paddle.Tensor, labels: paddle.Tensor) -> list[paddle.Tensor]:
 
 
 def evaluate_only(run: Run) -> dict[str, float]:
-    """Evaluate the weights of -pretrained (or -resume) on the val split; every tensor must fit."""
-    config = run.config
-    source = run.resume_from or config.MODEL.PRETRAINED
-    if source is None:
-        raise UserError("-eval needs weights: -pretrained FILE, or a run or checkpoint directory")
+    """Evaluate the classifier of -pretrained (or -resume) on the val split; every tensor must fit."""
+    config, source = run.config, _weights_to_evaluate(run)
     trained = checkpoint.recorded_setting(source, "TRAIN", "MULTI_LABEL")
     if trained not in (None, config.TRAIN.MULTI_LABEL):
         raise UserError(f"TRAIN.MULTI_LABEL={config.TRAIN.MULTI_LABEL}: {source} was trained with {trained}")
     model = _build_to_evaluate(config)
-    val_loader = build_eval_loader(run, needs=target(config))
+    return evaluate_weights(run, model, build_eval_loader(run, needs=target(config)), evaluation(run))
+
+
+def _weights_to_evaluate(run: Run) -> Path | str:
+    source = run.resume_from or run.config.MODEL.PRETRAINED
+    if source is None:
+        raise UserError("-eval needs weights: -pretrained FILE, or a run or checkpoint directory")
+    return source
+
+
+def evaluate_weights(run: Run, model: nn.Layer, val_loader, evaluation: Evaluation) -> dict[str, float]:
+    """Load the weights of -pretrained (or -resume), of which every tensor must fit, and evaluate them."""
+    source = _weights_to_evaluate(run)
     if run.dry_run:
         return {}
     report = checkpoint.load_weights(model, source, allow_unexpected=checkpoint.UNUSED_PROBE_NORM)
     run.log.say(str(report))
-    scores = evaluate(evaluation(run), model, val_loader, run)
+    scores = evaluate(evaluation, model, val_loader, run)
     run.log.record("eval", 0, scores)
     if not math.isfinite(scores["loss"]):
         raise UserError(

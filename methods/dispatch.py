@@ -10,13 +10,13 @@ from errors import UserError
 from launch import run_directory
 from methods import (
     attentive_probe,
-    classifier,
     contrastive_tuning,
     finetune,
     image_text,
     linearprobe,
     moco,
     pretrain,
+    segmentation,
     start,
     weak_labels,
 )
@@ -39,6 +39,7 @@ METHODS: dict[str, Method] = {
     "ATTENTIVE_PROBE": attentive_probe.METHOD,
     "CONTRASTIVE_TUNING": contrastive_tuning.METHOD,
     "MOCO": moco.METHOD,
+    "SEGMENTATION": segmentation.METHOD,
     "WEAK_LABELS": weak_labels.METHOD,
     "IMAGE_TEXT": image_text.METHOD,
 }
@@ -84,7 +85,7 @@ def check_script(script: str, config) -> None:
         raise UserError(
             f"-cfg is for MODEL.TYPE {kind}, which main_multi_gpu_{method.script}.py runs; this script is for {types}"
         )
-    if config.EVAL and not method.evaluates:
+    if config.EVAL and not method.evaluate:
         raise UserError(f"-eval: MODEL.TYPE {kind} has no classifier to evaluate; finetune or probe the encoder")
 
 
@@ -112,25 +113,32 @@ def _train_or_evaluate(run: Run) -> dict[str, float]:
     recall_class_names(run)
     if run.config.MODEL.NUM_CLASSES is None:
         follow_classes(run)
-    if method.evaluates and run.config.MODEL.NUM_CLASSES == 0:
+    if method.evaluate and run.config.MODEL.NUM_CLASSES == 0:
         raise UserError("MODEL.NUM_CLASSES=0: an encoder without a head; set it to the number of classes in the data")
     names = run.config.DATA.CLASS_NAMES or []
-    if method.evaluates and len(names) > run.config.MODEL.NUM_CLASSES:
+    if method.evaluate and len(names) > run.config.MODEL.NUM_CLASSES:
         raise UserError(f"DATA.CLASS_NAMES: {len(names)} names, and MODEL.NUM_CLASSES={run.config.MODEL.NUM_CLASSES}")
-    if method.evaluates and run.config.MODEL.NUM_CLASSES == 1 and not run.config.TRAIN.MULTI_LABEL:
+    if method.evaluate and run.config.MODEL.NUM_CLASSES == 1 and not run.config.TRAIN.MULTI_LABEL:
         raise UserError("MODEL.NUM_CLASSES=1: a classifier needs two classes; is the directory one level too high?")
     if run.config.EVAL:
         _write_config(run)  # as the data and the weights have made it
-        return classifier.evaluate_only(run)
+        return method.evaluate(run)
     train_loader = build_train_loader(run)
     record_class_names(run, train_loader.source)
     _write_config(run)
-    validation_config = run.config if method.evaluates else method.validation_config(run.config)
-    eval_loader = None
-    if validation_config is not None:
-        needs = method.target(run.config) if method.evaluates else "label"
-        eval_loader = loaders.build_eval_loader(run, validation_config, needs)
+    eval_loader = _build_eval_loader(run, method)
     return fit(build_task(run), train_loader, eval_loader, run)
+
+
+def _build_eval_loader(run: Run, method: Method):
+    """Open the split on which a run is evaluated while it trains; None if it is not."""
+    if method.build_eval_loader is not None:
+        return method.build_eval_loader(run)
+    config = run.config if method.evaluate else method.validation_config(run.config)
+    if config is None:
+        return None
+    needs = method.target(run.config) if method.evaluate else "label"
+    return loaders.build_eval_loader(run, config, needs)
 
 
 def build_task(run: Run) -> Task:
@@ -170,7 +178,7 @@ def follow_classes(run: Run) -> None:
 
 
 def _has_labels(config) -> bool:
-    return get_method(config).target(config) in sources.LABELLED
+    return get_method(config).target(config) in (*sources.LABELLED, "mask")
 
 
 def recall_class_names(run: Run) -> None:

@@ -210,7 +210,7 @@ METHOD = Method(
     build,
     transform,
     target=classifier.target,
-    evaluates=True,
+    evaluate=classifier.evaluate_only,
     prepare_source=balance,
     trained_blocks=_trained_blocks,
     variant=_variant,

@@ -70,5 +70,11 @@ def transform(config) -> Transform:
 
 
 METHOD = Method(
-    "linearprobe", build, transform, target=classifier.target, evaluates=True, prepare_source=balance, variant=variant
+    "linearprobe",
+    build,
+    transform,
+    target=classifier.target,
+    evaluate=classifier.evaluate_only,
+    prepare_source=balance,
+    variant=variant,
 )

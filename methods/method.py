@@ -22,7 +22,9 @@ class Method:
             see `loading.Batch`.
         variant: besides MODEL.TYPE, the kind of a run, where one kind cannot be resumed as another; part of the run
             directory's name, by which `-resume auto` finds a run.
-        evaluates: the run evaluates on the val split, with labels, and -eval works.
+        evaluate: evaluates the weights of -pretrained for -eval, given the run; such a method also evaluates on the
+            val split while it trains. None: it does neither.
+        build_eval_loader: opens the val split for that, given the run; None: as a classifier's, with labels.
         validation_config: for a method that does not: returns the configuration of a data set, on the val split of
             which a run is evaluated while it trains, or None.
         prepare_source: returns the source that is trained on, given the configuration and the data set's own.
@@ -34,7 +36,8 @@ class Method:
     build: Callable[[Run], Task]
     transform: Callable[[object], Transform]
     target: Callable[[object], str] = lambda config: "none"
-    evaluates: bool = False
+    evaluate: Callable[[Run], dict[str, float]] | None = None
+    build_eval_loader: Callable[[Run], object] | None = None
     variant: Callable[[object], str] = lambda config: ""
     validation_config: Callable[[object], object | None] = lambda config: None
     prepare_source: Callable[[object, Source], Source] = lambda config, source: source

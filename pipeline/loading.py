@@ -36,12 +36,14 @@ class Batch:
         host_labels: [B] int64; or [B, L] for a set with several labels per image, padded with -1. -1: no label.
         host_indices: [B] int64, of the images in their source.
         captions: B texts; None for a set without.
+        masks: labels of pixels, [B, H, W] int16, -1: of no class; None where the transform takes none.
     """
 
     views: tuple[paddle.Tensor, ...]
     host_labels: np.ndarray
     host_indices: np.ndarray
     captions: list[str] | None = None
+    masks: paddle.Tensor | None = None
 
     @functools.cached_property
     def labels(self) -> paddle.Tensor:
@@ -90,6 +92,7 @@ class Reader:
         replaces: an image that cannot be read is replaced by the next one; else it is left out.
         fast: read JPEGs by `fast_jpeg`.
         with_captions: read captions, where the source has them.
+        takes_masks: there is one view, which takes a pair of image and mask, and returns a pair of arrays.
     """
 
     def __init__(
@@ -103,7 +106,9 @@ class Reader:
         fast: bool,
         upright: bool,
         with_captions: bool = False,
+        takes_masks: bool = False,
     ):
+        self._takes_masks = takes_masks
         self._captions = source.captions if with_captions else None
         self._source, self._views, self._channels, self._seed = source, views, channels, seed
         self._bad_images, self._replaces, self._fast, self._upright = bad_images, replaces, fast, upright
@@ -116,7 +121,10 @@ class Reader:
             other = self._source.alternative(index, attempt) if attempt else index
             try:
                 image = self._open(other)
-                views = [view(image, self._generator(key, n)) for n, view in enumerate(self._views)]
+                if self._takes_masks:
+                    views = list(self._views[0]((image, self._source.mask(other)), self._generator(key, 0)))
+                else:
+                    views = [view(image, self._generator(key, n)) for n, view in enumerate(self._views)]
                 caption = None if self._captions is None else self._captions[other]
                 return Sample(views, other, self._source.labels[other], caption), notes
             except Exception as error:
@@ -201,7 +209,9 @@ class Loader:
             fast_jpeg.check_installed()
         self._normalise = transform.normalise if is_split else lambda images: images
         is_training = isinstance(sampler, TrainSampler)
-        self._reader = Reader(source, views, channels, seed, bad_images, is_training, fast, upright, with_captions)
+        self._takes_masks = is_split and transform.takes_masks
+        options = {"with_captions": with_captions, "takes_masks": self._takes_masks}
+        self._reader = Reader(source, views, channels, seed, bad_images, is_training, fast, upright, **options)
         self._num_workers = num_workers
         self._pool: WorkerPool | None = None
         self.waited_secs = 0.0
@@ -234,8 +244,9 @@ class Loader:
 
     def _batch(self, arrays: np.ndarray, filled: Filled) -> Batch:
         views = to_device([arrays[name] for name in arrays.dtype.names])
+        masks = views.pop() if self._takes_masks else None
         labels, indices = np.asarray(filled.labels, np.int64), np.asarray(filled.indices, np.int64)
-        return Batch(tuple(map(self._normalise, views)), labels, indices, filled.captions)
+        return Batch(tuple(map(self._normalise, views)), labels, indices, filled.captions, masks)
 
     def _start(self) -> WorkerPool | None:
         """Start the workers, with room for batches of what the transform makes of the first image."""

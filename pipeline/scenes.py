@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from errors import UserError
 from pipeline.sources import Source
 
 CLASSES = ["ground", "disc", "ring", "square", "cross", "triangle", "stripes", "checks"]
@@ -34,6 +35,11 @@ class Scenes(Source):
     def mask(self, index: int) -> np.ndarray:
         """Return its labels, int16 [H, W]."""
         return draw_scene(self._seed, index)[1]
+
+    def use_class_names(self, class_names: list[str]) -> None:
+        """Refuse classes of other names, or in another order."""
+        if class_names != CLASSES:
+            raise UserError(f"{self.origin}: its classes are {', '.join(CLASSES)}, and the trained ones are others")
 
     def summary(self) -> str:
         """Return a line with the numbers of images and classes."""

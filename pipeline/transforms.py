@@ -26,12 +26,14 @@ class Transform:
         mean: per channel, of pixels in [0, 1].
         std: likewise.
         takes_jpegs: the functions begin with a crop, so they take a `fast_jpeg.LazyJpeg`, too.
+        takes_masks: the one function takes a pair of image and mask, see `mask_augment`.
     """
 
     views: tuple[View, ...]
     mean: Sequence[float]
     std: Sequence[float]
     takes_jpegs: bool = False
+    takes_masks: bool = False
 
     def normalise(self, images: paddle.Tensor) -> paddle.Tensor:
         """Turn uint8 [B, H, W, C] into float32 [B, C, H, W], on the tensor's device."""

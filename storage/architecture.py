@@ -17,7 +17,7 @@ from storage.tensor_shapes import Shapes, layer_shapes, linear_shapes, norm_shap
 CLASSIFIERS = ("classifier", "probe", "attentive")  # networks that have a head for classes
 LAYER_MODULES = ("attn_norm", "attn.qkv", "attn.out", "mlp_norm", "mlp.fc1", "mlp.fc2")
 NORM_EPS = 1e-6  # as in the official code, timm and torchvision
-_AUTOENCODER, _CLASSIFIER, _ATTENTIVE = "autoencoder", "classifier", "attentive"
+_AUTOENCODER, _CLASSIFIER, _ATTENTIVE, SEGMENTER = "autoencoder", "classifier", "attentive", "segmenter"
 
 
 class Tower(NamedTuple):
@@ -100,6 +100,8 @@ class Architecture:
         pooler_queries, pooler_heads, pooler_d_out: of it, as far as its kind has them.
         pooler_tokens: "patches", or "all" with the class token.
         pooler_normed: the pooler reads tokens behind the encoder's last norm, not before it.
+        segmented_layers: blocks, from 1 or from -1 backwards, whose patches a segmenter's head reads side by side;
+            none: the model is another one.
         decode_layer: the decoder reads the output of this lower block, from 1; None: of the last one.
     """
 
@@ -160,6 +162,7 @@ class Architecture:
     pooler_d_out: int = _option(1, "PROBE.D_OUT", _ATTENTIVE)
     pooler_tokens: str = _option("patches", "PROBE.TOKENS", _ATTENTIVE)
     pooler_normed: bool = _option(False, "PROBE.NORM", _ATTENTIVE)
+    segmented_layers: tuple[int, ...] = _option((), "SEG.LAYERS", SEGMENTER)
     decode_layer: int | None = _option(None, "DISTILL.DECODE_LAYER", _AUTOENCODER)
 
     KEY: ClassVar[str] = "architecture"  # under which a file's description has it
@@ -176,7 +179,9 @@ class Architecture:
 
     @property
     def network(self) -> str:
-        """Which network builds this model: "autoencoder", "attentive", "probe" or "classifier"."""
+        """Which network builds this model: "autoencoder", "segmenter", "attentive", "probe" or "classifier"."""
+        if self.segmented_layers:
+            return SEGMENTER
         if self.pooler is not None:
             return _ATTENTIVE
         return "autoencoder" if self.decoder is not None else "probe" if self.probe else "classifier"
@@ -189,6 +194,8 @@ class Architecture:
     @property
     def head_width(self) -> int:
         """Width of the features that the classifier reads."""
+        if self.segmented_layers:
+            return self.encoder.width * len(self.segmented_layers)
         return self.encoder.width // (self.pooler_d_out if self.pooler == "ep" else 1)
 
     @property
@@ -204,6 +211,8 @@ class Architecture:
         if self.pooler is not None:
             kind, reads = "attentive probe", f"{self.pooler_tokens} through the pooler {self.pooler}"
             reads += f" with {self.pooler_queries} queries" if self.pooler == "ep" else ""
+        if self.segmented_layers:
+            kind, reads = "segmenter", f"patches of the layers {', '.join(map(str, self.segmented_layers))}"
         second = ", and a distilled one reads the class token" if self.distill_head else ""
         return f"{kind}: {self.num_classes} classes, reads the {reads}{second}"
 
@@ -281,10 +290,11 @@ class Architecture:
         """Return the configuration keys, and their values, that build this model, but for MODEL.TYPE; see `network`."""
         height, width = self.image_hw
         values: dict[str, object] = {"DATA.IMAGE_SIZE": height if height == width else [height, width]}
-        kind = _ATTENTIVE if self.pooler is not None else _CLASSIFIER
+        kind = _ATTENTIVE if self.pooler is not None else SEGMENTER if self.segmented_layers else _CLASSIFIER
         for field in options(kind if self.decoder is None else _AUTOENCODER):
             if getattr(self, field.name) is not None:
-                values[field.metadata["key"]] = getattr(self, field.name)
+                value = getattr(self, field.name)
+                values[field.metadata["key"]] = list(value) if isinstance(value, tuple) else value
         if self.channels != 3:  # the default has three values
             values |= {"DATA.IMAGENET_MEAN": [0.5] * self.channels, "DATA.IMAGENET_STD": [0.5] * self.channels}
         if self.decoder is not None:
@@ -311,11 +321,13 @@ class Architecture:
             values[key] = Tower(*values[key]) if values.get(key) is not None else None
         if isinstance(values.get("layer_scale"), bool):  # older files record only whether there is LayerScale
             values["layer_scale"] = 1.0 if values["layer_scale"] else None
-        found = cls(**values | {"grid_hw": tuple(values["grid_hw"])})
+        layers = tuple(values.get("segmented_layers", ()))
+        found = cls(**values | {"grid_hw": tuple(values["grid_hw"]), "segmented_layers": layers})
         sizes = [*found.encoder, *(found.decoder or ()), *found.grid_hw, found.patch_px, found.channels]
         if len(found.grid_hw) != 2 or not all(type(size) is int and 0 < size < 2**20 for size in sizes):
             raise ValueError("a size is not an integer above 0")
         numbers = [found.mlp_ratio, found.norm_eps, found.layer_scale, found.decode_layer, found.num_classes]
+        numbers += layers
         numbers += [found.pooler_queries, found.pooler_heads, found.pooler_d_out]
         if not all(number is None or type(number) in (int, float) for number in numbers):
             raise ValueError("a value is not a number")
@@ -333,9 +345,9 @@ def extras() -> list[tuple[dataclasses.Field, Added]]:
 
 
 def options(kind: str | None = None) -> list[dataclasses.Field]:
-    """Return the fields that a configuration key sets: of "autoencoder", "classifier" or "attentive", or all."""
+    """Return the fields that a key sets: of "autoencoder", "classifier", "attentive" or "segmenter", or all."""
     fields = [field for field in dataclasses.fields(Architecture) if "key" in field.metadata]
-    own = ("", kind, _CLASSIFIER) if kind == _ATTENTIVE else ("", kind)  # which is a classifier, too
+    own = ("", kind, _CLASSIFIER) if kind in (_ATTENTIVE, SEGMENTER) else ("", kind)  # which are classifiers, too
     return [field for field in fields if kind is None or field.metadata["only"] in own]
 
 
@@ -348,8 +360,8 @@ def of_config(config, network: str) -> Architecture:
     model, size = config.MODEL, config.DATA.IMAGE_SIZE
     height, width = (size, size) if isinstance(size, int) else size
     encoder, decoder = (Tower(part.EMBED_DIM, part.DEPTH, part.NUM_HEADS) for part in (model.ENCODER, model.DECODER))
-    has_decoder, has_head = network == _AUTOENCODER, network in CLASSIFIERS
-    kind = network if network in (_AUTOENCODER, _ATTENTIVE) else _CLASSIFIER
+    has_decoder, has_head = network == _AUTOENCODER, network in (*CLASSIFIERS, SEGMENTER)
+    kind = network if network in (_AUTOENCODER, _ATTENTIVE, SEGMENTER) else _CLASSIFIER
     values = {f.name: _value(config, f) for f in options(kind)}
     values["num_classes"] = model.NUM_CLASSES if has_head else 0
     values["distill_head"] = has_head and values.get("distill_head", False)
@@ -357,7 +369,7 @@ def of_config(config, network: str) -> Architecture:
         encoder=encoder,
         decoder=decoder if has_decoder else None,
         grid_hw=(height // model.PATCH_SIZE, width // model.PATCH_SIZE),
-        probe=network in ("probe", _ATTENTIVE) and model.NUM_CLASSES > 0,
+        probe=network in ("probe", _ATTENTIVE, SEGMENTER) and model.NUM_CLASSES > 0,
         **values,
     )
 
@@ -367,7 +379,8 @@ def _value(config, field: dataclasses.Field) -> object:
     *sections, name = field.metadata["key"].split(".")
     for section in sections:
         config = config.get(section, {})
-    return config.get(name, field.default)
+    value = config.get(name, field.default)
+    return tuple(value) if isinstance(field.default, tuple) else value
 
 
 def count_layers(shapes: Mapping[str, object], part: str) -> int:

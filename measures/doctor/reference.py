@@ -32,6 +32,7 @@ RECIPES = {
     "finetuning": (f"{_MICRO}_finetune", ["MODEL.NUM_CLASSES", 10]),
     "linear probe": (f"{_MICRO}_linearprobe", ["MODEL.NUM_CLASSES", 10]),
     "attentive probe": ("attentive/vit_micro_patch4_32_attentive_probe", ["MODEL.NUM_CLASSES", 10]),
+    "segmentation": ("segmentation/vit_micro_patch4_64_segmentation", ["DATA.IMAGE_SIZE", 32]),
     "MoCo v3": (f"mae_lite/{_MICRO}_moco", ["MOCO.HIDDEN_DIM", 64, "MOCO.OUT_DIM", 32]),
     "MAE-CT, head": (f"mae_ct/{_MICRO}_contrastive_head", []),
     "MAE-CT, tuning": (f"mae_ct/{_MICRO}_contrastive_tuning", []),
@@ -114,7 +115,8 @@ def _outcome(task: Task, config) -> Outcome:
     images, labels = synthetic_arrays(config, _IMAGES)
     batch = split_views(config, images.astype(paddle.get_default_dtype()), labels)
     texts = [f"a generated picture, number {number}" for number in range(len(batch))]
-    batch = dataclasses.replace(batch, captions=texts)
+    masks = paddle.to_tensor(np.random.default_rng(0).integers(-1, 8, (len(batch), *batch.images.shape[2:])))
+    batch = dataclasses.replace(batch, captions=texts, masks=masks)
     task.model.train()
     with autocast(config):
         loss, _ = task.loss(task.model, batch, np.random.default_rng(0))

@@ -47,17 +47,20 @@ def assert_same(found: Path, expected: Path) -> dict[str, np.ndarray]:
     return ours
 
 
-def compare_two_ranks(one: Path, settings: list, *flags: str, ignore: tuple[str, ...] = ()) -> None:
-    """Do a pretraining run once more on two ranks, and compare networks and buffers after STEP to 1e-5.
+def compare_two_ranks(
+    one: Path, settings: list, *flags: str, ignore: tuple[str, ...] = (), script: str = "pretrain"
+) -> None:
+    """Do a run once more on two ranks, and compare networks and buffers after STEP to 1e-5.
 
     Args:
         one: the run of a single rank.
         settings: those of the run, with half the batch.
         ignore: ends of names that are zero in exact arithmetic.
+        script: "pretrain", "finetune" or "linearprobe".
     """
     folder = one.parent
     cfg = write_config(folder, "two", settings)
-    command = [sys.executable, str(ROOT / "main_multi_gpu_pretrain.py"), "-cfg", str(cfg), "-output", str(folder)]
+    command = [sys.executable, str(ROOT / f"main_multi_gpu_{script}.py"), "-cfg", str(cfg), "-output", str(folder)]
     command += [*flags, "-nproc", "2", "-device", "cpu", "-opts", "RUN", "two"]
     done = subprocess.run(
         command, env=runtime.original_environment(), cwd=folder, capture_output=True, text=True, timeout=200

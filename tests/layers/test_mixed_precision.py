@@ -19,6 +19,7 @@ TYPES = {
     "finetuning": ({LOW}, {LOW}, {HIGH}, HIGH),
     "linear probe": ({LOW}, {LOW}, {HIGH}, HIGH),
     "attentive probe": ({LOW}, {LOW}, {HIGH}, HIGH),
+    "segmentation": ({LOW}, {LOW}, {HIGH}, HIGH),
     "MoCo v3": ({LOW}, {LOW}, {HIGH}, HIGH),
     "MAE-CT, head": ({LOW}, {LOW}, {HIGH}, HIGH),
     "MAE-CT, tuning": ({LOW}, {LOW}, {HIGH}, HIGH),

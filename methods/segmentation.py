@@ -1,0 +1,175 @@
+"""Semantic segmentation: a linear classifier of patches, on a frozen encoder or finetuned with it.
+
+The frozen head is the linear evaluation of DINOv2 (arXiv 2304.07193, Sec. 7.4): its crops, windows and head. The
+learning rate falls along a cosine, as DINOv3's, and the loss is over the pixels that have a class.
+"""
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+import checkpoint
+import runtime
+from config import image_size_hw
+from errors import UserError
+from layers import across_ranks
+from methods import classifier, segmentation_scores, start
+from methods.method import Method
+from methods.segmenter import Segmenter, build_segmenter, segment, upsample
+from optim import param_groups
+from pipeline import mask_augment
+from pipeline.loading import Batch
+from pipeline.whole_images import WholeImages
+from training import loaders
+from training.optimizers import configured_optimizer, weight_average
+from training.run import Run
+from training.task import Cost, Evaluation, Task
+
+_HEAD_STD = 0.01
+
+
+def build(run: Run) -> Task:
+    """Build the network, and the loss over the pixels that have a class.
+
+    Raises:
+        UserError: for settings of classifiers that a segmenter cannot have.
+    """
+    config = run.config
+    _check(config)
+    paddle.seed(config.SEED)
+    model = build_segmenter(config)
+    if start.has_weights_to_load(run):
+        head = [name for name in model.state_dict() if name.startswith("classifier.")]
+        upper = checkpoint.upper_blocks(config.MODEL.ENCODER.DEPTH, config.MODEL.PRETRAINED_BLOCKS)
+        options = {"allow_missing": head, "allow_mismatched": head}
+        allowed = (*checkpoint.NAMES_BESIDE_ENCODER, *upper)
+        report = checkpoint.load_weights(model, config.MODEL.PRETRAINED, allow_unexpected=allowed, **options)
+        run.log.say(str(report))
+        if any(name in (*report.missing, *report.mismatched) for name in head):
+            _draw_head(model)
+    else:
+        _draw_head(model)
+    if config.SEG.FREEZE:
+        _freeze(model)
+
+    def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
+        logits = upsample(model(batch.images), batch.masks.shape[1:])
+        return pixel_cross_entropy(logits, batch.masks, over_ranks=True), {}
+
+    return Task(
+        "segmentation",
+        model,
+        configured_optimizer(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY)),
+        loss,
+        evaluation=evaluation(run),
+        ema=weight_average(config, model),
+        cost=Cost(trained_blocks=_trained_blocks(config)),
+    )
+
+
+def _check(config) -> None:
+    model, frozen = config.MODEL, config.SEG.FREEZE
+    if model.GLOBAL_POOL:
+        raise UserError("MODEL.GLOBAL_POOL=True: a segmenter reads each patch behind the last norm; set it to False")
+    if not config.SEG.LAYERS:
+        raise UserError("SEG.LAYERS=[]: must name at least one block; -1 is the last")
+    for key in ("DROPPATH", "DROPOUT", "ATTENTION_DROPOUT"):
+        if frozen and model[key]:
+            raise UserError(f"MODEL.{key}={model[key]}: SEG.FREEZE keeps the encoder as it is; set it to 0")
+    if not 0 < config.SEG.SCALE[0] <= config.SEG.SCALE[-1] or len(config.SEG.SCALE) != 2:
+        raise UserError(f"SEG.SCALE={config.SEG.SCALE}: must be two factors above 0, the smaller one first")
+
+
+def _draw_head(model: Segmenter) -> None:
+    nn.initializer.Normal(std=_HEAD_STD)(model.head.weight)
+    nn.initializer.Constant(0.0)(model.head.bias)
+
+
+def _freeze(model: Segmenter) -> None:
+    """Leave the head alone to train."""
+    for name, parameter in model.named_parameters():
+        parameter.stop_gradient = not name.startswith("classifier.")
+
+
+def pixel_cross_entropy(logits: paddle.Tensor, labels: paddle.Tensor, over_ranks: bool = False) -> paddle.Tensor:
+    """Average the cross-entropy of logits [B, K, H, W] over the pixels that have a label; 0 if none has.
+
+    Args:
+        labels: [B, H, W] integers, negative where there is none.
+        over_ranks: divide by the mean number of such pixels over all ranks, so that the mean over the ranks' losses is
+            that over all their pixels.
+    """
+    labels = labels.astype("int64")
+    has_label, target = labels >= 0, labels.clip(min=0).unsqueeze(1)
+    losses = -paddle.take_along_axis(F.log_softmax(logits.astype("float32"), axis=1), target, axis=1).squeeze(1)
+    weights = has_label.astype("float32")
+    count = weights.sum()
+    if over_ranks and runtime.world_size() > 1:
+        count = across_ranks.sum_over_ranks(count) / runtime.world_size()
+    return (losses * weights).sum() / count.clip(min=1.0)
+
+
+class SegmentationEvaluator:
+    """Counts the pixels of a split by truth and prediction, over all ranks.
+
+    Args:
+        config: of the run.
+    """
+
+    def __init__(self, config):
+        self._config, self.counts = config, np.zeros([config.MODEL.NUM_CLASSES] * 2, np.int64)
+
+    def evaluation(self) -> Evaluation:
+        """Return mIoU, accuracies and loss; the best checkpoint has the largest mIoU."""
+        return Evaluation(("loss",), self._measure, ("miou", "max"), self._begin, self._summarise)
+
+    def _begin(self) -> None:
+        self.counts[:] = 0
+
+    def _measure(self, model: nn.Layer, batch: Batch) -> list[paddle.Tensor]:
+        """Count the pixels of one whole image; return its loss."""
+        logits = segment(model, batch.images[0], image_size_hw(self._config), self._config.SEG.STRIDE)
+        logits = upsample(logits.unsqueeze(0), batch.masks.shape[1:])
+        truth, predicted = batch.masks.numpy(), logits.argmax(axis=1).numpy()
+        self.counts += segmentation_scores.confusion(truth, predicted, len(self.counts))
+        return [pixel_cross_entropy(logits, batch.masks)]
+
+    def _summarise(self, means: dict[str, float]) -> dict[str, float]:
+        total = across_ranks.sum_across_ranks(self.counts.astype(np.float64)).astype(np.int64)  # exact below 2**53
+        if not total.any():
+            raise UserError("no pixel of the val split has a class; is DATA.MASK_IGNORE right?")
+        return segmentation_scores.scores(total) | means
+
+
+def evaluation(run: Run) -> Evaluation:
+    """Return how the run's network is evaluated."""
+    return SegmentationEvaluator(run.config).evaluation()
+
+
+def build_eval_loader(run: Run) -> WholeImages:
+    """Open the val split."""
+    source = loaders.open_split(run, "val", "mask")
+    return WholeImages(run.config, source, run.bad_images.append, runtime.rank(), runtime.world_size())
+
+
+def evaluate_only(run: Run) -> dict[str, float]:
+    """Evaluate the weights of -pretrained (or -resume) on the val split; every tensor must fit."""
+    _check(run.config)
+    return classifier.evaluate_weights(run, build_segmenter(run.config), build_eval_loader(run), evaluation(run))
+
+
+def _trained_blocks(config) -> int | None:
+    return 0 if config.SEG.FREEZE else None
+
+
+METHOD = Method(
+    "finetune",
+    build,
+    mask_augment.train_transform,
+    target=lambda config: "mask",
+    evaluate=evaluate_only,
+    build_eval_loader=build_eval_loader,
+    trained_blocks=_trained_blocks,
+    variant=lambda config: "frozen" if config.SEG.FREEZE else "",
+)

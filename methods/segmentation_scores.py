@@ -1,0 +1,43 @@
+"""Scores of segmentation from one confusion matrix over all pixels of a split."""
+
+import numpy as np
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count pixels by truth (rows) and prediction (columns), [K, K] int64; those without a class are left out.
+
+    Args:
+        truth: integers of any shape, negative where there is no class.
+        predicted: of the same shape.
+    """
+    valid = truth >= 0
+    places = truth[valid].astype(np.int64) * num_classes + predicted[valid]
+    return np.bincount(places, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def iou_by_class(counts: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of each class in percent, [K]; NaN for one that is nowhere.
+
+    Args:
+        counts: confusion [K, K].
+    """
+    hits = np.diag(counts)
+    union = counts.sum(axis=0) + counts.sum(axis=1) - hits
+    return 100.0 * np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+
+
+def scores(counts: np.ndarray) -> dict[str, float]:
+    """Return mIoU, mean and pixel accuracy in percent, and how many classes occur, of a confusion [K, K].
+
+    The mean IoU is over the classes that are in the truth or in the prediction, as mmseg and torchmetrics' macro
+    average have it; the mean accuracy is over those in the truth.
+    """
+    hits, truth = np.diag(counts), counts.sum(axis=1)
+    occurs = truth > 0
+    recall = hits[occurs] / truth[occurs]
+    return {
+        "miou": float(np.nanmean(iou_by_class(counts))) if counts.any() else float("nan"),
+        "macc": 100.0 * float(recall.mean()) if occurs.any() else float("nan"),
+        "aacc": 100.0 * float(hits.sum() / counts.sum()) if counts.any() else float("nan"),
+        "classes": int(occurs.sum()),
+    }
