@@ -9,8 +9,9 @@ import checkpoint
 from config import get_config, network_kind, replaced
 from errors import UserError
 from mae import MAEPretrain, build_mae_pretrain
+from methods.segmenter import Segmenter, build_segmenter
 from storage import weight_files
-from storage.architecture import CLASSIFIERS
+from storage.architecture import CLASSIFIERS, SEGMENTER
 from transformer import VisionTransformer, build_transformer
 
 
@@ -43,8 +44,18 @@ def load_classifier(path: str | Path, config=None) -> tuple[VisionTransformer, o
     weights = weight_files.resolve(path)
     config = config or get_config(weight_files.config_beside(weights))
     if network_kind(config) not in CLASSIFIERS or config.MODEL.NUM_CLASSES == 0:
-        raise UserError(f"{weights}: an encoder without a classifier; finetune or probe it first")
+        what = "a segmenter" if network_kind(config) == SEGMENTER else "an encoder"
+        raise UserError(f"{weights}: {what} without a classifier of images; finetune or probe it first")
     return _load(build_transformer(config), weights, allow_unexpected=checkpoint.UNUSED_PROBE_NORM), config
+
+
+def load_segmenter(path: str | Path, config=None) -> tuple[Segmenter, object]:
+    """Load the network of a segmentation run."""
+    weights = weight_files.resolve(path)
+    config = config or get_config(weight_files.config_beside(weights))
+    if network_kind(config) != SEGMENTER:
+        raise UserError(f"{weights}: weights of another kind of model; train one with MODEL.TYPE SEGMENTATION")
+    return _load(build_segmenter(config), weights), config
 
 
 def _load(model: nn.Layer, weights: Path, load: Callable = checkpoint.load_weights, **allowed: object):

@@ -114,11 +114,12 @@ class SegmentationEvaluator:
     """Counts the pixels of a split by truth and prediction, over all ranks.
 
     Args:
-        config: of the run.
+        run: gets a note on classes that do not occur.
     """
 
-    def __init__(self, config):
-        self._config, self.counts = config, np.zeros([config.MODEL.NUM_CLASSES] * 2, np.int64)
+    def __init__(self, run: Run):
+        self._run, self._config, self._said = run, run.config, False
+        self.counts = np.zeros([run.config.MODEL.NUM_CLASSES] * 2, np.int64)
 
     def evaluation(self) -> Evaluation:
         """Return mIoU, accuracies and loss; the best checkpoint has the largest mIoU."""
@@ -139,18 +140,25 @@ class SegmentationEvaluator:
         total = across_ranks.sum_across_ranks(self.counts.astype(np.float64)).astype(np.int64)  # exact below 2**53
         if not total.any():
             raise UserError("no pixel of the val split has a class; is DATA.MASK_IGNORE right?")
+        absent = int((total.sum(axis=1) == 0).sum())
+        if absent and not self._said:
+            self._said = True
+            self._run.log.say(
+                f"{absent} of {len(total)} classes have no pixel in the val split; mIoU is over the others"
+            )
         return segmentation_scores.scores(total) | means
 
 
 def evaluation(run: Run) -> Evaluation:
     """Return how the run's network is evaluated."""
-    return SegmentationEvaluator(run.config).evaluation()
+    return SegmentationEvaluator(run).evaluation()
 
 
 def build_eval_loader(run: Run) -> WholeImages:
     """Open the val split."""
     source = loaders.open_split(run, "val", "mask")
-    return WholeImages(run.config, source, run.bad_images.append, runtime.rank(), runtime.world_size())
+    own = range(runtime.rank(), len(source), runtime.world_size())
+    return WholeImages(run.config, source, run.bad_images.append, own)
 
 
 def evaluate_only(run: Run) -> dict[str, float]:

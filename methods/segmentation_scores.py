@@ -27,7 +27,7 @@ def iou_by_class(counts: np.ndarray) -> np.ndarray:
 
 
 def scores(counts: np.ndarray) -> dict[str, float]:
-    """Return mIoU, mean and pixel accuracy in percent, and how many classes occur, of a confusion [K, K].
+    """Return mIoU, mean accuracy of classes, and accuracy of pixels, in percent, of a confusion [K, K].
 
     The mean IoU is over the classes that are in the truth or in the prediction, as mmseg and torchmetrics' macro
     average have it; the mean accuracy is over those in the truth.
@@ -39,5 +39,4 @@ def scores(counts: np.ndarray) -> dict[str, float]:
         "miou": float(np.nanmean(iou_by_class(counts))) if counts.any() else float("nan"),
         "macc": 100.0 * float(recall.mean()) if occurs.any() else float("nan"),
         "aacc": 100.0 * float(hits.sum() / counts.sum()) if counts.any() else float("nan"),
-        "classes": int(occurs.sum()),
     }

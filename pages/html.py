@@ -89,12 +89,12 @@ def html_figure(image: Image.Image, caption: str, format: str = "PNG") -> str:
     return f'<figure><img src="{_embed(image, format)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
-def html_grid(headings: list[str], panels: list[np.ndarray], names: Sequence[str] = ()) -> str:
+def html_grid(headings: list[str], panels: Sequence[Sequence[np.ndarray]], names: Sequence[str] = ()) -> str:
     """Embed images in columns with headings, as wide as the page.
 
     Args:
         headings: of the columns.
-        panels: uint8 [B, H, W, C] for each column.
+        panels: B images, uint8 [H, W, C], for each column.
         names: of the B rows, above each; empty: without.
     """
     cells = [f"<b>{html.escape(heading)}</b>" for heading in headings]

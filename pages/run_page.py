@@ -13,11 +13,12 @@ from measures.classification import class_names, class_probabilities
 from methods import classifier, load_models
 from methods.multi_label import THRESHOLD
 from pages import curves as curves_page
-from pages import drawing, html, reconstruction, run_head
+from pages import drawing, html, reconstruction, run_head, segments
 from pipeline import sources
-from storage.architecture import CLASSIFIERS
+from storage.architecture import CLASSIFIERS, SEGMENTER
 from storage.files import NUMBER, is_a
 from strict_config import read_yaml
+from training import loaders
 from training.log import read_log
 from training.report import next_commands
 
@@ -100,6 +101,8 @@ def draw_samples(run_dir: Path) -> str:
         config = get_config(run_dir / "config.yaml")
         if network_kind(config) in CLASSIFIERS:
             return _draw_predictions(run_dir, config)
+        if network_kind(config) == SEGMENTER:
+            return _draw_segments(run_dir, config)
         if network_kind(config) != "autoencoder":
             return _draw_attention(run_dir, config)
         return _reconstruct(run_dir, config).to_html()
@@ -156,6 +159,13 @@ def _found_classes(model, config, images: paddle.Tensor) -> list[set[int]]:
     if config.TRAIN.MULTI_LABEL:
         return [set(np.flatnonzero(row >= THRESHOLD).tolist()) for row in rows]
     return [{int(row.argmax())} for row in rows]
+
+
+def _draw_segments(run_dir: Path, config) -> str:
+    evaluated = config.MODEL.RESUME or config.MODEL.PRETRAINED
+    model, _ = load_models.load_segmenter(evaluated if config.EVAL else run_dir, config)
+    source = loaders.open_source(config, "val", "mask")
+    return segments.draw(model, config, source, np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES])
 
 
 def _draw_attention(run_dir: Path, config) -> str:

@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import paddle
@@ -24,12 +24,12 @@ class WholeImages:
     Args:
         source: has masks.
         note_bad: gets a line for each image that is skipped (DATA.BAD_IMAGES skip).
-        first, step: the images first, first + step, ... are those of this rank.
+        indices: of the images; None: all.
     """
 
-    def __init__(self, config, source: Source, note_bad: Callable[[str], None], first: int = 0, step: int = 1):
+    def __init__(self, config, source: Source, note_bad: Callable[[str], None], indices: Sequence[int] | None = None):
         self.source, self._config, self._note_bad = source, config, note_bad
-        self._indices = range(first, len(source), step)
+        self._indices = range(len(source)) if indices is None else [int(index) for index in indices]
         self._normalise = eval_transform(config).normalise
 
     def __len__(self) -> int:

@@ -3,7 +3,9 @@
     python -m tools.check_dataset -dataset folder -data_path DIR [-num_classes N] [-full] [-json FILE]
 
 Reports, for the train and the val split, what a training would stop at (missing files, labels out of range, empty
-classes, with -full images that cannot be decoded), and counts per class. Exit code 0 if all is well, 1 if not.
+classes, with -full images that cannot be decoded), and counts per class; of sets with masks, the share of each class of
+the pixels, masks that do not fit their images, values that stand for nothing, and images in both splits. Exit code 0 if
+all is well, 1 if not.
 """
 
 import runtime
@@ -20,10 +22,10 @@ from pathlib import Path
 import datasets
 from arguments import Parser
 from config import DATASETS
-from errors import UserError
+from errors import UserError, abridge
 from launch import command_line
 from launch.tool_flags import share
-from pipeline import sources
+from pipeline import mask_check, mask_sets, sources
 from pipeline.image_lists import list_names
 from pipeline.splits import find_split
 from storage import atomic, results
@@ -47,6 +49,8 @@ def check_split(
         Plain values: "images", "classes", "smallest_class", "largest_class", "problems", "warnings", "undecodable".
     """
     report: dict = {"problems": [], "warnings": [], "undecodable": []}
+    if name in mask_sets.NAMES:
+        return _check_masked(name, data_path, split, num_classes, full, channels, report, **options)
     try:
         may_lack_labels = name in ("lists", "webdataset")
         needs = "none" if may_lack_labels else "label"
@@ -69,6 +73,38 @@ def check_split(
             results = pool.map(lambda index: sources.why_unreadable(source, index, channels), range(len(source)))
             report["undecodable"] = [result for result in results if result]
     return report
+
+
+def _check_masked(
+    name: str, data_path: str, split: str, num_classes: int | None, full: bool, channels: int, report: dict, **options
+) -> dict:
+    """Check a split with masks: adds "pixels", the lines of `mask_check.describe_shares`."""
+    try:
+        source = datasets.open_source(name, data_path, split, num_classes=num_classes, needs="mask", **options)
+        num_classes = num_classes or source.count_classes()
+        report |= {"images": len(source), "classes": num_classes}
+        report["warnings"] = source.check(num_classes=None, channels=channels, is_val=split == "val")
+        pixels, count, report["undecodable"] = mask_check.check_masks(source, num_classes, full)
+        report["pixels"] = mask_check.describe_shares(pixels, source.class_names)
+        if count < len(source):
+            report["pixels"].append(f"of {count:,} of {len(source):,} masks; -full reads all")
+    except (UserError, ValueError, OSError) as error:
+        report["problems"].append(str(error))
+    return report
+
+
+def _overlap(name: str, data_path: str, num_classes: int | None, **options: object) -> list[str]:
+    """Return problems of images that are in both splits of a set with masks, by their paths."""
+    try:
+        splits = [
+            datasets.open_source(name, data_path, split, num_classes=num_classes, needs="mask", **options)
+            for split in _SPLITS
+        ]
+    except UserError:  # said for that split
+        return []
+    first, second = ({str(source.path(index)) for index in range(len(source))} for source in splits)
+    shared = sorted(path for path in first & second if path != "None")
+    return [f"{len(shared):,} images are in train and in val: {abridge(shared, 3)}"] if shared else []
 
 
 def _is_wanted(name: str, root: Path, split: str) -> bool:
@@ -100,15 +136,18 @@ def main(argv: list[str] | None = None) -> int:
         split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full, **options)
         for split in splits
     }
+    if args.dataset in mask_sets.NAMES:
+        reports["val"]["problems"] += _overlap(args.dataset, args.data_path, args.num_classes, **options)
     for split, report in reports.items():
         keys = ("images", "classes", "smallest_class", "largest_class")
         counts = ", ".join(f"{key} {report[key]:,}" for key in keys if key in report)
         print(f"{split}: {counts}" if counts else f"{split}:")
-        for title in ("problems", "warnings", "undecodable"):
-            for line in report[title][:20]:
+        for title in ("pixels", "problems", "warnings", "undecodable"):
+            lines = report.get(title, [])
+            for line in lines[:20]:
                 print(f"  {title}: {line}")
-            if len(report[title]) > 20:
-                print(f"  {title}: and {len(report[title]) - 20} more")
+            if len(lines) > 20:
+                print(f"  {title}: and {len(lines) - 20} more")
     is_good = not any(report["problems"] or report["undecodable"] for report in reports.values())
     is_used = not any(report["warnings"] for report in reports.values())
     print(

@@ -16,12 +16,15 @@ from errors import UserError
 from methods import dispatch, load_models, segmentation_scores
 from methods.segmentation import pixel_cross_entropy
 from methods.segmenter import segment, upsample, window_starts
+from pages import segments
 from pipeline import mask_augment, scenes
 from pipeline.masks import IGNORED
 from storage import weight_files
 from storage.architecture import Architecture, of_config
 from tests.conftest import TINY
 from tests.helpers import script_runs
+from tests.helpers.browser import BROWSER, check_page
+from tools import report
 
 pytestmark = pytest.mark.quick
 SEG = [*TINY, "MODEL.TYPE", "SEGMENTATION", "DATA.DATASET", "scenes", "MODEL.NUM_CLASSES", 8, "DATA.IMAGE_SIZE", 16]
@@ -105,7 +108,6 @@ def test_scores_are_those_of_scikit_learn():
     assert found["aacc"] == pytest.approx(100 * (truth == predicted)[valid].mean(), abs=1e-9)
     recalls = [(predicted[truth == label] == label).mean() for label in (0, 1, 3, 5)]
     assert found["macc"] == pytest.approx(100 * np.mean(recalls), abs=1e-9)
-    assert found["classes"] == 4
     assert np.isnan(segmentation_scores.iou_by_class(counts)[4])
     assert segmentation_scores.iou_by_class(counts)[2] == 0.0
 
@@ -239,3 +241,25 @@ def test_settings_that_make_no_sense(tiny_run, opts, said):
     run = tiny_run("pretrain", *SEG, *opts)
     with pytest.raises(UserError, match=said):
         dispatch.train_or_evaluate(run)
+
+
+@pytest.mark.usefixtures("few")
+def test_the_page_shows_truth_prediction_and_errors(tmp_path, few):
+    run = script_runs.train(main_multi_gpu_finetune.main, tmp_path, "seg", [*SEG, "TRAIN.NUM_EPOCHS", 1])
+    page = report.main([str(run)])
+    text = page.read_text()
+    assert all(f"<b>{heading}</b>" in text for heading in ("image", "truth", "prediction", "errors"))
+    assert "triangle</span>" in text
+    assert "miou" in text
+    if BROWSER is not None:
+        check_page(page, tmp_path)
+    with pytest.raises(UserError, match="a segmenter without a classifier"):
+        load_models.load_classifier(run)
+
+
+def test_colours_of_labels_and_errors():
+    colours = segments.palette(30)
+    assert len(np.unique(colours, axis=0)) == 30
+    shown = segments.colour(np.array([[-1, 0], [5, 29]]), colours)
+    assert shown[0, 0].tolist() == [128, 128, 128]
+    assert np.array_equal(shown[1], colours[[5, 29]])

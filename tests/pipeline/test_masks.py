@@ -15,6 +15,7 @@ from pipeline import scenes
 from pipeline.mask_sets import MaskedImages
 from pipeline.masks import IGNORED, Codes, read_values, resize_mask
 from pipeline.sources import Subset
+from tools import check_dataset
 
 pytestmark = pytest.mark.quick
 RNG = np.random.default_rng(0)
@@ -259,3 +260,33 @@ def test_scenes_are_the_same_each_time():
     assert not isinstance(first, MaskedImages)
     with pytest.raises(UserError, match="has no masks; those that have: masks, voc"):
         datasets.open_source("digits", "", "train", num_classes=10, needs="mask")
+
+
+def test_check_dataset_says_what_masks_hold(tmp_path, capsys):
+    for split in ("train", "val"):
+        for name in "ab":
+            write(tmp_path / split / "images" / f"{name}.png", photo(LABELS))
+            write(tmp_path / split / "masks" / f"{name}.png", np.full((6, 9), 2, np.uint8))
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+    flags = ["-dataset", "masks", "-data_path", str(tmp_path)]
+    assert check_dataset.main(flags) == 0
+    said = capsys.readouterr().out
+    assert "pixels: 100.00 % car" in said
+    assert "no pixel: sky, road" in said
+    assert "all is well" in said
+    write(tmp_path / "train" / "masks" / "a.png", np.full((6, 9), 7, np.uint8))
+    write(tmp_path / "val" / "masks" / "b.png", np.zeros((3, 9), np.uint8))
+    (tmp_path / "val" / "images" / "lonely.png").write_bytes(b"x")
+    assert check_dataset.main(flags) == 1
+    said = capsys.readouterr().out
+    assert "1 values that stand for no class: 7" in said
+    assert "has 9 x 3 pixels, the image 9 x 6" in said
+    assert "1 images have no mask, and are left out: lonely" in said
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.txt").write_text("train/images/b.png train/masks/b.png\n")
+    assert check_dataset.main(flags) == 1
+    assert "1 images are in train and in val" in capsys.readouterr().out
+    assert check_dataset.main(["-dataset", "scenes"]) == 0
+    said = capsys.readouterr().out
+    assert "% stripes" in said
+    assert "of 500 of 2,000 masks; -full reads all" in said
