@@ -15,6 +15,7 @@ from pages.uploads import photo_reader, read_upload, with_message
 from pipeline.sources import read_image
 
 _KEPT_SECS = 3600
+_SHOWN_PX = 224  # at least, of an image of the run
 _PHOTOS = {"temple": "china.jpg", "flower": "flower.jpg"}  # in scikit-learn, under CC BY 2.0
 _CREDIT = (
     "Example photos: [temple](https://www.flickr.com/photos/danielbuechele/6061409035) by danielbuechele, "
@@ -96,7 +97,13 @@ def _image_drawer(config) -> Callable[[], Image.Image] | None:
     except (UserError, OSError):
         return None
     rng = np.random.default_rng(0)
-    return lambda: read_image(source, int(rng.integers(len(source))), config.DATA.IMAGE_CHANNELS)
+
+    def draw() -> Image.Image:
+        image = read_image(source, int(rng.integers(len(source))), config.DATA.IMAGE_CHANNELS)
+        factor = max(1, -(-_SHOWN_PX // max(image.size)))
+        return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+
+    return draw
 
 
 def _answer(gradio, events: list, function: Callable, inputs: list, outputs, name: str | bool = False) -> None:
