@@ -119,7 +119,8 @@ class SegmentationEvaluator:
 
     def __init__(self, run: Run):
         self._run, self._config, self._said = run, run.config, False
-        self.counts = np.zeros([run.config.MODEL.NUM_CLASSES] * 2, np.int64)
+        num_classes = run.config.MODEL.NUM_CLASSES
+        self.counts = np.zeros((num_classes, num_classes + 1), np.int64)
 
     def evaluation(self) -> Evaluation:
         """Return mIoU, accuracies and loss; the best checkpoint has the largest mIoU."""

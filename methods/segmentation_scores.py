@@ -4,30 +4,31 @@ import numpy as np
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count pixels by truth (rows) and prediction (columns), [K, K] int64; those without a class are left out.
+    """Count pixels by truth (rows) and prediction (columns), [K, K + 1] int64; those without a class are left out.
 
     Args:
         truth: integers of any shape, negative where there is no class.
-        predicted: of the same shape.
+        predicted: of the same shape; negative, which the last column counts, is wrong.
     """
-    valid = truth >= 0
-    places = truth[valid].astype(np.int64) * num_classes + predicted[valid]
-    return np.bincount(places, minlength=num_classes**2).reshape(num_classes, num_classes)
+    valid, columns = truth >= 0, num_classes + 1
+    found = np.where(predicted[valid] < 0, num_classes, predicted[valid])
+    places = truth[valid].astype(np.int64) * columns + found
+    return np.bincount(places, minlength=num_classes * columns).reshape(num_classes, columns)
 
 
 def iou_by_class(counts: np.ndarray) -> np.ndarray:
     """Return the intersection over union of each class in percent, [K]; NaN for one that is nowhere.
 
     Args:
-        counts: confusion [K, K].
+        counts: confusion [K, K + 1].
     """
     hits = np.diag(counts)
-    union = counts.sum(axis=0) + counts.sum(axis=1) - hits
+    union = counts.sum(axis=0)[:-1] + counts.sum(axis=1) - hits
     return 100.0 * np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
 
 
 def scores(counts: np.ndarray) -> dict[str, float]:
-    """Return mIoU, mean accuracy of classes, and accuracy of pixels, in percent, of a confusion [K, K].
+    """Return mIoU, mean accuracy of classes, and accuracy of pixels, in percent, of a confusion [K, K + 1].
 
     The mean IoU is over the classes that are in the truth or in the prediction, as mmseg and torchmetrics' macro
     average have it; the mean accuracy is over those in the truth.
