@@ -97,7 +97,8 @@ def main(argv: list[str] | None = None) -> Path:
     headings = ["image", *(f"{Path(run).name}: {place}" for run in args.runs for place in range(1, args.k + 1))]
     if out.suffix.lower() == ".png":
         with atomic.replacing(out) as temporary:
-            drawing.make_grid(columns, side_px=1).save(temporary, format="PNG")
+            short = ["image", *(str(place) for _ in args.runs for place in range(1, args.k + 1))]  # cells are narrow
+            drawing.make_grid(columns, short, side_px=1).save(temporary, format="PNG")
     else:
         names = ", ".join(Path(run).name for run in args.runs)
         grid = html.html_grid(headings, columns) + html.html_paragraph("; ".join(lines))

@@ -41,10 +41,12 @@ def test_the_picture_has_a_row_per_image_and_a_column_per_neighbour(runs, tmp_pa
     out = neighbours.main([*runs, "-num", "3", "-k", "2", "-bank", "40", "-out", str(tmp_path / "n.png")])
     side = 64 + 2 * 3 + 2  # picture, frame, gap
     with Image.open(out) as picture:
-        assert picture.size == (5 * side, 3 * side)
-        colours = {picture.getpixel((side * column + 1, side * row + 1)) for row in range(3) for column in range(1, 5)}
+        assert picture.size == (5 * side, 24 + 3 * side), "below the headings"
+        colours = {
+            picture.getpixel((side * column + 1, 24 + side * row + 1)) for row in range(3) for column in range(1, 5)
+        }
         assert colours <= {neighbours._GREEN, neighbours._RED}
-        assert picture.getpixel((1, 1)) == neighbours._WHITE
+        assert picture.getpixel((1, 25)) == neighbours._WHITE
     said = capsys.readouterr().out
     assert "run0: " in said
     assert "of the 2 nearest of all 40 have the image's class" in said
