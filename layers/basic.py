@@ -70,7 +70,8 @@ class ProbeNorm(nn.BatchNorm1D):
             normalised = nn.BatchNorm1D.forward(self, features)
             moved = buffers
         else:  # Paddle's layer does not allow to write its buffers before the backward pass
-            mean, variance = features.mean(axis=0), features.var(axis=0, unbiased=False)
+            mean = features.mean(axis=0)
+            variance = (features - mean).square().mean(axis=0)  # Paddle's var warns of types that it mixes itself
             normalised = (features - mean) * (variance + self._epsilon).rsqrt()
             kept = self._momentum
             moved = [old * kept + new.detach() * (1 - kept) for old, new in zip(before, (mean, variance), strict=True)]

@@ -42,7 +42,11 @@ class ProbeSweep(nn.Layer):
     def __init__(self, probe: VisionTransformer, num_heads: int, std: float):
         super().__init__()
         self.probe = probe
-        self.heads = nn.LayerList([_new_head(probe, std) for _ in range(num_heads)])
+        self.heads = nn.LayerList([_new_head(probe) for _ in range(num_heads)])
+        for head in self.heads:
+            linear = head if probe.pooler is None else head[2]
+            nn.initializer.Normal(std=std)(linear.weight)
+            nn.initializer.Constant(0.0)(linear.bias)
 
     def forward(self, images: paddle.Tensor) -> list[paddle.Tensor]:
         """Return the logits [B, K] of every head, in float32."""
@@ -66,12 +70,10 @@ class ProbeSweep(nn.Layer):
             paddle.assign(chosen[name], value)
 
 
-def _new_head(probe: VisionTransformer, std: float) -> nn.Layer:
-    """Return a head with new weights, of the kind that a probe has."""
+def _new_head(probe: VisionTransformer) -> nn.Layer:
+    """Return a new head of the kind that a probe has."""
     width, classes = probe.head.weight.shape
     linear = Linear(width, classes)
-    nn.initializer.Normal(std=std)(linear.weight)
-    nn.initializer.Constant(0.0)(linear.bias)
     return linear if probe.pooler is None else nn.Sequential(build_pooler(probe.architecture), ProbeNorm(width), linear)
 
 
