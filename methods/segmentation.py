@@ -168,8 +168,8 @@ def evaluate_only(run: Run) -> dict[str, float]:
     return classifier.evaluate_weights(run, build_segmenter(run.config), build_eval_loader(run), evaluation(run))
 
 
-def _trained_blocks(config) -> int | None:
-    return 0 if config.SEG.FREEZE else None
+def _trained_blocks(config) -> int:
+    return 0 if config.SEG.FREEZE else config.MODEL.ENCODER.DEPTH
 
 
 METHOD = Method(

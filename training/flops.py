@@ -51,7 +51,8 @@ def forward_macs(architecture: Architecture | ClipArchitecture | TextArchitectur
         architecture.encoder, architecture.hidden_width(architecture.encoder), visible + 1
     )
     if decoder is None:
-        return macs + width * architecture.num_classes
+        classified = num_patches if architecture.segmented_layers else 1
+        return macs + classified * architecture.head_width * architecture.num_classes
     macs += (visible + 1) * width * decoder.width
     macs += _tower_macs(decoder, architecture.hidden_width(decoder), num_patches + 1)
     return macs + (num_patches + 1) * decoder.width * patch_values

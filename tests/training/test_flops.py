@@ -1,8 +1,11 @@
+import dataclasses
+
 import pytest
 
 from config import get_config, network_kind
 from methods import dispatch
 from storage import architecture
+from tests.conftest import TINY
 from tests.helpers.recipes import recipe
 from training import flops, memory, plan
 from training.task import ONE_PASS
@@ -95,3 +98,13 @@ def test_a_small_model_counted_by_hand():
 )
 def test_peaks(name, peak):
     assert flops.peak_flops(name) == (None if peak is None else pytest.approx(peak))
+
+
+def test_a_segmenter_classifies_each_patch():
+    opts = [*TINY, "MODEL.TYPE", "SEGMENTATION", "DATA.DATASET", "scenes", "MODEL.NUM_CLASSES", 8, "SEG.LAYERS", [1, 2]]
+    segmenter = architecture.of_config(get_config(None, opts), "segmenter")
+    encoder = dataclasses.replace(segmenter, num_classes=0)
+    patches, width = segmenter.grid_hw[0] * segmenter.grid_hw[1], segmenter.encoder.width
+    assert flops.forward_macs(segmenter) - flops.forward_macs(encoder) == patches * 2 * width * 8
+    whole = flops.train_flops(segmenter, trained_blocks=segmenter.encoder.depth)
+    assert whole == 3 * flops.train_flops(segmenter, trained_blocks=0) == 6 * flops.forward_macs(segmenter)
