@@ -110,7 +110,8 @@ def _check_masks(name: str, source: Source | None, needs: str) -> None:
         raise UserError(f"DATA.DATASET={name}: has no masks; those that have: {', '.join(mask_sets.NAMES)}")
     if needs in LABELLED and has_masks:
         raise UserError(
-            f"DATA.DATASET={name}: has a class for each pixel and none for an image; MODEL.TYPE SEGMENTATION"
+            f"DATA.DATASET={name}: has a class for each pixel and none for an image: MODEL.TYPE SEGMENTATION learns "
+            "them; elsewhere name a set with labels (-dataset, -data_path)"
         )
 
 

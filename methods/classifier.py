@@ -176,7 +176,7 @@ def score(logits: paddle.Tensor, labels: paddle.Tensor) -> list[paddle.Tensor]:
 
 def evaluate_only(run: Run) -> dict[str, float]:
     """Evaluate the classifier of -pretrained (or -resume) on the val split; every tensor must fit."""
-    config, source = run.config, _weights_to_evaluate(run)
+    config, source = run.config, weights_to_evaluate(run)
     trained = checkpoint.recorded_setting(source, "TRAIN", "MULTI_LABEL")
     if trained not in (None, config.TRAIN.MULTI_LABEL):
         raise UserError(f"TRAIN.MULTI_LABEL={config.TRAIN.MULTI_LABEL}: {source} was trained with {trained}")
@@ -184,7 +184,8 @@ def evaluate_only(run: Run) -> dict[str, float]:
     return evaluate_weights(run, model, build_eval_loader(run, needs=target(config)), evaluation(run))
 
 
-def _weights_to_evaluate(run: Run) -> Path | str:
+def weights_to_evaluate(run: Run) -> Path | str:
+    """Return what -pretrained or -resume names; raise UserError without either."""
     source = run.resume_from or run.config.MODEL.PRETRAINED
     if source is None:
         raise UserError("-eval needs weights: -pretrained FILE, or a run or checkpoint directory")
@@ -193,7 +194,7 @@ def _weights_to_evaluate(run: Run) -> Path | str:
 
 def evaluate_weights(run: Run, model: nn.Layer, val_loader, evaluation: Evaluation) -> dict[str, float]:
     """Load the weights of -pretrained (or -resume), of which every tensor must fit, and evaluate them."""
-    source = _weights_to_evaluate(run)
+    source = weights_to_evaluate(run)
     if run.dry_run:
         return {}
     report = checkpoint.load_weights(model, source, allow_unexpected=checkpoint.UNUSED_PROBE_NORM)

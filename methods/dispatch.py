@@ -118,7 +118,7 @@ def _train_or_evaluate(run: Run) -> dict[str, float]:
     names = run.config.DATA.CLASS_NAMES or []
     if method.evaluate and len(names) > run.config.MODEL.NUM_CLASSES:
         raise UserError(f"DATA.CLASS_NAMES: {len(names)} names, and MODEL.NUM_CLASSES={run.config.MODEL.NUM_CLASSES}")
-    if method.evaluate and run.config.MODEL.NUM_CLASSES == 1 and not run.config.TRAIN.MULTI_LABEL:
+    if method.evaluate and run.config.MODEL.NUM_CLASSES == 1 and not run.config.TRAIN.get("MULTI_LABEL"):
         raise UserError("MODEL.NUM_CLASSES=1: a classifier needs two classes; is the directory one level too high?")
     if run.config.EVAL:
         _write_config(run)  # as the data and the weights have made it

@@ -20,6 +20,8 @@ from methods.segmenter import Segmenter, build_segmenter, segment, upsample
 from optim import param_groups
 from pipeline import mask_augment
 from pipeline.loading import Batch
+from pipeline.sources import Source
+from pipeline.transforms import Transform
 from pipeline.whole_images import WholeImages
 from training import loaders
 from training.optimizers import configured_optimizer, weight_average
@@ -37,6 +39,8 @@ def build(run: Run) -> Task:
     """
     config = run.config
     _check(config)
+    if run.resume_from is not None and not _reads_alike(config, run.resume_from):
+        raise UserError(f"SEG.LAYERS={config.SEG.LAYERS}: the resumed run has others")
     paddle.seed(config.SEED)
     model = build_segmenter(config)
     if start.has_weights_to_load(run):
@@ -46,7 +50,13 @@ def build(run: Run) -> Task:
         allowed = (*checkpoint.NAMES_BESIDE_ENCODER, *upper)
         report = checkpoint.load_weights(model, config.MODEL.PRETRAINED, allow_unexpected=allowed, **options)
         run.log.say(str(report))
-        if any(name in (*report.missing, *report.mismatched) for name in head):
+        names = checkpoint.recorded_class_names(config.MODEL.PRETRAINED)
+        is_new = any(name in (*report.missing, *report.mismatched) for name in head)
+        is_other = None not in (names, config.DATA.CLASS_NAMES) and names != config.DATA.CLASS_NAMES
+        if not is_new and (is_other or not _reads_alike(config, config.MODEL.PRETRAINED)):
+            run.log.say("the head of these weights is for other classes or blocks, and is drawn at random")
+            is_new = True
+        if is_new:
             _draw_head(model)
     else:
         _draw_head(model)
@@ -72,13 +82,37 @@ def _check(config) -> None:
     model, frozen = config.MODEL, config.SEG.FREEZE
     if model.GLOBAL_POOL:
         raise UserError("MODEL.GLOBAL_POOL=True: a segmenter reads each patch behind the last norm; set it to False")
-    if not config.SEG.LAYERS:
-        raise UserError("SEG.LAYERS=[]: must name at least one block; -1 is the last")
+    if not config.SEG.LAYERS or not all(type(number) is int for number in config.SEG.LAYERS):
+        raise UserError(f"SEG.LAYERS={config.SEG.LAYERS}: must name at least one block by its number; -1 is the last")
     for key in ("DROPPATH", "DROPOUT", "ATTENTION_DROPOUT"):
         if frozen and model[key]:
             raise UserError(f"MODEL.{key}={model[key]}: SEG.FREEZE keeps the encoder as it is; set it to 0")
-    if not 0 < config.SEG.SCALE[0] <= config.SEG.SCALE[-1] or len(config.SEG.SCALE) != 2:
-        raise UserError(f"SEG.SCALE={config.SEG.SCALE}: must be two factors above 0, the smaller one first")
+    scale = config.SEG.SCALE
+    if len(scale) != 2 or not all(type(end) in (int, float) for end in scale) or not 0 < scale[0] <= scale[1] < 100:
+        raise UserError(
+            f"SEG.SCALE={config.SEG.SCALE}: must be two factors above 0 and below 100, the smaller one first"
+        )
+
+
+def transform(config) -> Transform:
+    """Return crops, flips and colours of images with their masks, see `mask_augment`."""
+    _check(config)
+    return mask_augment.train_transform(config)
+
+
+def check_classes(config, source: Source) -> Source:
+    """Raise UserError if masks have more classes than MODEL.NUM_CLASSES; returns the source."""
+    found, wanted = source.count_classes(), config.MODEL.NUM_CLASSES
+    if found > wanted:
+        raise UserError(f"MODEL.NUM_CLASSES={wanted}: the masks of {source.origin} have {found} classes")
+    return source
+
+
+def _reads_alike(config, weights: str) -> bool:
+    """Return True unless weights are known to be those of a segmenter that reads other blocks."""
+    own, depth = checkpoint.recorded_setting(weights, "SEG", "LAYERS"), config.MODEL.ENCODER.DEPTH
+    found = [[number % (depth + 1) for number in layers] for layers in (own or config.SEG.LAYERS, config.SEG.LAYERS)]
+    return found[0] == found[1]
 
 
 def _draw_head(model: Segmenter) -> None:
@@ -157,7 +191,7 @@ def evaluation(run: Run) -> Evaluation:
 
 def build_eval_loader(run: Run) -> WholeImages:
     """Open the val split."""
-    source = loaders.open_split(run, "val", "mask")
+    source = check_classes(run.config, loaders.open_split(run, "val", "mask"))
     own = range(runtime.rank(), len(source), runtime.world_size())
     return WholeImages(run.config, source, run.bad_images.append, own)
 
@@ -165,6 +199,10 @@ def build_eval_loader(run: Run) -> WholeImages:
 def evaluate_only(run: Run) -> dict[str, float]:
     """Evaluate the weights of -pretrained (or -resume) on the val split; every tensor must fit."""
     _check(run.config)
+    weights = classifier.weights_to_evaluate(run)
+    if not _reads_alike(run.config, weights):
+        trained = checkpoint.recorded_setting(weights, "SEG", "LAYERS")
+        raise UserError(f"SEG.LAYERS={run.config.SEG.LAYERS}: {weights} was trained with {trained}")
     return classifier.evaluate_weights(run, build_segmenter(run.config), build_eval_loader(run), evaluation(run))
 
 
@@ -175,7 +213,8 @@ def _trained_blocks(config) -> int:
 METHOD = Method(
     "finetune",
     build,
-    mask_augment.train_transform,
+    transform,
+    prepare_source=check_classes,
     target=lambda config: "mask",
     evaluate=evaluate_only,
     build_eval_loader=build_eval_loader,

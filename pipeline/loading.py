@@ -19,7 +19,7 @@ from pipeline import fast_jpeg
 from pipeline.device_copy import to_device
 from pipeline.labels import stack_labels
 from pipeline.samplers import EvalSampler, TrainSampler
-from pipeline.sources import SKIP_ADVICE, Source, describe_unreadable, read_image
+from pipeline.sources import SKIP_ADVICE, Source, describe_unreadable, read_image, read_pair
 from pipeline.transforms import Transform
 from pipeline.workers import WorkerPool
 
@@ -120,10 +120,11 @@ class Reader:
         for attempt in range(_MOST_BAD_IN_A_ROW):
             other = self._source.alternative(index, attempt) if attempt else index
             try:
-                image = self._open(other)
                 if self._takes_masks:
-                    views = list(self._views[0]((image, self._source.mask(other)), self._generator(key, 0)))
+                    pair = read_pair(self._source, other, self._channels, self._upright)
+                    views = list(self._views[0](pair, self._generator(key, 0)))
                 else:
+                    image = self._open(other)
                     views = [view(image, self._generator(key, n)) for n, view in enumerate(self._views)]
                 caption = None if self._captions is None else self._captions[other]
                 return Sample(views, other, self._source.labels[other], caption), notes

@@ -2,19 +2,39 @@
 
 import concurrent.futures
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.sources import Source, describe_unreadable
+from errors import UserError, abridge
+from pipeline.sources import Source, describe_unreadable, read_pair
 
 MOST_LOOKED_AT = 500  # masks, where not all are asked for
 
 
-def check_masks(source: Source, num_classes: int, full: bool) -> tuple[np.ndarray, int, list[str]]:
+def look_at_few(source: Source, indices: Sequence[int], channels: int, upright: bool) -> list[str]:
+    """Return what is wrong with some images and masks, before anything is trained on them.
+
+    Raises:
+        UserError: if none of them has a pixel with a class.
+    """
+    problems, found = [], set()
+    for index in indices:
+        try:
+            found |= set(np.unique(read_pair(source, index, channels, upright)[1]).tolist())
+        except Exception as error:  # damaged files raise nearly anything
+            problems.append(describe_unreadable(source, index, error))
+    if not problems and not any(label >= 0 for label in found):
+        raise UserError(f"{source.origin}: no pixel of {len(indices)} masks has a class; is DATA.MASK_IGNORE right?")
+    return problems
+
+
+def check_masks(source: Source, num_classes: int, full: bool, channels: int) -> tuple[np.ndarray, int, list[str]]:
     """Read masks.
 
     Args:
         num_classes: K.
+        channels: that a model wants.
         full: read all of them, not only MOST_LOOKED_AT of them, evenly spread.
 
     Returns:
@@ -27,7 +47,7 @@ def check_masks(source: Source, num_classes: int, full: bool) -> tuple[np.ndarra
 
     def look(index: int) -> np.ndarray | str:
         try:
-            labels = source.mask(index)
+            _, labels = read_pair(source, index, channels)
             if labels.max(initial=-1) >= num_classes:
                 raise ValueError(f"its mask has the label {labels.max()}; there are {num_classes} classes")
             return np.bincount(np.where(labels < 0, num_classes, labels).ravel(), minlength=num_classes + 1)
@@ -47,5 +67,5 @@ def describe_shares(pixels: np.ndarray, names: list[str] | None) -> list[str]:
     order = np.argsort(-pixels[:-1], kind="stable")
     lines = [f"{100 * pixels[label] / max(total, 1):.2f} % {names[label]}" for label in order if pixels[label]]
     absent = [names[label] for label in order if not pixels[label]]
-    lines += [f"no pixel: {', '.join(absent)}"] * bool(absent)
+    lines += [f"no pixel: {abridge(absent, 20)}"] * bool(absent)
     return [*lines, f"{100 * of_none / max(total + of_none, 1):.2f} % of all pixels are of no class"]

@@ -12,6 +12,7 @@ cityscapes   leftImg8bit/train/, gtFine/train/ (labelTrainIds where they are the
 scenes       nothing: generated scenes of 64 pixels, eight classes
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError, abridge, one_line, printable
-from pipeline.decoding import open_image
 from pipeline.file_images import FileImages, PathList
 from pipeline.folders import find_images
 from pipeline.left_out import LeftOut
-from pipeline.masks import Codes, read_values
-from storage.files import read_file, read_json, read_lines
+from pipeline.masks import Codes, read_values, without_colours
+from storage.files import read_file, read_json, read_lines, reading
 
 NAMES = ("masks", "voc", "ade20k", "cityscapes", "scenes")
 _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
@@ -40,6 +40,7 @@ _CITY = (
 )
 _CITY_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _ADE_CLASSES = 150
+_MOST_NAME_BYTES = 1 << 20
 
 
 class MaskedImages(FileImages):
@@ -50,11 +51,15 @@ class MaskedImages(FileImages):
         codes: of the masks' pixels.
         origin: what lists them, for messages.
         notes: on what was left out.
+        without_codes: `ignored` and `zero_is_other` of `Codes.of_range`, where the codes are None.
     """
 
     has_masks = True
 
-    def __init__(self, pairs: list[tuple[str, str]], codes: Codes | None, origin: Path, notes: list[str]):
+    def __init__(
+        self, pairs: list[tuple[str, str]], codes: Codes | None, origin: Path, notes: list[str], **without_codes: object
+    ):
+        self._without_codes = without_codes
         super().__init__([image for image, _ in pairs], np.full(len(pairs), -1, np.int64), origin, None, notes)
         self._masks, self._codes = PathList(mask for _, mask in pairs), codes
         self.class_names = None if codes is None else codes.names
@@ -63,7 +68,7 @@ class MaskedImages(FileImages):
     def codes(self) -> Codes:
         """What the pixels stand for; without names of classes, those of all masks are looked at once."""
         if self._codes is None:
-            self._codes = Codes.of_range(self.count_classes())
+            self._codes = Codes.of_range(self.count_classes(), **self._without_codes)
         return self._codes
 
     def mask_path(self, index: int) -> Path:
@@ -74,38 +79,29 @@ class MaskedImages(FileImages):
         """Return the labels of an image's pixels, int16 [H, W]; see `masks.IGNORED`.
 
         Raises:
-            ValueError: naming the mask, if it cannot be read, or has another size than the image.
+            ValueError: naming the mask, if it cannot be read.
         """
-        path = self._masks[index]
+        codes, path = self.codes, self._masks[index]
         try:
-            labels = self.codes.apply(read_values(read_file(path)))
+            return codes.apply(read_values(read_file(path)))
         except (ValueError, OSError) as error:
             raise ValueError(f"its mask {path.name} {one_line(error)}") from error
-        width, height = self._shown_size(index)
-        if labels.shape != (height, width):
-            raise ValueError(
-                f"its mask {path.name} has {labels.shape[1]} x {labels.shape[0]} pixels, the image {width} x {height} "
-                "after its EXIF orientation, which masks do not have"
-            )
-        return labels
-
-    def _shown_size(self, index: int) -> tuple[int, int]:
-        """Return width and height of an image, turned upright."""
-        image = open_image(self.read(index))
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
 
     def count_classes(self) -> int:
         """Return the number of classes, by their names, or by all masks of the split."""
         if self._codes is not None:
             return self._codes.num_classes
         largest = -1
-        for index in range(len(self)):
-            values = read_values(read_file(self._masks[index]))
+        for path in self._masks:
+            try:
+                values = without_colours(read_values(read_file(path)))
+            except (ValueError, OSError) as error:
+                raise UserError(f"{path}: {one_line(error)}") from error
             if values.ndim == 3:
-                raise UserError(f"{self._masks[index]}: has colours, and no classes.json says what they stand for")
-            largest = max(largest, int(values[values != 255].max(initial=-1)))
-        return largest + 1
+                raise UserError(f"{path}: has colours, and no classes.json says what they stand for")
+            counted = values[~np.isin(values, self._without_codes.get("ignored", ()))]
+            largest = max(largest, int(counted.max(initial=-1)))
+        return largest + (0 if self._without_codes.get("zero_is_other") else 1)
 
     def use_class_names(self, class_names: list[str]) -> None:
         """Give the pixels the labels that their classes have in another order of names."""
@@ -115,9 +111,13 @@ class MaskedImages(FileImages):
             raise UserError(f"{self.origin}: {error}; the classes are {abridge(class_names, 20)}") from error
         self.class_names = class_names
 
-    def missing(self) -> list[int]:
-        """Return the images whose file, or whose mask, is not there."""
-        return sorted({*self.paths.missing(), *self._masks.missing()})
+    def check(self, **options: object) -> list[str]:
+        """Check the split, see `Source.check`, and that all masks are there."""
+        missing = self._masks.missing()
+        if missing:
+            names = [str(self._masks[index]) for index in missing[:5]]
+            raise UserError(f"{self.origin}: {len(missing)} masks are missing: {abridge(names, 5, total=len(missing))}")
+        return super().check(**options)
 
     def summary(self) -> str:
         """Return a line with the numbers of images and classes."""
@@ -142,13 +142,17 @@ def open_masked(
     if name != "masks":
         return {"voc": _open_voc, "ade20k": _open_ade20k, "cityscapes": _open_cityscapes}[name](root, split)
     codes = _read_classes(root, ignored, zero_is_other)
+    without_codes = {"ignored": () if ignored is None else (ignored,), "zero_is_other": zero_is_other}
     if codes is None and num_classes:
-        codes = Codes.of_range(num_classes, () if ignored is None else (ignored,), zero_is_other)
+        codes = Codes.of_range(num_classes, **without_codes)
     listed = next((root / f"{own}.txt" for own in _SPLITS[split] if (root / f"{own}.txt").is_file()), None)
     if listed is not None:
-        return MaskedImages(_read_list(root, listed), codes, listed, [])
-    images, masks = _find_folders(root, split)
-    return _pair(images, masks, codes)
+        source = MaskedImages(_read_list(root, listed), codes, listed, [], **without_codes)
+    else:
+        source = _pair(*_find_folders(root, split), codes, **without_codes)
+    if split == "val" and "test" in (Path(source.origin).stem, Path(source.origin).parent.name):
+        source.notes = [*source.notes, f"{root}: has no val split; test is evaluated"]
+    return source
 
 
 def _find_folders(root: Path, split: str) -> tuple[Path, Path]:
@@ -169,7 +173,7 @@ def _read_list(root: Path, file: Path) -> list[tuple[str, str]]:
     pairs, problems = [], []
     for number, line in enumerate(read_lines(file), start=1):
         separator = next((mark for mark in "\t|" if mark in line), " ")
-        parts = line.strip().rsplit(separator, maxsplit=1)
+        parts = [part.strip() for part in line.strip().rsplit(separator, maxsplit=1)]
         if len(parts) == 2 and not any(Path(part).is_absolute() or ".." in Path(part).parts for part in parts):
             pairs.append((str(root / parts[0]), str(root / parts[1])))
         elif line.strip():
@@ -182,13 +186,22 @@ def _read_list(root: Path, file: Path) -> list[tuple[str, str]]:
 def _read_classes(root: Path, ignored: int | None, zero_is_other: bool) -> Codes | None:
     """Return the codes of classes.json or classes.txt; None without these."""
     also = () if ignored is None else (ignored,)
+    for file in (root / "classes.json", root / "classes.txt"):
+        if os.path.lexists(file) and not file.is_file():
+            raise UserError(f"{file}: not a file that can be read")
     if (root / "classes.json").is_file():
+        if zero_is_other:
+            raise UserError(
+                f"DATA.MASK_ZERO_IS_OTHER=True: {root / 'classes.json'} says what 0 stands for; leave it out"
+            )
         return _read_class_table(root / "classes.json", also)
     if not (root / "classes.txt").is_file():
         return None
-    names = [line.strip() for line in read_lines(root / "classes.txt") if line.strip()]
-    if len(set(names)) < len(names) or not names:
-        raise UserError(f"{root / 'classes.txt'}: expected a name per line, each once")
+    with reading(root / "classes.txt", "a text file"):
+        text = read_file(root / "classes.txt", _MOST_NAME_BYTES).decode("utf-8-sig")
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    if len(set(names)) < len(names) or not all(names) or not names:
+        raise UserError(f"{root / 'classes.txt'}: expected a name per line, each once, and no empty line between them")
     return Codes.of_range(len(names), also, zero_is_other, names)
 
 
@@ -198,12 +211,20 @@ def _read_class_table(file: Path, ignored: tuple[int, ...]) -> Codes:
     names, labels = [], {}
     try:
         for label, entry in enumerate(table["classes"]):
-            names.append(str(entry["name"]))
+            names.append(entry["name"])
+            if not isinstance(names[-1], str) or not names[-1] or names[-1] in names[:-1]:
+                raise ValueError(f"{printable(names[-1], 40)!r} is not a name that no other class has")
+            if not entry["values"]:
+                raise ValueError(f"{names[-1]} has no values")
             for value in map(_value, entry["values"]):
                 if value in labels:
                     raise ValueError(f"{value} stands for {names[labels[value]]} and {names[label]}")
                 labels[value] = label
         left_out = [_value(value) for value in table.get("ignore", [])]
+        twice = [value for value in left_out if value in labels]
+        unknown = sorted(set(table) - {"classes", "ignore"})
+        if twice or unknown:
+            raise ValueError(f"{twice[0]} is of a class and ignored" if twice else f"unknown entry {unknown[0]}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: {one_line(error)}; {advice}") from error
     return Codes(labels, [*left_out, *(value for value in ignored if value not in labels)], names)
@@ -225,7 +246,9 @@ def _by_key(folder: Path, left_out: LeftOut) -> Iterator[tuple[str, str]]:
         yield str(own.parent / _ENDINGS.sub("", own.stem)), path
 
 
-def _pair(images: Path, masks: Path, codes: Codes | None, mask_ending: str = "") -> MaskedImages:
+def _pair(
+    images: Path, masks: Path, codes: Codes | None, mask_ending: str = "", **without_codes: object
+) -> MaskedImages:
     """Pair pictures of two folders by name; those without a partner are counted in the notes.
 
     Args:
@@ -246,7 +269,7 @@ def _pair(images: Path, masks: Path, codes: Codes | None, mask_ending: str = "")
         notes.append(f"{images}: {len(alone):,} images have no mask, and are left out: {abridge(alone, 3)}")
     if found:
         notes.append(f"{masks}: {len(found):,} masks have no image, and are left out: {abridge(sorted(found), 3)}")
-    return MaskedImages(pairs, codes, images, notes)
+    return MaskedImages(pairs, codes, images, notes, **without_codes)
 
 
 def _named(names: str) -> Codes:

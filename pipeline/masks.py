@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from errors import abridge
+from errors import UserError, abridge
 from pipeline.decoding import decode
 
 IGNORED = -1  # label of pixels that belong to no class
 MOST_CLASSES = 32_767
 # JPEG and WebP change values at the edges of what was drawn.
-FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
+FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # Pillow rescales PGM
 _UNKNOWN = -2
 _PNG_DEPTH, _PNG_COLOUR = 24, 25  # bytes of the header
+_TIFF_BITS = 258  # number of the tag
 _VALUES = 1 << 16
 
 Value = int | tuple[int, int, int]
@@ -35,16 +36,24 @@ def read_values(data: bytes) -> np.ndarray:
     if image.mode in ("1", "P", "L", "LA", "PA") or image.mode.startswith("I"):
         values = np.asarray(image)
         values = values[..., 0] if values.ndim == 3 else values
-        return _undo_scale(data, values).astype(np.int64)
+        return _undo_scale(image, data, values).astype(np.int64)
     raise ValueError(f"has pixels of mode {image.mode}; masks hold integers, a palette or colours")
 
 
-def _undo_scale(data: bytes, values: np.ndarray) -> np.ndarray:
-    """Return grey values of 2 or 4 bits, which Pillow spreads over 0 to 255, as they are in a PNG file."""
-    is_png = data[:4] == b"\x89PNG"
-    if is_png and data[_PNG_COLOUR] == 0 and data[_PNG_DEPTH] in (2, 4):
-        return values // (255 // (2 ** data[_PNG_DEPTH] - 1))
-    return values
+def _undo_scale(image: Image.Image, data: bytes, values: np.ndarray) -> np.ndarray:
+    """Return grey values of 2 or 4 bits, which Pillow spreads over 0 to 255, as they are in a PNG or TIFF file."""
+    depth = 8
+    if image.format == "PNG" and data[_PNG_COLOUR] == 0:
+        depth = data[_PNG_DEPTH]
+    elif image.format == "TIFF" and image.mode == "L":
+        depth = image.tag_v2.get(_TIFF_BITS, (8,))[0]
+    return values // (255 // (2**depth - 1)) if depth in (2, 4) else values
+
+
+def without_colours(values: np.ndarray) -> np.ndarray:
+    """Return grey that was saved as RGB as integers [H, W]; anything else as it is."""
+    is_grey = values.ndim == 3 and (values == values[..., :1]).all()
+    return values[..., 0].astype(np.int64) if is_grey else values
 
 
 class Codes:
@@ -58,7 +67,7 @@ class Codes:
 
     def __init__(self, labels: Mapping[Value, int], ignored: Sequence[Value] = (), names: list[str] | None = None):
         if max(labels.values(), default=0) >= MOST_CLASSES:
-            raise ValueError(f"at most {MOST_CLASSES:,} classes are taken")
+            raise UserError(f"masks with {max(labels.values()) + 1:,} classes; at most {MOST_CLASSES:,} are taken")
         self.names, self._of_value = names, {**dict.fromkeys(ignored, IGNORED), **labels}
         self._table = np.full(_VALUES, _UNKNOWN, np.int16)
         for value, label in self._of_value.items():
@@ -89,6 +98,8 @@ class Codes:
         Raises:
             ValueError: naming values and colours that stand for nothing.
         """
+        has_table = any(isinstance(value, tuple) for value in self._of_value)
+        values = values if has_table else without_colours(values)
         if values.ndim == 3:
             return self._apply_colours(values)
         if values.size and not 0 <= values.min() <= values.max() < _VALUES:
@@ -99,8 +110,6 @@ class Codes:
         return labels
 
     def _apply_colours(self, colours: np.ndarray) -> np.ndarray:
-        if not any(isinstance(value, tuple) for value in self._of_value) and (colours == colours[..., :1]).all():
-            return self.apply(colours[..., 0].astype(np.int64))  # grey that was saved as RGB
         packed = (colours.astype(np.int64) * [1 << 16, 1 << 8, 1]).sum(axis=-1)
         found, places = np.unique(packed, return_inverse=True)
         triples = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in found]

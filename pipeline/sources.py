@@ -253,6 +253,22 @@ class Wrapper(Source):
         self.missing, self.alternative = source.missing, source.alternative
         self.has_masks, self.mask = source.has_masks, source.mask
 
+    def use_class_names(self, class_names: list[str]) -> None:
+        """Give the images, or the pixels of their masks, the labels of another order of names."""
+        if not self.has_masks:
+            super().use_class_names(class_names)
+            return
+        self._source.use_class_names(class_names)
+        self.class_names = class_names
+
+    def count_classes(self) -> int:
+        """Return the number of classes; of masks, that of the whole source."""
+        return self._source.count_classes() if self.has_masks else super().count_classes()
+
+    def summary(self) -> str:
+        """Return a line with the numbers of images and classes."""
+        return f"{len(self):,} images with masks" if self.has_masks else super().summary()
+
 
 class LabelsOnly(Wrapper):
     """A source whose images are not read: only label, caption and index of each are used."""
@@ -324,6 +340,17 @@ def read_image(source: Source, index: int, channels: int, upright: bool = True) 
         upright: apply the EXIF orientation (DATA.EXIF_TRANSPOSE).
     """
     return as_mode(source.image(index), channels, upright)
+
+
+def read_pair(source: Source, index: int, channels: int, upright: bool = True) -> tuple[Image.Image, np.ndarray]:
+    """Decode an image, see `read_image`, and its mask, int16 [H, W]; raise ValueError if their sizes differ."""
+    image, labels = read_image(source, index, channels, upright), source.mask(index)
+    if labels.shape != (image.height, image.width):
+        raise ValueError(
+            f"its mask has {labels.shape[1]} x {labels.shape[0]} pixels, the image {image.width} x {image.height}"
+            + (" after its EXIF orientation, which masks do not have (DATA.EXIF_TRANSPOSE)" if upright else "")
+        )
+    return image, labels
 
 
 def why_unreadable(source: Source, index: int, channels: int) -> str | None:

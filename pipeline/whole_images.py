@@ -12,7 +12,7 @@ from errors import UserError
 from pipeline import augment
 from pipeline.loading import Batch
 from pipeline.mask_augment import pad, resize_to_cover
-from pipeline.sources import SKIP_ADVICE, Source, describe_unreadable, read_image
+from pipeline.sources import SKIP_ADVICE, Source, describe_unreadable, read_pair
 from pipeline.transforms import eval_transform
 
 _AHEAD = 4  # images that threads read meanwhile
@@ -39,8 +39,7 @@ class WholeImages:
         """Return pixels uint8 [H, W, C] and labels [H', W'] of an image, or why there are none."""
         data = self._config.DATA
         try:
-            image = read_image(self.source, index, data.IMAGE_CHANNELS, data.EXIF_TRANSPOSE)
-            labels = self.source.mask(index)
+            image, labels = read_pair(self.source, index, data.IMAGE_CHANNELS, data.EXIF_TRANSPOSE)
         except Exception as error:  # damaged files raise nearly anything
             return describe_unreadable(self.source, index, error)
         size_hw = image_size_hw(self._config)

@@ -19,6 +19,8 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
+
 import datasets
 from arguments import Parser
 from config import DATASETS
@@ -84,7 +86,10 @@ def _check_masked(
         num_classes = num_classes or source.count_classes()
         report |= {"images": len(source), "classes": num_classes}
         report["warnings"] = source.check(num_classes=None, channels=channels, is_val=split == "val")
-        pixels, count, report["undecodable"] = mask_check.check_masks(source, num_classes, full)
+        pixels, count, report["undecodable"] = mask_check.check_masks(source, num_classes, full, channels)
+        if np.count_nonzero(pixels[:-1]) < 2:
+            what = "only one class has pixels" if pixels[:-1].any() else "no pixel has a class"
+            report["warnings"].append(f"{source.origin}: {what}; is a value that is ignored one too (-mask_ignore)?")
         report["pixels"] = mask_check.describe_shares(pixels, source.class_names)
         if count < len(source):
             report["pixels"].append(f"of {count:,} of {len(source):,} masks; -full reads all")
@@ -102,8 +107,8 @@ def _overlap(name: str, data_path: str, num_classes: int | None, **options: obje
         ]
     except UserError:  # said for that split
         return []
-    first, second = ({str(source.path(index)) for index in range(len(source))} for source in splits)
-    shared = sorted(path for path in first & second if path != "None")
+    first, second = ({os.path.realpath(source.path(index) or "") for index in range(len(source))} for source in splits)
+    shared = sorted(first & second - {os.path.realpath("")})
     return [f"{len(shared):,} images are in train and in val: {abridge(shared, 3)}"] if shared else []
 
 
@@ -123,15 +128,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add("num_classes", "MODEL.NUM_CLASSES; default: what the data has", type=int)
     parser.add("val_split", "DATA.VAL_SPLIT", metavar="NAME")
     parser.add("val_fraction", "DATA.VAL_FRACTION", type=share, metavar="SHARE")
+    parser.add("mask_ignore", "DATA.MASK_IGNORE (default: 255; -1: none)", type=int, default=255, metavar="VALUE")
+    parser.add("mask_zero_is_other", "DATA.MASK_ZERO_IS_OTHER", action="store_true")
     parser.add("full", "decode every image", action="store_true")
     parser.add("json", "write the report there, too", metavar="FILE")
     args = parser.parse_args(argv)
     if args.dataset not in DATASETS:
         raise UserError(f"-dataset {args.dataset}: must be one of {', '.join(DATASETS)}")
+    if args.num_classes is not None and args.num_classes < 1:
+        raise UserError(f"-num_classes {args.num_classes}: must be at least 1")
     if args.json:
         results.new_file(args.json, ".json", flag="-json")
     splits = [split for split in _SPLITS if split == "train" or _is_wanted(args.dataset, Path(args.data_path), split)]
     options = {"val_split": args.val_split, "val_fraction": args.val_fraction}
+    if args.dataset == "masks":
+        ignored = args.mask_ignore if args.mask_ignore >= 0 else None
+        options |= {"ignored": ignored, "zero_is_other": args.mask_zero_is_other}
     reports = {
         split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full, **options)
         for split in splits

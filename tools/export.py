@@ -37,7 +37,7 @@ from measures import image_sets
 from methods import load_models
 from pipeline.transforms import crop_share
 from storage import results
-from storage.architecture import CLASSIFIERS
+from storage.architecture import CLASSIFIERS, SEGMENTER
 from transformer import VisionTransformer
 
 TOLERANCE = 1e-5  # relative to the largest output: float32 sums in another order
@@ -222,6 +222,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     out = results.new_directory(args.out, [args.run], writes=_FILES)
     paddle.set_device("cpu")
     config = tool_flags.read_config(args)
+    if network_kind(config) == SEGMENTER and not args.encoder:
+        raise UserError(f"{args.run}: segmenters are not exported yet; -encoder exports the encoder alone")
     is_encoder = args.encoder or network_kind(config) not in CLASSIFIERS
     model, config = (load_models.load_encoder if is_encoder else load_models.load_classifier)(args.run, config)
     shape = (config.DATA.IMAGE_CHANNELS, *image_size_hw(config))

@@ -57,9 +57,9 @@ class Patches:
         for first in range(0, len(indices), data.BATCH_SIZE):
             pixels = []
             for index in indices[first : first + data.BATCH_SIZE]:
-                image = sources.read_image(source, int(index), data.IMAGE_CHANNELS, data.EXIF_TRANSPOSE)
+                image, labels = sources.read_pair(source, int(index), data.IMAGE_CHANNELS, data.EXIF_TRANSPOSE)
                 pixels.append(augment.as_pixels(augment.squash(image, size_hw)))
-                masks.append(resize_mask(source.mask(int(index)), size_hw))
+                masks.append(resize_mask(labels, size_hw))
             tokens = extract(model, normalise(paddle.to_tensor(np.stack(pixels))), [layer], "tokens", norm=True)[layer]
             features.append(tokens[:, 1:].astype("float32").flatten(0, 1).numpy())
         self.features, self.masks = np.concatenate(features), np.stack(masks)

@@ -10,7 +10,7 @@ import datasets
 import runtime
 from config import image_size_hw, network_kind, replaced
 from errors import UserError, one_name
-from pipeline import decoding, loading, sources
+from pipeline import decoding, loading, mask_check, sources
 from pipeline.samplers import EvalSampler, TrainSampler
 from pipeline.sources import Subset
 from pipeline.transforms import Transform, eval_transform
@@ -211,7 +211,10 @@ def open_split(run: Run, split: str, needs: str, config=None) -> sources.Source:
     num_classes = config.MODEL.NUM_CLASSES if needs in sources.LABELLED else None
     for warning in source.check(num_classes=num_classes, channels=channels, is_val=split == "val"):
         say(f"warning: {one_name(warning)}")
-    problems = [sources.why_unreadable(source, index, channels) for index in _spread(len(source))]
+    if needs == "mask":
+        problems = mask_check.look_at_few(source, _spread(len(source)), channels, config.DATA.EXIF_TRANSPOSE)
+    else:
+        problems = [sources.why_unreadable(source, index, channels) for index in _spread(len(source))]
     problems = [problem for problem in problems if problem]
     if problems and config.DATA.BAD_IMAGES == "error":
         raise UserError(problems[0] + sources.SKIP_ADVICE)

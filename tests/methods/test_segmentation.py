@@ -24,7 +24,7 @@ from storage.architecture import Architecture, of_config
 from tests.conftest import TINY
 from tests.helpers import script_runs
 from tests.helpers.browser import BROWSER, check_page
-from tools import report
+from tools import export, report
 
 pytestmark = pytest.mark.quick
 SEG = [*TINY, "MODEL.TYPE", "SEGMENTATION", "DATA.DATASET", "scenes", "MODEL.NUM_CLASSES", 8, "DATA.IMAGE_SIZE", 16]
@@ -232,6 +232,9 @@ def test_two_ranks_are_one(tmp_path):
         (["SEG.LAYERS", [9]], "different blocks from 1 to 2"),
         (["SEG.LAYERS", [2, -1]], "different blocks"),
         (["SEG.LAYERS", []], "at least one block"),
+        (["SEG.LAYERS", ["a"]], "by its number"),
+        (["SEG.SCALE", ["a", "b"]], "two factors"),
+        (["MODEL.NUM_CLASSES", 3], "have 8 classes"),
         (["MODEL.DROPPATH", 0.1], "SEG.FREEZE keeps the encoder"),
         (["SEG.SCALE", [2.0, 0.5]], "the smaller one first"),
         (["DATA.DATASET", "digits"], "has no masks"),
@@ -255,6 +258,16 @@ def test_the_page_shows_truth_prediction_and_errors(tmp_path, few):
         check_page(page, tmp_path)
     with pytest.raises(UserError, match="a segmenter without a classifier"):
         load_models.load_classifier(run)
+    with pytest.raises(UserError, match="segmenters are not exported yet"):
+        export.main([str(run), "-out", str(tmp_path / "exported"), "-format", "paddle"])
+    other = script_runs.write_config(tmp_path, "other", [*SEG, "SEG.LAYERS", [1]])
+    for flags in (["-eval", "-pretrained", str(run)], ["-resume", str(run)]):
+        with pytest.raises(UserError, match=r"SEG\.LAYERS=\[1\]"):
+            main_multi_gpu_finetune.main(["-cfg", str(other), "-output", str(tmp_path), *flags])
+    main_multi_gpu_finetune.main(
+        ["-cfg", str(other), "-pretrained", str(run), "-output", str(tmp_path), "-opts", "RUN", "new"]
+    )
+    assert "is for other classes or blocks" in (tmp_path / "new" / "log.txt").read_text()
 
 
 def test_colours_of_labels_and_errors():

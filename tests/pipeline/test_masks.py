@@ -14,7 +14,7 @@ from errors import UserError
 from pipeline import scenes
 from pipeline.mask_sets import MaskedImages
 from pipeline.masks import IGNORED, Codes, read_values, resize_mask
-from pipeline.sources import Subset
+from pipeline.sources import Subset, read_pair
 from tools import check_dataset
 
 pytestmark = pytest.mark.quick
@@ -49,6 +49,21 @@ def grey_png(values: np.ndarray, bits: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def four_bit_tiff(values: np.ndarray) -> bytes:
+    """Write a TIFF of 4 bits by hand, rows of whole bytes."""
+    height, width = values.shape
+    row_bytes = -(-width // 2)
+    padded = np.pad(values, ((0, 0), (0, 2 * row_bytes - width)))
+    strip = (padded[:, ::2] * 16 + padded[:, 1::2]).astype(np.uint8).tobytes()
+    tags = [(256, 3, width), (257, 3, height), (258, 3, 4), (259, 3, 1), (262, 3, 1), (273, 4, 8)]
+    tags += [(277, 3, 1), (278, 3, height), (279, 4, len(strip))]
+    entries = b"".join(
+        struct.pack("<HHIHxx" if kind == 3 else "<HHII", tag, kind, 1, value) for tag, kind, value in tags
+    )
+    strip += b"\0" * (len(strip) % 2)
+    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -63,7 +78,7 @@ def grey_png(values: np.ndarray, bits: int) -> bytes:
         encoded(Image.fromarray(LABELS.astype(np.uint16)), "TIFF"),
         encoded(Image.fromarray(LABELS.astype(np.int32)), "TIFF"),
         encoded(Image.merge("LA", [Image.fromarray(LABELS), Image.new("L", (9, 6), 255)])),
-        encoded(Image.fromarray(LABELS), "PPM"),
+        four_bit_tiff(LABELS),
         grey_png(LABELS, 2),
         grey_png(LABELS, 4),
         encoded(Image.fromarray(LABELS).convert("RGB")),
@@ -196,9 +211,11 @@ def test_a_mask_of_another_size_is_an_error(tmp_path):
     write(tmp_path / "train" / "images" / "b.jpg", photo(LABELS), exif=exif)
     write(tmp_path / "train" / "masks" / "b.png", LABELS.T.copy())
     source = datasets.open_source("masks", str(tmp_path), "train", num_classes=4, needs="mask")
-    with pytest.raises(ValueError, match=r"mask a\.png has 6 x 9 pixels, the image 9 x 6"):
-        source.mask(0)
-    assert source.mask(1).shape == (9, 6)
+    with pytest.raises(ValueError, match=r"mask has 6 x 9 pixels, the image 9 x 6"):
+        read_pair(source, 0, 3)
+    assert read_pair(source, 1, 3)[0].size == (6, 9)
+    with pytest.raises(ValueError, match=r"mask has 6 x 9 pixels, the image 9 x 6"):
+        read_pair(source, 1, 3, upright=False)
 
 
 def test_a_table_of_classes(tmp_path):
@@ -209,7 +226,9 @@ def test_a_table_of_classes(tmp_path):
     source = datasets.open_source("masks", str(tmp_path), "train", num_classes=None, needs="mask")
     assert source.class_names == ["x", "y"]
     assert np.array_equal(source.mask(0), np.array([0, 0, 1, IGNORED])[LABELS])
-    for wrong in ([{"name": "x"}], [{"name": "x", "values": [-1]}], [{"name": "x", "values": [1, 1]}], ["x"]):
+    values = [[], [-1], [1, 1], ["x"], "no list", [[0, 0, 999]]]
+    wrong_tables = [[{"name": "x", "values": own}] for own in values]
+    for wrong in (*wrong_tables, [{"name": "x"}], [{"name": 1, "values": [1]}], ["x"], [*classes, classes[0]]):
         (tmp_path / "classes.json").write_text(json.dumps({"classes": wrong}))
         with pytest.raises(UserError, match=r"classes\.json"):
             datasets.open_source("masks", str(tmp_path), "train", num_classes=None, needs="mask")
@@ -266,13 +285,13 @@ def test_check_dataset_says_what_masks_hold(tmp_path, capsys):
     for split in ("train", "val"):
         for name in "ab":
             write(tmp_path / split / "images" / f"{name}.png", photo(LABELS))
-            write(tmp_path / split / "masks" / f"{name}.png", np.full((6, 9), 2, np.uint8))
+            write(tmp_path / split / "masks" / f"{name}.png", np.repeat([1, 2, 2], 18).reshape(6, 9).astype(np.uint8))
     (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
     flags = ["-dataset", "masks", "-data_path", str(tmp_path)]
     assert check_dataset.main(flags) == 0
     said = capsys.readouterr().out
-    assert "pixels: 100.00 % car" in said
-    assert "no pixel: sky, road" in said
+    assert "pixels: 66.67 % car" in said
+    assert "no pixel: sky" in said
     assert "all is well" in said
     write(tmp_path / "train" / "masks" / "a.png", np.full((6, 9), 7, np.uint8))
     write(tmp_path / "val" / "masks" / "b.png", np.zeros((3, 9), np.uint8))
@@ -290,3 +309,50 @@ def test_check_dataset_says_what_masks_hold(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "% stripes" in said
     assert "of 500 of 2,000 masks; -full reads all" in said
+
+
+@pytest.mark.parametrize("options", [{"zero_is_other": True}, {"ignored": 3}, {"ignored": None}])
+def test_classes_that_are_counted_are_those_that_are_read(tmp_path, options):
+    write(tmp_path / "train" / "images" / "a.png", photo(LABELS))
+    write(tmp_path / "train" / "masks" / "a.png", LABELS)
+    open_with = lambda count: datasets.open_source(
+        "masks", str(tmp_path), "train", num_classes=count, needs="mask", **options
+    )
+    counted = open_with(None)
+    assert counted.count_classes() == (4 if options.get("ignored", 0) is None else 3)
+    assert np.array_equal(counted.mask(0), open_with(counted.count_classes()).mask(0))
+
+
+def test_a_part_of_a_set_renumbers_its_masks(tmp_path):
+    for name in "ab":
+        write(tmp_path / "train" / "images" / f"{name}.png", photo(LABELS))
+        write(tmp_path / "train" / "masks" / f"{name}.png", LABELS)
+    (tmp_path / "classes.txt").write_text("p\nq\nr\ns\n")
+    options = {"num_classes": None, "needs": "mask", "val_fraction": 0.5}
+    part = datasets.open_source("masks", str(tmp_path), "val", **options)
+    part.use_class_names(["s", "r", "q", "p"])
+    assert np.array_equal(part.mask(0), 3 - LABELS.astype(int))
+    assert part.count_classes() == 4
+    assert part.summary() == "1 images with masks"
+
+
+def test_binary_masks_of_0_and_255_are_warned_of(tmp_path, capsys):
+    for split in ("train", "val"):
+        write(tmp_path / split / "images" / f"{split}.png", photo(LABELS))
+        write(tmp_path / split / "masks" / f"{split}.png", (LABELS > 1) * np.uint8(255))
+    flags = ["-dataset", "masks", "-data_path", str(tmp_path)]
+    check_dataset.main(flags)
+    assert "only one class has pixels; is a value that is ignored one too (-mask_ignore)?" in capsys.readouterr().out
+    (tmp_path / "classes.json").write_text(
+        '{"classes": [{"name": "a", "values": [0]}, {"name": "b", "values": [255]}]}'
+    )
+    assert check_dataset.main(flags) == 0
+
+
+@pytest.mark.parametrize("text", ["a\n\nb\n", "a\na\n", "", "\xff"])
+def test_lists_of_classes_that_may_mean_something_else(tmp_path, text):
+    write(tmp_path / "train" / "images" / "a.png", photo(LABELS))
+    write(tmp_path / "train" / "masks" / "a.png", LABELS)
+    (tmp_path / "classes.txt").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"classes\.txt"):
+        datasets.open_source("masks", str(tmp_path), "train", num_classes=None, needs="mask")
