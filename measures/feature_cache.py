@@ -29,13 +29,16 @@ def add_pool_flag(parser: Parser) -> None:
     parser.add("pool", "class token or mean of the patches, instead of what the classifier reads", choices=POOLS[:2])
 
 
-def split_features(args, *splits: str, pool: str | None, all_layers: bool = False) -> list[dict[str, np.ndarray]]:
+def split_features(
+    args, *splits: str, pool: str | None, all_layers: bool = False, neighbours: int = 0
+) -> list[dict[str, np.ndarray]]:
     """Return features and labels of splits, from the cache where it has them; see `extraction.extract_all`.
 
     Args:
         args: of the tool.
         pool: see `extraction.extract`.
         all_layers: of every block, as if the encoder ended there, see `norm` there.
+        neighbours: that are asked for among the first split's images.
     """
     device.set_device()
     model, config = load_models.load_encoder(args.run, tool_flags.read_config(args))
@@ -47,6 +50,8 @@ def split_features(args, *splits: str, pool: str | None, all_layers: bool = Fals
         source = image_sets.open_images(config, split)
         if source.labels.min() < 0:
             raise UserError(f"{source.origin}: has images without labels")
+        if split == splits[0] and len(source) < neighbours:
+            raise UserError(f"-k {neighbours}: {source.origin} has {len(source):,} images")
         about = {"weights": str(weights), "written": weights.stat().st_mtime_ns, "pool": pool, "split": split}
         about |= {"origin": str(source.origin), "images": len(source), "settings": settings}
         folder = None if args.cache is None else results.new_directory(Path(args.cache) / split, [args.run], "-cache")

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     if min(args.k) < 1:
         raise UserError(f"-k {min(args.k)}: must be at least 1")
     feature_cache.check_outputs(args)
-    train, val = feature_cache.split_features(args, "train", "val", pool=args.pool)
+    train, val = feature_cache.split_features(args, "train", "val", pool=args.pool, neighbours=max(args.k))
     found = classify(train["features"], train["labels"], val["features"], args.k, args.temperature, args.standardise)
     figures = {f"acc1, k={k}": 100 * float(np.mean(classes == val["labels"])) for k, classes in found.items()}
     title = f"k-NN, {len(val['labels']):,} images by {len(train['labels']):,}, cosine, temperature {args.temperature}"

@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
         raise UserError(f"-k {args.k}: must be at least 1")
     feature_cache.check_outputs(args)
     out = None if args.out is None else results.new_directory(args.out, [args.run], writes=_FILES)
-    train, val = feature_cache.split_features(args, "train", "val", pool="cls+mean", all_layers=True)
+    train, val = feature_cache.split_features(args, "train", "val", pool="cls+mean", all_layers=True, neighbours=args.k)
     print(_line(["layer", *(f"{m}, {pool}" for pool in _POOLS for m in ("k-NN", "linear"))]))
     rows = measure(train, val, args.k)
     said = advice(rows, args)

@@ -103,6 +103,10 @@ def test_the_val_split_chooses_no_rate():
         linear_probe.probe_accuracy((features[:600], labels[:600] * 0), val)
 
 
-def test_wrong_numbers_are_told(tmp_path):
+def test_wrong_numbers_are_told(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(extraction, "extract", None)  # nothing is computed before
+    for tool in (layers, knn):
+        with pytest.raises(UserError, match="-k 5000: "):
+            tool.main([str(trained()), "-k", "5000"])
     with pytest.raises(UserError, match="-k 0"):
         layers.main([str(tmp_path), "-k", "0"])
