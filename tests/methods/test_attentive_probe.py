@@ -75,7 +75,7 @@ def picture():
 
 @pytest.mark.parametrize("kind", POOLERS)
 def test_several_rates_at_once_are_the_probes_of_each(tiny_run, pretrained, kind):
-    sgd = [*pretrained, "TRAIN.OPTIMIZER.NAME", "SGD", "DATA.BATCH_SIZE", 64, "TRAIN.NUM_EPOCHS", 2]
+    sgd = [*pretrained, "TRAIN.OPTIMIZER.NAME", "SGD", "DATA.BATCH_SIZE", 64, "TRAIN.NUM_EPOCHS", 1]  # the best one
     rates = [0.25, 1.0]
     run = tiny_run("linearprobe", *settings(kind, *sgd, "TRAIN.LR_SWEEP", rates))
     sweep = dispatch.build_task(run)
@@ -93,7 +93,7 @@ def test_several_rates_at_once_are_the_probes_of_each(tiny_run, pretrained, kind
             expected = head.state_dict()[name].numpy()
             if name.endswith(HAVE_NO_GRADIENT):
                 assert np.abs(value.numpy() - expected).max() < 1e-5
-            else:  # sums in another order, over four updates
+            else:  # sums in another order, over some updates
                 assert_close(value.numpy(), expected, 5e-5, name)
         assert scores[f"loss_lr{rate:g}"] == pytest.approx(alone[-1]["loss"], rel=3e-4)
     best = int(np.argmax([scores[f"acc1_lr{rate:g}"] for rate in rates]))
