@@ -29,9 +29,12 @@ class Heads(NamedTuple):
     mean: np.ndarray
     scale: np.ndarray
 
-    def logits(self, features: np.ndarray) -> paddle.Tensor:
-        """Return [B, R, K] of features [B, D]."""
-        standard = paddle.to_tensor((np.asarray(features, np.float32) - self.mean) * self.scale)
+    def standardise(self, features: np.ndarray) -> paddle.Tensor:
+        """Return features [B, D] with the mean and the deviation of the fitted ones taken out."""
+        return paddle.to_tensor((np.asarray(features, np.float32) - self.mean) * self.scale)
+
+    def logits(self, standard: paddle.Tensor) -> paddle.Tensor:
+        """Return [B, R, K] of standardised features [B, D]."""
         return paddle.matmul(standard, self.weight.flatten(1)).reshape([-1, *self.bias.shape]) + self.bias
 
     def count_right(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -39,7 +42,9 @@ class Heads(NamedTuple):
         right = np.zeros(self.bias.shape[0], np.int64)
         for first in range(0, len(labels), _ROWS):
             part = slice(first, first + _ROWS)
-            right += (self.logits(features[part]).argmax(axis=-1).numpy() == labels[part, None]).sum(axis=0)
+            right += (self.logits(self.standardise(features[part])).argmax(axis=-1).numpy() == labels[part, None]).sum(
+                axis=0
+            )
         return right
 
 
@@ -67,11 +72,12 @@ def fit_heads(
     for epoch in range(epochs):
         for number, chosen in enumerate(np.array_split(rng.permutation(len(labels)), num_batches)):
             progress = (epoch + number / num_batches) / epochs
-            rows = features[np.sort(chosen)]  # ascending, for a mapped file
-            standard = paddle.to_tensor((np.asarray(rows, np.float32) - mean) * scale)
-            target = F.one_hot(paddle.to_tensor(labels[np.sort(chosen)]), shape[2]).unsqueeze(1)  # [B, 1, K]
-            logits = paddle.matmul(standard, heads.weight.flatten(1)).reshape([-1, *shape[1:]]) + heads.bias
-            error = (F.softmax(logits, axis=-1) - target) / len(chosen)  # the loss's gradient, [B, R, K]
+            rows = np.sort(chosen)  # ascending, for a mapped file
+            standard = heads.standardise(features[rows])
+            target = F.one_hot(paddle.to_tensor(labels[rows]), shape[2]).unsqueeze(1)  # [B, 1, K]
+            error = (F.softmax(heads.logits(standard), axis=-1) - target) / len(
+                chosen
+            )  # the loss's gradient, [B, R, K]
             gradients = paddle.matmul(standard, error.flatten(1), transpose_x=True).reshape(shape), error.sum(axis=0)
             for value, velocity, gradient in zip(heads[:2], velocities, gradients, strict=True):
                 velocity.scale_(_MOMENTUM).add_(gradient)
