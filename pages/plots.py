@@ -46,9 +46,7 @@ def to_image(figure) -> Image.Image:
 
 
 def draw_curves(
-    panels: list[tuple[str, str, dict[str, list[tuple[float, float]]]]],
-    x_label: str = "epoch",
-    logarithmic: bool = False,
+    panels: list[tuple[str, str, dict[str, list[tuple[float, float]]]]], x_label: str = "epoch"
 ) -> Image.Image:
     """Draw panels side by side: (title, label of y, {legend: [(x, y), ...]})."""
     figure, axes = new_axes(len(panels))
@@ -58,8 +56,6 @@ def draw_curves(
                 axis.plot(*zip(*points, strict=True), label=plain(legend), marker="." if len(points) == 1 else None)
         axis.set(title=plain(title), xlabel=plain(x_label), ylabel=plain(y_label))
         axis.grid(alpha=0.3)
-        if logarithmic:
-            axis.set_yscale("log")
         if len(curves) > 1:
             axis.legend(fontsize="small")
     return to_image(figure)
