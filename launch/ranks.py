@@ -6,14 +6,14 @@ Paddle's launcher tells one exit code only, that of any rank: often of one that 
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 
 _STATE, _PARENT, _EXIT_CODE = 0, 1, 49  # fields of /proc/PID/stat after the name, see proc(5)
-_CAUSES = (
-    signal.SIGKILL,
-    signal.SIGSEGV,
-    signal.SIGBUS,
-)  # likely causes where several ranks died together; those that lost a peer abort
+# Likely causes where several ranks died together. Those that lost a peer abort, or fail, and can be gone before it: its
+# connections close before its memory is freed.
+_CAUSES = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
+_TOGETHER_SECS = 2.0  # less than Paddle's launcher waits before it kills the other ranks of one that failed
 
 
 class Ranks:
@@ -29,7 +29,7 @@ class Ranks:
         self._ended: set[int] = set()
         self._signalled: set[int] = set()
         self.first_killed: tuple[str, int] | None = None
-        self._has_ended_badly = False
+        self._first_bad_end: float | None = None  # time.monotonic()
 
     @property
     def are_there(self) -> bool:
@@ -48,10 +48,13 @@ class Ranks:
                 if os.WIFSIGNALED(status):
                     killed.append((self._rank_by_pid.get(pid) or "?", os.WTERMSIG(status)))
                 exited = exited or os.WEXITSTATUS(status) != 0
-        causes = [end for end in killed if end[1] in _CAUSES] or ([] if exited else killed)
-        if causes and not self._has_ended_badly:
+        causes = [end for end in killed if end[1] in _CAUSES]
+        if self._first_bad_end is None and (killed or exited):
+            self._first_bad_end = time.monotonic()
+            causes = causes or ([] if exited else killed)
+        is_cause_known = self.first_killed is not None and self.first_killed[1] in _CAUSES
+        if causes and not is_cause_known and time.monotonic() - self._first_bad_end < _TOGETHER_SECS:
             self.first_killed = causes[0]
-        self._has_ended_badly = self._has_ended_badly or exited or bool(killed)
 
     def signal(self, number: int, again: bool = False) -> None:
         """Send a signal to every rank; without `again`, to those only that have not got one."""

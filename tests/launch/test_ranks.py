@@ -1,10 +1,14 @@
 """Ends of ranks, in words and exit codes."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from launch import launcher
+from launch import launcher, ranks
 
 
 @pytest.mark.parametrize(
@@ -27,3 +31,50 @@ def test_the_first_end_is_told(tmp_path, capsys, killed, note, code, said):
 @pytest.mark.parametrize(("code", "told"), [(0, 0), (1, 1), (75, 75), (247, 137), (250, 134), (-9, 137), (-15, 143)])
 def test_exit_codes_are_those_of_a_shell(code, told):
     assert launcher._shell_code(code) == told
+
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+FAIL = [sys.executable, "-c", "raise SystemExit(1)"]
+
+
+def _look_until_ended(watched, process):
+    """Look until a child has ended, and leave it a zombie, as a launcher that is busy."""
+    deadline = time.monotonic() + 20
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    watched.look()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "pause", "told"),
+    [
+        (signal.SIGABRT, signal.SIGKILL, 0.0, ("1", signal.SIGKILL)),  # rank 0 lost its peer, and is gone before it
+        (None, signal.SIGSEGV, 0.0, ("1", signal.SIGSEGV)),  # the same, and it raised
+        (signal.SIGABRT, signal.SIGABRT, 0.0, ("0", signal.SIGABRT)),
+        (signal.SIGBUS, signal.SIGKILL, 0.0, ("0", signal.SIGBUS)),
+        (signal.SIGABRT, signal.SIGKILL, 0.5, ("0", signal.SIGABRT)),  # by the launcher, which ends the others
+        (None, signal.SIGKILL, 0.5, None),
+    ],
+)
+def test_the_cause_is_found_among_ends_that_are_seen_one_by_one(monkeypatch, first, second, pause, told):
+    monkeypatch.setattr(ranks, "_TOGETHER_SECS", 0.4 if pause else 20.0)
+    watched = ranks.Ranks(os.getpid())
+    watched._ended = {pid for pid, _ in watched._children()}  # children that other tests have left
+    commands = (FAIL if first is None else SLEEP, SLEEP)
+    launched = [
+        subprocess.Popen(command, env={"PADDLE_TRAINER_ID": str(rank)}) for rank, command in enumerate(commands)
+    ]
+    try:
+        watched.look()
+        if first is not None:
+            launched[0].send_signal(first)
+        _look_until_ended(watched, launched[0])
+        time.sleep(pause)
+        launched[1].send_signal(second)
+        _look_until_ended(watched, launched[1])
+        assert watched.first_killed == told
+    finally:
+        for process in launched:
+            process.kill()
+            process.wait()
