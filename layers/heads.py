@@ -32,6 +32,7 @@ class JointBatchNorm(nn.Layer):
             self.create_parameter([width], default_initializer=nn.initializer.Constant(1.0)) if affine else None
         )
         self.bias = self.create_parameter([width], is_bias=True) if affine else None
+        self._epsilon = _BATCH_NORM_EPS
         self.register_buffer("_mean", paddle.zeros([width]))
         self.register_buffer("_variance", paddle.ones([width]))
 
@@ -40,7 +41,7 @@ class JointBatchNorm(nn.Layer):
         with paddle.amp.auto_cast(enable=False):
             features = features.astype("float32")
             mean, variance = self._batch_statistics(features) if self.training else (self._mean, self._variance)
-            normalised = (features - mean) * (variance + _BATCH_NORM_EPS).rsqrt()
+            normalised = (features - mean) * (variance + self._epsilon).rsqrt()
             return normalised if self.weight is None else normalised * self.weight + self.bias
 
     def _batch_statistics(self, features: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:

@@ -1,9 +1,11 @@
-"""Classes of photos by any classifier of this project: finetuned, probed, ported, or a CLIP model with texts.
+"""Classes of photos by any classifier or segmenter of this project, or by a CLIP model with texts.
 
 from measures.prediction import load, predict
 model = load("output/finetune")
 for found in predict(model, ["cat.jpg", "dog.jpg"]):
 print(found.file, found.classes[0], found.probabilities[0])
+
+Of a segmenter, the probability of a class is its share of the pixels, and `segment(model, photos)` has their classes.
 """
 
 import dataclasses
@@ -21,6 +23,7 @@ from errors import UserError
 from measures import image_sets
 from measures.classification import class_probabilities
 from methods import load_models, zero_shot
+from methods.segmenter import label_map
 from pipeline import sources
 from pipeline.decoding import FORMAT_OF_SUFFIX
 from pipeline.file_images import FileImages
@@ -30,17 +33,19 @@ from pipeline.left_out import LeftOut
 from pipeline.shard_index import shard_split
 from pipeline.sources import Source, Subset
 from pipeline.web_shards import WebShards
+from pipeline.whole_images import WholeImages
 from storage import weight_files
+from storage.architecture import CLASSIFIERS, SEGMENTER
 
 Images = str | Path | Image.Image | Sequence[str | Path] | Sequence[Image.Image]
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A classifier with what its outputs mean.
+    """A classifier of photos or of their pixels, with what its outputs mean.
 
     Attributes:
-        network: from images [B, C, H, W] to logits [B, K].
+        network: from images [B, C, H, W] to logits [B, K]; of a segmenter, [B, K, rows, columns].
         config: of the network; says how images are prepared.
         class_names: of the K classes.
     """
@@ -52,7 +57,12 @@ class Classifier:
     @property
     def is_multi_label(self) -> bool:
         """True if the probabilities of the classes are independent of each other (TRAIN.MULTI_LABEL)."""
-        return network_kind(self.config) != "clip" and self.config.TRAIN.MULTI_LABEL
+        return network_kind(self.config) in CLASSIFIERS and self.config.TRAIN.MULTI_LABEL
+
+    @property
+    def is_segmenter(self) -> bool:
+        """True if it classifies pixels."""
+        return network_kind(self.config) == SEGMENTER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +72,7 @@ class Prediction:
     Attributes:
         file: path of the photo, or its name in a shard or list.
         classes: names, the likeliest first; empty for a photo that cannot be read.
-        probabilities: of these classes.
+        probabilities: of these classes; of a segmenter, their shares of the pixels.
         error: why the photo cannot be read; empty if it can.
     """
 
@@ -87,7 +97,8 @@ def load(path: str | Path, config=None, texts: Sequence[str] = ()) -> Classifier
     if network_kind(config) != "clip":
         if texts:
             raise UserError(f"-texts: {path} has classes of its own; texts are for a CLIP model")
-        network, config = load_models.load_classifier(path, config)
+        kind = load_models.load_segmenter if network_kind(config) == SEGMENTER else load_models.load_classifier
+        network, config = kind(path, config)
         return Classifier(network, config, image_sets.class_names(config))
     if not texts:
         raise UserError(f"{path}: a CLIP model has no classes of its own; give them with -texts")
@@ -101,18 +112,26 @@ def load(path: str | Path, config=None, texts: Sequence[str] = ()) -> Classifier
 
 
 def predict(model: Classifier, images: Images, topk: int = 5) -> list[Prediction]:
-    """Return the likeliest classes of photos.
+    """Return the likeliest classes of photos, or, of a segmenter, those that cover the most of them.
 
     Args:
         images: a folder, a file, a list file, a folder of shards, or a picture of PIL; or several files or pictures.
         topk: classes of each.
     """
+    return list(itertools.chain.from_iterable(predict_batches(model, _open(images), topk)))
+
+
+def segment(model: Classifier, images: Images) -> Iterator[tuple[str, np.ndarray | None]]:
+    """Yield the name of each photo and the class of each of its pixels, int16 [H, W]; None for an unreadable one."""
+    source = _open(images)
+    for index, labels in label_maps(model, source):
+        yield _name(source, index), labels
+
+
+def _open(images: Images) -> Source:
     given = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
-    if given and all(isinstance(one, Image.Image) for one in given):
-        source = sources.Pictures(given)
-    else:
-        source = open_photos(given)
-    return list(itertools.chain.from_iterable(predict_batches(model, source, topk)))
+    is_drawn = given and all(isinstance(one, Image.Image) for one in given)
+    return sources.Pictures(given) if is_drawn else open_photos(given)
 
 
 def open_photos(paths: Sequence[str | Path]) -> Source:
@@ -164,12 +183,45 @@ def _open_files(paths: list[Path]) -> FileImages:
     return FileImages(found, np.full(len(found), -1, np.int64), origin, notes=left_out.notes(origin))
 
 
-def predict_batches(model: Classifier, source: Source, topk: int, first: int = 0) -> Iterator[list[Prediction]]:
+def label_maps(model: Classifier, source: Source, first: int = 0) -> Iterator[tuple[int, np.ndarray | None]]:
+    """Yield number and classes of the pixels, int16 [H, W], of each photo; None for one that cannot be read."""
+    config, done = replaced(model.config, "DATA.BAD_IMAGES", "skip"), first
+    for batch in WholeImages(config, source, lambda note: None, range(first, len(source))):
+        index = int(batch.host_indices[0])
+        yield from ((other, None) for other in range(done, index))
+        yield index, label_map(model.network, config, batch.images[0], batch.masks.shape[1:])
+        done = index + 1
+    yield from ((other, None) for other in range(done, len(source)))
+
+
+def predict_batches(
+    model: Classifier,
+    source: Source,
+    topk: int,
+    first: int = 0,
+    keep_map: Callable[[int, np.ndarray], None] = lambda index, labels: None,
+) -> Iterator[list[Prediction]]:
     """Yield the predictions of each batch, in the source's order; also of photos that cannot be read.
 
     Args:
         first: photo to begin with, the first of a batch.
+        keep_map: gets number and classes of the pixels of each photo of a segmenter, before its prediction comes.
     """
+    if not model.is_segmenter:
+        yield from _classify_batches(model, source, topk, first)
+        return
+    for index, labels in label_maps(model, source, first):
+        if labels is None:
+            yield [_unreadable(source, index, model.config.DATA.IMAGE_CHANNELS)]
+            continue
+        keep_map(index, labels)
+        shares = np.bincount(labels.ravel(), minlength=len(model.class_names)) / labels.size
+        best = [column for column in np.argsort(-shares, kind="stable")[:topk] if shares[column] > 0]
+        names = [model.class_names[column] for column in best]
+        yield [Prediction(_name(source, index), names, [round(float(shares[column]), 6) for column in best])]
+
+
+def _classify_batches(model: Classifier, source: Source, topk: int, first: int) -> Iterator[list[Prediction]]:
     config, names = replaced(model.config, "DATA.BAD_IMAGES", "skip"), model.class_names
     size, channels = config.DATA.BATCH_SIZE, config.DATA.IMAGE_CHANNELS
     notes: list[str] = []  # the same as the errors below

@@ -28,6 +28,7 @@ from training.optimizers import configured_optimizer, weight_average
 from training.run import Run
 from training.task import Cost, Evaluation, Task
 
+TARGET = "mask"  # what each image needs
 _HEAD_STD = 0.01
 
 
@@ -191,7 +192,7 @@ def evaluation(run: Run) -> Evaluation:
 
 def build_eval_loader(run: Run) -> WholeImages:
     """Open the val split."""
-    source = check_classes(run.config, loaders.open_split(run, "val", "mask"))
+    source = check_classes(run.config, loaders.open_split(run, "val", TARGET))
     own = range(runtime.rank(), len(source), runtime.world_size())
     return WholeImages(run.config, source, run.bad_images.append, own)
 
@@ -215,7 +216,7 @@ METHOD = Method(
     build,
     transform,
     prepare_source=check_classes,
-    target=lambda config: "mask",
+    target=lambda config: TARGET,
     evaluate=evaluate_only,
     build_eval_loader=build_eval_loader,
     trained_blocks=_trained_blocks,

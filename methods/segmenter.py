@@ -5,13 +5,14 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from config import network_kind
+from config import image_size_hw, network_kind
 from errors import UserError
 from layers.heads import JointBatchNorm
 from storage.architecture import Architecture, of_config
 from transformer import VisionTransformer, regularisation
 
 _WINDOWS_AT_ONCE = 8
+_CLASSES_AT_ONCE = 8  # whose logits are enlarged at a time: all of a large photo would take gigabytes
 
 
 class Segmenter(VisionTransformer):
@@ -49,9 +50,9 @@ class Segmenter(VisionTransformer):
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Return the logits of each patch, [B, K, rows, columns]."""
-        features = self.patch_features(images)
-        logits = self.classifier(features.flatten(0, 1)).reshape([*features.shape[:2], -1])
-        return logits.transpose([0, 2, 1]).reshape([features.shape[0], -1, *self.patch_embedding.grid_hw])
+        rows, columns = self.patch_embedding.grid_hw
+        logits = self.classifier(self.patch_features(images).flatten(0, 1))
+        return logits.reshape([-1, rows, columns, logits.shape[-1]]).transpose([0, 3, 1, 2])
 
 
 def build_segmenter(config) -> Segmenter:
@@ -92,3 +93,26 @@ def segment(model: nn.Layer, image: paddle.Tensor, window_hw: tuple[int, int], s
             total[box] += own
             counts[box] += 1.0
     return total / counts
+
+
+@paddle.no_grad()
+def label_map(model: nn.Layer, config, image: paddle.Tensor, size_hw: tuple[int, int]) -> np.ndarray:
+    """Return the class of each pixel, int16 [H, W], of a whole image.
+
+    Args:
+        image: normalised, [C, h, w], see `segment`.
+        size_hw: of the result.
+
+    Raises:
+        UserError: if the network's outputs are not finite.
+    """
+    logits = segment(model, image, image_size_hw(config), config.SEG.STRIDE)
+    if not bool(paddle.isfinite(logits).all()):
+        raise UserError("the model's outputs are not finite; are its weights whole?")
+    largest, labels = paddle.full(size_hw, -np.inf), paddle.zeros(size_hw, "int32")
+    for first in range(0, len(logits), _CLASSES_AT_ONCE):
+        some = upsample(logits[first : first + _CLASSES_AT_ONCE].unsqueeze(0), size_hw)[0]
+        is_larger = some.max(axis=0) > largest
+        labels = paddle.where(is_larger, some.argmax(axis=0).astype("int32") + first, labels)
+        largest = paddle.where(is_larger, some.max(axis=0), largest)
+    return labels.numpy().astype(np.int16)

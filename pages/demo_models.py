@@ -10,13 +10,13 @@ from PIL import Image
 from clip import load_clip
 from config import get_config
 from errors import UserError
-from measures import image_sets
+from measures import image_sets, prediction
 from measures.classification import class_probabilities
 from methods import load_models
-from pages import drawing, html, reconstruction
-from pipeline import sources
+from pages import drawing, html, reconstruction, segments
 from pipeline.decoding import as_mode, decode
 from pipeline.file_images import FileImages
+from pipeline.sources import read_image
 from pipeline.transforms import eval_transform
 from storage import weight_files
 
@@ -99,6 +99,30 @@ class Classifier:
         return {self.names[index]: float(row[index]) for index in np.argsort(-row, kind="stable")[:5]}
 
 
+class Segmenter:
+    """The classes of a photo's pixels.
+
+    Args:
+        weights: a segmentation run.
+    """
+
+    def __init__(self, weights: str):
+        network, self.config = load_models.load_segmenter(weights)
+        self.names = image_sets.class_names(self.config)
+        self._model = prediction.Classifier(network, self.config, self.names)
+
+    def paint(self, photo: str) -> str:
+        """Return the photo, its classes, and both laid over each other, with a legend, as HTML."""
+        source, data = FileImages([Path(photo)], np.array([-1]), Path(photo).parent), self.config.DATA
+        ((_, labels),) = prediction.label_maps(self._model, source)
+        if labels is None:
+            raise UserError(f"{Path(photo).name} cannot be read as an image")
+        pixels, colours = np.asarray(read_image(source, 0, 3, data.EXIF_TRANSPOSE)), segments.palette(len(self.names))
+        panels = [pixels, segments.paint(pixels, labels, colours), segments.colour(labels, colours)]
+        grid = html.html_grid(["photo", "classes over it", "classes"], [[panel] for panel in panels])
+        return grid + segments.legend(np.unique(labels), self.names, colours)
+
+
 class ZeroShot:
     """A CLIP model.
 
@@ -137,7 +161,7 @@ def read_photo(config, photo: str) -> np.ndarray:
     """Read a photo as a batch [1, C, H, W], as evaluation sees it."""
     source = FileImages([Path(photo)], np.array([-1]), Path(photo).parent)
     try:
-        image = sources.read_image(source, 0, config.DATA.IMAGE_CHANNELS, config.DATA.EXIF_TRANSPOSE)
+        image = read_image(source, 0, config.DATA.IMAGE_CHANNELS, config.DATA.EXIF_TRANSPOSE)
         return eval_transform(config)(image, np.random.default_rng(0))[None]
     except Exception as error:  # whatever was uploaded
         raise UserError(f"{Path(photo).name} cannot be read as an image ({error})") from error

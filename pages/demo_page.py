@@ -10,7 +10,7 @@ from PIL import Image
 
 from errors import UserError
 from measures import image_sets
-from pages.demo_models import CANVAS_PX, Autoencoder, Classifier, ZeroShot, read_painted
+from pages.demo_models import CANVAS_PX, Autoencoder, Classifier, Segmenter, ZeroShot, read_painted
 from pages.uploads import photo_reader, read_upload, with_message
 from pipeline.sources import read_image
 
@@ -37,6 +37,7 @@ class Models(NamedTuple):
 
     autoencoder: Autoencoder | None = None
     classifier: Classifier | None = None
+    segmenter: Segmenter | None = None
     zero_shot: ZeroShot | None = None
 
     @property
@@ -64,6 +65,9 @@ def build_page(models: Models, uploads: Path):
             if models.classifier is not None:
                 with gradio.Tab("Classification"):
                     _add_classification(gradio, models.classifier, photo)
+            if models.segmenter is not None:
+                with gradio.Tab("Segmentation"):
+                    _add_segmentation(gradio, models.segmenter, photo)
             if models.zero_shot is not None:
                 with gradio.Tab("Zero-shot"):
                     _add_zero_shot(gradio, models.zero_shot, photo)
@@ -180,6 +184,12 @@ def _add_classification(gradio, classifier: Classifier, photo) -> None:
     gradio.Markdown(f"It knows {len(classifier.names):,} classes, and takes any photo for some of them.")
     classes = gradio.Label(label="Taken for", elem_id="classes")
     _answer(gradio, [photo.change], _about_photo(classifier.classify), [photo], classes, "classify")
+
+
+def _add_segmentation(gradio, segmenter: Segmenter, photo) -> None:
+    gradio.Markdown(f"It knows {len(segmenter.names):,} classes, and takes any pixel for one of them.")
+    maps = gradio.HTML(elem_id="maps")
+    _answer(gradio, [photo.change], _about_photo(segmenter.paint), [photo], maps, "segment")
 
 
 def _add_attention(gradio, autoencoder: Autoencoder, photo) -> None:

@@ -12,7 +12,7 @@ from methods import multi_label
 from pages import html, plots, tables
 from storage import atomic, results
 
-RESULTS = ("scores.json", "classes.csv", "confusion.csv", "corruptions.csv", "report.html")
+RESULTS = ("scores.json", "classes.csv", "confusion.csv", "corruptions.csv", "images.csv", "report.html")
 _MOST_ROWS = 20  # rows of a table on the page
 _MOST_TRIVIAL = 5  # classes of which every image has its own among the first five
 

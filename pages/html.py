@@ -25,7 +25,7 @@ table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: a
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .9rem; text-align: left; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 img { max-width: 100%; }
-figure { margin: 1rem 0; }
+figure { margin: 1rem 0; overflow-x: auto; }
 figcaption { color: var(--soft); }
 figure > img { background: #fff; }
 pre { overflow-x: auto; background: var(--panel); padding: .7rem; font-size: .85rem; }
@@ -39,9 +39,6 @@ summary { cursor: pointer; }
 .chart line.rule { stroke: var(--line); } .chart line.mark { stroke: var(--soft); }
 .controls { display: flex; flex-wrap: wrap; gap: 1rem; font-size: .85rem; color: var(--soft); min-height: 1.5rem; }
 .controls output { flex: 1; color: var(--text); } .controls input[type=range] { width: 5rem; vertical-align: middle; }
-.legend { display: flex; flex-wrap: wrap; gap: .3rem 1rem; font-size: .85rem; }
-.legend span::before { content: ""; display: inline-block; width: 1rem; height: .2rem; margin-right: .4rem;
-  background: var(--colour); vertical-align: middle; }
 """
 GRID_STYLE = """
 .grid { display: grid; gap: 4px; max-width: 80rem; align-items: end; overflow-x: auto; }
@@ -51,10 +48,14 @@ GRID_STYLE = """
 .grid div span { display: block; }
 .grid.row { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); align-items: start; gap: 1rem; }
 .grid img.small { image-rendering: pixelated; }
+.legend { display: flex; flex-wrap: wrap; gap: .3rem 1rem; font-size: .85rem; }
+.legend span::before { content: ""; display: inline-block; width: 1rem; height: .2rem; margin-right: .4rem;
+  background: var(--colour); vertical-align: middle; }
 """
 _CELL = "3.6rem"  # at least, of an image in a column; a grid that is wider than the window scrolls
 _SMALL_PX = 64  # an image with a shorter side is enlarged without smoothing
 _SHOWN_PX = 320  # a larger image is embedded at this size
+_PLOT_SCALE = 0.88  # at least, of a plot; its text is 12.6 px high at full size, and 11 px at this scale
 
 
 class Link(NamedTuple):
@@ -83,10 +84,12 @@ def html_table(header: list[str], rows: list[list[object]]) -> str:
     return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
-def html_figure(image: Image.Image, caption: str, format: str = "PNG") -> str:
-    """Embed a picture."""
+def html_figure(plot: Image.Image, caption: str) -> str:
+    """Embed a plot; one that is wider than the window scrolls, so that its text stays legible."""
     caption = html.escape(caption)
-    return f'<figure><img src="{_embed(image, format)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    width = f"min-width: {_PLOT_SCALE * plot.width:.0f}px"
+    picture = f'<img src="{_embed(plot, "PNG")}" style="{width}" alt="{caption}">'
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
 def html_grid(headings: list[str], panels: Sequence[Sequence[np.ndarray]], names: Sequence[str] = ()) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from measures.prediction import Prediction
 from pages import html
+from pages.mask_files import MaskFiles
 from pipeline import sources
 from pipeline.sources import Source
 
@@ -42,24 +43,35 @@ class Summary:
         return [(-index, row) for _, index, row in sorted(self._least, key=lambda item: (-item[0], -item[1]))]
 
 
-def write_page(path: Path, title: str, summary: Summary, source: Source, channels: int, upright: bool) -> None:
+def write_page(
+    path: Path,
+    title: str,
+    summary: Summary,
+    source: Source,
+    channels: int,
+    upright: bool,
+    masks: MaskFiles | None = None,
+) -> None:
     """Write the page.
 
     Args:
         source: of the photos.
         channels, upright: see `sources.read_image`.
+        masks: of a segmenter; its overlays are shown instead of the photos.
     """
     least = summary.least_certain()
     photos = []
     for index, row in least:
         with contextlib.suppress(OSError):  # it has gone since
-            photo = np.atleast_3d(np.asarray(sources.read_image(source, index, channels, upright)))
-            photos.append((photo, *_caption(row)))
-    about = f"{len(photos):,} of {summary.counts.total():,}, those with the lowest probability first"
+            photo = sources.read_image(source, index, channels, upright) if masks is None else masks.overlay(index)
+            photos.append((np.atleast_3d(np.asarray(photo)), *_caption(row)))
+    heading, first = ("Least certain", "lowest probability") if masks is None else ("Most mixed", "smallest main class")
+    about = html.html_paragraph(f"{len(photos):,} of {summary.counts.total():,}, those with the {first} first")
     rows = [[name, count] for name, count in summary.counts.most_common(_MOST_ROWS)]
+    legend = "" if masks is None else masks.legend({name for _, row in least for name in row.classes})
     sections = [
         (f"Classes ({len(rows)} of {len(summary.counts)})", html.html_table(["class", "photos"], rows)),
-        ("Least certain", html.html_paragraph(about) + html.html_row(photos)),
+        (heading, about + legend + html.html_row(photos)),
     ]
     if summary.unreadable:
         rows = [[row.file, row.error] for row in summary.unreadable[:_MOST_ROWS]]

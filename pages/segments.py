@@ -2,13 +2,12 @@
 
 import colorsys
 import html as escaping
+from collections.abc import Sequence
 
 import numpy as np
-import paddle
 from PIL import Image
 
-from config import image_size_hw
-from methods.segmenter import segment, upsample
+from methods.segmenter import label_map
 from pages import html
 from pipeline.sources import Source, read_image
 from pipeline.whole_images import WholeImages
@@ -34,10 +33,18 @@ def colour(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     return np.where((labels < 0)[..., None], np.uint8(_IGNORED), colours[np.maximum(labels, 0)])
 
 
-def predict(model, config, image: paddle.Tensor, size_hw: tuple[int, int]) -> np.ndarray:
-    """Return the labels [H, W] of an image [C, h, w], normalised, at another size."""
-    logits = segment(model, image, image_size_hw(config), config.SEG.STRIDE)
-    return upsample(logits.unsqueeze(0), size_hw).argmax(axis=1)[0].numpy()
+def paint(photo: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Return a photo uint8 [H, W, 3] with the colours of its pixels' classes [H, W] laid over it, half and half."""
+    return ((photo.astype(np.uint16) + colour(labels, colours)) // 2).astype(np.uint8)
+
+
+def legend(labels: Sequence[int], names: Sequence[str], colours: np.ndarray) -> str:
+    """Return the colours and the names of some classes as HTML."""
+    shown = [(names[label], colours[label]) for label in labels]
+    spans = "".join(
+        f'<span style="--colour: rgb({r}, {g}, {b})">{escaping.escape(name)}</span>' for name, (r, g, b) in shown
+    )
+    return f'<p class="legend">{spans}</p>'
 
 
 def draw(model, config, source: Source, indices: np.ndarray) -> str:
@@ -46,7 +53,7 @@ def draw(model, config, source: Source, indices: np.ndarray) -> str:
     cells = []
     for batch in WholeImages(config, source, print, indices=indices):
         truth = batch.masks[0].numpy()
-        predicted = predict(model, config, batch.images[0], truth.shape)
+        predicted = label_map(model, config, batch.images[0], truth.shape)
         errors = np.where((truth < 0)[..., None], np.uint8(_IGNORED), np.uint8(_WRONG))
         errors[(truth == predicted) & (truth >= 0)] = _RIGHT
         index = int(batch.host_indices[0])
@@ -55,13 +62,9 @@ def draw(model, config, source: Source, indices: np.ndarray) -> str:
         cells.append([_shrink(panel, panel is not picture) for panel in row])
         occurs[np.unique(predicted)] = occurs[np.unique(truth[truth >= 0])] = True
     names = source.class_names or [f"class {number}" for number in range(len(colours))]
-    shown = [(names[label], colours[label]) for label in np.flatnonzero(occurs)]
-    legend = "".join(
-        f'<span style="--colour: rgb({r}, {g}, {b})">{escaping.escape(name)}</span>' for name, (r, g, b) in shown
-    )
     grid = html.html_grid(COLUMNS, list(zip(*cells, strict=True)))
     note = "Grey: of no class. Errors: red where the prediction is another class than the truth."
-    return f'{grid}<p class="legend">{legend}</p>' + html.html_paragraph(note)
+    return grid + legend(np.flatnonzero(occurs), names, colours) + html.html_paragraph(note)
 
 
 def _shrink(pixels: np.ndarray, is_map: bool) -> np.ndarray:

@@ -343,8 +343,12 @@ def read_image(source: Source, index: int, channels: int, upright: bool = True) 
 
 
 def read_pair(source: Source, index: int, channels: int, upright: bool = True) -> tuple[Image.Image, np.ndarray]:
-    """Decode an image, see `read_image`, and its mask, int16 [H, W]; raise ValueError if their sizes differ."""
-    image, labels = read_image(source, index, channels, upright), source.mask(index)
+    """Decode an image, see `read_image`, and its mask, int16 [H, W]; raise ValueError if their sizes differ.
+
+    Of a source without masks, no pixel has a class.
+    """
+    image = read_image(source, index, channels, upright)
+    labels = source.mask(index) if source.has_masks else np.full((image.height, image.width), -1, np.int16)
     if labels.shape != (image.height, image.width):
         raise ValueError(
             f"its mask has {labels.shape[1]} x {labels.shape[0]} pixels, the image {image.width} x {image.height}"

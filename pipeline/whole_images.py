@@ -1,4 +1,4 @@
-"""Whole images with their masks, one at a time, each at its own size: what segmentation is evaluated on."""
+"""Whole images with their masks, one at a time, each at its own size: what segmenters are used on."""
 
 import concurrent.futures
 import itertools
@@ -22,7 +22,7 @@ class WholeImages:
     """Batches of one image: resized to cover DATA.IMAGE_SIZE, with the mask at its own size.
 
     Args:
-        source: has masks.
+        source: of the images; without masks, theirs have no class anywhere.
         note_bad: gets a line for each image that is skipped (DATA.BAD_IMAGES skip).
         indices: of the images; None: all.
     """

@@ -49,6 +49,7 @@ def names() -> list[str]:
 def directory(tmp_path_factory, image_folder):
     """Return a directory with micro runs and photos under the names that the pages use."""
     from tests.conftest import MODES, TINY
+    from tests.methods.test_segmentation import SEG
 
     root = tmp_path_factory.mktemp("user")
     common = [*TINY, "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 64, "DATA.DATASET", "digits", "DATA.IMAGE_CHANNELS", 1]
@@ -65,6 +66,11 @@ def directory(tmp_path_factory, image_folder):
         config = get_config(None, [*common, *MODES[mode], "TRAIN.WARMUP_EPOCHS", 0, "MODEL.GLOBAL_POOL", False, *more])
         (folder / "config.yaml").write_text(config.dump())
         dispatch.train_or_evaluate(Run(config, folder, RunLog(folder, quiet=True)))
+    folder = root / "output" / "segmentation"
+    folder.mkdir()
+    config = get_config(None, [*SEG, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0])
+    (folder / "config.yaml").write_text(config.dump())
+    dispatch.train_or_evaluate(Run(config, folder, RunLog(folder, quiet=True)))
     (root / "output" / "contrastive-minimal-tuning").symlink_to(root / "output" / "quickstart" / "pretrain")
     (root / "output" / "labels").symlink_to(root / "output" / "quickstart" / "finetune")
     for name in ("photos", "new_photos"):

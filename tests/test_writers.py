@@ -102,6 +102,8 @@ RESULTS = {
     "tools/check_dataset.py:main",
     "tools/zeroshot.py:main",
     "tools/export.py:write_labels",
+    "pages/mask_files.py:__init__",
+    "pages/mask_files.py:_save",
     "pages/prediction_table.py:finish",
     "pages/prediction_table.py:write",
     "pages/prediction_table.py:_write_parquet",

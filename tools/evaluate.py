@@ -1,10 +1,11 @@
-"""Evaluate a classifier: accuracy, calibration, each class, confusion; and ImageNet's robustness benchmarks.
+"""Evaluate a classifier or a segmenter: scores, each class, confusion; and ImageNet's robustness benchmarks.
 
     python -m tools.evaluate RUN -out DIRECTORY [-data_path DIR] [-split val] [-image_size PX]
     python -m tools.evaluate RUN -out DIRECTORY -benchmark a -data_path imagenet-a        # also r, sketch, v2, c
 
-RUN is a finetuning or probing run, one of its checkpoints, or a ported file with its YAML. Writes scores.json,
-classes.csv, confusion.csv and report.html. `tools/robustness.py` says which layouts the benchmarks have and how they
+RUN is a finetuning, probing or segmentation run, one of its checkpoints, or a ported file with its YAML. Writes
+scores.json, classes.csv, confusion.csv and report.html; of a segmenter, the page has the worst images, and images.csv
+the scores of each. `tools/robustness.py` says which layouts the benchmarks have and how they
 are scored: -A and -R among their own 200 classes, -C as mean corruption error against AlexNet, beside the plain error.
 """
 
@@ -17,15 +18,18 @@ from pathlib import Path
 import numpy as np
 
 from arguments import Parser
+from config import network_kind
 from errors import UserError
 from launch import command_line, tool_flags
 from measures import image_sets, robustness
 from measures.classification import predict
-from methods import classifier, load_models
+from methods import classifier, load_models, segmentation
 from pages import html, tables
 from pages.evaluation import RESULTS, evaluate_source, finish, html_rows
+from pages.segment_evaluation import evaluate_segmenter
 from storage import results
-from training import device
+from storage.architecture import SEGMENTER
+from training import device, loaders
 
 
 def evaluate_corruptions(model, config, root: str, out: Path) -> dict[str, object]:
@@ -54,6 +58,16 @@ def evaluate_corruptions(model, config, root: str, out: Path) -> dict[str, objec
     return scores
 
 
+def _evaluate_segmenter(args, config, out: Path) -> dict[str, float]:
+    if args.benchmark is not None:
+        raise UserError(f"-benchmark {args.benchmark}: needs a classifier of images; {args.run} is a segmenter")
+    model, config = load_models.load_segmenter(args.run, config)
+    source = segmentation.check_classes(config, loaders.open_source(config, args.split, segmentation.TARGET))
+    for warning in source.check(num_classes=None, channels=config.DATA.IMAGE_CHANNELS, is_val=args.split == "val"):
+        print(f"warning: {warning}")
+    return evaluate_segmenter(model, config, source, out)
+
+
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Write the results, and return the scores."""
     parser = Parser(prog="python -m tools.evaluate", description=__doc__)
@@ -64,7 +78,10 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     out = results.new_directory(args.out, [args.run], writes=RESULTS)
     device.set_device()
     more = ["DATA.CROP_PCT", 1.0] if args.benchmark == "c" else []
-    model, config = load_models.load_classifier(args.run, tool_flags.read_config(args, *more))
+    config = tool_flags.read_config(args, *more)
+    if network_kind(config) == SEGMENTER:
+        return _evaluate_segmenter(args, config, out)
+    model, config = load_models.load_classifier(args.run, config)
     if args.benchmark is None:
         needs = classifier.target(config)
         source = image_sets.open_images(config, args.split, needs, num_classes=config.MODEL.NUM_CLASSES)

@@ -1,13 +1,14 @@
-"""Export a classifier or an encoder for deployment, run the exported model, and compare.
+"""Export a classifier, a segmenter or an encoder for deployment, run the exported model, and compare.
 
     python -m tools.export RUN -out DIRECTORY [-format paddle onnx] [-image_size PX] [-encoder]
 
 Writes model.json (model.pdmodel with Paddle 2.6) and model.pdiparams for Paddle Inference, and model.onnx, which needs
-`pip install -r requirements/export.txt` and Paddle 3; of a classifier also labels.txt, a class per line, and
+`pip install -r requirements/export.txt` and Paddle 3; also labels.txt, a class per line, and, of a classifier,
 inference.yml, by which PaddleClas and PaddleX prepare square RGB photos and name the classes.
 
 Inputs are named "images": [B, C, H, W], normalised as
-config.yaml beside them says; B may vary. Each is run on 1 and on 7 images, and has to agree with the model to a
+config.yaml beside them says; B may vary. A segmenter gives logits at the images' size, [B, K, H, W]; larger images
+go through it in windows. Each is run on 1 and on 7 images, and has to agree with the model to a
 relative 1e-5. The batch norm of a linear probe becomes part of its linear layer.
 """
 
@@ -35,6 +36,7 @@ from errors import UserError, one_line, printable
 from launch import command_line, tool_flags
 from measures import image_sets
 from methods import load_models
+from methods.segmenter import Segmenter, upsample
 from pipeline.transforms import crop_share
 from storage import results
 from storage.architecture import CLASSIFIERS, SEGMENTER
@@ -50,8 +52,31 @@ _FILES += (LABELS_FILE, PADDLECLAS_FILE)
 _NUM_COPIES, _PROGRAM_BYTES = 2, 4 << 20  # copies of the weights (Paddle, ONNX); largest program
 
 
+class PixelLogits(nn.Layer):
+    """A segmenter whose logits are enlarged to its images' size.
+
+    Bilinear interpolation is a product with a matrix on either side; Paddle Inference 3.3 fails on the operator itself
+    where it uses oneDNN, which is the default.
+
+    Args:
+        segmenter: in evaluation mode.
+        size_hw: of its images.
+    """
+
+    def __init__(self, segmenter: Segmenter, size_hw: tuple[int, int]):
+        super().__init__()
+        self.segmenter = segmenter
+        grids = zip(("rows", "columns"), segmenter.patch_embedding.grid_hw, size_hw, strict=True)
+        for name, patches, pixels in grids:
+            self.register_buffer(name, upsample(paddle.eye(patches)[None, None], (pixels, patches))[0, 0])
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Return the logits of each pixel, [B, K, H, W]."""
+        return paddle.matmul(paddle.matmul(self.rows, self.segmenter(images)), self.columns, transpose_y=True)
+
+
 def fold_batch_norm(model: VisionTransformer) -> VisionTransformer:
-    """Return a model whose head is one linear layer: the batch norm of a probe is a scale and a shift by now.
+    """Return a model whose head is one linear layer: the batch norm before it is a scale and a shift by now.
 
     Paddle Inference 3.3 crashes on a batch norm without affine parameters.
     """
@@ -141,7 +166,7 @@ def run_onnx(file: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @paddle.no_grad()
-def compare(model: nn.Layer, run: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int, int]) -> float:
+def compare(model: Callable, run: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int, int]) -> float:
     """Return the largest difference between a model and its export, relative to the largest output.
 
     Raises:
@@ -169,10 +194,12 @@ def _check_space(model: nn.Layer, out: Path) -> None:
 
 
 def write_labels(config, folder: Path) -> None:
-    """Write the names of a classifier's classes, and how its images are prepared, as PaddleClas has it."""
+    """Write the names of the classes, and, of a classifier, how its images are prepared, as PaddleClas has it."""
     names, data = image_sets.class_names(config), config.DATA
     lines = (printable(name) for name in names)
     (folder / LABELS_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    if network_kind(config) == SEGMENTER:
+        return
     if config.TRAIN.MULTI_LABEL:
         print(f"{PADDLECLAS_FILE} is not written: PaddleClas's Topk is for one label per image")
         return
@@ -195,11 +222,19 @@ def write_labels(config, folder: Path) -> None:
 
 def _export(model: nn.Layer, shape: tuple[int, int, int], out: Path, formats: list[str]) -> dict[str, float]:
     """Write the formats into an empty directory, and return the relative difference of each."""
-    program, differences = export_paddle(fold_batch_norm(model), shape, out), {}
+    folded, reference = fold_batch_norm(model), model
+    if isinstance(model, Segmenter):
+        folded = PixelLogits(folded, shape[1:])
+        folded.eval()
+
+        def reference(images: paddle.Tensor) -> paddle.Tensor:
+            return upsample(model(images), shape[1:])
+
+    program, differences = export_paddle(folded, shape, out), {}
     if "paddle" in formats:
-        differences["paddle"] = compare(model, run_paddle(program), shape)
+        differences["paddle"] = compare(reference, run_paddle(program), shape)
     if "onnx" in formats:
-        differences["onnx"] = compare(model, run_onnx(export_onnx(program)), shape)
+        differences["onnx"] = compare(reference, run_onnx(export_onnx(program)), shape)
     if "paddle" not in formats:
         program.unlink()
         program.with_suffix(".pdiparams").unlink()
@@ -222,10 +257,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     out = results.new_directory(args.out, [args.run], writes=_FILES)
     paddle.set_device("cpu")
     config = tool_flags.read_config(args)
-    if network_kind(config) == SEGMENTER and not args.encoder:
-        raise UserError(f"{args.run}: segmenters are not exported yet; -encoder exports the encoder alone")
-    is_encoder = args.encoder or network_kind(config) not in CLASSIFIERS
-    model, config = (load_models.load_encoder if is_encoder else load_models.load_classifier)(args.run, config)
+    kind = network_kind(config)
+    is_encoder = args.encoder or kind not in (*CLASSIFIERS, SEGMENTER)
+    load = load_models.load_segmenter if kind == SEGMENTER else load_models.load_classifier
+    model, config = (load_models.load_encoder if is_encoder else load)(args.run, config)
     shape = (config.DATA.IMAGE_CHANNELS, *image_size_hw(config))
     _check_space(model, out)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as folder:  # what is wrong does not stay
@@ -238,6 +273,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             os.replace(file, out / file.name)
     names = ", ".join(f"{name} (differs by {value:.1e})" for name, value in differences.items())
     what = "features" if is_encoder else f"logits of {config.MODEL.NUM_CLASSES} classes"
+    what += " per pixel" if not is_encoder and kind == SEGMENTER else ""
     print(f"wrote {out}: {names}; images [B, {', '.join(map(str, shape))}] to {what}")
     return differences
 

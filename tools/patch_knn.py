@@ -28,7 +28,7 @@ from errors import UserError
 from launch import command_line, tool_flags
 from measures import feature_cache, patch_search
 from measures.extraction import extract
-from methods import load_models, segmentation_scores
+from methods import load_models, segmentation, segmentation_scores
 from pipeline import augment, sources
 from pipeline.masks import resize_mask
 from pipeline.transforms import eval_transform
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     feature_cache.check_outputs(args)
     device.set_device()
     model, config = load_models.load_encoder(args.run, tool_flags.read_config(args))
-    splits = {split: loaders.open_source(config, split, "mask") for split in ("train", "val")}
+    splits = {split: loaders.open_source(config, split, segmentation.TARGET) for split in ("train", "val")}
     num_classes = splits["train"].count_classes()
     order = np.random.default_rng(args.seed).permutation(len(splits["train"]))[: args.num]
     chosen = {"train": order, "val": np.arange(len(splits["val"]))}

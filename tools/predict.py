@@ -1,15 +1,20 @@
-"""Label photos with a classifier: the likeliest classes of each, as a table, a page, or folders.
+"""Label photos with a classifier, or their pixels with a segmenter: as a table, a page, folders, or masks.
 
     python -m tools.predict RUN photos/                            # writes predictions.csv
     python -m tools.predict RUN a.jpg b.jpg -out labels.jsonl -html page.html
     python -m tools.predict CLIP photos/ -texts "a cat" "a dog" -move sorted
+    python -m tools.predict SEGMENTER photos/ -masks out           # writes out/masks/*.png and out/overlays/*.jpg
 
-RUN is a finetuning or probing run, one of its checkpoints, a ported file with its YAML, or a CLIP model with -texts.
-Photos are files and folders, or one list (.txt, .tsv, .jsonl: a path per line), or one folder of shards. The table has
-a row for each photo; one that cannot be read has the reason in it. A command that was stopped resumes when it is given
-again. -move moves each photo into the folder of its likeliest class, and records from where. From Python:
+RUN is a finetuning, probing or segmentation run, one of its checkpoints, a ported file with its YAML, or a CLIP model
+with -texts. Photos are files and folders, or one list (.txt, .tsv, .jsonl: a path per line), or one folder of shards.
+The table has a row for each photo; one that cannot be read has the reason in it. A command that was stopped resumes
+when it is given again. -move moves each photo into the folder of its likeliest class, and records from where.
 
-    from measures.prediction import load, predict
+Of a segmenter, the table has the classes that cover the most of each photo, and their shares. -masks gets a PNG of the
+photo's size for each, with the number of the class in each pixel (`classes.txt` has the names), and the photo with
+its classes painted over it. From Python:
+
+    from measures.prediction import load, predict, segment
 """
 
 import runtime
@@ -25,6 +30,7 @@ from errors import UserError, abridge
 from launch import command_line, tool_flags
 from measures import prediction
 from pages import prediction_table
+from pages.mask_files import MaskFiles
 from pages.prediction_page import Summary, write_page
 from pipeline.sources import Source
 from storage import results
@@ -33,8 +39,7 @@ from training import device
 _SHOWN = 10  # photos whose classes are printed, and classes whose numbers are
 
 
-def main(argv: list[str] | None = None) -> Path:
-    """Write the predictions, and return the table's path."""
+def _parse(argv: list[str] | None):
     parser = Parser(prog="python -m tools.predict", description=__doc__)
     parser.add_argument("run", help="run, checkpoint directory, or weight file with its YAML beside it")
     parser.add_argument("photos", nargs="+", help="files and folders; or one list, or one folder of shards")
@@ -42,6 +47,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add("topk", "classes of each photo (default: 5)", type=int, default=5, metavar="K")
     parser.add("html", "page with thumbnails, the least certain photos first", metavar="FILE")
     parser.add("move", "directory for a folder of photos per class", metavar="DIR")
+    parser.add("masks", "directory for the masks and overlays of a segmenter", metavar="DIR")
     parser.add("texts", "classes of a CLIP model, each a name or a sentence", nargs="+", default=[], metavar="TEXT")
     parser.add("image_size", "pixels, instead of the run's own", metavar="PX")
     parser.add("batch_size", "photos at a time (default: 32)", type=int, default=32, metavar="N")
@@ -49,14 +55,21 @@ def main(argv: list[str] | None = None) -> Path:
     args = parser.parse_args(argv)
     if args.topk < 1:
         raise UserError(f"-topk {args.topk}: must be at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Write the predictions, and return the table's path."""
+    args = _parse(argv)
     inputs = [args.run, *(photo for photo in args.photos if not Path(photo).is_dir())]
     out = prediction_table.check_out(args.out, inputs)
     page = results.new_file(args.html, ".html", flag="-html", inputs=inputs) if args.html else None
     folder = _check_move(args.move)
     device.set_device()
     model = prediction.load(args.run, tool_flags.read_config(args), args.texts)
+    masks = _check_masks(args, model)
     topk = min(args.topk, len(model.class_names))
-    words = [*args.photos, topk, args.move or ""]
+    words = [*args.photos, topk, args.move or "", args.masks or ""]
     progress = prediction_table.Progress(
         out, prediction_table.fingerprint(words, args.run, model.config, model.class_names)
     )
@@ -68,11 +81,14 @@ def main(argv: list[str] | None = None) -> Path:
         if folder is not None and source.path(0) is None:
             raise UserError(f"-move {args.move}: photos in shards cannot be moved")
         print("".join(f"warning: {note}\n" for note in source.notes), end="")
-        _predict(model, source, topk, progress)
+        files = None if masks is None else MaskFiles(masks, model, source)
+        _predict(model, source, topk, progress, files)
         prediction_table.write(out, summary.watch(progress.rows()), topk)
         if page is not None:
             title, data = f"{len(source):,} photos by {args.run}", model.config.DATA
-            write_page(page, title, summary, source, data.IMAGE_CHANNELS, data.EXIF_TRANSPOSE)
+            write_page(page, title, summary, source, data.IMAGE_CHANNELS, data.EXIF_TRANSPOSE, files)
+        if files is not None:
+            print(f"wrote the masks and overlays into {masks}")
     if folder is not None and summary.counts:
         record = results.check_target(out.with_name(f"{out.stem}.moved.jsonl"))
         mover = prediction_table.Mover(folder, record, model.class_names)
@@ -94,12 +110,32 @@ def _check_move(move: str | None) -> Path | None:
     return folder
 
 
-def _predict(model: prediction.Classifier, source: Source, topk: int, progress: prediction_table.Progress) -> None:
+def _check_masks(args, model: prediction.Classifier) -> Path | None:
+    if args.masks is None:
+        if model.is_segmenter and args.html:
+            raise UserError(f"-html {args.html}: of a segmenter, the page shows its overlays: give -masks DIR, too")
+        return None
+    if not model.is_segmenter:
+        raise UserError(f"-masks {args.masks}: {args.run} classifies photos, not their pixels")
+    folders = [Path(photo).resolve() for photo in args.photos if Path(photo).is_dir()]
+    if any(Path(args.masks).resolve().is_relative_to(folder) for folder in folders):
+        raise UserError(f"-masks {args.masks}: is in a folder of the photos, and would be taken for photos next time")
+    return results.new_directory(args.masks, [args.run], "-masks")
+
+
+def _predict(
+    model: prediction.Classifier,
+    source: Source,
+    topk: int,
+    progress: prediction_table.Progress,
+    files: MaskFiles | None,
+) -> None:
     """Predict what is not done yet."""
+    options = {} if files is None else {"keep_map": files.write}
     progress.keep_for(prediction_table.digest_of_photos(source))
     if progress.done:
         print(f"resumes after {progress.done:,} of {len(source):,} photos")
-    for batch in prediction.predict_batches(model, source, topk, progress.done):
+    for batch in prediction.predict_batches(model, source, topk, progress.done, **options):
         progress.add(batch)
         if len(source) <= _SHOWN:
             for row in batch:

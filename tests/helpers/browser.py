@@ -13,11 +13,13 @@ _OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--
 _PROBE = """<script>
 const shown = [...document.querySelectorAll("body *")].filter(e => e.getClientRects().length);
 const texts = shown.filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()));
+// 7 points at 130 dots per inch: the smallest text in a plot
+const plots = [...document.querySelectorAll("figure > img")].map(e => 7 / 72 * 130 * e.clientWidth / e.naturalWidth);
 const scale = e => e.ownerSVGElement ? e.ownerSVGElement.getBoundingClientRect().width / 640 : 1;
 document.title = JSON.stringify({
   lines: document.querySelectorAll("polyline").length,
   texts: [...document.querySelectorAll("svg text")].map(t => t.textContent),
-  smallest: Math.min(...texts.map(e => parseFloat(getComputedStyle(e).fontSize) * scale(e))),
+  smallest: Math.min(...texts.map(e => parseFloat(getComputedStyle(e).fontSize) * scale(e)), ...plots),
   overflow: document.documentElement.scrollWidth - innerWidth,
   injected: document.querySelectorAll("blink").length,
   back: getComputedStyle(document.body).backgroundColor,

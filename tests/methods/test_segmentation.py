@@ -24,7 +24,7 @@ from storage.architecture import Architecture, of_config
 from tests.conftest import TINY
 from tests.helpers import script_runs
 from tests.helpers.browser import BROWSER, check_page
-from tools import export, report
+from tools import report
 
 pytestmark = pytest.mark.quick
 SEG = [*TINY, "MODEL.TYPE", "SEGMENTATION", "DATA.DATASET", "scenes", "MODEL.NUM_CLASSES", 8, "DATA.IMAGE_SIZE", 16]
@@ -258,8 +258,6 @@ def test_the_page_shows_truth_prediction_and_errors(tmp_path, few):
         check_page(page, tmp_path)
     with pytest.raises(UserError, match="a segmenter without a classifier"):
         load_models.load_classifier(run)
-    with pytest.raises(UserError, match="segmenters are not exported yet"):
-        export.main([str(run), "-out", str(tmp_path / "exported"), "-format", "paddle"])
     other = script_runs.write_config(tmp_path, "other", [*SEG, "SEG.LAYERS", [1]])
     for flags in (["-eval", "-pretrained", str(run)], ["-resume", str(run)]):
         with pytest.raises(UserError, match=r"SEG\.LAYERS=\[1\]"):

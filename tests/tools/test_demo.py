@@ -22,12 +22,14 @@ from clip import build_clip
 from config import get_config
 from errors import UserError
 from methods import dispatch
-from pages.demo_models import Autoencoder, Classifier, ZeroShot, read_painted
+from pages.demo_models import Autoencoder, Classifier, Segmenter, ZeroShot, read_painted
+from pipeline import scenes
 from runtime import ROOT
 from storage import weight_files
 from storage.stored_tensor import StoredTensor
 from tests.conftest import TINY
 from tests.helpers.sentences import make_tokenizer
+from tests.methods.test_segmentation import SEG
 from tools.demo import main
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -42,6 +44,14 @@ def models(tiny_run):
         dispatch.train_or_evaluate(run)
         folders.append(str(run.directory))
     return folders
+
+
+@pytest.fixture
+def segmenter(tiny_run, monkeypatch):
+    monkeypatch.setattr(scenes, "_NUM_IMAGES", {"train": 8, "val": 2})
+    run = tiny_run("pretrain", *SEG, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
+    dispatch.train_or_evaluate(run)
+    return str(run.directory)
 
 
 @pytest.fixture
@@ -82,6 +92,20 @@ def test_pictures_masks_and_classes(models, photo, tmp_path):
     assert len(pictures(model.attend(photo))) == 1 + 4
     canvas = np.asarray(model.canvas(photo))
     assert np.array_equal(canvas[::28, ::28], original), "the picture to paint on is what the model sees"
+
+
+@pytest.mark.quick
+def test_pixels_are_painted(segmenter, models, photo, tmp_path):
+    page = Segmenter(segmenter).paint(photo)
+    shown, over, classes = pictures(page)
+    assert shown.shape == over.shape == classes.shape == (60, 80, 3)
+    assert abs(over.astype(int) - (shown.astype(int) + classes) // 2).mean() < 8, "but for the compression"
+    assert 'class="legend"' in page
+    (tmp_path / "x.jpg").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"x\.jpg cannot be read as an image"):
+        Segmenter(segmenter).paint(str(tmp_path / "x.jpg"))
+    with pytest.raises(UserError, match="another kind of model"):
+        Segmenter(models[1])
 
 
 @pytest.mark.quick
@@ -151,12 +175,12 @@ def test_texts_in_any_language(clip, photo):
     for lines, words in (("", "a text in each line"), ("\n".join(map(str, range(51))), "At most 50 texts")):
         with pytest.raises(UserError, match=words):
             zero_shot.classify(photo, lines)
-    with pytest.raises(UserError, match="-classifier RUN or -clip RUN is needed"):
+    with pytest.raises(UserError, match="-classifier, -segmenter or -clip RUN is needed"):
         main([])
 
 
 @pytest.fixture
-def address(models, clip, tmp_path):
+def address(models, segmenter, clip, tmp_path):
     """Serve the page, and return its host and port."""
     pytest.importorskip("gradio")
     with socket.socket() as probe:
@@ -169,6 +193,8 @@ def address(models, clip, tmp_path):
         models[0],
         "-classifier",
         models[1],
+        "-segmenter",
+        segmenter,
         "-clip",
         clip,
         "-port",
@@ -249,6 +275,9 @@ def test_the_page_in_a_browser(address, browser, photo, tmp_path):
 
     choose("Classification")
     wait_for(lambda: "%" in "".join(bar.text for bar in find("#classes")), 60)
+    choose("Segmentation")
+    wait_for(lambda: len(sources("#maps img")) == 3, 60)
+    assert find("#maps .legend span")
     choose("Attention")
     wait_for(lambda: len(sources("#heads img")) == 5, 60)
     choose("Zero-shot")
@@ -319,6 +348,18 @@ def test_no_file_is_opened_that_was_not_uploaded(address, photo, tmp_path):
         connection.request("GET", f"/gradio_api/file={path}")
         assert connection.getresponse().status in (403, 404)
     assert answers(address)
+
+
+def test_an_upload_that_breaks_off_is_no_error(address, tmp_path):
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n"
+    head += b"Content-Type: multipart/form-data; boundary=----x\r\n\r\n------x\r\n"
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", address)) as stranger:
+            stranger.sendall(head + b'Content-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\nabc')
+            time.sleep(0.5)
+    assert answers(address)
+    time.sleep(0.5)
+    assert (tmp_path / "server.log").read_text() == f"the page is at http://127.0.0.1:{address}; Ctrl-C ends it\n"
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:7860", "10.0.0.1"])

@@ -1,5 +1,6 @@
 """Exported models, run by Paddle Inference and onnxruntime, and what happens where they differ or cannot be made."""
 
+import importlib.util
 import subprocess
 
 import numpy as np
@@ -13,7 +14,11 @@ import tools.export
 import tools.features
 import tools.visualise
 from errors import UserError
+from methods import dispatch, load_models
+from methods.segmenter import label_map
+from pipeline import scenes
 from pipeline.transforms import eval_transform
+from tests.methods.test_segmentation import SEG
 from tools import export
 from transformer import build_transformer
 
@@ -61,6 +66,27 @@ def test_onnx_gives_the_same_and_nothing_gets_installed(trained, tmp_path, monke
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     assert session.run(None, {"images": np.zeros((5, 3, 32, 32), np.float32)})[0].shape == (5, 4)
     assert not list(tmp_path.glob("*.pdiparams"))
+
+
+def test_a_segmenter_gives_logits_of_each_pixel(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "_NUM_IMAGES", {"train": 24, "val": 3})
+    options = [*SEG, "SEG.LAYERS", [1, 2], "DATA.IMAGE_SIZE", [16, 24]]
+    run = tiny_run("pretrain", *options, "TRAIN.NUM_EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0)
+    dispatch.train_or_evaluate(run)
+    has_onnx = HAS_PADDLE_3 and all(importlib.util.find_spec(name) for name in ("paddle2onnx", "onnxruntime"))
+    formats = ["paddle", "onnx"] if has_onnx else ["paddle"]
+    found = export.main([str(run.directory), "-out", str(tmp_path / "out"), "-format", *formats])
+    assert set(found) == set(formats)
+    assert max(found.values()) < 1e-5
+    assert (tmp_path / "out" / "labels.txt").read_text().splitlines() == scenes.CLASSES
+    assert not (tmp_path / "out" / "inference.yml").exists()
+    program = tmp_path / "out" / ("model.json" if HAS_PADDLE_3 else "model.pdmodel")
+    images = np.random.default_rng(0).standard_normal((3, 3, 16, 24), dtype=np.float32)
+    logits = export.run_paddle(program)(images)
+    assert logits.shape == (3, 8, 16, 24)
+    model, config = load_models.load_segmenter(run.directory)
+    labels = [label_map(model, config, paddle.to_tensor(image), (16, 24)) for image in images]
+    assert np.mean(logits.argmax(axis=1) == np.stack(labels)) > 0.999  # but for ties
 
 
 def test_a_probes_batch_norm_becomes_part_of_its_linear_layer(tiny_config):
