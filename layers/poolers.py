@@ -46,11 +46,12 @@ class EfficientPooling(nn.Layer):
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         """Pool tokens [B, N, D] to [B, D / d_out]."""
-        num_tokens, num_queries = tokens.shape[1], self.queries.shape[0]
-        values = self.value(tokens).reshape([-1, num_tokens, num_queries, self.out_width // num_queries])
-        weights = self.attention(tokens).astype(values.dtype).unsqueeze(2)  # [B, Q, 1, N]
-        pooled = paddle.matmul(weights, values.transpose([0, 2, 1, 3]))  # [B, Q, 1, D / d_out / Q]
-        return pooled.reshape([-1, self.out_width])
+        num_queries, width = self.queries.shape
+        read = paddle.matmul(self.attention(tokens).astype(tokens.dtype), tokens)  # [B, Q, D]
+        # The value is linear, so it may follow the average: on Q vectors instead of N, and each needs its slice only.
+        slices = self.value.weight.reshape([width, num_queries, -1]).transpose([1, 0, 2])  # [Q, D, D / d_out / Q]
+        pooled = paddle.matmul(read.transpose([1, 0, 2]), slices)  # [Q, B, D / d_out / Q]
+        return pooled.transpose([1, 0, 2]).reshape([-1, self.out_width])
 
 
 class AttentionPooling(nn.Layer):
