@@ -18,17 +18,18 @@ _OVERRIDES = {
 }
 
 
-def add_flags(parser: Parser, split: str = "val") -> None:
-    """Add the flags of nearly every tool."""
+def add_flags(parser: Parser, split: str | None = "val") -> None:
+    """Add the flags of nearly every tool; split: None for a tool that reads both."""
     parser.add_argument("run", help="run, checkpoint directory, or weight file with its YAML beside it")
     add_data_flags(parser, split)
 
 
-def add_data_flags(parser: Parser, split: str = "val") -> None:
-    """Add the flags for images."""
+def add_data_flags(parser: Parser, split: str | None = "val") -> None:
+    """Add the flags for images; split: None for a tool that reads both."""
     parser.add("dataset", "instead of the run's own", metavar="NAME")
     parser.add("data_path", "directory of the data set, instead of the run's own", metavar="DIR")
-    parser.add("split", f"train or val (default: {split})", default=split, choices=("train", "val"))
+    if split is not None:
+        parser.add("split", f"train or val (default: {split})", default=split, choices=("train", "val"))
     parser.add("image_size", "pixels, instead of the run's own", metavar="PX")
     parser.add("batch_size", "images at a time (default: 32)", type=int, default=32, metavar="N")
     parser.add("opts", "settings of the configuration: KEY VALUE or KEY=VALUE", nargs="+", action="extend", default=[])

@@ -17,9 +17,9 @@ from storage.files import read_json
 from training import device
 
 
-def add_feature_flags(parser: Parser) -> None:
-    """Add the flags of the tools that evaluate features."""
-    tool_flags.add_flags(parser)
+def add_feature_flags(parser: Parser, split: str | None = None) -> None:
+    """Add the flags of the tools that evaluate features; split: the default one of a tool that reads only one."""
+    tool_flags.add_flags(parser, split)
     parser.add("cache", "directory that keeps the features", metavar="DIR")
     parser.add("json", "write the figures to this file, too", metavar="FILE")
 

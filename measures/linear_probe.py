@@ -85,6 +85,20 @@ def fit_heads(
     return heads
 
 
+def hold_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of a random tenth of the training images, which chooses settings, and those of the others.
+
+    Raises:
+        UserError: if the others are of one class.
+    """
+    order = np.random.default_rng([seed, 1]).permutation(len(labels))
+    count = max(1, round(_HELD_OUT * len(labels)))
+    held, fitted = np.sort(order[:count]), np.sort(order[count:])
+    if len(np.unique(labels[fitted])) < 2:
+        raise UserError("a probe needs training images of at least two classes")
+    return held, fitted
+
+
 def probe_accuracy(train: tuple[np.ndarray, np.ndarray], val: tuple[np.ndarray, np.ndarray], seed: int = 0) -> float:
     """Return the top-1 accuracy in percent of a linear classifier on a val split.
 
@@ -96,11 +110,7 @@ def probe_accuracy(train: tuple[np.ndarray, np.ndarray], val: tuple[np.ndarray, 
         seed: of that tenth, and of the order of the others.
     """
     features, labels = train
-    order = np.random.default_rng([seed, 1]).permutation(len(labels))
-    count = max(1, round(_HELD_OUT * len(labels)))
-    held, fitted = np.sort(order[:count]), np.sort(order[count:])
-    if len(np.unique(labels[fitted])) < 2:
-        raise UserError("a linear probe needs training images of at least two classes")
+    held, fitted = hold_out(labels, seed)
     heads = fit_heads(features[fitted], labels[fitted], seed=seed)
     best = int(np.argmax(heads.count_right(features[held], labels[held])))
     return 100.0 * int(heads.count_right(*val)[best]) / len(val[1])

@@ -18,7 +18,7 @@ PHRASES = {
     r"\btruth values?\b": "boolean",
     r"\bso (many|much) [a-z]": "the number itself",
     r"\banew\b": "again, or a new run",
-    r"\b(judge|judges|judged|judging)\b": "evaluate",
+    r"\b(judges|judging)\b|\bjudged (by|on)\b|\bto judge\b": "evaluate; tools.judge is a name",
     r"\bmends?\b": "correct",
     r"\bbe had\b|\bis had\b": "get, download",
     r"\btells? apart\b": "distinguishes",

@@ -50,7 +50,7 @@ def score(clusters: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Print and return the scores."""
     parser = Parser(prog="python -m tools.cluster", description=__doc__)
-    feature_cache.add_feature_flags(parser)
+    feature_cache.add_feature_flags(parser, "val")
     feature_cache.add_pool_flag(parser)
     parser.add("clusters", "how many (default: as many as classes)", type=int)
     parser.add("runs", "with other random starts (default: 3)", type=int, default=3)

@@ -20,51 +20,16 @@ import csv
 import io
 from pathlib import Path
 
-import numpy as np
-
 from arguments import Parser
 from errors import UserError
 from launch import command_line
 from measures import feature_cache
-from measures.linear_probe import probe_accuracy
-from measures.neighbours import classify
+from measures.layer_accuracy import POOLS, Row, measure_layers
 from pages import html
 from pages.curves import html_charts
 from storage import atomic, results
 
 _FILES = ("layers.csv", "report.html")
-_POOLS = {"cls": "class token", "mean": "mean of the patches"}
-_LAST = 4
-Row = dict[str, object]
-
-
-def _features(split: dict[str, np.ndarray], layers: list[int], pool: str) -> np.ndarray:
-    """Return the features [N, D] of one layer, or of several side by side."""
-    return np.concatenate([split[f"layer_{layer}"][:, list(_POOLS).index(pool)] for layer in layers], axis=1)
-
-
-def measure(train: dict[str, np.ndarray], val: dict[str, np.ndarray], k: int) -> list[Row]:
-    """Return a row for each block, and one for the last four: "layer", and an accuracy per measure and pool.
-
-    Args:
-        train, val: `layer_L` [N, 2, D] for each block, and `labels` [N].
-        k: neighbours.
-    """
-    depth = len(train) - 1
-    readings = {str(layer): [layer] for layer in range(1, depth + 1)}
-    if depth > _LAST:
-        readings[f"last {_LAST}"] = list(range(depth - _LAST + 1, depth + 1))
-    rows = []
-    for name, layers in readings.items():
-        row: Row = {"layer": name}
-        for pool, words in _POOLS.items():
-            bank, asked = _features(train, layers, pool), _features(val, layers, pool)
-            found = classify(bank, train["labels"], asked, [k])[k]
-            row[f"k-NN, {words}"] = 100 * float(np.mean(found == val["labels"]))
-            row[f"linear, {words}"] = probe_accuracy((bank, train["labels"]), (asked, val["labels"]))
-        rows.append(row)
-        print(_line(list(row.values())), flush=True)
-    return rows
 
 
 def _line(cells: list) -> str:
@@ -76,13 +41,13 @@ def advice(rows: list[Row], args) -> str:
     single = [row for row in rows if not str(row["layer"]).startswith("last")]
     depth, lines = len(single), []
     for measure in ("k-NN", "linear"):
-        names = [f"{measure}, {words}" for words in _POOLS.values()]
+        names = [f"{measure}, {words}" for words in POOLS.values()]
         row, name = max(((row, name) for row in single for name in names), key=lambda pair: pair[0][pair[1]])
         lines.append(f"{measure}: layer {row['layer']} of {depth}, {name.partition(', ')[2]}: {row[name]:.2f} %")
     options = (
         "" if row["layer"] == str(depth) else f" MODEL.ENCODER.DEPTH {row['layer']} MODEL.PRETRAINED_BLOCKS {depth}"
     )
-    options += " MODEL.POOL_AFTER_NORM True" if name.endswith(_POOLS["mean"]) else ""
+    options += " MODEL.POOL_AFTER_NORM True" if name.endswith(POOLS["mean"]) else ""
     command = f"python main_multi_gpu_linearprobe.py -cfg CONFIG -pretrained {args.run}"
     return "\n".join([*lines, "to probe it: " + command + (f" -opts{options}" if options else "")])
 
@@ -107,7 +72,7 @@ def write_results(out: Path, rows: list[Row], said: str, title: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> list[Row]:
-    """Print and return the table; see `measure`."""
+    """Print and return the table; see `measure_layers`."""
     parser = Parser(prog="python -m tools.layers", description=__doc__)
     feature_cache.add_feature_flags(parser)
     parser.add("k", "neighbours (default: 20)", type=int, default=20)
@@ -118,8 +83,11 @@ def main(argv: list[str] | None = None) -> list[Row]:
     feature_cache.check_outputs(args)
     out = None if args.out is None else results.new_directory(args.out, [args.run], writes=_FILES)
     train, val = feature_cache.split_features(args, "train", "val", pool="cls+mean", all_layers=True, neighbours=args.k)
-    print(_line(["layer", *(f"{m}, {pool}" for pool in _POOLS for m in ("k-NN", "linear"))]))
-    rows = measure(train, val, args.k)
+    print(_line(["layer", *(f"{m}, {pool}" for pool in POOLS for m in ("k-NN", "linear"))]))
+    rows = []
+    for row in measure_layers(train, val, args.k):
+        rows.append(row)
+        print(_line(list(row.values())), flush=True)
     said = advice(rows, args)
     print(said)
     title = f"Layers of {Path(args.run).name}: {len(val['labels']):,} images by {len(train['labels']):,}"

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from errors import UserError
-from measures import image_sets
+from measures import few_shots, image_sets
 from methods import dispatch
 from tools import lowshot
 
@@ -20,7 +20,7 @@ NOTHING = ("TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
 
 def test_few_shots_are_scikit_learns_regression(digits):
     train, val = digits
-    chosen = lowshot.draw(train["labels"], 5, seed=3)
+    chosen = few_shots.draw(train["labels"], 5, seed=3)
     assert np.array_equal(np.bincount(train["labels"][chosen]), [5] * 10)
 
     def prepare(values):
@@ -29,9 +29,9 @@ def test_few_shots_are_scikit_learns_regression(digits):
     model = LogisticRegression(C=4000.0, fit_intercept=False, max_iter=1000)
     model.fit(prepare(train["features"][chosen]), train["labels"][chosen])
     expected = 100 * model.score(prepare(val["features"]), val["labels"])
-    assert lowshot.fit_and_score(train, chosen, val) == pytest.approx(expected, abs=1e-9)
+    assert few_shots.fit_and_score(train, chosen, val) == pytest.approx(expected, abs=1e-9)
     with pytest.raises(UserError, match="-shots 200: class"):
-        lowshot.draw(train["labels"], 200, 0)
+        few_shots.draw(train["labels"], 200, 0)
 
 
 def damaged_copy(image_folder, root, count):

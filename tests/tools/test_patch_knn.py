@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 from errors import UserError
-from measures import patch_search
+from measures import neighbours, patch_labels
 from methods import segmentation_scores
 from pipeline import scenes
 from tools import patch_knn
@@ -18,14 +18,15 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("distance", ["cosine", "l2"])
 @pytest.mark.parametrize("block", [7, 16384])
 def test_neighbours_are_those_of_brute_force(monkeypatch, distance, block):
-    monkeypatch.setattr(patch_search, "_ROWS", block)
+    monkeypatch.setattr(neighbours, "_BANK", block)
     bank, queries = RNG.normal(1, 1, (50, 6)).astype(np.float32), RNG.normal(1, 1, (300, 6)).astype(np.float32)
     if distance == "cosine":
         units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, bank)]
         expected = np.argsort(-(units[0] @ units[1].T), axis=1)[:, :5]
     else:
         expected = np.argsort(((queries[:, None] - bank[None]) ** 2).sum(axis=-1), axis=1)[:, :5]
-    places, likeness = patch_search.nearest(bank, queries, 5, distance)
+    blocks = neighbours.search(bank, queries, 5, None, distance)
+    places, likeness = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     assert np.array_equal(places, expected)
     assert (np.diff(likeness, axis=1) <= 0).all()
 
@@ -37,22 +38,22 @@ def test_votes_are_counted_and_ties_go_to_the_smaller():
         for pixel in range(9):
             values, counts = np.unique(labels[row, :, pixel], return_counts=True)
             expected[row, pixel] = values[counts.argmax()]  # unique sorts: the first of equal ones is the smaller
-    assert np.array_equal(patch_search.vote(labels), expected)
+    assert np.array_equal(patch_labels.vote(labels), expected)
 
 
 def test_patches_are_cut_and_joined():
     masks = RNG.integers(0, 5, (3, 8, 12))
-    labels = patch_search.patch_labels(masks, 4)
+    labels = patch_labels.cut(masks, 4)
     assert np.array_equal(labels[7], masks[1, 0:4, 4:8].ravel())
-    assert np.array_equal(patch_search.join_patches(labels, (2, 3), 4), masks)
-    shares = patch_search.class_shares(np.array([[0, 0, 1, -1], [-1, -1, -1, -1]]), 3)
+    assert np.array_equal(patch_labels.join(labels, (2, 3), 4), masks)
+    shares = patch_labels.class_shares(np.array([[0, 0, 1, -1], [-1, -1, -1, -1]]), 3)
     assert_allclose(shares, [[2 / 3, 1 / 3, 0], [0, 0, 0]], rtol=1e-6)
 
 
 def test_shares_are_blended_by_a_softmax():
     shares, likeness = RNG.random((4, 5, 3)).astype(np.float32), RNG.normal(0, 0.1, (4, 5)).astype(np.float32)
     weights = np.exp(likeness / 0.02) / np.exp(likeness / 0.02).sum(axis=1, keepdims=True)
-    assert_allclose(patch_search.blend(shares, likeness, 0.02), np.einsum("mk,mkc->mc", weights, shares), rtol=1e-4)
+    assert_allclose(patch_labels.blend(shares, likeness, 0.02), np.einsum("mk,mkc->mc", weights, shares), rtol=1e-4)
 
 
 def test_votes_of_no_class_are_wrong():
