@@ -9,6 +9,8 @@ voc          VOCdevkit/VOC2012/ or what is in it: JPEGImages/, SegmentationClass
 SegmentationClassAug/ and trainaug.txt are there, train is that
 ade20k       ADEChallengeData2016/ or what is in it: images/training/, annotations/training/; validation likewise
 cityscapes   leftImg8bit/train/, gtFine/train/ (labelTrainIds where they are there, else labelIds); val likewise
+coco_polygons  annotations/instances_train2017.json and train2017/ (also train.json, or train/_annotations.coco.json),
+val likewise; see `coco_masks`
 scenes       nothing: generated scenes of 64 pixels, eight classes
 """
 
@@ -20,13 +22,14 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError, abridge, one_line, printable
+from pipeline.coco_masks import open_coco
 from pipeline.file_images import FileImages, PathList
 from pipeline.folders import find_images
 from pipeline.left_out import LeftOut
 from pipeline.masks import Codes, read_values, without_colours
 from storage.files import read_file, read_json, read_lines, reading
 
-NAMES = ("masks", "voc", "ade20k", "cityscapes", "scenes")
+NAMES = ("masks", "voc", "ade20k", "cityscapes", "coco_polygons", "scenes")
 _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 _FOLDERS = (("images", "masks"), ("images", "labels"), ("images", "annotations"), ("img_dir", "ann_dir"))
 _ENDINGS = re.compile(r"(_leftImg8bit|_gtFine_labelIds|_gtFine_labelTrainIds|_image|_img|_mask|_labels?|_seg)$")
@@ -127,8 +130,8 @@ class MaskedImages(FileImages):
 
 def open_masked(
     name: str, root: Path, split: str, num_classes: int | None, ignored: int | None = 255, zero_is_other: bool = False
-) -> MaskedImages:
-    """Open one split.
+) -> FileImages:
+    """Open one split, with a mask for each image.
 
     Args:
         name: one of NAMES, but scenes.
@@ -139,6 +142,8 @@ def open_masked(
     Raises:
         UserError: if the layout is another one, or no mask has an image.
     """
+    if name == "coco_polygons":
+        return open_coco(root, split)
     if name != "masks":
         return {"voc": _open_voc, "ade20k": _open_ade20k, "cityscapes": _open_cityscapes}[name](root, split)
     codes = _read_classes(root, ignored, zero_is_other)

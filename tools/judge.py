@@ -32,6 +32,7 @@ from measures.layer_accuracy import POOLS, Row
 from methods import load_models, segmentation
 from pages import html, tables
 from pages.curves import html_charts
+from pipeline import mask_sets
 from pipeline.sources import Source, Subset
 from storage import results
 from training import device, loaders
@@ -53,7 +54,7 @@ def _parse(argv: list[str] | None):
     parser.add("seeds", "of the probes and of the few images (default: 3)", type=int, default=3)
     parser.add("k", "neighbours (default: 20)", type=int, default=20)
     parser.add("shots", "images per class (default: 1 5)", type=int, nargs="+", default=[1, 5])
-    parser.add("masks", "data set with masks: masks, voc, ade20k, cityscapes, scenes", metavar="NAME")
+    parser.add("masks", f"data set with masks: {', '.join(mask_sets.NAMES)}", metavar="NAME")
     parser.add("masks_path", "directory of it", metavar="DIR")
     parser.add("out", "directory for judge.csv, benchmark.csv and report.html", metavar="DIR")
     args = parser.parse_intermixed_args(argv)
