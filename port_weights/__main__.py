@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=("True", "False"),
     )
     parser.add("entry", "where SRC keeps the weights, for example model_ema", metavar="NAME")
+    parser.add("head", "head of efficient probing to put on the encoder (ep_head.pth)", metavar="FILE")
     args = parser.parse_args(argv)
     try:
         heads = _numbers("-heads", args.heads, (1, 2))
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             heads=(*heads, None, None)[:2],
             grid_hw=grid or None,
             entry=args.entry,
+            head=args.head,
             norm_pix_loss=None if args.norm_pix_loss is None else args.norm_pix_loss == "True",
         )
     except (UserError, OSError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from config import get_config, network_kind
 from errors import UserError
-from port_weights import towers
+from port_weights import probe_heads, towers
 from port_weights.families import recognise
 from port_weights.infer import infer
 from port_weights.recognised import (
@@ -38,6 +38,7 @@ def port(
     grid_hw: tuple[int, int] | None = None,
     norm_pix_loss: bool | None = None,
     entry: str | None = None,
+    head: str | Path | None = None,
     expected: Architecture | None = None,
 ) -> Report:
     """Convert a weight file.
@@ -51,6 +52,7 @@ def port(
         grid_hw: patches per column and per row, where the grid is not square.
         norm_pix_loss: whether the decoder predicts normalised pixels; None: as the file records.
         entry: under which name the file keeps the weights, where that is not "model" or "state_dict".
+        head: published head of efficient probing to put on the encoder; for target "paddle".
         expected: the architecture that the file must have; its heads and normalised pixels are used.
 
     Raises:
@@ -76,6 +78,13 @@ def port(
     if expected is not None and architecture != expected:
         found_words, expected_words = (f"{model.content}, {model}" for model in (architecture, expected))
         raise UserError(f"{path}: is {found_words}; expected {expected_words}")
+    origin = {}
+    if head is not None:
+        if target != "paddle":
+            raise UserError(f"-head {head}: no other project has attentive probes; leave -to out")
+        tensors, architecture, dropped, head_notes, origin = probe_heads.attach(tensors, architecture, Path(head))
+        found.dropped |= dropped
+        found.notes += head_notes
     if not found.preprocessing:
         found.preprocessing = recorded_preprocessing(file)
     if found.family == "this project" and not found.preprocessing:
@@ -84,6 +93,8 @@ def port(
     tensors = {name: _in_float32(tensor.checked(name, path)) for name, tensor in tensors.items()}
     digest = manifest.digests(path, "sha256")["sha256"]
     description = _description(file, found, architecture, digest)
+    if origin:
+        description["ported_from"]["head"] = origin
     written, left_out = write(destination, target, tensors, architecture, description)
     if left_out:
         notes.append(f"{len(left_out)} tensors of the decoder were left out: timm has no autoencoder")
