@@ -13,6 +13,7 @@ import numpy as np
 
 from errors import UserError, abridge, one_line, printable
 from pipeline.file_images import FileImages
+from pipeline.sources import BadMask
 from storage.files import read_file, reading
 
 BACKGROUND = "background"
@@ -61,11 +62,14 @@ class CocoImages(FileImages):
         """Return the labels of an image's pixels, int16 [H, W].
 
         Raises:
-            ValueError: if an annotation cannot be drawn.
+            BadMask: if an annotation cannot be drawn.
         """
         labels = np.zeros(self._sizes_hw[index], np.int16)
-        for label, segmentation in json.loads(self._block[self._ends[index] : self._ends[index + 1]]):
-            labels[draw_segmentation(segmentation, labels.shape)] = label
+        try:
+            for label, segmentation in json.loads(self._block[self._ends[index] : self._ends[index + 1]]):
+                labels[draw_segmentation(segmentation, labels.shape)] = label
+        except ValueError as error:
+            raise BadMask(f"{error} (in {self.origin.name})") from error
         return self._label_of[labels].astype(np.int16)
 
     def count_classes(self) -> int:

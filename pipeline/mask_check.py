@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from errors import UserError, abridge
-from pipeline.sources import Source, describe_unreadable, read_pair
+from pipeline.sources import BadMask, Source, describe_unreadable, read_pair
 
 MOST_LOOKED_AT = 500  # masks, where not all are asked for
 
@@ -49,7 +49,7 @@ def check_masks(source: Source, num_classes: int, full: bool, channels: int) -> 
         try:
             _, labels = read_pair(source, index, channels)
             if labels.max(initial=-1) >= num_classes:
-                raise ValueError(f"its mask has the label {labels.max()}; there are {num_classes} classes")
+                raise BadMask(f"its mask has the label {labels.max()}; there are {num_classes} classes")
             return np.bincount(np.where(labels < 0, num_classes, labels).ravel(), minlength=num_classes + 1)
         except Exception as error:  # damaged files raise nearly anything
             return describe_unreadable(source, index, error)

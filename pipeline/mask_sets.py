@@ -27,6 +27,7 @@ from pipeline.file_images import FileImages, PathList
 from pipeline.folders import find_images
 from pipeline.left_out import LeftOut
 from pipeline.masks import Codes, read_values, without_colours
+from pipeline.sources import BadMask
 from storage.files import read_file, read_json, read_lines, reading
 
 NAMES = ("masks", "voc", "ade20k", "cityscapes", "coco_polygons", "scenes")
@@ -82,13 +83,14 @@ class MaskedImages(FileImages):
         """Return the labels of an image's pixels, int16 [H, W]; see `masks.IGNORED`.
 
         Raises:
-            ValueError: naming the mask, if it cannot be read.
+            BadMask: naming the mask, if it cannot be read.
         """
         codes, path = self.codes, self._masks[index]
         try:
             return codes.apply(read_values(read_file(path)))
         except (ValueError, OSError) as error:
-            raise ValueError(f"its mask {path.name} {one_line(error)}") from error
+            why = str(error) if type(error) is ValueError else one_line(error)
+            raise BadMask(f"its mask {path.name} {why}") from error
 
     def count_classes(self) -> int:
         """Return the number of classes, by their names, or by all masks of the split."""

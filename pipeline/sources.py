@@ -333,6 +333,10 @@ def find_listed(source: Source, list_file: str | Path, flag: str) -> np.ndarray:
 # ---- decoding -----------------------------------------------------------------------------------
 
 
+class BadMask(ValueError):
+    """A mask cannot be used; the message says which and why, after the name of its image."""
+
+
 def read_image(source: Source, index: int, channels: int, upright: bool = True) -> Image.Image:
     """Decode an image of a source as 8-bit grey (1 channel), RGB (3) or RGBA (4).
 
@@ -343,14 +347,14 @@ def read_image(source: Source, index: int, channels: int, upright: bool = True) 
 
 
 def read_pair(source: Source, index: int, channels: int, upright: bool = True) -> tuple[Image.Image, np.ndarray]:
-    """Decode an image, see `read_image`, and its mask, int16 [H, W]; raise ValueError if their sizes differ.
+    """Decode an image, see `read_image`, and its mask, int16 [H, W]; raise BadMask if their sizes differ.
 
     Of a source without masks, no pixel has a class.
     """
     image = read_image(source, index, channels, upright)
     labels = source.mask(index) if source.has_masks else np.full((image.height, image.width), -1, np.int16)
     if labels.shape != (image.height, image.width):
-        raise ValueError(
+        raise BadMask(
             f"its mask has {labels.shape[1]} x {labels.shape[0]} pixels, the image {image.width} x {image.height}"
             + (" after its EXIF orientation, which masks do not have (DATA.EXIF_TRANSPOSE)" if upright else "")
         )
@@ -368,4 +372,5 @@ def why_unreadable(source: Source, index: int, channels: int) -> str | None:
 
 def describe_unreadable(source: Source, index: int, error: Exception) -> str:
     """Return a message that names an image which cannot be decoded, and the reason."""
-    return f"{source.describe(index)}: cannot be read as an image ({one_line(error)})"
+    why = str(error) if isinstance(error, BadMask) else f"cannot be read as an image ({one_line(error)})"
+    return f"{source.describe(index)}: {why}"

@@ -76,5 +76,14 @@ def anchor_of(heading: str) -> str:
 
 
 def test_every_page_of_the_list_is_there():
-    wanted = {"command_line", "data", "weights", "contrastive", "light", "billion_scale", "reliability", "questions"} | {"segmentation"}
+    wanted = {
+        "command_line",
+        "data",
+        "weights",
+        "contrastive",
+        "light",
+        "billion_scale",
+        "reliability",
+        "questions",
+    } | {"segmentation"}
     assert {page.stem for page in CHINESE} == wanted
