@@ -6,14 +6,13 @@ learning rate falls along a cosine, as DINOv3's, and the loss is over the pixels
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 import checkpoint
 import runtime
 from config import image_size_hw
 from errors import UserError
-from layers import across_ranks
+from layers import across_ranks, cross_entropy
 from methods import classifier, segmentation_scores, start
 from methods.method import Method
 from methods.segmenter import Segmenter, build_segmenter, segment, upsample
@@ -136,9 +135,8 @@ def pixel_cross_entropy(logits: paddle.Tensor, labels: paddle.Tensor, over_ranks
             that over all their pixels.
     """
     labels = labels.astype("int64")
-    has_label, target = labels >= 0, labels.clip(min=0).unsqueeze(1)
-    losses = -paddle.take_along_axis(F.log_softmax(logits.astype("float32"), axis=1), target, axis=1).squeeze(1)
-    weights = has_label.astype("float32")
+    losses = cross_entropy.pixel_cross_entropy(logits.astype("float32"), labels.clip(min=0))
+    weights = (labels >= 0).astype("float32")
     count = weights.sum()
     if over_ranks and runtime.world_size() > 1:
         count = across_ranks.sum_over_ranks(count) / runtime.world_size()

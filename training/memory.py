@@ -23,7 +23,7 @@ GIB = 1 << 30
 # layers, queries, keys, values, their mixture, and twice the hidden layer of the MLP, which is four times as wide.
 _KEPT, _KEPT_BY_DROP_PATH = 11.0, 2.5
 _KEPT_PER_HIDDEN = 2.0
-_KEPT_PER_PIXEL = 4.1  # copies of a segmenter's enlarged logits, by a measurement on CPU
+_KEPT_PER_PIXEL = 3.1  # copies of a segmenter's enlarged logits, by a measurement on CPU
 _KEPT_IN_FLOAT32 = 2.0  # activations per block that are float32 under mixed precision, level O1: the residual stream
 _TRANSIENT = 48.0  # gradients of a layer's activations while its backward pass runs
 _MANY_RANKS = 8

@@ -13,6 +13,7 @@ import main_multi_gpu_finetune
 import main_multi_gpu_pretrain
 from config import get_config
 from errors import UserError
+from layers import cross_entropy
 from methods import dispatch, load_models, segmentation_scores
 from methods.segmentation import pixel_cross_entropy
 from methods.segmenter import segment, upsample, window_starts
@@ -274,3 +275,19 @@ def test_colours_of_labels_and_errors():
     shown = segments.colour(np.array([[-1, 0], [5, 29]]), colours)
     assert shown[0, 0].tolist() == [128, 128, 128]
     assert np.array_equal(shown[1], colours[[5, 29]])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_losses_of_pixels_and_their_gradients_are_those_of_torch(scale):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    values = (scale * rng.normal(0, 1, (2, 7, 5, 6))).astype(np.float32)
+    labels, weights = rng.integers(0, 7, (2, 5, 6)), rng.random((2, 5, 6)).astype(np.float32)
+    logits, expected = paddle.to_tensor(values), torch.tensor(values, requires_grad=True)
+    logits.stop_gradient = False
+    losses = cross_entropy.pixel_cross_entropy(logits, paddle.to_tensor(labels))
+    (losses * paddle.to_tensor(weights)).sum().backward()
+    wanted = torch.nn.functional.cross_entropy(expected, torch.tensor(labels), reduction="none")
+    (wanted * torch.tensor(weights)).sum().backward()
+    assert_allclose(losses.numpy(), wanted.detach().numpy(), rtol=1e-5, atol=1e-5)
+    assert_allclose(logits.grad.numpy(), expected.grad.numpy(), atol=1e-6)
