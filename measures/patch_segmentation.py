@@ -71,7 +71,8 @@ def read_patches(model, config, source: sources.Source, indices: np.ndarray, lay
 
     Args:
         model: encoder.
-        indices: of the images, which are resized whatever their shape.
+        indices: of the images, which are resized whatever their shape; DATA.BAD_IMAGES says what to do about those
+            that cannot be read.
         layer: of which the patches are, behind the encoder's last norm; None: the last one.
     """
     size_hw, data = image_size_hw(config), config.DATA
@@ -80,11 +81,22 @@ def read_patches(model, config, source: sources.Source, indices: np.ndarray, lay
     for first in range(0, len(indices), data.BATCH_SIZE):
         pixels = []
         for index in indices[first : first + data.BATCH_SIZE]:
-            image, labels = sources.read_pair(source, int(index), data.IMAGE_CHANNELS, data.EXIF_TRANSPOSE)
+            try:
+                image, labels = sources.read_pair(source, int(index), data.IMAGE_CHANNELS, data.EXIF_TRANSPOSE)
+            except Exception as error:  # damaged files raise nearly anything
+                problem = sources.describe_unreadable(source, int(index), error)
+                if data.BAD_IMAGES == "error":
+                    raise UserError(problem + sources.SKIP_ADVICE) from error
+                print(f"warning: {problem}; it is left out")
+                continue
             pixels.append(augment.as_pixels(augment.squash(image, size_hw)))
             masks.append(resize_mask(labels, size_hw))
+        if not pixels:
+            continue
         tokens = extract(model, normalise(paddle.to_tensor(np.stack(pixels))), [layer], "tokens", norm=True)[layer]
         features.append(tokens[:, 1:].astype("float32").flatten(0, 1).numpy())
+    if not any((mask >= 0).any() for mask in masks):
+        raise UserError(f"{source.origin}: no pixel of {len(indices)} masks has a class; is DATA.MASK_IGNORE right?")
     embedding = model.patch_embedding
     return Patches(np.concatenate(features), np.stack(masks), embedding.grid_hw, embedding.patch_size)
 
@@ -100,6 +112,8 @@ def segment_by_votes(bank: Patches, asked: np.ndarray, ks: list[int], distance: 
         distance: one of DISTANCES.
     """
     kept = bank.main_labels() >= 0
+    if not kept.any():
+        raise UserError("no training patch has a class for most of its pixels; take more images (-num)")
     features, labels, found = bank.features[kept], bank.labels()[kept], {k: [] for k in ks}
     blocks = neighbours.search(features, asked, min(max(ks), len(features)), neighbours.Scaler.of(features), distance)
     for places, _ in blocks:

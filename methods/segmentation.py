@@ -10,7 +10,7 @@ from paddle import nn
 
 import checkpoint
 import runtime
-from config import image_size_hw
+from config import image_size_hw, replaced
 from errors import UserError
 from layers import across_ranks, cross_entropy
 from methods import classifier, segmentation_scores, start
@@ -106,6 +106,20 @@ def check_classes(config, source: Source) -> Source:
     if found > wanted:
         raise UserError(f"MODEL.NUM_CLASSES={wanted}: the masks of {source.origin} have {found} classes")
     return source
+
+
+def open_splits(config) -> tuple[Source, Source]:
+    """Open train and val of a data set with masks for tools: a label stands for the same class in both.
+
+    Raises:
+        UserError: if val has classes that train has not.
+    """
+    train = loaders.open_source(config, "train", TARGET)
+    val = loaders.open_source(replaced(config, "DATA.CLASS_NAMES", train.class_names), "val", TARGET)
+    if val.count_classes() > train.count_classes():
+        counts = f"{val.count_classes()} classes, and {train.origin} {train.count_classes()}"
+        raise UserError(f"{val.origin}: has {counts}: name them in classes.txt or classes.json")
+    return train, val
 
 
 def _reads_alike(config, weights: str) -> bool:

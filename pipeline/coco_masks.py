@@ -13,11 +13,13 @@ import numpy as np
 
 from errors import UserError, abridge, one_line, printable
 from pipeline.file_images import FileImages
+from pipeline.masks import MOST_CLASSES
 from pipeline.sources import BadMask
 from storage.files import read_file, reading
 
 BACKGROUND = "background"
 _MOST_BYTES, _MOST_PIXELS = 2 << 30, 1 << 28
+_LARGEST = 1e7  # coordinate
 _FILES = {
     split: [
         *(f"annotations/instances_{name}.json" for name in names),
@@ -104,14 +106,16 @@ def draw_segmentation(segmentation: object, size_hw: tuple[int, int]) -> np.ndar
     if not isinstance(segmentation, list):
         raise ValueError(f"its annotation is {printable(segmentation, 40)}, neither polygons nor run lengths")
     for polygon in segmentation:
-        try:
-            points = np.array(polygon, np.float64).reshape(-1, 2)
-        except (TypeError, ValueError):
-            points = np.empty((0, 2))
-        if len(points) < 3 or not np.isfinite(points).all():
+        is_whole = isinstance(polygon, list) and len(polygon) % 2 == 0 and all(map(_is_coordinate, polygon))
+        points = np.array(polygon if is_whole else [], np.float64).reshape(-1, 2)
+        if len(points) < 3:
             raise ValueError(f"its polygon {printable(polygon, 60)} is not a list of at least three x, y")
         covered |= fill_polygon(points, size_hw)
     return covered
+
+
+def _is_coordinate(value: object) -> bool:
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
 
 def fill_polygon(points: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -179,41 +183,70 @@ def open_coco(root: Path, split: str) -> CocoImages:
             raise ValueError("one of its lists is missing")
     try:
         return _read_table(table, file, root, split)
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: {one_line(error)} is missing or of another kind; {_ADVICE}") from error
 
 
 def _read_table(table: dict, file: Path, root: Path, split: str) -> CocoImages:
-    categories = sorted((int(category["id"]), str(category["name"])) for category in table["categories"])
+    categories = sorted((_integer(category, "id"), _text(category, "name")) for category in table["categories"])
     names = [BACKGROUND, *(name for _, name in categories)]
     if len(set(names)) < len(names) or len({number for number, _ in categories}) < len(categories):
-        raise UserError(f"{file}: categories share an id or a name, or one is called {BACKGROUND}")
+        raise UserError(
+            f"{file}: categories share an id or a name, or one is called {BACKGROUND}, as pixels without one are here"
+        )
+    if len(names) >= MOST_CLASSES:
+        raise UserError(f"{file}: {len(categories):,} categories; fewer than {MOST_CLASSES:,} are taken")
     label_of = {number: label for label, (number, _) in enumerate(categories, start=1)}
     images = table["images"]
     if not images:
         raise UserError(f"{file}: lists no images")
-    folder = _find_images(root, file, split, str(images[0]["file_name"]))
-    drawn: dict[object, list] = {image["id"]: [] for image in images}
+    folder = _find_images(root, file, split, _text(images[0], "file_name"))
+    drawn: dict[int, list] = {_integer(image, "id"): [] for image in images}
     if len(drawn) < len(images):
         raise UserError(f"{file}: images share an id")
     strange = []
     for annotation in table["annotations"]:
-        image, category = annotation["image_id"], annotation["category_id"]
+        image, category = _integer(annotation, "image_id"), _integer(annotation, "category_id")
         if image not in drawn or category not in label_of or not annotation.get("segmentation"):
             strange.append(f"annotation {annotation.get('id')} of image {image}, category {category}")
             continue
         drawn[image].append([label_of[category], annotation["segmentation"]])
-    notes = [f"{file}: {len(strange):,} annotations are of no listed image or category, or without a segmentation, "
-             f"and are left out: {abridge(strange, 3)}"] if strange else []  # fmt: skip
-    sizes_hw = np.array([[int(image["height"]), int(image["width"])] for image in images], np.int64)
-    for image, (height, width) in zip(images, sizes_hw.tolist(), strict=True):
-        if min(height, width) < 1 or height * width > _MOST_PIXELS:
-            raise UserError(f"{file}: {printable(image['file_name'])} has {width} x {height} pixels")
-    paths = [str(folder / str(image["file_name"])) for image in images]
+    what = "annotations are of no listed image or category, or without a segmentation"
+    notes = [f"{file}: {len(strange):,} {what}, and are left out: {abridge(strange, 3)}"] if strange else []
+    if strange and len(strange) == len(table["annotations"]):
+        raise UserError(f"{file}: all {len(strange):,} {what}: {abridge(strange, 3)}")
+    sizes_hw = np.array([_size(image, file) for image in images], np.int64)
+    paths = [str(folder / _text(image, "file_name")) for image in images]
     outside = [path for path in paths if ".." in Path(path).parts or not Path(path).is_relative_to(folder)]
     if outside:
         raise UserError(f"{file}: images outside {folder}: {abridge(outside, 3)}")
     return CocoImages(paths, sizes_hw, list(drawn.values()), names, file, notes)
+
+
+def _integer(entry: dict, key: str) -> int:
+    """Return an entry that is an integer; raise KeyError or ValueError otherwise."""
+    if type(entry[key]) is not int:
+        raise ValueError(f"{key} {printable(repr(entry[key]), 40)}, which must be an integer,")
+    return entry[key]
+
+
+def _text(entry: dict, key: str) -> str:
+    """Return an entry that is a text; raise KeyError or ValueError otherwise."""
+    if not isinstance(entry[key], str) or not entry[key]:
+        raise ValueError(f"{key} {printable(repr(entry[key]), 40)}, which must be a text,")
+    return entry[key]
+
+
+def _size(image: dict, file: Path) -> tuple[int, int]:
+    """Return height and width of an image."""
+    height, width = _integer(image, "height"), _integer(image, "width")
+    if min(height, width) < 1 or height * width > _MOST_PIXELS:
+        raise UserError(
+            f"{file}: {printable(image['file_name'])} has {printable(width, 20)} x {printable(height, 20)} pixels"
+        )
+    return height, width
 
 
 def _find_images(root: Path, file: Path, split: str, name: str) -> Path:

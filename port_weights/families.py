@@ -61,8 +61,9 @@ def _by_projection(file: WeightFile, config: Mapping, grid_hw: Grid) -> Recognis
 def _from_ours(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Recognised:
     inside, dropped = split(file, prefix)
     tensors, unplaced = {}, []
+    own = file.architecture.shapes() if file.architecture is not None else ()  # such as those of a pooler
     for name, tensor in inside.items():
-        if names.official_name(name) is None:
+        if names.official_name(name) is None and name not in own:
             unplaced.append(name)
         else:
             tensors[name] = tensor

@@ -22,7 +22,7 @@ from port_weights.recognised import (
 from port_weights.report import Report
 from port_weights.writing import check_destination, is_directory, write
 from storage import manifest, weight_files
-from storage.architecture import Architecture, of_config
+from storage.architecture import OWN_NETWORKS, Architecture, of_config
 from storage.files import read_json
 from storage.stored_tensor import StoredTensor
 
@@ -78,13 +78,7 @@ def port(
     if expected is not None and architecture != expected:
         found_words, expected_words = (f"{model.content}, {model}" for model in (architecture, expected))
         raise UserError(f"{path}: is {found_words}; expected {expected_words}")
-    origin = {}
-    if head is not None:
-        if target != "paddle":
-            raise UserError(f"-head {head}: no other project has attentive probes; leave -to out")
-        tensors, architecture, dropped, head_notes, origin = probe_heads.attach(tensors, architecture, Path(head))
-        found.dropped |= dropped
-        found.notes += head_notes
+    tensors, architecture, origin = _with_head(found, tensors, architecture, head, target)
     if not found.preprocessing:
         found.preprocessing = recorded_preprocessing(file)
     if found.family == "this project" and not found.preprocessing:
@@ -111,6 +105,20 @@ def port(
         written=written,
         sha256=digest,
     )
+
+
+def _with_head(
+    found: Recognised, tensors: dict, architecture: Architecture, head: str | Path | None, target: str
+) -> tuple[dict, Architecture, dict]:
+    """Put a head on an encoder, if there is one; returns tensors, architecture, and the head's origin."""
+    origin: dict[str, str] = {}
+    if head is not None:
+        tensors, architecture, dropped, notes, origin = probe_heads.attach(tensors, architecture, Path(head))
+        found.dropped |= dropped
+        found.notes += notes
+    if target != "paddle" and architecture.network in OWN_NETWORKS:
+        raise UserError(f"-to {target}: has no place for the head of this {architecture.content}; leave -to out")
+    return tensors, architecture, origin
 
 
 def _notes_on_request(
@@ -195,6 +203,8 @@ def check(
         architecture = dataclasses.replace(architecture, pool_after_norm=found.pool_after_norm, norm_eps=found.norm_eps)
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from error
+    if file.architecture is not None and file.architecture.network in OWN_NETWORKS:  # whose options no shape shows
+        architecture = dataclasses.replace(file.architecture, encoder=architecture.encoder)
     expected = architecture.shapes()
     check_tensors(file, f"{found.family} ViT", found.tensors, expected)
     for part, tower in (("encoder", architecture.encoder), ("decoder", architecture.decoder)):

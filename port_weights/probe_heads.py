@@ -10,7 +10,7 @@ from errors import UserError
 from storage import manifest, weight_files
 from storage.architecture import Architecture
 from storage.files import read_json
-from storage.stored_tensor import StoredTensor
+from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
 
 _NAMES = {  # theirs: ours
     "0.cls_token": "pooler.queries",
@@ -64,7 +64,7 @@ def attach(tensors: dict[str, StoredTensor], architecture: Architecture, path: P
         pool_after_norm=False,
         distill_head=False,
         probe=True,
-        num_classes=named["classifier.1.bias"].shape[0],
+        num_classes=named["classifier.1.weight"].shape[1],
         pooler="ep",
         pooler_queries=queries.shape[0],
         pooler_d_out=value.shape[0] // value.shape[1],
@@ -94,16 +94,23 @@ def _read(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a head under our names and in our layout."""
     file = weight_files.read(path)
     found = {name.removeprefix("head."): tensor for name, tensor in file.tensors.items()}
+    is_double = len(found) < len(file.tensors)
     found.pop(_COUNTER, None)
-    if set(found) != set(_NAMES):
+    if set(found) != set(_NAMES) or is_double:
         shown = ", ".join(list(file.tensors)[:6])
         raise UserError(f"{path}: not a head of efficient probing ({', '.join(_NAMES)}); its tensors: {shown}")
     named = {_NAMES[name]: tensor.checked(name, path) for name, tensor in found.items()}
     queries, value, weight = (named[name] for name in ("pooler.queries", "pooler.value.weight", "classifier.1.weight"))
     axes = [len(tensor.shape) for tensor in (queries, value, weight)]
-    if axes != [3, 2, 2] or 0 in (*queries.shape, *value.shape) or value.shape[0] % queries.shape[1]:
+    is_sound = axes == [3, 2, 2] and queries.shape[0] == 1 and 0 not in (*queries.shape, *value.shape)
+    if not is_sound or value.shape[0] % queries.shape[1] or value.shape[1] % value.shape[0]:
         shown = [list(tensor.shape) for tensor in (queries, value, weight)]
         raise UserError(f"{path}: {shown} are not the shapes of queries, value and classifier of efficient probing")
+    for name, tensor in named.items():
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise UserError(f"{path}: {name} is {tensor.dtype}, and weights are {', '.join(FLOAT_DTYPES)}")
+    if (named["classifier.0._variance"].read_float32() < 0).any():
+        raise UserError(f"{path}: 1.running_var holds negative values; the file is damaged")
     named["pooler.queries"] = _reshaped(queries, queries.shape[1:])
     return named | {name: named[name].transposed() for name in ("pooler.value.weight", "classifier.1.weight")}
 
@@ -115,7 +122,7 @@ def _tokens(path: Path) -> tuple[str, list[str]]:
     if variant is None:
         note = "no config.json beside the head says which tokens it reads; taken as the patches (PROBE.TOKENS)"
         return "patches", [note]
-    if variant not in _TOKENS:
+    if not isinstance(variant, str) or variant not in _TOKENS:
         raise UserError(f"{config}: cls_features is {variant!r}; {' and '.join(_TOKENS)} are known here")
     return _TOKENS[variant], []
 

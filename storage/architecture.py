@@ -15,6 +15,7 @@ from layers.relative_position import num_rows
 from storage.tensor_shapes import Shapes, layer_shapes, linear_shapes, norm_shapes, pooler_shapes
 
 CLASSIFIERS = ("classifier", "probe", "attentive")  # networks that have a head for classes
+OWN_NETWORKS = ("attentive", "segmenter")  # that no other project has
 LAYER_MODULES = ("attn_norm", "attn.qkv", "attn.out", "mlp_norm", "mlp.fc1", "mlp.fc2")
 NORM_EPS = 1e-6  # as in the official code, timm and torchvision
 _AUTOENCODER, _CLASSIFIER, _ATTENTIVE, SEGMENTER = "autoencoder", "classifier", "attentive", "segmenter"

@@ -99,7 +99,7 @@ def _check_masked(
 
 
 def _overlap(name: str, data_path: str, num_classes: int | None, **options: object) -> list[str]:
-    """Return problems of images that are in both splits of a set with masks, by their paths."""
+    """Return problems of both splits of a set with masks: images that both have, by their paths, and other classes."""
     try:
         splits = [
             datasets.open_source(name, data_path, split, num_classes=num_classes, needs="mask", **options)
@@ -109,7 +109,14 @@ def _overlap(name: str, data_path: str, num_classes: int | None, **options: obje
         return []
     first, second = ({os.path.realpath(source.path(index) or "") for index in range(len(source))} for source in splits)
     shared = sorted(first & second - {os.path.realpath("")})
-    return [f"{len(shared):,} images are in train and in val: {abridge(shared, 3)}"] if shared else []
+    problems = [f"{len(shared):,} images are in train and in val: {abridge(shared, 3)}"] if shared else []
+    names = [source.class_names for source in splits]
+    if None not in names:
+        try:
+            splits[1].use_class_names(names[0])
+        except UserError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _is_wanted(name: str, root: Path, split: str) -> bool:

@@ -269,6 +269,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if not is_encoder:
             write_labels(config, Path(folder))
         results.claim(out, _FILES)
+        for name in set(_FILES) - set(os.listdir(folder)):  # left by an earlier export
+            (out / name).unlink(missing_ok=True)
         for file in Path(folder).iterdir():
             os.replace(file, out / file.name)
     names = ", ".join(f"{name} (differs by {value:.1e})" for name, value in differences.items())

@@ -34,8 +34,8 @@ from pages import html, tables
 from pages.curves import html_charts
 from pipeline import mask_sets
 from pipeline.sources import Source, Subset
-from storage import results
-from training import device, loaders
+from storage import results, weight_files
+from training import device
 
 _FILES = ("judge.csv", "benchmark.csv", "report.html")
 # The columns of results.csv in the repository of efficient probing.
@@ -44,6 +44,7 @@ family method arch pretrain eval image_size lp lp_gap ep ep_queries ep_variant m
 lp_variant lp_log ep_log notes verified amp waiting gap_reason knn knn_k knn_T knn_log extra_flags ep_head
 """.split()  # noqa: SIM905
 _TEMPERATURE = 0.07
+_MOST_SEEDS = 100
 
 
 def _parse(argv: list[str] | None):
@@ -60,9 +61,27 @@ def _parse(argv: list[str] | None):
     args = parser.parse_intermixed_args(argv)
     if min(args.num, args.seeds, args.k, *args.shots) < 1:
         raise UserError("-num, -seeds, -k and -shots must be at least 1")
-    if len(set(args.runs)) < len(args.runs):
+    if args.seeds > _MOST_SEEDS:
+        raise UserError(f"-seeds {args.seeds}: at most {_MOST_SEEDS}")
+    if len({weight_files.resolve(run).resolve() for run in args.runs}) < len(args.runs):
         raise UserError(f"{' '.join(args.runs)}: a run is named twice")
+    if args.masks not in (None, *mask_sets.NAMES):
+        raise UserError(f"-masks {args.masks}: must be one of {', '.join(mask_sets.NAMES)}")
+    if args.masks_path is not None and (args.masks is None or not Path(args.masks_path).is_dir()):
+        why = "needs -masks NAME, the kind of data set" if args.masks is None else "no such directory"
+        raise UserError(f"-masks_path {args.masks_path}: {why}")
     return args
+
+
+def _check_same_data(args) -> None:
+    """Raise UserError unless all encoders read the same data set."""
+    named = {}
+    for run in args.runs:
+        data = tool_flags.read_config(argparse.Namespace(**{**vars(args), "run": run})).DATA
+        named[data.DATASET, data.DATA_PATH, data.TRAIN_LIST, data.VAL_FRACTION, data.VAL_SEED] = run
+    if len(named) > 1:
+        words = "; ".join(f"{run}: {dataset} {path}".rstrip() for (dataset, path, *_), run in named.items())
+        raise UserError(f"the encoders were trained on other data ({words}); say which to read: -dataset, -data_path")
 
 
 def _open(args, config) -> list[Source]:
@@ -71,6 +90,9 @@ def _open(args, config) -> list[Source]:
     for source in (train, val):
         if source.labels.min() < 0:
             raise UserError(f"{source.origin}: has images without labels")
+    num_classes = train.count_classes()
+    if args.num < 2 * num_classes:
+        raise UserError(f"-num {args.num}: {train.origin} has {num_classes} classes, and each needs two images")
     train = Subset(train, image_sets.choose_balanced(train.labels, args.num, seed=0))
     if len(train) < args.k:
         raise UserError(f"-k {args.k}: there are {len(train):,} training images")
@@ -79,10 +101,10 @@ def _open(args, config) -> list[Source]:
     return [train, val]
 
 
-def _open_masks(args) -> list[Source]:
+def _open_masks(args) -> tuple[Source, Source]:
     words = ["DATA.DATASET", args.masks] + ([] if args.masks_path is None else ["DATA.DATA_PATH", args.masks_path])
     config = tool_flags.read_config(args, *words, "DATA.CLASS_NAMES", None, "DATA.TRAIN_LIST", None)
-    return [loaders.open_source(config, split, segmentation.TARGET) for split in ("train", "val")]
+    return segmentation.open_splits(config)
 
 
 def judge(args, run: str) -> tuple[list[Figure], list[Row], list[str]]:
@@ -97,9 +119,9 @@ def judge(args, run: str) -> tuple[list[Figure], list[Row], list[str]]:
     train, val = _open(args, config)
     masks = None if args.masks is None else _open_masks(args)
     print(f"{run}: {len(train):,} training and {len(val):,} val images", flush=True)
+    by_masks = [] if masks is None else score_masks(model, config, *masks, seeds, args.num, say)
     figures, rows = score_classes(model, config, train, val, seeds, args.k, args.shots, say)
-    if masks is not None:
-        figures += score_masks(model, config, *masks, seeds, args.num, say)
+    figures += by_masks
     return figures, rows, _benchmark_cells(args, config, model, figures, len(train))
 
 
@@ -165,9 +187,9 @@ def _curve(rows: list[Row], name: str) -> list[tuple[float, float]]:
 
 def table(judged: dict[str, tuple[list[Figure], list[Row], list[str]]]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: a row for each measure, and a column for each encoder."""
-    header, rows = ["measure", "read"], {}
-    for number, (run, (figures, *_)) in enumerate(judged.items()):
-        header.append(Path(run).name)
+    names = [Path(run).name for run in judged]
+    header, rows = ["measure", "read", *(names if len(set(names)) == len(names) else judged)], {}
+    for number, (figures, *_) in enumerate(judged.values()):
         for figure in figures:
             read = "" if figure.measure.endswith("best on val") else figure.read
             cells = rows.setdefault((figure.measure, read), [""] * len(judged))
@@ -179,6 +201,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[Figure]]:
     """Print the table, and return the figures of each encoder."""
     args = _parse(argv)
     out = None if args.out is None else results.new_directory(args.out, args.runs, writes=_FILES)
+    _check_same_data(args)
     device.set_device()
     judged = {run: judge(args, run) for run in args.runs}
     header, rows = table(judged)

@@ -22,12 +22,13 @@ runtime.prepare()
 import numpy as np
 
 from arguments import Parser
+from config import replaced
 from errors import UserError
 from launch import command_line, tool_flags
 from measures import feature_cache
 from measures.patch_segmentation import by_capi, by_hummingbird, read_patches
 from methods import load_models, segmentation
-from training import device, loaders
+from training import device
 
 _HUMMINGBIRD_K = 30
 
@@ -51,12 +52,12 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     feature_cache.check_outputs(args)
     device.set_device()
     model, config = load_models.load_encoder(args.run, tool_flags.read_config(args))
-    splits = {split: loaders.open_source(config, split, segmentation.TARGET) for split in ("train", "val")}
-    num_classes = splits["train"].count_classes()
-    order = np.random.default_rng(args.seed).permutation(len(splits["train"]))[: args.num]
-    chosen = {"train": order, "val": np.arange(len(splits["val"]))}
-    print(f"patches of {len(order):,} training and {len(splits['val']):,} val images", flush=True)
-    train, val = (read_patches(model, config, splits[split], chosen[split], args.layer) for split in splits)
+    splits = segmentation.open_splits(replaced(config, "DATA.CLASS_NAMES", None))
+    num_classes = splits[0].count_classes()
+    order = np.random.default_rng(args.seed).permutation(len(splits[0]))[: args.num]
+    print(f"patches of {len(order):,} training and {len(splits[1]):,} val images", flush=True)
+    chosen = zip(splits, (order, np.arange(len(splits[1]))), strict=True)
+    train, val = (read_patches(model, config, source, indices, args.layer) for source, indices in chosen)
     if args.protocol == "capi":
         figures = by_capi(train, val, ks, num_classes, args.seed)
     else:

@@ -25,14 +25,16 @@ import collections
 import os
 from pathlib import Path
 
+import numpy as np
+
 from arguments import Parser
 from errors import UserError, abridge
 from launch import command_line, tool_flags
 from measures import prediction
 from pages import prediction_table
-from pages.mask_files import MaskFiles
+from pages.mask_files import MASKS, OVERLAYS, MaskFiles
 from pages.prediction_page import Summary, write_page
-from pipeline.sources import Source
+from pipeline.sources import Source, Subset
 from storage import results
 from training import device
 
@@ -117,8 +119,11 @@ def _check_masks(args, model: prediction.Classifier) -> Path | None:
         return None
     if not model.is_segmenter:
         raise UserError(f"-masks {args.masks}: {args.run} classifies photos, not their pixels")
+    if not args.masks:
+        raise UserError("-masks '': is not the name of a directory")
     folders = [Path(photo).resolve() for photo in args.photos if Path(photo).is_dir()]
-    if any(Path(args.masks).resolve().is_relative_to(folder) for folder in folders):
+    written = [(Path(args.masks) / name).resolve() for name in ("", MASKS, OVERLAYS)]
+    if any(path.is_relative_to(folder) for path in written for folder in folders):
         raise UserError(f"-masks {args.masks}: is in a folder of the photos, and would be taken for photos next time")
     return results.new_directory(args.masks, [args.run], "-masks")
 
@@ -135,12 +140,24 @@ def _predict(
     progress.keep_for(prediction_table.digest_of_photos(source))
     if progress.done:
         print(f"resumes after {progress.done:,} of {len(source):,} photos")
+        _write_lost(model, source, progress, files)
     for batch in prediction.predict_batches(model, source, topk, progress.done, **options):
         progress.add(batch)
         if len(source) <= _SHOWN:
             for row in batch:
                 pairs = zip(row.classes, row.probabilities, strict=True)
                 print(f"{row.file}: {row.error or ', '.join(f'{name} {share:.1%}' for name, share in pairs)}")
+
+
+def _write_lost(
+    model: prediction.Classifier, source: Source, progress: prediction_table.Progress, files: MaskFiles | None
+) -> None:
+    """Write the masks again that were removed since their photos were predicted."""
+    rows = enumerate(progress.rows() if files is not None else ())
+    lost = np.array([index for index, row in rows if not row.error and not files.is_written(index)], np.int64)
+    for number, labels in prediction.label_maps(model, Subset(source, lost)):
+        if labels is not None:
+            files.write(int(lost[number]), labels)
 
 
 def _report(summary: Summary, out: Path) -> None:

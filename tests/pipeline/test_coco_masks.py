@@ -7,8 +7,11 @@ import pytest
 from PIL import Image
 
 import datasets
+from config import get_config
 from errors import UserError
+from methods import segmentation
 from pipeline.coco_masks import _decode_runs, _unpack_counts, draw_segmentation, fill_polygon
+from tools import check_dataset
 
 pytestmark = pytest.mark.quick
 
@@ -70,6 +73,9 @@ def test_run_lengths_go_down_the_columns():
         ([[1, 2, 3, 4]], "at least three x, y"),
         ([[1, 2, 3, 4, 5, float("nan")]], "at least three x, y"),
         ([["a"] * 6], "at least three x, y"),
+        ([["1", "2"] * 3], "at least three x, y"),
+        ([[0, 0, 10**400, 0, 5, 5]], "at least three x, y"),
+        ([[0, 0, 1e308, 0, 5, 5]], "at least three x, y"),
         ("x", "neither polygons nor run lengths"),
         ({"size": [4, 4], "counts": [16]}, "has the size"),
         ({"size": [3, 4], "counts": [13]}, "do not add up"),
@@ -132,6 +138,30 @@ def test_later_annotations_cover_earlier_ones(tmp_path, file, folder):
         source.use_class_names(["toothbrush", "bicycle"])
 
 
+def test_every_data_set_can_be_named():
+    for name in datasets.NAMES:
+        assert name == get_config(None, ["DATA.DATASET", name]).DATA.DATASET
+
+
+def test_val_has_the_labels_of_train(tmp_path):
+    """Ids that stand for other classes in val are put in train's order; classes that train lacks are refused."""
+    swapped = [{"id": 2, "name": "toothbrush"}, {"id": 90, "name": "bicycle"}]
+    annotations = [{"id": 1, "image_id": 7, "category_id": 2, "segmentation": [[0, 0, 8, 0, 8, 6, 0, 6]]}]
+    write_coco(tmp_path)
+    file = "annotations/instances_val2017.json"
+    write_coco(tmp_path, file=file, folder="val2017", categories=swapped, annotations=annotations)
+    config = get_config(None, ["DATA.DATASET", "coco_polygons", "DATA.DATA_PATH", str(tmp_path)])
+    train, val = segmentation.open_splits(config)
+    assert val.class_names == train.class_names
+    assert (val.mask(0) == train.class_names.index("toothbrush")).all()
+    horses = [{"id": 2, "name": "horse"}]
+    write_coco(tmp_path, file=file, folder="val2017", categories=horses, annotations=annotations)
+    with pytest.raises(UserError, match="were not trained: horse"):
+        segmentation.open_splits(config)
+    report = check_dataset.main(["-dataset", "coco_polygons", "-data_path", str(tmp_path)])
+    assert report != 0
+
+
 def test_damaged_tables_are_named(tmp_path):
     images = [{"id": 7, "file_name": "a.png", "height": 6, "width": 8}]
     categories = [{"id": 2, "name": "bicycle"}]
@@ -146,12 +176,21 @@ def test_damaged_tables_are_named(tmp_path):
         ({"categories": [{"id": 1, "name": "background"}]}, "or one is called background"),
         ({"annotations": {}}, "one of its lists is missing"),
         ({"annotations": [{"id": 1}]}, "'image_id' is missing"),
+        ({"images": [{**images[0], "height": 10**400}]}, "a.png has"),
+        ({"images": [{**images[0], "height": 20.7}]}, "height 20.7, which must be an integer"),
+        ({"categories": [{"id": "2", "name": "bicycle"}]}, "id '2', which must be an integer"),
+        ({"categories": [{"id": 2, "name": None}]}, "name None, which must be a text"),
+        ({"annotations": [{"id": 1, "image_id": "7", "category_id": 2}]}, "image_id '7', which must be an integer"),
     ):
         with pytest.raises(UserError, match=said):
             open_train(write_coco(tmp_path, **changes))
     with pytest.raises(UserError, match="no annotations of the split val"):
         datasets.open_source("coco_polygons", str(tmp_path), "val", num_classes=None, needs="mask")
     strange = {"id": 9, "image_id": 7, "category_id": 5, "segmentation": [[0, 0, 4, 0, 4, 4]]}
-    source = open_train(write_coco(tmp_path, annotations=[strange, {**strange, "category_id": 2, "segmentation": []}]))
+    two = [strange, {**strange, "category_id": 2, "segmentation": []}]
+    with pytest.raises(UserError, match="all 2 annotations are of no listed image or category"):
+        open_train(write_coco(tmp_path, annotations=two))
+    drawn = {"id": 4, "image_id": 3, "category_id": 2, "segmentation": [[0, 0, 4, 0, 4, 4]]}
+    source = open_train(write_coco(tmp_path, annotations=[*two, drawn]))
     assert "2 annotations are of no listed image or category" in source.notes[0]
     assert not source.mask(0).any()

@@ -9,12 +9,14 @@ import pytest
 from numpy.testing import assert_allclose
 
 from errors import UserError
-from methods import load_models
+from methods import dispatch, load_models
+from pipeline import scenes
 from port_weights.__main__ import main
 from port_weights.porting import port
 from storage import weight_files
 from tests.helpers.malformed_weights import torch_bytes
 from tests.helpers.weights_by_hand import official_arrays, official_decoder_shapes
+from tests.methods.test_segmentation import SEG
 
 pytestmark = pytest.mark.quick
 RNG = np.random.default_rng(0)
@@ -114,3 +116,23 @@ def test_other_files_are_not_taken_for_heads(files, tmp_path, capsys):
     head.write_bytes(pickle.dumps({"0.cls_token": 1}))
     assert main([str(encoder), str(tmp_path / "probe.pdparams"), "-heads", "4", "-head", str(head)]) == 1
     assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["ep", "aim", "segmenter"])
+def test_own_files_are_read_again_and_go_nowhere_else(tiny_run, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(scenes, "_NUM_IMAGES", {"train": 8, "val": 2})
+    options = ["PROBE.POOLER", kind, "PROBE.QUERIES", 8, "PROBE.HEADS", 4, "MODEL.TYPE", "ATTENTIVE_PROBE"]
+    options = [*SEG, "SEG.LAYERS", [1, 2]] if kind == "segmenter" else [*options, "MODEL.GLOBAL_POOL", False]
+    mode = "pretrain" if kind == "segmenter" else "linearprobe"
+    run = tiny_run(mode, *options, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0)
+    dispatch.train_or_evaluate(run)
+    first, second = tmp_path / "first.pdparams", tmp_path / "second.pdparams"
+    assert not port(run.directory, first).dropped
+    assert not port(first, second).dropped
+    load = load_models.load_segmenter if kind == "segmenter" else load_models.load_classifier
+    images = paddle.to_tensor(RNG.normal(0, 1, (2, 3, 16, 16)).astype(np.float32))
+    expected = load(run.directory)[0](images)
+    for file in (first, second):
+        assert np.array_equal(load(file)[0](images).numpy(), expected.numpy())
+    with pytest.raises(UserError, match="-to official: has no place for the head of this"):
+        port(run.directory, tmp_path / "x.pth", target="official")

@@ -81,6 +81,9 @@ def test_a_segmenter_gives_logits_of_each_pixel(tiny_run, tmp_path, monkeypatch)
     assert (tmp_path / "out" / "labels.txt").read_text().splitlines() == scenes.CLASSES
     assert not (tmp_path / "out" / "inference.yml").exists()
     program = tmp_path / "out" / ("model.json" if HAS_PADDLE_3 else "model.pdmodel")
+    export.main([str(run.directory), "-out", str(tmp_path / "out"), "-format", "paddle", "-encoder"])
+    assert not {"labels.txt", "model.onnx"} & {file.name for file in (tmp_path / "out").iterdir()}, "of the segmenter"
+    export.main([str(run.directory), "-out", str(tmp_path / "out"), "-format", "paddle"])
     images = np.random.default_rng(0).standard_normal((3, 3, 16, 24), dtype=np.float32)
     logits = export.run_paddle(program)(images)
     assert logits.shape == (3, 8, 16, 24)

@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 
 from errors import UserError
 from measures import attentive_fit, extraction, linear_probe, patch_segmentation
+from methods import dispatch
 from pipeline import scenes
 from tests.helpers.browser import BROWSER, check_page
 from tools import judge, knn, layers, lowshot
@@ -135,9 +136,9 @@ def test_the_same_images_for_every_encoder(runs, monkeypatch):
     monkeypatch.setattr(judge, "score_classes", lambda model, config, train, *rest: read_by.append(_names(train)))
     for run in runs:
         with pytest.raises(TypeError):
-            judge.main([run, "-num", "7", "-k", "3", "-shots", "1"])
+            judge.main([run, "-num", "9", "-k", "3", "-shots", "1"])
     assert read_by[0] == read_by[1]
-    assert len(read_by[0]) == 7
+    assert len(read_by[0]) == 9
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,11 @@ def test_the_same_images_for_every_encoder(runs, monkeypatch):
         (["-seeds", "0"], "must be at least 1"),
         (["-k", "5000"], "-k 5000: there are"),
         (["-shots", "5000"], "-shots 5000: class"),
-        (["-masks", "voc", "-masks_path", "/nowhere"], "/nowhere"),
+        (["-masks", "voc", "-masks_path", "/nowhere"], "-masks_path /nowhere: no such directory"),
+        (["-masks_path", "/"], "needs -masks NAME"),
+        (["-masks", "nosuch"], "-masks nosuch: must be one of"),
+        (["-num", "7"], "-num 7: .* has 4 classes, and each needs two images"),
+        (["-seeds", "100000000"], "at most 100"),
     ],
 )
 def test_wrong_numbers_are_told(runs, monkeypatch, flags, said):
@@ -154,4 +159,12 @@ def test_wrong_numbers_are_told(runs, monkeypatch, flags, said):
     with pytest.raises(UserError, match=said):
         judge.main([runs[0], *flags])
     with pytest.raises(UserError, match="named twice"):
-        judge.main([runs[0], runs[0]])
+        judge.main([runs[0], f"{runs[0]}/"])
+
+
+def test_encoders_of_other_data_need_one_named(trained, tiny_run, image_folder):
+    folder = ["DATA.DATASET", "folder", "DATA.DATA_PATH", str(image_folder), "MODEL.NUM_CLASSES", 3]
+    run = tiny_run("finetune", *folder, "TRAIN.NUM_EPOCHS", 0, "TRAIN.WARMUP_EPOCHS", 0, "RUN", "other")
+    dispatch.train_or_evaluate(run)
+    with pytest.raises(UserError, match="were trained on other data .*folder"):
+        judge.main([str(trained("pretrain")), str(run.directory)])

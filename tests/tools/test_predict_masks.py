@@ -113,6 +113,82 @@ def test_a_stopped_command_resumes(run, photos, tmp_path, monkeypatch, capsys):
         assert (tmp_path / "part" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.jpg", "a.png", "a.jpg.png", "A.webp"],
+        ["x.jpg", "x.png/b.jpg", "x.png/b.png", "x.jpg.png"],
+        [f"{'y' * 240}.jpg", f"{'y' * 240}.png", f"{'é' * 120}.jpg"],
+        ["n\nl.png", "n_l.png", "n\u2028l.png", "b\udcff.png"],
+    ],
+)
+def test_each_photo_has_a_mask_of_its_own(run, tmp_path, names):
+    model = prediction.load(run)
+    paths = [tmp_path / "photos" / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3, 2)).save(path)
+    source = prediction.open_photos([*paths, paths[0]])
+    (tmp_path / "out").mkdir()
+    for _ in range(2):  # again into the same directory, whose list of files has a name per line
+        files = mask_files.MaskFiles(tmp_path / "out", model, source)
+        for index in range(len(source)):
+            files.write(index, np.full((2, 3), index % 8))
+            assert files.is_written(index)
+    assert files.paths(0) == files.paths(len(names))
+    masks = [path for path in (tmp_path / "out" / "masks").rglob("*") if path.is_file()]
+    overlays = [path for path in (tmp_path / "out" / "overlays").rglob("*") if path.is_file()]
+    assert len(masks) == len(overlays) == len(names)
+    assert len({str(path).lower() for path in masks}) == len(names)
+
+
+def test_a_photo_that_is_too_wide_for_a_jpeg(run, tmp_path):
+    Image.new("RGB", (66000, 2)).save(tmp_path / "wide.png")
+    call(run, tmp_path / "wide.png", "-masks", tmp_path / "out", "-out", tmp_path / "p.csv")
+    with Image.open(tmp_path / "out" / "masks" / "wide.png") as mask:
+        assert mask.size == (66000, 2)
+
+
+def test_masks_that_were_removed_are_written_again(run, photos, tmp_path, monkeypatch):
+    own, count = mask_files.MaskFiles.write, itertools.count()
+
+    def write(self, index, labels):
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        own(self, index, labels)
+
+    flags = ["-masks", tmp_path / "out", "-out", tmp_path / "p.csv"]
+    monkeypatch.setattr(mask_files.MaskFiles, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        call(run, photos, *flags)
+    (done, *_) = sorted((tmp_path / "out" / "masks").rglob("*.png"))
+    content = done.read_bytes()
+    done.unlink()
+    call(run, photos, *flags)
+    assert done.read_bytes() == content
+    assert len(list((tmp_path / "out" / "overlays").rglob("*.jpg"))) == 5
+
+
+def test_neither_photos_nor_other_masks_are_overwritten(run, photos, tmp_path):
+    flags = ["-masks", tmp_path / "out", "-out", tmp_path / "p.csv"]
+    call(run, photos, *flags)
+    overlay = tmp_path / "out" / "overlays" / "turned.jpg"
+    content = overlay.read_bytes()
+    for given in (overlay.parent, overlay):
+        with pytest.raises(UserError, match="taken for photos next time|one of the photos"):
+            call(run, given, *flags)
+    assert overlay.read_bytes() == content
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "masks").symlink_to(photos)
+    with pytest.raises(UserError, match="taken for photos next time"):
+        call(run, photos, "-masks", tmp_path / "linked", "-out", tmp_path / "p.csv")
+    with pytest.raises(UserError, match="not the name of a directory"):
+        call(run, photos, "-masks", "", "-out", tmp_path / "p.csv")
+    other = ["-opts", "DATA.CLASS_NAMES", "['q','w','e','r','t','y','u','i']"]
+    with pytest.raises(UserError, match="holds masks of other classes"):
+        call(run, photos / "turned.jpg", *flags, *other)
+
+
 def test_a_page_of_overlays(run, photos, tmp_path):
     flags = ["-masks", tmp_path / "out", "-out", tmp_path / "p.csv", "-html", tmp_path / "page.html"]
     call(run, photos, *flags)
