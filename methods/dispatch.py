@@ -146,6 +146,10 @@ def build_task(run: Run) -> Task:
     method = get_method(run.config)
     if method.whole_batch:
         start.check_whole_batch(run.config)
+    if run.config.TRAIN.OPTIMIZER.NAME == "Muon" and run.config.MODEL.PRETRAINED:
+        run.log.say(
+            "warning: TRAIN.OPTIMIZER.NAME=Muon: for weights that AdamW has pretrained, AdamW is the safe choice"
+        )
     return dataclasses.replace(method.build(run), accumulates=not method.whole_batch)
 
 

@@ -5,7 +5,7 @@ import paddle
 import pytest
 
 from mae import MAEPretrain
-from optim import LARS, build_optimizer, lr_at, param_groups
+from optim import LARS, build_optimizer, lr_at, orthogonalise, param_groups
 from tests.conftest import assert_close
 from tests.helpers.small_models import mae_architecture, make_vit
 from training.optimizers import WeightAverage
@@ -177,3 +177,63 @@ def test_lars_takes_the_decay_of_a_group():
     (weight.sum() * 0.0).backward()
     optimizer.step()  # g = 0 + 1 * w, scaled by 0.1 |w| / |g| = 0.1
     assert_close(weight.numpy(), np.full((2, 2), 0.9), FLOAT32_RELATIVE)
+
+
+def orthogonalise_by_hand(matrix):
+    """Newton-Schulz in float64, on the side that is not transposed."""
+    x = matrix / (np.linalg.norm(matrix) + 1e-7)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", [(12, 48), (48, 12), (16, 16), (16, 48)])
+def test_three_muon_steps_by_hand(shape):
+    """Tall, wide, square, and a fused projection; the other layout gives the transposed result."""
+    rng = np.random.default_rng(0)
+    value, gradients = rng.normal(0, 1, shape), rng.normal(0, 1, (3, *shape)).astype(np.float32)
+    results = []
+    for transpose in (False, True):
+        parameter = paddle.create_parameter(list(shape[::-1] if transpose else shape), "float32")
+        parameter.set_value(paddle.to_tensor((value.T if transpose else value).astype(np.float32)))
+        group = {"params": [parameter], "learning_rate": 0.5, "weight_decay": 0.1, "matrices": {parameter.name}}
+        given = [[gradient.T if transpose else gradient] for gradient in gradients]
+        quadratic_steps([parameter], build_optimizer("Muon", [group]), given, [0.0, 0.02, 0.01])
+        results.append(parameter.numpy().T if transpose else parameter.numpy())
+    p, m = value.astype(np.float32).astype(np.float64), np.zeros(shape)
+    for gradient, lr in zip(gradients.astype(np.float64), [0.0, 0.02, 0.01], strict=True):
+        m = 0.95 * m + 0.05 * gradient
+        step = orthogonalise_by_hand(0.95 * m + 0.05 * gradient)
+        p = p - 0.5 * lr * 0.1 * p - 0.5 * lr * 0.2 * math.sqrt(max(shape)) * step
+    for result in results:
+        np.testing.assert_allclose(result, p, atol=1e-5)
+    singular = np.linalg.svd(orthogonalise(paddle.to_tensor(gradients[0])).numpy(), compute_uv=False)
+    assert (singular < 1.3).all()
+    assert np.median(singular) > 0.6
+
+
+def test_muon_has_the_matrices_of_blocks_and_adamw_the_rest():
+    model = MAEPretrain(mae_architecture(encoder=(8, 2, 2)))
+    groups, parameters = param_groups(model, 0.05), dict(model.named_parameters())
+    names = {parameter.name: name for name, parameter in parameters.items()}
+    matrices = {names[own] for group in groups for own in group["matrices"]}
+    depths = {"encoder": len(model.encoder.layers), "decoder": len(model.decoder.layers)}
+    assert matrices == {
+        f"{tower}.layers.{index}.{part}.weight"
+        for tower, depth in depths.items()
+        for index in range(depth)
+        for part in ("attn.qkv", "attn.out", "mlp.fc1", "mlp.fc2")
+    }
+    optimizer = build_optimizer("Muon", groups)
+    size = model.architecture.image_hw
+    model(paddle.rand([2, model.architecture.channels, *size]))[0].backward()
+    before = {name: parameter.numpy().copy() for name, parameter in parameters.items()}
+    optimizer.set_lr(0.01)
+    optimizer.step()
+    steps = {name: parameter.numpy() - before[name] * (1 - 0.01 * 0.05) for name, parameter in parameters.items()}
+    rms = [float(np.sqrt(np.mean(steps[name] ** 2))) for name in matrices]
+    assert 0.2 * 0.01 * 0.5 < min(rms) <= max(rms) < 0.2 * 0.01 * 1.3, "as large as AdamW's steps"
+    keys = optimizer.state_dict().keys()
+    assert sum("velocity" in key for key in keys) == len(matrices)
+    assert sum("moment1" in key for key in keys) == len(parameters) - len(matrices)

@@ -345,8 +345,8 @@ def set_optimizer_state_by_name(model: nn.Layer, optimizer, state: dict, source:
         if not np.isfinite(array).all():
             raise UserError(f"{source}: optimizer state {printable(key)} holds values that are not finite")
         restored[f"{parameters[name].name}_{accumulator}"] = paddle.to_tensor(array, place=paddle.CPUPlace())
-    kinds = set.union(set(), *accumulators.values())
-    incomplete = [name for name, own in accumulators.items() if own != kinds]
+    kinds = {frozenset(own) for own in accumulators.values()}  # one, or two of Muon, which have nothing in common
+    incomplete = [name for name, own in accumulators.items() if any(own < other for other in kinds)]
     if incomplete:
         raise UserError(f"{source}: the optimizer state of {abridge(incomplete)} is not whole")
     if restored:  # a run that has done no update has none

@@ -98,7 +98,7 @@ def fit_batch(config, num_images: int, say: Callable[[str], None], resumed: int 
     batch = next(size for size in range(min(fitting, data.BATCH_SIZE), 0, -1) if fitting % size == 0)
     config = replaced(replaced(config, "TRAIN.ACCUM_ITER", fitting // batch), "TRAIN.TOTAL_BATCH_SIZE", None)
     config = replaced(config, "DATA.DROP_LAST", False)
-    if config.TRAIN.OPTIMIZER.NAME.startswith("AdamW"):
+    if config.TRAIN.OPTIMIZER.NAME.startswith("AdamW") or config.TRAIN.OPTIMIZER.NAME == "Muon":
         config = replaced(config, "TRAIN.BASE_LR", config.TRAIN.BASE_LR * math.sqrt(per_update / (fitting * ranks)))
     return replaced(config, "DATA.BATCH_SIZE", batch)
 

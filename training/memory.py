@@ -123,7 +123,7 @@ def estimate(
 
 
 def _moment_bytes(config, count: Count) -> float:
-    return {"LARS": 4, "SGD": 4}.get(config.TRAIN.OPTIMIZER.NAME, 8) * count.trained
+    return {"LARS": 4, "SGD": 4, "Muon": 4}.get(config.TRAIN.OPTIMIZER.NAME, 8) * count.trained
 
 
 def fitting_batch(

@@ -10,6 +10,7 @@ from paddle import nn
 from paddle.optimizer import Optimizer
 
 import runtime
+from errors import UserError
 from optim import build_optimizer
 from training.device import is_on_cpu
 from training.sharding import PartedOptimizer, ShardedOptimizer
@@ -25,6 +26,10 @@ def configured_optimizer(config, groups: list[dict]):
     """
     settings = config.TRAIN.OPTIMIZER
     options = {"betas": settings.BETAS, "eps": settings.EPS, "nesterov": settings.NESTEROV}
+    if settings.NAME == "Muon":
+        options["muon"] = {"momentum": settings.MUON_MOMENTUM, "dtype": settings.MUON_DTYPE}
+        if not any(group["matrices"] for group in groups):
+            raise UserError("TRAIN.OPTIMIZER.NAME=Muon: no matrix of a block trains here; use AdamW")
     build = functools.partial(build_optimizer, settings.NAME, **options)
     num_threads = runtime.cores_per_rank()
     if is_on_cpu() and settings.NAME.startswith("AdamW") and num_threads > 1:
