@@ -155,7 +155,7 @@ def build_task(run: Run) -> Task:
 
 def _cost(config) -> Cost:
     """Return what a training step keeps for one image, without building the method's networks."""
-    views = 1 if config.EVAL else len(train_transform(config).views)
+    views = 1 if config.EVAL else len(train_transform(config).views) * config.TRAIN.get("MASKS", 1)
     return Cost(views, get_method(config).trained_blocks(config))
 
 

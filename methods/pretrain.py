@@ -6,7 +6,7 @@ from paddle import nn
 
 import checkpoint
 from errors import UserError
-from mae import MAEPretrain, build_mae_pretrain
+from mae import MAEPretrain, build_mae_pretrain, num_visible
 from methods import teachers
 from methods.attention_distillation import AttentionDistillation, Matches
 from methods.method import Method
@@ -34,21 +34,52 @@ def build(run: Run) -> Task:
     if config.DISTILL.EXTRA_BLOCK or config.DISTILL.DECODE_LAYER or config.DISTILL.STUDENT_SCORES:
         raise UserError("DISTILL.*: is set, but there is no teacher; name it with -teacher")
 
+    num_masks, num_patches = config.TRAIN.MASKS, model.patch_embedding.num_patches
+    num_kept = num_visible(num_patches, model.mask_ratio)
+    if num_masks * num_kept > num_patches:
+        raise UserError(
+            f"TRAIN.MASKS={num_masks}: each shows {num_kept} of {num_patches} patches, which allows at most "
+            f"{num_patches // num_kept}, or a larger MODEL.MASK_RATIO"
+        )
+
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
         # Masks are drawn from Paddle's generator, which the engine seeds; each view has its own.
         images = batch.images if len(batch.views) == 1 else paddle.concat(batch.views)
-        return model(images)[0], {}
+        if num_masks == 1:
+            return model(images)[0], {}
+        noise = complementary_noise(paddle.rand([len(images), num_patches]), num_masks, num_kept)
+        return model(paddle.concat([images] * num_masks), noise=noise)[0], {}
 
     optimizer = configured_optimizer(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY))
-    cost = Cost(views=config.TRAIN.VIEWS)
-    return Task("pretrain", model, optimizer, loss, ema=weight_average(config, model), cost=cost, can_be_traced=True)
+    cost = Cost(views=config.TRAIN.VIEWS * num_masks)
+    average, can_be_traced = weight_average(config, model), num_masks == 1
+    return Task("pretrain", model, optimizer, loss, ema=average, cost=cost, can_be_traced=can_be_traced)
+
+
+def complementary_noise(noise: paddle.Tensor, num_masks: int, num_kept: int) -> paddle.Tensor:
+    """Turn the noise of images into that of several masks, no two of which show the same patch.
+
+    The first mask shows the K patches with the smallest noise, the second one the K after these, and so on.
+
+    Args:
+        noise: [B, N].
+        num_masks: M.
+        num_kept: K, at most N / M.
+
+    Returns:
+        [M * B, N], all images with the first mask, then all with the second, and so on.
+    """
+    ranks, num_patches = noise.argsort(axis=1).argsort(axis=1), noise.shape[1]
+    shifted = [(ranks + (num_patches - mask * num_kept)) % num_patches for mask in range(num_masks)]
+    return paddle.concat(shifted).astype("float32")
 
 
 def _distilled(run: Run, student: MAEPretrain) -> Task:
     """Return the task of an autoencoder that follows a teacher."""
     config, distill = run.config, run.config.DISTILL
-    if config.TRAIN.VIEWS != 1:
-        raise UserError(f"TRAIN.VIEWS={config.TRAIN.VIEWS}: with a teacher there is one view; set it to 1")
+    for key in ("VIEWS", "MASKS"):
+        if config.TRAIN[key] != 1:
+            raise UserError(f"TRAIN.{key}={config.TRAIN[key]}: with a teacher there is one view and mask; set it to 1")
     teacher = teachers.open_encoder(distill.TEACHER, config)
     matches = build_matches(distill, config.MODEL.ENCODER.DEPTH, len(teacher.network.encoder.layers))
     model = AttentionDistillation(student, teacher.network, matches, distill.MAP_HEADS)

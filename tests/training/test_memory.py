@@ -111,6 +111,7 @@ def test_a_dry_run_needs_neither_model_nor_data(main, name, flags, words, capsys
     ("name", "options", "more"),
     [
         ("vit_base_patch16_224_pretrain", ["TRAIN.VIEWS", "4"], 2.5),
+        ("vit_base_patch16_224_pretrain", ["TRAIN.MASKS", "4"], 2.5),
         ("vit_tiny_patch16_224_moco", [], None),
         ("vit_base_patch16_224_contrastive_head", [], None),
     ],
