@@ -90,20 +90,25 @@ def test_classes_of_a_large_map_are_those_of_all_logits_at_once(run):
     assert len(np.unique(labels)) > 2
 
 
-def test_a_stopped_command_resumes(run, photos, tmp_path, monkeypatch, capsys):
-    whole = call(run, photos, "-masks", tmp_path / "whole", "-out", tmp_path / "whole.csv")
+def stop_after(number, monkeypatch, *words):
+    """Call the tool, and interrupt it when it has written the masks of some photos."""
     own, count = mask_files.MaskFiles.write, itertools.count()
 
     def write(self, index, labels):
-        if next(count) == 2:
+        if next(count) == number:
             raise KeyboardInterrupt
         own(self, index, labels)
 
-    flags = ["-masks", tmp_path / "part", "-out", tmp_path / "part.csv"]
     monkeypatch.setattr(mask_files.MaskFiles, "write", write)
     with pytest.raises(KeyboardInterrupt):
-        call(run, photos, *flags)
+        call(*words)
     monkeypatch.setattr(mask_files.MaskFiles, "write", own)
+
+
+def test_a_stopped_command_resumes(run, photos, tmp_path, monkeypatch, capsys):
+    whole = call(run, photos, "-masks", tmp_path / "whole", "-out", tmp_path / "whole.csv")
+    flags = ["-masks", tmp_path / "part", "-out", tmp_path / "part.csv"]
+    stop_after(2, monkeypatch, run, photos, *flags)
     done = {file: file.stat().st_mtime_ns for file in (tmp_path / "part" / "masks").rglob("*.png")}
     assert len(done) == 2
     assert call(run, photos, *flags).read_bytes() == whole.read_bytes()
@@ -150,17 +155,8 @@ def test_a_photo_that_is_too_wide_for_a_jpeg(run, tmp_path):
 
 
 def test_masks_that_were_removed_are_written_again(run, photos, tmp_path, monkeypatch):
-    own, count = mask_files.MaskFiles.write, itertools.count()
-
-    def write(self, index, labels):
-        if next(count) == 3:
-            raise KeyboardInterrupt
-        own(self, index, labels)
-
     flags = ["-masks", tmp_path / "out", "-out", tmp_path / "p.csv"]
-    monkeypatch.setattr(mask_files.MaskFiles, "write", write)
-    with pytest.raises(KeyboardInterrupt):
-        call(run, photos, *flags)
+    stop_after(3, monkeypatch, run, photos, *flags)
     (done, *_) = sorted((tmp_path / "out" / "masks").rglob("*.png"))
     content = done.read_bytes()
     done.unlink()
