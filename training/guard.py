@@ -121,7 +121,8 @@ class Guard:
             return True
         index = first_bad[first_bad > 0].min() - 1
         bad_ranks = [int(rank) for rank in np.flatnonzero(first_bad == index + 1)]
-        self._handle(updates[index], bad_ranks, losses[index], norms[index])
+        odd = [name for name, values in numbers.items() if not np.isfinite(values[index])]
+        self._handle(updates[index], bad_ranks, losses[index], norms[index], odd)
         return False
 
     def _agree(
@@ -146,11 +147,12 @@ class Guard:
         first_bad, totals = total[4 : 4 + num_ranks].astype(int), total[4 + num_ranks :]
         return first_bad, dict(zip(sums, totals, strict=True)), int(total[2])
 
-    def _handle(self, update: _Update, bad_ranks: list[int], loss: float, norm: float) -> None:
-        """Stop the run or leave a bad update out, by TRAIN.NONFINITE."""
+    def _handle(self, update: _Update, bad_ranks: list[int], loss: float, norm: float, odd: list[str]) -> None:
+        """Stop the run or leave a bad update out, by TRAIN.NONFINITE; `odd` are the parts of the loss to name."""
         self._skipped += 1
         file = self._describe(update, bad_ranks, loss, norm)
         what = f"loss or gradient is not finite at update {update.step} on ranks {bad_ranks}, lr {update.lr:.3g}"
+        what += f" ({', '.join(odd)})" if odd else ""
         advice = "Lower TRAIN.BASE_LR, set TRAIN.GRAD_CLIP, or use bf16 or float32 instead of fp16"
         if self._config.TRAIN.NONFINITE == "stop":
             raise UserError(f"{what}; the images are listed in {file}; checkpoints up to now are intact. {advice}")

@@ -6,6 +6,7 @@ import pytest
 
 import checkpoint
 import main_multi_gpu_linearprobe
+from errors import UserError
 from launch.run_directory import find
 from methods import dispatch
 from storage import weight_files
@@ -37,6 +38,14 @@ def test_each_head_is_the_probe_of_its_learning_rate(tiny_run):
             assert together[f"loss_lr{rate:g}"] == pytest.approx(apart["loss"], rel=1e-5)
     for record in scores:
         assert record["acc1"] == max(record[f"acc1_lr{rate:g}"] for rate in RATES)
+
+
+def test_a_rate_that_diverges_is_named(tiny_run):
+    run = tiny_run("linearprobe", *SGD, "TRAIN.LR_SWEEP", [0.5, 1e6])
+    task = dispatch.build_task(run)
+    task.model.heads[1].weight.set_value(np.full(task.model.heads[1].weight.shape, np.inf, np.float32))
+    with pytest.raises(UserError, match=r"not finite at update 1 on ranks \[0\], lr .* \(loss_lr1e\+06\)"):
+        engine.fit(task, dispatch.build_train_loader(run), loaders.build_eval_loader(run), run)
 
 
 def test_the_best_head_is_the_saved_probe(tiny_yaml, tmp_path):
