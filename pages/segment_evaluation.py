@@ -43,7 +43,8 @@ def evaluate_segmenter(model, config, source: Source, out: Path) -> dict[str, fl
     scores |= {"skipped": len(notes)} if notes else {}
     _write_tables(out, counts, names, images, source)
     worst = np.array([index for _, index, _ in images[:_MOST_PICTURES]])
-    pictures = segments.draw(model, config, source, worst)
+    words = [f"mIoU {own['miou']:.1f}" for own, *_ in images[:_MOST_PICTURES]]
+    pictures = segments.draw(model, config, source, worst, words)
     rows = _class_rows(counts, names)
     sections = [
         ("Scores", html.html_table(["score", "value"], [[name, value] for name, value in scores.items()])),

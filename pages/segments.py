@@ -47,10 +47,14 @@ def legend(labels: Sequence[int], names: Sequence[str], colours: np.ndarray) -> 
     return f'<p class="legend">{spans}</p>'
 
 
-def draw(model, config, source: Source, indices: np.ndarray) -> str:
-    """Return rows of pictures of some images of a source, and a legend of the classes in them, as HTML."""
+def draw(model, config, source: Source, indices: np.ndarray, words: Sequence[str] = ()) -> str:
+    """Return rows of pictures of some images of a source, and a legend of the classes in them, as HTML.
+
+    Args:
+        words: after the name of each image, above its row; empty: without names.
+    """
     colours, occurs = palette(config.MODEL.NUM_CLASSES), np.zeros(config.MODEL.NUM_CLASSES, bool)
-    cells = []
+    cells, captions = [], []
     for batch in WholeImages(config, source, print, indices=indices):
         truth = batch.masks[0].numpy()
         predicted = label_map(model, config, batch.images[0], truth.shape)
@@ -59,10 +63,12 @@ def draw(model, config, source: Source, indices: np.ndarray) -> str:
         index = int(batch.host_indices[0])
         picture = np.asarray(read_image(source, index, 3, config.DATA.EXIF_TRANSPOSE))
         row = [picture, colour(truth, colours), colour(predicted, colours), errors]
+        if len(words):
+            captions.append(f"{source.describe(index)}: {words[list(indices).index(index)]}")
         cells.append([_shrink(panel, panel is not picture) for panel in row])
         occurs[np.unique(predicted)] = occurs[np.unique(truth[truth >= 0])] = True
     names = source.class_names or [f"class {number}" for number in range(len(colours))]
-    grid = html.html_grid(COLUMNS, list(zip(*cells, strict=True)))
+    grid = html.html_grid(COLUMNS, list(zip(*cells, strict=True)), captions)
     note = "Grey: of no class. Errors: red where the prediction is another class than the truth."
     return grid + legend(np.flatnonzero(occurs), names, colours) + html.html_paragraph(note)
 

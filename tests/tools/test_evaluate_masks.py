@@ -60,6 +60,7 @@ def test_scores_tables_and_page(run, tmp_path):
     page = (out / "report.html").read_text()
     for heading in ("truth", "prediction", "errors", "Images with the lowest mIoU (5 of 5)", "Confusion"):
         assert heading in page
+    assert f"mIoU {lowest:.1f}" in page
     if BROWSER is not None:
         check_page(out / "report.html", tmp_path)
 
