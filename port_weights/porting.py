@@ -20,7 +20,7 @@ from port_weights.recognised import (
     recorded_preprocessing,
 )
 from port_weights.report import Report
-from port_weights.writing import check_destination, check_replaced, is_directory, write
+from port_weights.writing import check_destination, is_directory, write
 from storage import manifest, weight_files
 from storage.architecture import OWN_NETWORKS, Architecture, of_config
 from storage.files import read_json
@@ -64,8 +64,6 @@ def port(
     path, config = _find_source(Path(source))
     if destination.resolve() == (path.resolve().parent if is_directory(target) else path.resolve()):
         raise UserError(f"{destination}: is the source itself; write to another place")
-    if target != "maws":  # whose files have no description
-        check_replaced(destination)
     file = weight_files.read(path, entry)
     if towers.has_text(file) and target in towers.TARGETS:
         return towers.port(file, config, destination, target, heads, expected)

@@ -36,16 +36,6 @@ def is_directory(target: str) -> bool:
     return not _SUFFIXES[target]
 
 
-def check_replaced(weights: Path) -> None:
-    """Raise UserError if there is a file that was not ported by this project, and would be replaced."""
-    if not weights.is_file():
-        return
-    with contextlib.suppress(UserError):
-        if "ported_from" in weight_files.read(weights).metadata:
-            return
-    raise UserError(f"{weights}: exists, and was not ported by this project; delete it, or write elsewhere")
-
-
 def check_destination(destination: Path, target: str) -> None:
     """Raise UserError if weights for a target cannot go there."""
     if target not in TARGETS:

@@ -118,18 +118,6 @@ def test_other_files_are_not_taken_for_heads(files, tmp_path, capsys):
     assert "error:" in capsys.readouterr().err
 
 
-def test_files_of_others_are_not_replaced(files, tmp_path):
-    encoder, head = files("ep")
-    target = tmp_path / "mine.pdparams"
-    target.write_bytes(b"mine")
-    with pytest.raises(UserError, match="was not ported by this project"):
-        port(encoder, target, heads=(4, None), head=head)
-    assert target.read_bytes() == b"mine"
-    target.unlink()
-    for _ in range(2):
-        port(encoder, target, heads=(4, None), head=head)
-
-
 @pytest.mark.parametrize("kind", ["ep", "aim", "segmenter"])
 def test_own_files_are_read_again_and_go_nowhere_else(tiny_run, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(scenes, "_NUM_IMAGES", {"train": 8, "val": 2})
