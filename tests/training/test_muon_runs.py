@@ -16,7 +16,7 @@ from tests.conftest import TINY
 from tests.helpers import script_runs
 from tests.methods.test_toy_method import tensors
 
-MUON = [*TINY, "MODEL.TYPE", "PRETRAIN", "TRAIN.OPTIMIZER.NAME", "Muon", "TRAIN.BASE_LR", 0.05, "TRAIN.NUM_EPOCHS", 2]
+MUON = [*TINY, "MODEL.TYPE", "PRETRAIN", "TRAIN.OPTIMIZER.NAME", "Muon", "TRAIN.BASE_LR", 0.05, "TRAIN.NUM_EPOCHS", 1]
 MUON += ["SAVE_FREQ_STEPS", 5, "KEEP_LAST", 9, "DATA.BATCH_SIZE", 128, "DATA.BATCH_FIT", "none", "DATA.DROP_LAST", True]
 
 
