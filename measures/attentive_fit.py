@@ -18,6 +18,11 @@ _MOST_QUERIES = 32  # as in the paper
 _HEAD_STD = 0.01
 
 
+def num_queries(width: int) -> int:
+    """Return the number of queries for tokens of a width: 32, or the largest divisor of both."""
+    return math.gcd(width, _MOST_QUERIES)
+
+
 class AttentiveHeads:
     """Efficient probes (arXiv 2506.10178) of frozen tokens: a pooler, a batch norm and a linear layer for each rate.
 
@@ -28,7 +33,7 @@ class AttentiveHeads:
     """
 
     def __init__(self, width: int, num_classes: int, num_heads: int):
-        self.queries = math.gcd(width, _MOST_QUERIES)
+        self.queries = num_queries(width)
         self.heads = [_new_head(width, self.queries, num_classes) for _ in range(num_heads)]
 
     def train(self, is_training: bool = True) -> None:

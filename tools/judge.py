@@ -27,6 +27,7 @@ from config import image_size_hw, network_kind
 from errors import UserError
 from launch import command_line, tool_flags
 from measures import few_shots, image_sets
+from measures.attentive_fit import num_queries
 from measures.encoder_scores import ATTENTIVE, KNN, LINEAR, Figure, score_classes, score_masks
 from measures.layer_accuracy import POOLS, Row
 from methods import load_models, segmentation
@@ -139,6 +140,7 @@ def _benchmark_cells(args, config, model, figures: list[Figure], num_images: int
         "lp": found[LINEAR, token],
         "lp_gap": "no",
         "ep": next(value for (measure, _), value in found.items() if measure == ATTENTIVE),
+        "ep_queries": num_queries(encoder.width),
         "ep_variant": "ep",
         "model": config.MODEL.NAME,
         "loader": "mae_paddle",

@@ -53,6 +53,7 @@ def test_figures_are_those_of_each_measure_alone(runs, tmp_path, monkeypatch):
     first, second = read(out / "benchmark.csv")
     assert list(first)[:9] == ["family", "method", "arch", "pretrain", "eval", "image_size", "lp", "lp_gap", "ep"]
     assert (first["method"], second["method"]) == ("MAE", "FINETUNE")
+    assert first["ep_queries"] == "32"
     assert float(first["knn"]) == pytest.approx(found[runs[0]][0].mean, abs=0.005)
     if BROWSER is not None:
         check_page(out / "report.html", tmp_path)
