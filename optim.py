@@ -167,26 +167,18 @@ class Muon(Optimizer):
         learning_rate: number.
         parameters: groups of matrices, see `param_groups`.
         momentum: share of the old average of the gradients that stays.
-        nesterov: look a step ahead.
         dtype: see `orthogonalise`.
     """
 
     _velocity_acc_str = "velocity"
 
-    def __init__(
-        self,
-        learning_rate: float,
-        parameters: list[dict],
-        momentum: float = 0.95,
-        nesterov: bool = True,
-        dtype: str = "float32",
-    ):
+    def __init__(self, learning_rate: float, parameters: list[dict], momentum: float = 0.95, dtype: str = "float32"):
         self._decay_of = {
             parameter.name: group["weight_decay"] for group in parameters for parameter in group["params"]
         }
         plain = [{key: group[key] for key in ("params", "learning_rate")} for group in parameters]
         super().__init__(learning_rate=learning_rate, parameters=plain, weight_decay=None)
-        self.type, self._momentum, self._nesterov, self._dtype = "muon", momentum, nesterov, dtype
+        self.type, self._momentum, self._dtype = "muon", momentum, dtype
 
     _create_accumulators = LARS._create_accumulators
 
@@ -196,29 +188,17 @@ class Muon(Optimizer):
         velocity = self._get_accumulator(self._velocity_acc_str, parameter)
         fresh = gradient * (1.0 - self._momentum)
         paddle.assign(velocity * self._momentum + fresh, velocity)
-        ahead = velocity * self._momentum + fresh if self._nesterov else velocity
+        ahead = velocity * self._momentum + fresh  # Nesterov's
         rate = self.get_lr() * parameter.optimize_attr.get("learning_rate", 1.0)
         scale = rate * _RMS_OF_ADAMW * math.sqrt(max(parameter.shape))
         kept = parameter * (1.0 - rate * self._decay_of[parameter.name])
         paddle.assign(kept - scale * orthogonalise(ahead, self._dtype), parameter)
 
 
-class MuonWithAdamW:
-    """Muon for the matrices of transformer blocks, and AdamW for all other parameters.
+class JoinedOptimizer:
+    """Several optimizers, each of other parameters, as one; a subclass sets `_parts`."""
 
-    Args:
-        groups: see `param_groups`.
-        betas, eps: of AdamW.
-        options: of `Muon`.
-    """
-
-    _param_groups = None  # paddle.amp.GradScaler reads it, and `_parameter_list`
-
-    def __init__(self, groups: list[dict], betas: tuple[float, float], eps: float, **options: object):
-        self._parameter_list = [parameter for group in groups for parameter in group["params"]]
-        matrices, others = (_part_of(groups, of_muon=of_muon) for of_muon in (True, False))
-        self._parts: list[Optimizer] = [Muon(0.0, matrices, **options)] if matrices else []
-        self._parts += [build_optimizer("AdamW", others, betas=betas, eps=eps)] if others else []
+    _parts: list[Optimizer]
 
     def set_lr(self, value: float) -> None:
         """Set the learning rate of the next update."""
@@ -236,13 +216,31 @@ class MuonWithAdamW:
             part.clear_grad(set_to_zero)
 
     def state_dict(self) -> dict[str, paddle.Tensor]:
-        """Return the state of both, as one optimizer has it."""
+        """Return the state of all parts, as one optimizer has it."""
         return {key: value for part in self._parts for key, value in part.state_dict().items()}
 
     def set_state_dict(self, state: dict[str, paddle.Tensor]) -> None:
-        """Restore the state of both."""
+        """Restore the state of all parts."""
         for part in self._parts:
             part.set_state_dict(state)
+
+
+class MuonWithAdamW(JoinedOptimizer):
+    """Muon for the matrices of transformer blocks, and AdamW for all other parameters.
+
+    Args:
+        groups: see `param_groups`.
+        betas, eps: of AdamW.
+        options: of `Muon`.
+    """
+
+    _param_groups = None  # paddle.amp.GradScaler reads it, and `_parameter_list`
+
+    def __init__(self, groups: list[dict], betas: tuple[float, float], eps: float, **options: object):
+        self._parameter_list = [parameter for group in groups for parameter in group["params"]]
+        matrices, others = (_part_of(groups, of_muon=of_muon) for of_muon in (True, False))
+        self._parts = [Muon(0.0, matrices, **options)] if matrices else []
+        self._parts += [build_optimizer("AdamW", others, betas=betas, eps=eps)] if others else []
 
 
 def _part_of(groups: list[dict], of_muon: bool) -> list[dict]:

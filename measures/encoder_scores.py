@@ -126,14 +126,12 @@ def score_masks(
         patch_segmentation.read_patches(model, config, source, indices)
         for source, indices in ((train, order), (val, np.arange(len(val))))
     ]
-    figures = []
-    for measure, score in (
-        ("patch k-NN, mIoU", lambda seed: patch_segmentation.by_capi(*patches, [1, 3, 10, 30], num_classes, seed)),
-        (
-            "linear segmentation, mIoU",
-            lambda seed: patch_segmentation.by_linear_classifier(*patches, num_classes, seed),
-        ),
-    ):
-        figures.append(Figure(measure, "patches", [score(seed)["miou"] for seed in seeds]))
-        say(f"{measure}: {figures[-1]}")
+    votes = [patch_segmentation.by_capi(*patches, _NEIGHBOURS, num_classes, seed) for seed in seeds]
+    linear = [patch_segmentation.by_linear_classifier(*patches, num_classes, seed) for seed in seeds]
+    figures = [
+        Figure(measure, "patches", [scores["miou"] for scores in each])
+        for measure, each in (("patch k-NN, mIoU", votes), ("linear segmentation, mIoU", linear))
+    ]
+    for figure in figures:
+        say(f"{figure.measure}: {figure}")
     return figures

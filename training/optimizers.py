@@ -11,7 +11,7 @@ from paddle.optimizer import Optimizer
 
 import runtime
 from errors import UserError
-from optim import build_optimizer
+from optim import JoinedOptimizer, build_optimizer
 from training.device import is_on_cpu
 from training.sharding import PartedOptimizer, ShardedOptimizer
 
@@ -37,7 +37,7 @@ def configured_optimizer(config, groups: list[dict]):
     return build(groups) if config.TRAIN.SHARDING == "none" else ShardedOptimizer(build, groups)
 
 
-class ThreadedOptimizer(PartedOptimizer):
+class ThreadedOptimizer(PartedOptimizer, JoinedOptimizer):
     """Lets threads update shares of the parameters: AdamW's kernel on CPU takes one core, and leaves Python's lock.
 
     Parameters are distributed whole, so the result is bit-identical to that of one optimizer.
@@ -55,26 +55,12 @@ class ThreadedOptimizer(PartedOptimizer):
         self._parts = [build(self._own_groups(groups, owner)) for owner in range(num_threads)]
         self._threads = concurrent.futures.ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None
 
-    def set_lr(self, value: float) -> None:
-        """Set the learning rate of the next update."""
-        for part in self._parts:
-            part.set_lr(value)
-
     def step(self) -> None:
         """Update all parameters."""
         waiting = [self._threads.submit(part.step) for part in self._parts[1:]]
         self._parts[0].step()
         for done in waiting:
             done.result()
-
-    def state_dict(self) -> dict[str, paddle.Tensor]:
-        """Return the state of all parts, as one optimizer has it."""
-        return {key: value for part in self._parts for key, value in part.state_dict().items()}
-
-    def set_state_dict(self, state: dict[str, paddle.Tensor]) -> None:
-        """Restore the state of all parts."""
-        for part in self._parts:
-            part.set_state_dict(state)
 
 
 def weight_average(config, network: nn.Layer) -> "WeightAverage | None":
