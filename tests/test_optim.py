@@ -228,7 +228,7 @@ def test_muon_has_the_matrices_of_blocks_and_adamw_the_rest():
     }
     optimizer = build_optimizer("Muon", groups)
     size = model.architecture.image_hw
-    model(paddle.rand([64, model.architecture.channels, *size]))[0].backward()  # of full rank
+    model(paddle.rand([64, model.architecture.channels, *size]))[0].backward()  # gradients of full rank
     before = {name: parameter.numpy().copy() for name, parameter in parameters.items()}
     optimizer.set_lr(0.01)
     optimizer.step()
