@@ -16,10 +16,11 @@ from errors import UserError, abridge
 from layers.pos_embed import resize_table, square_grid
 from layers.relative_position import num_rows, resize_bias_table
 from storage import manifest, weight_files
-from storage.architecture import Architecture, count_layers, options
+from storage.architecture import Architecture, options
 from storage.clip_architecture import IMAGE_PREFIX, TEXT_PREFIX, ClipArchitecture
 from storage.run_files import CONFIG_FILE, EMA_FILE, MODEL_FILE
 from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
+from storage.tensor_shapes import count_layers
 from strict_config import read_yaml
 
 # Patterns of names: what a pretraining file holds and a classifier does not.

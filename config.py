@@ -19,7 +19,8 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from errors import UserError
-from storage.architecture import CLASSIFIERS, SEGMENTER
+from layers.patch_counts import num_visible
+from storage.architecture import CLASSIFIERS, SEGMENTER, SELF
 from strict_config import Merger, Rule, read_assignments, read_pairs, read_yaml
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -268,6 +269,8 @@ def _check_model(config: CfgNode, require) -> None:
         require(part.EMBED_DIM % part.NUM_HEADS == 0, f"MODEL.{section}.EMBED_DIM", what)
         require(int(part.EMBED_DIM * model.MLP_RATIO) >= 1, "MODEL.MLP_RATIO", "leaves the MLP without hidden units")
         require(part.EMBED_DIM % 4 == 0, f"MODEL.{section}.EMBED_DIM", "must be divisible by 4 (2-D sine-cosine table)")
+    if has_decoder:
+        _check_sources(model, require)
     is_evaluated = model.DTYPE == "float32" or (config.EVAL and amp_dtype(config) == "bfloat16")
     require(is_evaluated, "MODEL.DTYPE", "is to evaluate only, with -eval and -amp bf16")
     what = "is another mean of the patches than MODEL.GLOBAL_POOL, which is True, too; choose one"
@@ -281,8 +284,15 @@ def _check_model(config: CfgNode, require) -> None:
     require(num_patches <= _MOST_PATCHES, "DATA.IMAGE_SIZE", what)
     if has_decoder:
         require(model.MASK_RATIO > 0, "MODEL.MASK_RATIO", "pretraining needs hidden patches, so it must be above 0")
-        num_kept = int(num_patches * (1 - model.MASK_RATIO) + 1e-6)
-        require(num_kept >= 1, "MODEL.MASK_RATIO", f"keeps none of {num_patches} patches")
+        num_visible(num_patches, model.MASK_RATIO)  # raises where it is none
+
+
+def _check_sources(model: CfgNode, require) -> None:
+    sources, depth = model.DECODER.SOURCES, model.ENCODER.DEPTH
+    require(not sources or model.DECODER.KIND != SELF, "MODEL.DECODER.SOURCES", "needs MODEL.DECODER.KIND cross")
+    are_blocks = all(type(block) is int for block in sources) and sources == sorted(set(sources))
+    what = f"must be ascending numbers of blocks, from 0, the encoder's input, to {depth}, its last block, or []"
+    require(not sources or (are_blocks and sources[0] >= 0 and sources[-1] == depth), "MODEL.DECODER.SOURCES", what)
 
 
 def _check_train(train: CfgNode, require) -> None:

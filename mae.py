@@ -5,19 +5,24 @@
 
 Attribute names are PaddleViT's, because they are the keys of its weight files.
 
-Shapes: B images, C channels, H x W pixels, P patch side, N patches, K patches kept, D encoder width,
-E decoder width. A mask is always 1 = hidden.
+Shapes: B images, C channels, H x W pixels, P patch side, N patches, K patches kept, M patches predicted while
+training, D encoder width, E decoder width. A mask is always 1 = hidden.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 
 import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
 from errors import UserError
+from layers import kernels
+from layers.cross_decoder import CrossDecoder
+from layers.patch_counts import num_predicted, num_visible
 from layers.pos_embed import sincos_table
-from storage.architecture import Architecture, of_config
+from storage.architecture import SELF, Architecture, of_config
 from transformer import Linear, PatchEmbedding, Transformer, init_linear, layer_index, regularisation
 
 _NORM_PIX_EPS = 1e-6
@@ -25,6 +30,9 @@ _NORM_PIX_EPS = 1e-6
 
 class MAEPretrain(nn.Layer):
     """Encoder on the visible patches, light decoder on all of them, mean squared error on the hidden ones.
+
+    Two options make the decoder cheaper: a cross decoder (`Architecture.decoder_kind`), which has no predictions for
+    visible patches, and `predict_ratio`, with which training predicts the hidden patches of the highest noise only.
 
     Differs from the official code: non-square images and any channel count work; the number of kept
     patches does not suffer from floating point (100 patches at 0.9 keep 10, not 9).
@@ -34,14 +42,23 @@ class MAEPretrain(nn.Layer):
             patch (Sec. 3 "Reconstruction target"); the decoder reads the output of the encoder's layer `decode_layer`,
             from 1 (None: the last one).
         mask_ratio: share of the patches that is hidden.
+        predict_ratio: share of all patches that is predicted while training; None: of all that are hidden.
         drop_path: rate of the encoder's last layer; 0 in the paper.
         options: `dropout` and `attention_dropout` of each layer, `recompute`.
     """
 
-    def __init__(self, architecture: Architecture, mask_ratio: float = 0.75, drop_path: float = 0.0, **options):
+    def __init__(
+        self,
+        architecture: Architecture,
+        mask_ratio: float = 0.75,
+        drop_path: float = 0.0,
+        predict_ratio: float | None = None,
+        **options,
+    ):
         super().__init__()
         encoder, decoder, grid_hw = architecture.encoder, architecture.decoder, architecture.grid_hw
-        self.architecture, self.mask_ratio = architecture, mask_ratio
+        self.architecture, self.mask_ratio, self.predict_ratio = architecture, mask_ratio, predict_ratio
+        self.is_cross = architecture.decoder_kind != SELF
         self.norm_pix_loss = architecture.norm_pix_loss is not False
         self.decode_layer = architecture.decode_layer or encoder.depth
         token_init = nn.initializer.Normal(std=0.02)
@@ -49,12 +66,13 @@ class MAEPretrain(nn.Layer):
         self.patch_embedding = PatchEmbedding(architecture)
         self.cls_token = self.create_parameter([1, 1, encoder.width], default_initializer=token_init)
         self.register_buffer("encoder_position_embedding", paddle.to_tensor(sincos_table(encoder.width, grid_hw)))
-        self.encoder = Transformer(encoder, architecture, drop_path, **options)
+        self.encoder = Transformer(encoder, architecture, drop_path, architecture.has_last_norm, **options)
 
-        self.linear_projection = Linear(encoder.width, decoder.width)
+        self.linear_projection = None if self.is_cross else Linear(encoder.width, decoder.width)
         self.mask_token = self.create_parameter([1, 1, decoder.width], default_initializer=token_init)
         self.register_buffer("decoder_position_embedding", paddle.to_tensor(sincos_table(decoder.width, grid_hw)))
-        self.decoder = Transformer(decoder, architecture, **options)
+        build = CrossDecoder if self.is_cross else functools.partial(Transformer, decoder)
+        self.decoder = build(architecture, **options)
         self.decoder_pred = Linear(decoder.width, architecture.patch_px**2 * architecture.channels)
         self._init_weights()
 
@@ -73,7 +91,7 @@ class MAEPretrain(nn.Layer):
         """Return the layer of a parameter, see `transformer.layer_index`; the decoder is in the last one."""
         return layer_index(name, len(self.encoder.layers))
 
-    def encode(self, images: paddle.Tensor, shuffle: paddle.Tensor) -> paddle.Tensor:
+    def encode(self, images: paddle.Tensor, shuffle: paddle.Tensor) -> paddle.Tensor | list[paddle.Tensor]:
         """Encode the visible patches only.
 
         Args:
@@ -81,16 +99,26 @@ class MAEPretrain(nn.Layer):
             shuffle: [B, K] indices of the patches to keep.
 
         Returns:
-            latent: [B, 1 + K, D], class token first, patches in the order of `shuffle`.
+            latent: [B, 1 + K, D], class token first, patches in the order of `shuffle`; with sources of the decoder,
+                a list of them.
         """
+        if self.architecture.decoder_sources:
+            return self._outputs(embed_visible(self, images, shuffle))
         latent = self.encoder(embed_visible(self, images, shuffle), end=self.decode_layer)
         is_lower = self.decode_layer < len(
             self.encoder.layers
         )  # decoupled distillation: the last block only gives scores
         return self.encoder.norm(latent) if is_lower else latent
 
+    def _outputs(self, tokens: paddle.Tensor) -> list[paddle.Tensor]:
+        """Return the outputs of the blocks that the decoder reads, [B, 1 + K, D] each; 0 is the encoder's input."""
+        outputs = [kernels.to_residual(tokens)]
+        for index in range(len(self.encoder.layers)):
+            outputs.append(self.encoder.run_layer(index, outputs[-1])[0])
+        return [outputs[source] for source in self.architecture.decoder_sources]
+
     def decode(self, latent: paddle.Tensor, restore: paddle.Tensor) -> paddle.Tensor:
-        """Predict the pixels of every patch.
+        """Predict the pixels of every patch; of the ordinary decoder.
 
         Args:
             latent: [B, 1 + K, D] from `encode`.
@@ -107,12 +135,36 @@ class MAEPretrain(nn.Layer):
         tokens = paddle.concat([tokens[:, :1], patches], axis=1) + self.decoder_position_embedding
         return self.decoder_pred(self.decoder(tokens))[:, 1:]
 
+    def decode_some(
+        self, latent: paddle.Tensor | Sequence[paddle.Tensor], shuffle: paddle.Tensor, predicted: paddle.Tensor
+    ) -> paddle.Tensor:
+        """Predict the pixels of some hidden patches; the others cost nothing.
+
+        Args:
+            latent: from `encode`.
+            shuffle: [B, K], from `random_masking`.
+            predicted: [B, M] indices of patches.
+
+        Returns:
+            [B, M, P*P*C] in the order of `predicted`.
+        """
+        table = self.decoder_position_embedding
+        queries = self.mask_token + _rows(table, predicted)  # [B, M, E]
+        if self.is_cross:
+            outputs = latent if self.architecture.decoder_sources else [latent]
+            return self.decoder_pred(self.decoder(queries, outputs))
+        visible = self.linear_projection(latent)  # [B, 1 + K, E]
+        visible = visible + paddle.concat([table[:, :1].expand([len(shuffle), -1, -1]), _rows(table, shuffle)], axis=1)
+        tokens = paddle.concat([visible, queries.astype(visible.dtype)], axis=1)
+        return self.decoder_pred(self.decoder(tokens)[:, visible.shape[1] :])
+
     def forward(
         self,
         images: paddle.Tensor,
         mask_ratio: float | None = None,
         noise: paddle.Tensor | None = None,
         mask: paddle.Tensor | None = None,
+        predict_ratio: float | None = None,
     ):
         """Hide patches, reconstruct them, and measure the error on them.
 
@@ -121,15 +173,28 @@ class MAEPretrain(nn.Layer):
             mask_ratio: instead of the model's own.
             noise: [B, N]; the K smallest of each row stay visible. Drawn uniformly if None.
             mask: [B, N], 1 = hidden, the same number in each row; takes the place of ratio and noise.
+            predict_ratio: share of all patches that is predicted: those of the highest noise. None: the model's own
+                while training, else all that are hidden.
 
         Returns:
             loss: scalar, float32.
-            pred: [B, N, P*P*C].
+            pred: [B, N, P*P*C]; zeros where nothing is predicted.
             mask: [B, N] float32.
         """
+        is_given, mask_ratio = mask is not None, self.mask_ratio if mask_ratio is None else mask_ratio
         shuffle, restore, mask = self.choose_patches(images.shape[0], mask_ratio, noise, mask)
-        pred = self.decode(self.encode(images, shuffle), restore)
-        return self.loss(images, pred, mask), pred, mask
+        num_kept, num_patches = shuffle.shape[1], restore.shape[1]
+        ratio = self.predict_ratio if predict_ratio is None and self.training else predict_ratio
+        count = num_predicted(num_patches, 1 - num_kept / num_patches if is_given else mask_ratio, ratio)
+        latent = self.encode(images, shuffle)
+        if num_kept + count == num_patches and not self.is_cross:
+            pred = self.decode(latent, restore)
+            return self.loss(images, pred, mask), pred, mask
+        predicted = restore.argsort(axis=1)[:, num_patches - count :]
+        some = self.decode_some(latent, shuffle, predicted)  # [B, M, P*P*C]
+        target = patchify(images.astype("float32"), self.patch_embedding.patch_size)
+        loss = self._errors(gather_tokens(target, predicted), some).mean()
+        return loss, _put_back(some.astype("float32"), restore), mask
 
     def choose_patches(
         self,
@@ -147,12 +212,15 @@ class MAEPretrain(nn.Layer):
 
     def loss(self, images: paddle.Tensor, pred: paddle.Tensor, mask: paddle.Tensor) -> paddle.Tensor:
         """Average the squared error over the pixels of each patch, then over the hidden patches; in float32."""
-        target = patchify(images.astype("float32"), self.patch_embedding.patch_size)  # [B, N, P*P*C]
+        errors = self._errors(patchify(images.astype("float32"), self.patch_embedding.patch_size), pred)  # [B, N]
+        return (errors * mask).sum() / mask.sum().clip(min=1.0)
+
+    def _errors(self, target: paddle.Tensor, pred: paddle.Tensor) -> paddle.Tensor:
+        """Return the mean squared error of each patch, [B, M], of pixels and predictions [B, M, P*P*C]."""
         if self.norm_pix_loss:
             mean, std = patch_statistics(target)
             target = (target - mean) / std
-        error = (pred.astype("float32") - target).square().mean(axis=-1)  # [B, N]
-        return (error * mask).sum() / mask.sum().clip(min=1.0)
+        return (pred.astype("float32") - target).square().mean(axis=-1)
 
 
 def embed_visible(network: nn.Layer, images: paddle.Tensor, shuffle: paddle.Tensor) -> paddle.Tensor:
@@ -169,18 +237,21 @@ def embed_visible(network: nn.Layer, images: paddle.Tensor, shuffle: paddle.Tens
     patches = gather_tokens(network.patch_embedding.split(images), shuffle)  # [B, K, C*P*P]
     tokens = network.patch_embedding.project(patches)  # [B, K, D]
     table = network.encoder_position_embedding
-    position = paddle.gather(table[0, 1:], shuffle.flatten()).reshape([*shuffle.shape, -1])  # [B, K, D]
-    tokens = tokens + position
+    tokens = tokens + _rows(table, shuffle)
     cls_token = (network.cls_token + table[:, :1]).expand([tokens.shape[0], -1, -1])
     return paddle.concat([cls_token.astype(tokens.dtype), tokens], axis=1)
 
 
-def num_visible(num_patches: int, mask_ratio: float) -> int:
-    """Return K, the number of patches that stay visible: N * (1 - ratio), rounded down."""
-    num_kept = int(num_patches * (1 - mask_ratio) + 1e-6)  # 100 * (1 - 0.9) is 9.999999999999998
-    if not 1 <= num_kept <= num_patches:
-        raise UserError(f"mask_ratio={mask_ratio} keeps {num_kept} of {num_patches} patches; it must keep at least one")
-    return num_kept
+def _rows(table: paddle.Tensor, index: paddle.Tensor) -> paddle.Tensor:
+    """Return the positions of patches [B, K], as rows [B, K, D] of a table [1, 1 + N, D]."""
+    return paddle.gather(table[0, 1:], index.flatten()).reshape([*index.shape, -1])
+
+
+def _put_back(some: paddle.Tensor, restore: paddle.Tensor) -> paddle.Tensor:
+    """Put predictions [B, M, F] of the M patches with the highest noise in their places among N; zeros elsewhere."""
+    place = restore - (restore.shape[1] - some.shape[1])
+    place = paddle.where(place < 0, paddle.full_like(place, some.shape[1]), place)
+    return gather_tokens(paddle.concat([some, paddle.zeros_like(some[:, :1])], axis=1), place)
 
 
 def random_masking(noise: paddle.Tensor, num_kept: int) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
@@ -267,4 +338,6 @@ def build_mae_pretrain(config) -> MAEPretrain:
     architecture = of_config(config, "autoencoder")
     if architecture.decode_layer is not None and not 1 <= architecture.decode_layer <= depth:
         raise UserError(f"DISTILL.DECODE_LAYER={architecture.decode_layer}: the encoder has layers 1 to {depth}")
-    return MAEPretrain(architecture, model.MASK_RATIO, **regularisation(config))
+    ratio = config.MODEL.get("PREDICT_RATIO")
+    num_predicted(math.prod(architecture.grid_hw), model.MASK_RATIO, ratio)  # raises for what cannot be
+    return MAEPretrain(architecture, model.MASK_RATIO, predict_ratio=ratio, **regularisation(config))

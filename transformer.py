@@ -15,11 +15,10 @@ from collections.abc import Collection, Iterator
 
 import paddle
 from paddle import nn
-from paddle.distributed import fleet
 
 from config import network_kind
 from errors import UserError
-from layers import kernels
+from layers import kernels, recompute
 from layers.attention import Attention, PositionBias
 from layers.basic import DropPath, LayerNorm, Linear, Mlp, ProbeNorm
 from layers.poolers import build_pooler
@@ -178,13 +177,7 @@ class Transformer(nn.Layer):
         layer, tokens = self.layers[index], kernels.to_residual(tokens)
         if return_logits:
             return layer(tokens, bias, return_logits=True)
-        has_gradient = not tokens.stop_gradient or any(not p.stop_gradient for p in layer.parameters())
-        if self.recompute and layer.training and has_gradient:
-            if tokens.stop_gradient:  # Paddle would compute no gradients at all, not even of the layer's parameters
-                tokens = tokens.detach()
-                tokens.stop_gradient = False
-            return fleet.utils.recompute(layer, tokens, bias), None
-        return layer(tokens, bias), None
+        return recompute.run(layer, self.recompute, tokens, bias), None
 
     def walk(
         self, tokens: paddle.Tensor, return_logits: bool = False

@@ -93,12 +93,40 @@ def attention(
         mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=rate, training=training)
         return mixed, None
     query, key, value = qkv.transpose([2, 0, 3, 1, 4]).unbind(axis=0)  # [B, A, T, D/A] each
-    logits = paddle.matmul(query * qkv.shape[-1] ** -0.5, key, transpose_y=True)  # [B, A, T, T]
+    mixed, logits = _plain_attention(query, key, value, bias, dropout if training else 0.0)
+    return mixed, logits if return_logits else None
+
+
+def cross_attention(
+    query: paddle.Tensor, key_value: paddle.Tensor, dropout: float = 0.0, training: bool = False
+) -> paddle.Tensor:
+    """Mix the values of other tokens by the softmax of scaled scores.
+
+    Args:
+        query: [B, M, A, D/A].
+        key_value: [B, T, 2, A, D/A].
+        dropout: rate at which weights are dropped while `training`.
+
+    Returns:
+        [B, M, A, D/A].
+    """
+    rate, trains = dropout if training else 0.0, not (query.stop_gradient and key_value.stop_gradient)
+    if not _why_plain(_name(query.dtype), query.shape[-1], trains):
+        key, value = key_value.unbind(axis=2)  # [B, T, A, D/A] each
+        return F.scaled_dot_product_attention(query, key, value, None, dropout_p=rate, training=training)
+    key, value = key_value.transpose([2, 0, 3, 1, 4]).unbind(axis=0)  # [B, A, T, D/A] each
+    return _plain_attention(query.transpose([0, 2, 1, 3]), key, value, None, rate)[0]
+
+
+def _plain_attention(
+    query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor, bias: paddle.Tensor | None, dropout: float
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Return [B, M, A, D/A] of queries [B, A, M, D/A], keys and values [B, A, T, D/A]; and the scores [B, A, M, T]."""
+    logits = paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
     if bias is not None:
         logits = logits + bias.astype(logits.dtype)
-    weights = F.dropout(F.softmax(logits, axis=-1), dropout, training=training)
-    mixed = paddle.matmul(weights, value).transpose([0, 2, 1, 3])  # [B, T, A, D/A]
-    return mixed, logits if return_logits else None
+    weights = F.dropout(F.softmax(logits, axis=-1), dropout)
+    return paddle.matmul(weights, value).transpose([0, 2, 1, 3]), logits
 
 
 def _why_plain(dtype: str | None, head_dim: int, trains: bool) -> str:

@@ -16,6 +16,5 @@ def synthetic_arrays(config, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def flop_per_image(config) -> float:
     """Return the FLOPs of a step of a network without other parts."""
-    architecture, mask_ratio = of_config(config, network_kind(config)), config.MODEL.MASK_RATIO
-    forward = 2 * flops.forward_macs(architecture, mask_ratio)
-    return forward if config.EVAL else flops.train_flops(architecture, mask_ratio)
+    architecture, ratios = of_config(config, network_kind(config)), flops.ratios(config)
+    return 2 * flops.forward_macs(architecture, *ratios) if config.EVAL else flops.train_flops(architecture, *ratios)

@@ -77,6 +77,11 @@ def complementary_noise(noise: paddle.Tensor, num_masks: int, num_kept: int) -> 
 def _distilled(run: Run, student: MAEPretrain) -> Task:
     """Return the task of an autoencoder that follows a teacher."""
     config, distill = run.config, run.config.DISTILL
+    if student.is_cross or student.predict_ratio is not None:
+        raise UserError(
+            "DISTILL.TEACHER: the student's decoder is the ordinary one, which predicts all hidden patches; leave "
+            "MODEL.DECODER.KIND and MODEL.PREDICT_RATIO out"
+        )
     for key in ("VIEWS", "MASKS"):
         if config.TRAIN[key] != 1:
             raise UserError(f"TRAIN.{key}={config.TRAIN[key]}: with a teacher there is one view and mask; set it to 1")

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from errors import UserError
 from layers.pos_embed import square_grid
-from storage.architecture import Architecture, Tower, count_layers, extras
+from storage.architecture import Architecture, Tower, extras
 from storage.clip_architecture import IMAGE_PREFIX, IMAGE_PROJECTION, TEXT_PREFIX, ClipArchitecture, TextArchitecture
-from storage.tensor_shapes import Shapes
+from storage.tensor_shapes import Shapes, count_layers
 
 _KNOWN_TEXT_HEADS = {(768, 12): 12, (1024, 24): 16}  # (width, depth): heads of XLM-R base and large
 

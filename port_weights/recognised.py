@@ -11,9 +11,10 @@ from config import get_config
 from errors import UserError, abridge
 from layers.pos_embed import sincos_table
 from port_weights import names
-from storage.architecture import NORM_EPS, Architecture, count_layers
+from storage.architecture import NORM_EPS, Architecture
 from storage.files import is_a
 from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
+from storage.tensor_shapes import count_layers
 from storage.weight_files import WeightFile, config_beside
 
 Tensors = dict[str, StoredTensor]

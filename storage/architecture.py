@@ -7,17 +7,18 @@ attention heads, which splits a matrix without changing its shape. Files of this
 
 import dataclasses
 import math
-import re
 from collections.abc import Collection, Mapping
 from typing import ClassVar, NamedTuple
 
 from layers.relative_position import num_rows
-from storage.tensor_shapes import Shapes, layer_shapes, linear_shapes, norm_shapes, pooler_shapes
+from storage.tensor_shapes import Shapes, cross_stack_shapes, linear_shapes, norm_shapes, pooler_shapes, stack_shapes
 
 CLASSIFIERS = ("classifier", "probe", "attentive")  # networks that have a head for classes
 OWN_NETWORKS = ("attentive", "segmenter")  # that no other project has
 LAYER_MODULES = ("attn_norm", "attn.qkv", "attn.out", "mlp_norm", "mlp.fc1", "mlp.fc2")
 NORM_EPS = 1e-6  # as in the official code, timm and torchvision
+SELF, CROSS, CROSS_SELF = "self", "cross", "cross_self"  # kinds of decoder
+DECODERS = (SELF, CROSS, CROSS_SELF)
 _AUTOENCODER, _CLASSIFIER, _ATTENTIVE, SEGMENTER = "autoencoder", "classifier", "attentive", "segmenter"
 
 
@@ -104,6 +105,10 @@ class Architecture:
         segmented_layers: blocks, from 1 or from -1 backwards, whose patches a segmenter's head reads side by side;
             none: the model is another one.
         decode_layer: the decoder reads the output of this lower block, from 1; None: of the last one.
+        decoder_kind: "self": all tokens attend to each other; "cross": those of predicted patches to the encoder's
+            (CrossMAE, arXiv 2401.14391); "cross_self": to each other, too.
+        decoder_sources: blocks of the encoder, 0 for its input, whose outputs each block of a cross decoder mixes by
+            weights of its own; no norm follows the encoder then. None: it reads the normalised output of the last one.
     """
 
     encoder: Tower
@@ -165,6 +170,8 @@ class Architecture:
     pooler_normed: bool = _option(False, "PROBE.NORM", _ATTENTIVE)
     segmented_layers: tuple[int, ...] = _option((), "SEG.LAYERS", SEGMENTER)
     decode_layer: int | None = _option(None, "DISTILL.DECODE_LAYER", _AUTOENCODER)
+    decoder_kind: str = _option(SELF, "MODEL.DECODER.KIND", _AUTOENCODER, ("linear_projection.*", "decoder.layers.*"))
+    decoder_sources: tuple[int, ...] = _option((), "MODEL.DECODER.SOURCES", _AUTOENCODER, ("decoder.source_mix.*",))
 
     KEY: ClassVar[str] = "architecture"  # under which a file's description has it
 
@@ -190,7 +197,7 @@ class Architecture:
     @property
     def has_last_norm(self) -> bool:
         """True if a norm of the tokens follows the encoder's last block."""
-        return not self.global_pool and (self.pooler is None or self.pooler_normed)
+        return not (self.global_pool or self.decoder_sources) and (self.pooler is None or self.pooler_normed)
 
     @property
     def head_width(self) -> int:
@@ -232,6 +239,8 @@ class Architecture:
             text += "; norms of the patches"
         if self.decoder is not None:
             text += f"; decoder {self.decoder.width} wide, {self.decoder.depth} deep, {self.decoder.heads} heads"
+            text += {SELF: "", CROSS: ", cross-attention", CROSS_SELF: ", cross- and self-attention"}[self.decoder_kind]
+            text += f" on {len(self.decoder_sources)} outputs" if self.decoder_sources else ""
         return text
 
     def shapes(self) -> Shapes:
@@ -244,7 +253,7 @@ class Architecture:
         if self.patch_norm:
             shapes |= norm_shapes("patch_embedding.norm_pixels", math.prod(patch_size))
             shapes |= norm_shapes("patch_embedding.norm_tokens", dim)
-        shapes |= self._layers("encoder", self.encoder) | self._extras()
+        shapes |= self._stack("encoder", self.encoder) | self._extras()
         if self.has_last_norm or self.global_pool:
             shapes |= norm_shapes("encoder_norm" if self.global_pool else "encoder.norm", dim)
         if self.pooler is not None:
@@ -259,9 +268,8 @@ class Architecture:
             width = self.decoder.width
             shapes["mask_token"] = (1, 1, width)
             shapes["decoder_position_embedding"] = (1, num_patches + 1, width)
-            shapes |= linear_shapes("linear_projection", dim, width)
-            shapes |= self._layers("decoder", self.decoder)
-            shapes |= norm_shapes("decoder.norm", width)
+            shapes |= linear_shapes("linear_projection", dim, width) if self.decoder_kind == SELF else {}
+            shapes |= self._stack("decoder", self.decoder) | norm_shapes("decoder.norm", width)
             shapes |= linear_shapes("decoder_pred", width, math.prod(patch_size))
         return shapes
 
@@ -269,11 +277,12 @@ class Architecture:
         """Return the hidden width of a tower's MLPs."""
         return int(tower.width * self.mlp_ratio)
 
-    def _layers(self, part: str, tower: Tower) -> Shapes:
-        shapes: Shapes = {}
-        for index in range(tower.depth):
-            shapes |= layer_shapes(f"{part}.layers.{index}", tower.width, self.hidden_width(tower), self.qkv_bias)
-        return shapes
+    def _stack(self, part: str, tower: Tower) -> Shapes:
+        width, hidden, bias = tower.width, self.hidden_width(tower), self.qkv_bias
+        if part == "encoder" or self.decoder_kind == SELF:
+            return stack_shapes(part, width, tower.depth, hidden, bias)
+        count, has_self = len(self.decoder_sources), self.decoder_kind == CROSS_SELF
+        return cross_stack_shapes(width, tower.depth, hidden, self.encoder.width, bias, count, has_self)
 
     def _extras(self) -> Shapes:
         """Return the encoder's position biases and layer scales."""
@@ -308,7 +317,9 @@ class Architecture:
 
     def without_decoder(self) -> "Architecture":
         """Return the encoder alone."""
-        return dataclasses.replace(self, decoder=None, norm_pix_loss=None, decode_layer=None)
+        fields = options(_AUTOENCODER)
+        usual = {field.name: field.default for field in fields if field.metadata["only"] == _AUTOENCODER}
+        return dataclasses.replace(self, decoder=None, **usual)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, as a file stores them."""
@@ -322,22 +333,23 @@ class Architecture:
             values[key] = Tower(*values[key]) if values.get(key) is not None else None
         if isinstance(values.get("layer_scale"), bool):  # older files record only whether there is LayerScale
             values["layer_scale"] = 1.0 if values["layer_scale"] else None
-        layers = tuple(values.get("segmented_layers", ()))
-        found = cls(**values | {"grid_hw": tuple(values["grid_hw"]), "segmented_layers": layers})
+        lists = {name: tuple(values.get(name, ())) for name in ("segmented_layers", "decoder_sources")}
+        found = cls(**values | lists | {"grid_hw": tuple(values["grid_hw"])})
         sizes = [*found.encoder, *(found.decoder or ()), *found.grid_hw, found.patch_px, found.channels]
         if len(found.grid_hw) != 2 or not all(type(size) is int and 0 < size < 2**20 for size in sizes):
             raise ValueError("a size is not an integer above 0")
-        numbers = [found.mlp_ratio, found.norm_eps, found.layer_scale, found.decode_layer, found.num_classes]
-        numbers += layers
-        numbers += [found.pooler_queries, found.pooler_heads, found.pooler_d_out]
+        numbers = [found.layer_scale, found.decode_layer, *found.segmented_layers, *found.decoder_sources]
+        numbers += found._with_default(int, float)
         if not all(number is None or type(number) in (int, float) for number in numbers):
             raise ValueError("a value is not a number")
-        flags = [found.qkv_bias, found.global_pool, found.probe, found.norm_pix_loss, found.pool_after_norm]
-        flags += [found.distill_head, found.patch_norm, found.position_bias == "shared" or found.position_bias]
-        flags += [found.pooler_normed]
-        if not all(flag is None or isinstance(flag, bool) for flag in flags):
+        flags = [found.norm_pix_loss, *(flag for flag in found._with_default(bool) if flag != "shared")]
+        if not all(flag is None or isinstance(flag, bool) for flag in flags) or found.decoder_kind not in DECODERS:
             raise ValueError("a switch is neither true nor false")
         return found
+
+    def _with_default(self, *kinds: type) -> list[object]:
+        """Return the values whose defaults are of some type."""
+        return [getattr(self, field.name) for field in dataclasses.fields(self) if type(field.default) in kinds]
 
 
 def extras() -> list[tuple[dataclasses.Field, Added]]:
@@ -382,11 +394,3 @@ def _value(config, field: dataclasses.Field) -> object:
         config = config.get(section, {})
     value = config.get(name, field.default)
     return tuple(value) if isinstance(field.default, tuple) else value
-
-
-def count_layers(shapes: Mapping[str, object], part: str) -> int:
-    """Return the number of layers that an encoder or a decoder has; gaps count, so that they show as missing."""
-    indices = [
-        int(match[1]) for match in (re.match(rf"{part}\.layers\.(\d{{1,3}})\.", name) for name in shapes) if match
-    ]
-    return max(indices, default=-1) + 1

@@ -206,7 +206,7 @@ def test_hostile_yaml_is_refused_soon(tmp_path, text, message):
         (["DATA.IMAGE_SIZE", [224]], "must be a side in pixels"),
         (["DATA.IMAGE_SIZE", [224, 192, 3]], r"must be a side in pixels, or \[height, width\]"),
         (["MODEL.MASK_RATIO", 1.0], "MODEL.MASK_RATIO=1.0"),
-        (["MODEL.MASK_RATIO", 0.999], "keeps none of 196 patches"),
+        (["MODEL.MASK_RATIO", 0.999], "keeps 0 of 196 patches"),
         (["MODEL.ENCODER.NUM_HEADS", 7], "divisible by MODEL.ENCODER.NUM_HEADS=7"),
         (["DATA.BATCH_SIZE", 0], "DATA.BATCH_SIZE=0: must be at least 1"),
         (["DATA.DATASET", "imagenet"], "must be one of imagenet2012, folder"),

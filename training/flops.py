@@ -7,7 +7,8 @@ figures the patch projection counts all patches, although only the visible ones 
 
 import re
 
-from storage.architecture import Architecture, Tower
+from layers.patch_counts import num_predicted, num_visible
+from storage.architecture import CROSS_SELF, SELF, Architecture, Tower
 from storage.clip_architecture import ClipArchitecture, TextArchitecture
 
 TEXT_TOKENS = 102  # longest caption that MAWS reads
@@ -31,11 +32,16 @@ _PEAK_TFLOPS = {
 }
 
 
-def forward_macs(architecture: Architecture | ClipArchitecture | TextArchitecture, mask_ratio: float = 0.0) -> float:
+def forward_macs(
+    architecture: Architecture | ClipArchitecture | TextArchitecture,
+    mask_ratio: float = 0.0,
+    predict_ratio: float | None = None,
+) -> float:
     """Return the MACs of one image's forward pass; of a text of `TEXT_TOKENS`; or of both.
 
     Args:
         mask_ratio: share of the patches that the encoder of an autoencoder does not see.
+        predict_ratio: share that its decoder predicts; None: all of these.
     """
     if isinstance(architecture, ClipArchitecture):
         projections = sum(tower.width for tower in architecture.towers) * architecture.embed_dim
@@ -46,16 +52,40 @@ def forward_macs(architecture: Architecture | ClipArchitecture | TextArchitectur
     num_patches = architecture.grid_hw[0] * architecture.grid_hw[1]
     patch_values = architecture.channels * architecture.patch_px**2
     width, decoder = architecture.encoder.width, architecture.decoder
-    visible = num_patches if decoder is None else int(num_patches * (1 - mask_ratio) + 1e-6)
+    visible = num_patches if decoder is None else num_visible(num_patches, mask_ratio)
     macs = num_patches * width * patch_values + _tower_macs(
         architecture.encoder, architecture.hidden_width(architecture.encoder), visible + 1
     )
     if decoder is None:
         classified = num_patches if architecture.segmented_layers else 1
         return macs + classified * architecture.head_width * architecture.num_classes
+    predicted = num_predicted(num_patches, mask_ratio, predict_ratio)
+    if architecture.decoder_kind != SELF:
+        return (
+            macs + _cross_macs(architecture, decoder, visible + 1, predicted) + predicted * decoder.width * patch_values
+        )
     macs += (visible + 1) * width * decoder.width
-    macs += _tower_macs(decoder, architecture.hidden_width(decoder), num_patches + 1)
-    return macs + (num_patches + 1) * decoder.width * patch_values
+    macs += _tower_macs(decoder, architecture.hidden_width(decoder), visible + 1 + predicted)
+    predicts_all = visible + predicted == num_patches  # also the visible ones and the class token
+    return macs + (num_patches + 1 if predicts_all else predicted) * decoder.width * patch_values
+
+
+def _cross_macs(architecture: Architecture, tower: Tower, num_tokens: int, predicted: int) -> float:
+    """Return the MACs of a cross decoder's blocks: `predicted` queries of `num_tokens` tokens of the encoder."""
+    width, source_width = tower.width, architecture.encoder.width
+    linear = (
+        predicted * (2 * width**2 + 2 * width * architecture.hidden_width(tower))
+        + 2 * num_tokens * source_width * width
+    )
+    attention = 2 * predicted * num_tokens * width
+    own = predicted * 4 * width**2 + 2 * predicted**2 * width if architecture.decoder_kind == CROSS_SELF else 0
+    mixed = num_tokens * source_width * len(architecture.decoder_sources)
+    return tower.depth * (linear + attention + own + mixed)
+
+
+def ratios(config) -> tuple[float, float | None]:
+    """Return the shares of the patches that a configuration hides, and predicts; see `forward_macs`."""
+    return config.MODEL.MASK_RATIO, config.MODEL.get("PREDICT_RATIO")
 
 
 def _tower_macs(tower: Tower, hidden: int, num_tokens: int) -> float:
@@ -67,6 +97,7 @@ def _tower_macs(tower: Tower, hidden: int, num_tokens: int) -> float:
 def train_flops(
     architecture: Architecture | ClipArchitecture,
     mask_ratio: float = 0.0,
+    predict_ratio: float | None = None,
     *,
     views: int = 1,
     trained_blocks: int | None = None,
@@ -80,7 +111,7 @@ def train_flops(
     if isinstance(architecture, ClipArchitecture):  # its image tower does not train, and is in `other_macs`
         return 2.0 * (3 * forward_macs(architecture.text) + other_macs)
     share = trained_depth(architecture, trained_blocks) / architecture.encoder.depth
-    return 2.0 * (views * (1 + 2 * share) * forward_macs(architecture, mask_ratio) + other_macs)
+    return 2.0 * (views * (1 + 2 * share) * forward_macs(architecture, mask_ratio, predict_ratio) + other_macs)
 
 
 def trained_depth(architecture: Architecture, trained_blocks: int | None = None) -> int:

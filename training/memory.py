@@ -12,9 +12,10 @@ import math
 from collections.abc import Iterator
 
 from config import amp_dtype, image_size_hw, replaced
-from storage.architecture import Architecture, Tower
+from layers.patch_counts import num_predicted, num_visible
+from storage.architecture import SELF, Architecture, Tower
 from storage.clip_architecture import ClipArchitecture, TextArchitecture
-from training.flops import TEXT_TOKENS, trained_depth
+from training.flops import TEXT_TOKENS, ratios, trained_depth
 from training.shares import BUCKET_BYTES, largest_share
 from training.task import ONE_PASS, Cost
 
@@ -158,7 +159,7 @@ class _Stack:
         elements: of one activation tensor: tokens of the batch times width.
         hidden: of the MLPs, as a multiple of the width.
         depth: layers whose activations are kept.
-        scores: elements of the attention scores of a layer.
+        scores: elements of the attention scores of a layer, and of what it reads besides.
         trains: gradients go through it.
     """
 
@@ -202,11 +203,19 @@ def _layers(architecture: Architecture | ClipArchitecture, config, cost: Cost) -
         return
     num_patches, decoder = math.prod(architecture.grid_hw), architecture.decoder
     hides = decoder is not None
-    visible = int(num_patches * (1 - config.MODEL.MASK_RATIO) + 1e-6) if hides else num_patches
+    mask_ratio, predict_ratio = ratios(config)
+    visible = num_visible(num_patches, mask_ratio) if hides else num_patches
     depth = trained_depth(architecture, cost.trained_blocks)
     yield _stack(architecture.encoder, batch * (1 + visible), architecture.mlp_ratio, depth, 0.0, trains=depth > 0)
-    if hides:
-        yield _stack(decoder, batch * (1 + num_patches), architecture.mlp_ratio, decoder.depth, 0.0)
+    if not hides:
+        return
+    predicted = num_predicted(num_patches, mask_ratio, predict_ratio)
+    if architecture.decoder_kind == SELF:
+        yield _stack(decoder, batch * (1 + visible + predicted), architecture.mlp_ratio, decoder.depth, 0.0)
+        return
+    # Each block keeps a mixture, its norm, keys, values, and scores twice.
+    read = 2 * (1 + visible) * (architecture.encoder.width + decoder.width + decoder.heads * predicted)
+    yield _Stack(batch * predicted * decoder.width, architecture.mlp_ratio, decoder.depth, batch * read, True)
 
 
 def _stack(tower: Tower, tokens: float, hidden: float, depth: int, scores: float, trains: bool = True) -> _Stack:

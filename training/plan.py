@@ -80,7 +80,7 @@ def train_flops(task: Task, config) -> float | None:
     architecture = task.architecture
     if architecture is None:
         return None
-    return flops.train_flops(architecture, config.MODEL.MASK_RATIO, **dataclasses.asdict(task.cost))
+    return flops.train_flops(architecture, *flops.ratios(config), **dataclasses.asdict(task.cost))
 
 
 def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
@@ -146,7 +146,7 @@ def _describe_compute(task: Task, architecture: Architecture | None, config) -> 
     to_train = train_flops(task, config)
     if to_train is None or architecture is None:
         return []
-    forward = flops.forward_macs(architecture, config.MODEL.MASK_RATIO)
+    forward = flops.forward_macs(architecture, *flops.ratios(config))
     return [f"compute: {forward / 1e9:.3g} GMAC per image forward, {to_train / 1e9:.3g} GFLOP to train on it"]
 
 
