@@ -18,6 +18,7 @@ from layers.relative_position import num_rows, resize_bias_table
 from storage import manifest, weight_files
 from storage.architecture import Architecture, options
 from storage.clip_architecture import IMAGE_PREFIX, TEXT_PREFIX, ClipArchitecture
+from storage.last_norm import missing_last_norm
 from storage.run_files import CONFIG_FILE, EMA_FILE, MODEL_FILE
 from storage.stored_tensor import FLOAT_DTYPES, StoredTensor
 from storage.tensor_shapes import count_layers
@@ -52,11 +53,13 @@ class LoadReport:
     unexpected: list[str]
     mismatched: list[str]
     resized: list[str]
+    made: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"loaded {len(self.loaded)} tensors from {self.path}"]
         for title, names in (
             ("resized to this model's grid", self.resized),
+            ("of ones and zeros, as no norm followed the encoder in its pretraining", self.made),
             ("not in the file, kept as initialised", self.missing),
             ("of another shape, kept as initialised", self.mismatched),
             ("in the file but not in the model, ignored", self.unexpected),
@@ -95,6 +98,8 @@ def load_weights(
         raise ValueError("allow_missing, allow_unexpected and allow_mismatched are lists of patterns, not one text")
     file = _tower_for(model, _open(path))
     path, weights, own = file.path, dict(file.tensors), model.state_dict()
+    made = missing_last_norm(weights) if "encoder.norm.weight" in own else {}
+    weights |= made
     _check_heads(file, model)
     grid_hw = source_grid_hw or (file.architecture.grid_hw if file.architecture else _recorded_grid(path))
     resized = _resize_bias_tables(weights, own, model, grid_hw)
@@ -109,7 +114,7 @@ def load_weights(
     _raise_if_any(path, refused, weights, own)
     loaded = [name for name in common if name not in mismatched]
     _copy(path, {name: weights[name] for name in loaded}, own)
-    return LoadReport(path, loaded, missing, unexpected, mismatched, resized)
+    return LoadReport(path, loaded, missing, unexpected, mismatched, resized, list(made))
 
 
 def load_encoder(model: nn.Layer, path: str | Path, blocks: int | None = None) -> LoadReport:

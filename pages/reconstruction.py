@@ -24,7 +24,8 @@ class Reconstruction(NamedTuple):
 
     Attributes:
         panels: uint8 [B, H, W, C] for each of COLUMNS. The reconstruction is the prediction with the visible patches
-            put back; the last column has the mean of each hidden patch in its place, which nobody need learn.
+            put back (a cross decoder's prediction has them, too, as it predicts hidden ones alone); the last column has
+            the mean of each hidden patch in its place, which nobody need learn.
         error: mean squared error of the prediction on the hidden patches: the model's loss.
         means_error: the same of a prediction of each patch's mean.
         is_normalised: whether the errors are of normalised pixels, see `MODEL.NORM_PIX_LOSS`.
@@ -74,7 +75,7 @@ def reconstruct(
     original = to_pixels(config, images)
     pred, means = (to_pixels(config, mae.unpatchify(pixels, patch_size, grid_hw)) for pixels in (pred, means))
     filled = [original * (1 - hidden) + pixels * hidden for pixels in (_GREY, pred, means)]
-    panels = [as_uint8(panel) for panel in (original, filled[0], pred, *filled[1:])]
+    panels = [as_uint8(panel) for panel in (original, filled[0], filled[1] if model.is_cross else pred, *filled[1:])]
     return Reconstruction(panels, float(loss), float(means_loss), model.norm_pix_loss)
 
 

@@ -1,7 +1,7 @@
 """Our tensors under the names, and in the layout, of other implementations."""
 
 from errors import UserError
-from port_weights import names
+from port_weights import cross_decoder, names
 from storage.architecture import Architecture, extras
 from storage.stored_tensor import StoredTensor, sliced
 
@@ -10,7 +10,8 @@ Tensors = dict[str, StoredTensor]
 
 def to_official(tensors: Tensors) -> Tensors:
     """Return tensors as the official code names them, matrices as [out, in]."""
-    return {names.official_name(name): tensor for name, tensor in names.transpose_linear(tensors).items()}
+    named = {names.official_name(name): tensor for name, tensor in names.transpose_linear(tensors).items()}
+    return cross_decoder.with_official_names(named)
 
 
 def _refuse_extras(architecture: Architecture, whose: str) -> None:

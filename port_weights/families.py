@@ -112,6 +112,7 @@ def _with_description(found: Recognised, file: WeightFile) -> Recognised:
         heads=(stored.encoder.heads, stored.decoder.heads if stored.decoder else None),
         heads_from="as the file says",
         norm_pix_loss=stored.norm_pix_loss,
+        decoder_sources=stored.decoder_sources or None,
         pool_after_norm=stored.pool_after_norm,
         norm_eps=stored.norm_eps,
         grid_hw=found.grid_hw or stored.grid_hw,

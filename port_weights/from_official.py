@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from errors import UserError
-from port_weights import names
+from port_weights import cross_decoder, names
 from port_weights.recognised import (
     Grid,
     Recognised,
@@ -34,11 +34,12 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
             dropped[prefix + name] = "head of a contrastive training"
             del inside[name]
     _drop_partial_block(inside, prefix, dropped)
-    inside = _with_usual_biases(_with_usual_scales(inside))
+    is_cross = cross_decoder.LANDMARK in inside
+    inside = cross_decoder.with_usual_names(_with_usual_biases(_with_usual_scales(inside)))
     has_class_row, grid_hw = _read_table(file, inside, grid_hw)
     if not has_class_row:
         inside["pos_embed"] = _with_zero_row(inside["pos_embed"])
-    family = _official_family(file, prefix, inside, dropped, has_class_row)
+    family = "CrossMAE" if is_cross else _official_family(file, prefix, inside, dropped, has_class_row)
     tensors, unplaced = rename(inside)
     drop_known(file, unplaced, dropped)
     if layout(tensors) == "torch":
@@ -47,6 +48,9 @@ def convert(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) -> Re
     found = Recognised(family, tensors, dropped, grid_hw=grid_hw)
     if "mask_token" in inside and isinstance(file.arguments.get("norm_pix_loss"), bool):
         found.norm_pix_loss = file.arguments["norm_pix_loss"]
+    if is_cross:
+        found.heads, found.heads_from = cross_decoder.heads(tensors), "as CrossMAE's models have"
+        found.decoder_sources = cross_decoder.recorded_sources(file.arguments, tensors)
     size = re.match(r"(?:vit|deit)_([a-z]+)_patch", str(config.get("architecture")))
     if size and size[1] in _TIMM_HEADS:
         found.heads, found.heads_from = (_TIMM_HEADS[size[1]], None), "as timm's model of that name has"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from errors import UserError
 from layers.pos_embed import square_grid
+from port_weights.cross_decoder import cross_options
 from storage.architecture import Architecture, Tower, extras
 from storage.clip_architecture import IMAGE_PREFIX, IMAGE_PROJECTION, TEXT_PREFIX, ClipArchitecture, TextArchitecture
 from storage.tensor_shapes import Shapes, count_layers
@@ -19,15 +20,16 @@ def infer(
     decoder_heads: int | None = None,
     grid_hw: tuple[int, int] | None = None,
     norm_pix_loss: bool | None = None,
+    decoder_sources: tuple[int, ...] | None = None,
 ) -> Architecture:
-    """Read the sizes of a model off the shapes of its tensors.
+    """Read the sizes of a model off the shapes of its tensors, which have PaddleViT's names.
 
     Args:
-        shapes: tensors under PaddleViT's names.
         encoder_heads: attention heads; no shape depends on them.
         decoder_heads: those of the decoder, if there is one.
         grid_hw: patches per column and per row; None: square.
         norm_pix_loss: whether the decoder predicts normalised pixels; no shape depends on it either.
+        decoder_sources: blocks of the encoder that a cross decoder reads; None: all, and its input.
 
     Raises:
         UserError: if tensors that determine a size are missing, or do not fit together.
@@ -48,10 +50,10 @@ def infer(
         if decoder_heads is None:
             raise UserError("the decoder's number of heads is not known")
         decoder = Tower(shape("mask_token", 3)[2], count_layers(shapes, "decoder"), decoder_heads)
-    probe = "classifier.1.weight" in shapes
+    depth, probe = count_layers(shapes, "encoder"), "classifier.1.weight" in shapes
     head = "classifier.1.weight" if probe else "classifier.weight"
     return Architecture(
-        encoder=Tower(width, count_layers(shapes, "encoder"), encoder_heads),
+        encoder=Tower(width, depth, encoder_heads),
         decoder=decoder,
         patch_px=patch_px,
         grid_hw=grid_hw or square_grid(num_patches),
@@ -60,7 +62,7 @@ def infer(
         num_classes=shape(head, 2)[1] if head in shapes else 0,
         probe=probe,
         norm_pix_loss=norm_pix_loss,
-        **_switches(shapes),
+        **_switches(shapes) | cross_options(shapes, depth, decoder_sources),
     )
 
 

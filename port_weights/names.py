@@ -19,6 +19,7 @@ _TOP = {  # ours: official
     "mask_token": "mask_token",
     "decoder_position_embedding": "decoder_pos_embed",
     "linear_projection": "decoder_embed",
+    "decoder.source_mix": "wfm.linear",
     "decoder.norm": "decoder_norm",
     "decoder_pred": "decoder_pred",
 }
@@ -30,6 +31,11 @@ _IN_LAYER = {
     "mlp_norm": "norm2",
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
+    "source_norm": "source_norm",  # these are CrossMAE's, whose own names are in cross_decoder.py
+    "cross_norm": "cross_norm",
+    "cross_attn.q": "cross_attn.q",
+    "cross_attn.kv": "cross_attn.kv",
+    "cross_attn.out": "cross_attn.proj",
 }
 _WHOLE: dict[str, str] = {}  # tensors of a layer whose names do not end in weight or bias
 for _, _added in extras():

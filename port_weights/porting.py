@@ -7,7 +7,7 @@ from pathlib import Path
 
 from config import get_config, network_kind
 from errors import UserError
-from port_weights import probe_heads, towers
+from port_weights import cross_decoder, probe_heads, towers
 from port_weights.families import recognise
 from port_weights.infer import infer
 from port_weights.recognised import (
@@ -22,7 +22,7 @@ from port_weights.recognised import (
 from port_weights.report import Report
 from port_weights.writing import check_destination, is_directory, write
 from storage import manifest, weight_files
-from storage.architecture import OWN_NETWORKS, Architecture, of_config
+from storage.architecture import OWN_NETWORKS, SELF, Architecture, of_config
 from storage.files import read_json
 from storage.stored_tensor import StoredTensor
 
@@ -84,6 +84,11 @@ def port(
     if found.family == "this project" and not found.preprocessing:
         found.preprocessing = preprocessing_beside(path)
     notes = _notes(file, found, architecture) + _notes_on_request(target, architecture, heads[1], norm_pix_loss)
+    if architecture.decoder_sources:
+        notes.append("no norm follows its encoder; alone, it gets one of ones and zeros, as in official finetuning")
+    if architecture.decoder_kind != SELF and target not in ("paddle", "official"):
+        tensors, architecture, without = cross_decoder.encoder_alone(tensors, architecture)
+        notes.append(f"{len(without)} tensors of the cross decoder were left out: {target} has none")
     tensors = {name: _in_float32(tensor.checked(name, path)) for name, tensor in tensors.items()}
     digest = manifest.digests(path, "sha256")["sha256"]
     description = _description(file, found, architecture, digest)
@@ -187,6 +192,7 @@ def _ask_config_beside(path: Path, found: Recognised) -> None:
         found.heads = (beside.encoder.heads, beside.decoder.heads if beside.decoder else None)
         found.heads_from = f"as {config_file.name} beside it says"
         found.norm_pix_loss, found.grid_hw = beside.norm_pix_loss, beside.grid_hw
+        found.decoder_sources = beside.decoder_sources or None
         found.pool_after_norm, found.norm_eps = beside.pool_after_norm, beside.norm_eps
 
 
@@ -199,7 +205,7 @@ def check(
         encoder_heads, encoder_from = _encoder_heads(found, shapes, heads[0])
         decoder_heads, decoder_from = _decoder_heads(found, shapes, heads[1])
         pixels = norm_pix_loss if norm_pix_loss is not None else found.norm_pix_loss
-        architecture = infer(shapes, encoder_heads, decoder_heads, found.grid_hw, pixels)
+        architecture = infer(shapes, encoder_heads, decoder_heads, found.grid_hw, pixels, found.decoder_sources)
         architecture = dataclasses.replace(architecture, pool_after_norm=found.pool_after_norm, norm_eps=found.norm_eps)
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from error

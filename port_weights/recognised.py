@@ -70,6 +70,7 @@ class Recognised:
         norm_eps: what layer norms add to the variance, where the file or its family tells.
         pool_after_norm: whether the classifier reads the mean of the normalised patches, where the file tells.
         norm_pix_loss: whether the decoder predicts normalised pixels, where the file tells.
+        decoder_sources: blocks that a cross decoder reads, where the file tells.
         grid_hw: patches per column and per row, where the file tells.
         preprocessing: configuration keys of the images, where the file's config tells them.
         notes: what a user should know.
@@ -81,6 +82,7 @@ class Recognised:
     heads: tuple[int | None, int | None] = (None, None)
     heads_from: str = "as the file says"
     norm_pix_loss: bool | None = None
+    decoder_sources: tuple[int, ...] | None = None
     norm_eps: float = NORM_EPS
     pool_after_norm: bool = False
     grid_hw: Grid = None

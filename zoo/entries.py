@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from errors import UserError
-from storage.architecture import Architecture, Tower
+from storage.architecture import SELF, Architecture, Tower
 from storage.clip_architecture import ClipArchitecture, TextArchitecture
 
 _TABLE = Path(__file__).parent / "zoo.yaml"
@@ -104,6 +104,7 @@ def _entry(name: str, values: dict, content: dict) -> Weights:
     values = dict(values)
     model = name.rpartition(".")[0]
     width, depth, heads, patch_px = content["models"][model]
+    heads, kind = values.pop("heads", heads), values.pop("decoder_kind", SELF)
     image_px = values.pop("image", 224)
     decoder = None
     if values["content"] == "autoencoder":
@@ -114,6 +115,8 @@ def _entry(name: str, values: dict, content: dict) -> Weights:
         patch_px=patch_px,
         grid_hw=(image_px // patch_px, image_px // patch_px),
         decoder=decoder,
+        decoder_kind=kind,
+        decoder_sources=() if kind == SELF else tuple(range(depth + 1)),
         num_classes=values.pop("classes", 1000) if values["content"] == "classifier" else 0,
         global_pool=values.pop("pool", "token") == "mean",
         norm_pix_loss=values.pop("norm_pix", None),

@@ -18,6 +18,7 @@ _FAMILIES = {  # what a port may call the files of a source
     "MAWS": ("MAWS",),
     "MAE-CT": ("MAE-CT",),
     "MAE-Lite": ("MAE-Lite",),
+    "CrossMAE": ("CrossMAE", "official MAE"),  # finetuned, its names are MAE's
 }
 _MOST_COMPANION_BYTES = 256 << 20
 _PORT_VERSION = 2  # version of the files that `fetch` makes; they are made again when it changes

@@ -29,6 +29,7 @@ _MICRO = "vit_micro_patch4_32"
 # Recipes of each method, made smaller; what depends on files of its own gets them from `configuration`.
 RECIPES = {
     "pretraining": (f"{_MICRO}_pretrain", _DECODER),
+    "pretraining, cross decoder": (f"cross/{_MICRO}_pretrain_cross", [*_DECODER, "MODEL.DECODER.SOURCES", [0, 1, 2]]),
     "finetuning": (f"{_MICRO}_finetune", ["MODEL.NUM_CLASSES", 10]),
     "linear probe": (f"{_MICRO}_linearprobe", ["MODEL.NUM_CLASSES", 10]),
     "attentive probe": ("attentive/vit_micro_patch4_32_attentive_probe", ["MODEL.NUM_CLASSES", 10]),

@@ -5,6 +5,7 @@ import pytest
 
 from config import replaced
 from layers import cpu_kernels, kernels
+from layers.cross_decoder import CrossDecoder
 from measures.doctor import reference
 from tests.helpers import mixed_precision
 from training import device
@@ -16,6 +17,7 @@ LOW, HIGH = "low", "float32"
 # residual stream is in low precision, too.
 TYPES = {
     "pretraining": ({LOW}, {LOW}, {HIGH}, HIGH),
+    "pretraining, cross decoder": ({LOW}, {LOW}, {HIGH}, HIGH),
     "finetuning": ({LOW}, {LOW}, {HIGH}, HIGH),
     "linear probe": ({LOW}, {LOW}, {HIGH}, HIGH),
     "attentive probe": ({LOW}, {LOW}, {HIGH}, HIGH),
@@ -52,7 +54,7 @@ def seen(monkeypatch):
             scores = scores if mask is None else scores + mask
             return paddle.matmul(paddle.nn.functional.softmax(scores), value).transpose([0, 2, 1, 3])
 
-    attention, stack = kernels.attention, Transformer.forward
+    attention = kernels.attention
 
     def seen_attention(qkv, *args, **options):
         mixed, logits = attention(qkv, *args, **options)
@@ -60,10 +62,13 @@ def seen(monkeypatch):
         seen["mixed"].add(name_of(mixed.dtype))
         return mixed, logits
 
-    def seen_stack(self, tokens, *args, **options):
-        outputs = stack(self, tokens, *args, **options)
-        seen["residual"].add(name_of((outputs[0] if isinstance(outputs, (list, tuple)) else outputs).dtype))
-        return outputs
+    def seen_stack(stack):
+        def forward(self, tokens, *args, **options):
+            outputs = stack(self, tokens, *args, **options)
+            seen["residual"].add(name_of((outputs[0] if isinstance(outputs, (list, tuple)) else outputs).dtype))
+            return outputs
+
+        return forward
 
     backward = paddle.Tensor.backward
 
@@ -77,7 +82,8 @@ def seen(monkeypatch):
         monkeypatch.setattr(kernels, "_packed_flash", packed)
     monkeypatch.setattr(paddle.nn.functional, "scaled_dot_product_attention", flash)
     monkeypatch.setattr(kernels, "attention", seen_attention)
-    monkeypatch.setattr(Transformer, "forward", seen_stack)
+    for kind in (Transformer, CrossDecoder):
+        monkeypatch.setattr(kind, "forward", seen_stack(kind.forward))
     return seen
 
 

@@ -36,9 +36,12 @@ def test_an_image_is_decoded_once_for_all_its_views(tiny_run, monkeypatch, image
     assert len(reads) <= 24 + 1  # and one to learn the shape
 
 
-@pytest.mark.parametrize("key", ["TRAIN.VIEWS", "TRAIN.MASKS"])
-def test_a_run_with_two_of_them_is_bit_identical_when_resumed(tiny_run, key):
-    opts = [key, 2, "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 128, "SAVE_FREQ_STEPS", 3, "KEEP_LAST", 9]
+CROSS = ["MODEL.DECODER.KIND", "cross", "MODEL.DECODER.SOURCES", [0, 2], "MODEL.PREDICT_RATIO", 0.25]
+
+
+@pytest.mark.parametrize("options", [["TRAIN.VIEWS", 2], ["TRAIN.MASKS", 2], CROSS, ["MODEL.PREDICT_RATIO", 0.25]])
+def test_a_resumed_run_is_bit_identical(tiny_run, options):
+    opts = [*options, "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 128, "SAVE_FREQ_STEPS", 3, "KEEP_LAST", 9]
     first = tiny_run("pretrain", *opts)
     expected = fit_pretrain(first)
     again = tiny_run("pretrain", *opts, resume_from=find(first.directory / "step-00000003"))

@@ -59,7 +59,7 @@ def small_zoo(tmp_path, monkeypatch):
 
 def test_the_table_is_whole():
     table = zoo.table()
-    assert len(table) == 67
+    assert len(table) == 75
     addresses = [entry.url for entry in table.values()]
     assert len(set(addresses)) == len(addresses)
     for name, entry in table.items():
@@ -71,7 +71,7 @@ def test_the_table_is_whole():
             continue
         assert (entry.architecture.norm_pix_loss is None) == (entry.content != "autoencoder"), name
     by_source = {entry.source for entry in table.values()}
-    assert by_source == {"official MAE", "PaddleViT", "MAWS", "MAE-CT", "MAE-Lite"}
+    assert by_source == {"official MAE", "PaddleViT", "MAWS", "MAE-CT", "MAE-Lite", "CrossMAE"}
     checked = {name: entry.md5 for name, entry in table.items() if entry.md5}
     assert checked == {
         "vit_base_patch16.mae": "8cad7c",
