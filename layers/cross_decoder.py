@@ -98,4 +98,4 @@ class CrossDecoder(nn.Layer):
             return [*outputs] * len(self.layers)
         stacked = paddle.stack(outputs).flatten(start_axis=1)  # [S, B*T*D]: a product over the last axis is slow
         mixed = paddle.matmul(self.source_mix.weight, stacked, transpose_x=True)
-        return mixed.reshape([-1, *outputs[0].shape]).unbind(axis=0)
+        return mixed.reshape([len(self.layers), -1, *outputs[0].shape[1:]]).unbind(axis=0)
