@@ -181,20 +181,27 @@ class MAEPretrain(nn.Layer):
             pred: [B, N, P*P*C]; zeros where nothing is predicted.
             mask: [B, N] float32.
         """
-        is_given, mask_ratio = mask is not None, self.mask_ratio if mask_ratio is None else mask_ratio
+        hidden_ratio = self.mask_ratio if mask_ratio is None else mask_ratio
+        if mask is not None:
+            hidden_ratio = float(mask[0].astype("float32").mean())
         shuffle, restore, mask = self.choose_patches(images.shape[0], mask_ratio, noise, mask)
-        num_kept, num_patches = shuffle.shape[1], restore.shape[1]
         ratio = self.predict_ratio if predict_ratio is None and self.training else predict_ratio
-        count = num_predicted(num_patches, 1 - num_kept / num_patches if is_given else mask_ratio, ratio)
+        num_hidden, count = (num_predicted(self.patch_embedding.num_patches, hidden_ratio, p) for p in (None, ratio))
         latent = self.encode(images, shuffle)
-        if num_kept + count == num_patches and not self.is_cross:
-            pred = self.decode(latent, restore)
-            return self.loss(images, pred, mask), pred, mask
-        predicted = restore.argsort(axis=1)[:, num_patches - count :]
+        if count < num_hidden or self.is_cross:
+            return *self._predict_some(images, latent, shuffle, restore, count), mask
+        pred = self.decode(latent, restore)
+        return self.loss(images, pred, mask), pred, mask
+
+    def _predict_some(
+        self, images: paddle.Tensor, latent, shuffle: paddle.Tensor, restore: paddle.Tensor, count: int
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Return loss and predictions of the `count` patches with the highest noise."""
+        predicted = restore.argsort(axis=1)[:, self.patch_embedding.num_patches - count :]
         some = self.decode_some(latent, shuffle, predicted)  # [B, M, P*P*C]
         target = patchify(images.astype("float32"), self.patch_embedding.patch_size)
         loss = self._errors(gather_tokens(target, predicted), some).mean()
-        return loss, _put_back(some.astype("float32"), restore), mask
+        return loss, _put_back(some.astype("float32"), restore)
 
     def choose_patches(
         self,

@@ -88,8 +88,9 @@ class CrossDecoder(nn.Layer):
             outputs: of the encoder, [B, T, D] each: of the blocks `decoder_sources`, or the normalised last one.
         """
         queries = kernels.to_residual(queries)
-        for layer, source in zip(self.layers, self.mix(outputs), strict=True):
-            queries = recompute.run(layer, self.recompute, queries, source)
+        sources = self.mix(outputs)
+        for index, layer in enumerate(self.layers):
+            queries = recompute.run(layer, self.recompute, queries, sources[index])
         return self.norm(queries)
 
     def mix(self, outputs: Sequence[paddle.Tensor]) -> Sequence[paddle.Tensor]:
