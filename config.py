@@ -226,6 +226,8 @@ def _validate(config: CfgNode, rules: Mapping[str, Rule]) -> None:
     _check_data(config.DATA, require)
     _check_model(config, require)
     _check_train(config.TRAIN, require)
+    if config.TRAIN.get("RESOLUTION") is not None:
+        _check_stages(config, require)
 
 
 def _check_top(config: CfgNode, require) -> None:
@@ -293,6 +295,25 @@ def _check_sources(model: CfgNode, require) -> None:
     are_blocks = all(type(block) is int for block in sources) and sources == sorted(set(sources))
     what = f"must be ascending numbers of blocks, from 0, the encoder's input, to {depth}, its last block, or []"
     require(not sources or (are_blocks and sources[0] >= 0 and sources[-1] == depth), "MODEL.DECODER.SOURCES", what)
+
+
+def _check_stages(config: CfgNode, require) -> None:
+    key, rows, size = "TRAIN.RESOLUTION", config.TRAIN.RESOLUTION, config.DATA.IMAGE_SIZE
+    are_rows = len(rows) > 0 and all(isinstance(row, list) and len(row) in (2, 3) for row in rows)
+    require(are_rows, key, "must be a list of [first epoch, pixels] or [first epoch, pixels, mask ratio]")
+    are_numbers = all(type(row[0]) is int and type(row[1]) is int and type(row[-1]) in (int, float) for row in rows)
+    require(are_numbers, key, "epochs and pixels are integers, a mask ratio is a number")
+    epochs, sides = [row[0] for row in rows], [row[1] for row in rows]
+    require(epochs == sorted(set(epochs)) and epochs[0] == 0, key, "the epochs must ascend from 0")
+    is_reached = epochs[-1] < config.TRAIN.NUM_EPOCHS or len(rows) == 1
+    require(is_reached, key, f"its last stage is never reached, as TRAIN.NUM_EPOCHS is {config.TRAIN.NUM_EPOCHS}")
+    are_whole = all(side > 0 and side % config.MODEL.PATCH_SIZE == 0 for side in sides)
+    require(are_whole, key, f"sides must be multiples of MODEL.PATCH_SIZE, {config.MODEL.PATCH_SIZE} pixels")
+    what = f"the last side must be DATA.IMAGE_SIZE, which is {size}, and no other one larger"
+    require(sides[-1] == size and max(sides) == size, key, what)
+    require(all(0 < row[2] < 1 for row in rows if len(row) == 3), key, "mask ratios must be above 0 and below 1")
+    require(rows[-1][2:] in ([], [config.MODEL.MASK_RATIO]), key, "the last mask ratio is MODEL.MASK_RATIO")
+    require(not config.TRAIN.TO_STATIC, key, "a static graph has one size; set TRAIN.TO_STATIC False")
 
 
 def _check_train(train: CfgNode, require) -> None:

@@ -74,7 +74,22 @@ class MAEPretrain(nn.Layer):
         build = CrossDecoder if self.is_cross else functools.partial(Transformer, decoder)
         self.decoder = build(architecture, **options)
         self.decoder_pred = Linear(decoder.width, architecture.patch_px**2 * architecture.channels)
+        self._tables: dict[tuple[int, int], tuple[paddle.Tensor, paddle.Tensor]] = {}  # by grid
         self._init_weights()
+
+    def use_stage(self, grid_hw: tuple[int, int], mask_ratio: float) -> None:
+        """Take images of another size, and hide another share of their patches, from now on."""
+        self.mask_ratio = mask_ratio
+        self.patch_embedding.use_grid(grid_hw)
+        if grid_hw != self.architecture.grid_hw and grid_hw not in self._tables:
+            widths = (self.architecture.encoder.width, self.architecture.decoder.width)
+            tables = (sincos_table(width, grid_hw, self.architecture.grid_hw) for width in widths)
+            self._tables[grid_hw] = tuple(map(paddle.to_tensor, tables))
+
+    def tables(self) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Return the position tables of encoder and decoder, [1, 1 + N, D] and [1, 1 + N, E]."""
+        own = (self.encoder_position_embedding, self.decoder_position_embedding)
+        return self._tables.get(self.patch_embedding.grid_hw, own)
 
     def _init_weights(self) -> None:
         for layer in self.sublayers():
@@ -103,8 +118,8 @@ class MAEPretrain(nn.Layer):
                 a list of them.
         """
         if self.architecture.decoder_sources:
-            return self._outputs(embed_visible(self, images, shuffle))
-        latent = self.encoder(embed_visible(self, images, shuffle), end=self.decode_layer)
+            return self._outputs(embed_visible(self, images, shuffle, self.tables()[0]))
+        latent = self.encoder(embed_visible(self, images, shuffle, self.tables()[0]), end=self.decode_layer)
         is_lower = self.decode_layer < len(
             self.encoder.layers
         )  # decoupled distillation: the last block only gives scores
@@ -132,7 +147,7 @@ class MAEPretrain(nn.Layer):
         num_hidden = max(1, restore.shape[1] + 1 - num_tokens)  # Paddle 2.6 cannot expand to none; one is never read
         hidden = self.mask_token.astype(tokens.dtype).expand([batch, num_hidden, dim])
         patches = permute_tokens(paddle.concat([tokens[:, 1:], hidden], axis=1), restore)  # [B, N, E]
-        tokens = paddle.concat([tokens[:, :1], patches], axis=1) + self.decoder_position_embedding
+        tokens = paddle.concat([tokens[:, :1], patches], axis=1) + self.tables()[1]
         return self.decoder_pred(self.decoder(tokens))[:, 1:]
 
     def decode_some(
@@ -148,7 +163,7 @@ class MAEPretrain(nn.Layer):
         Returns:
             [B, M, P*P*C] in the order of `predicted`.
         """
-        table = self.decoder_position_embedding
+        table = self.tables()[1]
         queries = self.mask_token + _rows(table, predicted)  # [B, M, E]
         if self.is_cross:
             outputs = latent if self.architecture.decoder_sources else [latent]
@@ -230,20 +245,23 @@ class MAEPretrain(nn.Layer):
         return (pred.astype("float32") - target).square().mean(axis=-1)
 
 
-def embed_visible(network: nn.Layer, images: paddle.Tensor, shuffle: paddle.Tensor) -> paddle.Tensor:
+def embed_visible(
+    network: nn.Layer, images: paddle.Tensor, shuffle: paddle.Tensor, table: paddle.Tensor | None = None
+) -> paddle.Tensor:
     """Turn the visible patches of images into the input of an encoder, class token first.
 
     Args:
         network: a `MAEPretrain`, or a `VisionTransformer`.
         images: [B, C, H, W].
         shuffle: [B, K] indices of the patches to keep.
+        table: positions [1, 1 + N, D], other than the network's own.
 
     Returns:
         [B, 1 + K, D], patches in the order of `shuffle`.
     """
     patches = gather_tokens(network.patch_embedding.split(images), shuffle)  # [B, K, C*P*P]
     tokens = network.patch_embedding.project(patches)  # [B, K, D]
-    table = network.encoder_position_embedding
+    table = network.encoder_position_embedding if table is None else table
     tokens = tokens + _rows(table, shuffle)
     cls_token = (network.cls_token + table[:, :1]).expand([tokens.shape[0], -1, -1])
     return paddle.concat([cls_token.astype(tokens.dtype), tokens], axis=1)

@@ -35,10 +35,9 @@ class PatchEmbedding(nn.Layer):
 
     def __init__(self, architecture: Architecture):
         super().__init__()
-        self.image_hw, self.grid_hw = architecture.image_hw, architecture.grid_hw
         self.patch_size, self.in_channels = architecture.patch_px, architecture.channels
+        self.use_grid(architecture.grid_hw)
         embed_dim, patch_size = architecture.encoder.width, architecture.patch_px
-        self.num_patches = self.grid_hw[0] * self.grid_hw[1]
         # The convolution only holds the weight [D, C, P, P] under the name that weight files use.
         self.patch_embedding = nn.Conv2D(self.in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
         init_like_torch_conv(self.patch_embedding)
@@ -47,6 +46,11 @@ class PatchEmbedding(nn.Layer):
             self.norm_tokens = LayerNorm(embed_dim, architecture.norm_eps)
         else:
             self.norm_pixels = self.norm_tokens = None
+
+    def use_grid(self, grid_hw: tuple[int, int]) -> None:
+        """Take images of another size from now on."""
+        self.grid_hw, self.image_hw = grid_hw, (grid_hw[0] * self.patch_size, grid_hw[1] * self.patch_size)
+        self.num_patches = grid_hw[0] * grid_hw[1]
 
     def split(self, images: paddle.Tensor) -> paddle.Tensor:
         """Cut images [B, C, H, W] into patches [B, N, C*P*P], pixels in the weight's (channel, row, column) order."""

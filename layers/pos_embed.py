@@ -10,7 +10,7 @@ import numpy as np
 from errors import UserError
 
 
-def sincos_table(dim: int, grid_hw: tuple[int, int]) -> np.ndarray:
+def sincos_table(dim: int, grid_hw: tuple[int, int], source_grid_hw: tuple[int, int] | None = None) -> np.ndarray:
     """Build the 2-D sine-cosine table that MAE uses (arXiv 2111.06377, Appendix A.1).
 
     The first half of the channels encodes the column, the second half the row; each half is
@@ -20,6 +20,8 @@ def sincos_table(dim: int, grid_hw: tuple[int, int]) -> np.ndarray:
     Args:
         dim: D, divisible by 4.
         grid_hw: patches per column and per row.
+        source_grid_hw: the grid on which positions are counted, where it is another: the centres of the patches keep
+            their places in the image. Nearly what bicubic interpolation of that grid's table gives, and exact.
 
     Returns:
         [1, 1 + N, D] float32.
@@ -28,7 +30,9 @@ def sincos_table(dim: int, grid_hw: tuple[int, int]) -> np.ndarray:
         raise UserError(f"a 2-D sine-cosine table needs a width divisible by 4, not {dim}")
     height, width = grid_hw
     frequencies = 10000.0 ** -(np.arange(dim // 4, dtype=np.float64) / (dim // 4))  # [D/4]
-    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")  # [H, W]
+    steps = [whole / own for whole, own in zip(source_grid_hw or grid_hw, grid_hw, strict=True)]
+    centres = [(np.arange(own) + 0.5) * step - 0.5 for own, step in zip((height, width), steps, strict=True)]
+    rows, columns = np.meshgrid(*centres, indexing="ij")  # [H, W]
     halves = []
     for position in (columns, rows):
         angles = position.reshape(-1, 1) * frequencies  # [N, D/4]

@@ -25,7 +25,7 @@ from pipeline import loading, sources
 from pipeline.sources import Source
 from pipeline.transforms import Transform
 from storage.clip_architecture import of_any_config
-from training import loaders, memory
+from training import loaders, memory, resolution
 from training.engine import fit
 from training.report import Page
 from training.run import Run, start_run
@@ -167,9 +167,9 @@ def train_transform(config) -> Transform:
 def build_train_loader(run: Run) -> loading.Loader:
     """Open and check the train split as the run's method needs it."""
     method = get_method(run.config)
-    transform = train_transform(run.config)
-    target = method.target(run.config)
-    return loaders.build_train_loader(run, transform, target, method.prepare_source, method.whole_batch)
+    stages = [(stage.first_epoch, train_transform(stage.config)) for stage in resolution.stages(run.config)]
+    target, transform = method.target(run.config), stages[-1][1]
+    return loaders.build_train_loader(run, transform, target, method.prepare_source, method.whole_batch, stages)
 
 
 def follow_classes(run: Run) -> None:

@@ -1,5 +1,7 @@
 """Masked autoencoding (arXiv 2111.06377, Sec. 3 and Table 8)."""
 
+import math
+
 import numpy as np
 import paddle
 from paddle import nn
@@ -13,6 +15,7 @@ from methods.method import Method
 from optim import param_groups
 from pipeline.loading import Batch
 from pipeline.transforms import Transform, crop_and_flip, train_transform
+from training import resolution
 from training.flops import forward_macs
 from training.optimizers import configured_optimizer, weight_average
 from training.run import Run
@@ -25,7 +28,7 @@ def build(run: Run) -> Task:
     """Build the autoencoder and its loss."""
     config = run.config
     paddle.seed(config.SEED)
-    model = build_mae_pretrain(config)
+    model = network = build_mae_pretrain(config)
     if config.MODEL.PRETRAINED and run.resume_from is None:
         run.log.say(str(checkpoint.load_weights(model, config.MODEL.PRETRAINED)))
 
@@ -34,26 +37,38 @@ def build(run: Run) -> Task:
     if config.DISTILL.EXTRA_BLOCK or config.DISTILL.DECODE_LAYER or config.DISTILL.STUDENT_SCORES:
         raise UserError("DISTILL.*: is set, but there is no teacher; name it with -teacher")
 
-    num_masks, num_patches = config.TRAIN.MASKS, model.patch_embedding.num_patches
-    num_kept = num_visible(num_patches, model.mask_ratio)
-    if num_masks * num_kept > num_patches:
-        raise UserError(
-            f"TRAIN.MASKS={num_masks}: each shows {num_kept} of {num_patches} patches, which allows at most "
-            f"{num_patches // num_kept}, or a larger MODEL.MASK_RATIO"
-        )
+    num_masks, all_stages = config.TRAIN.MASKS, resolution.stages(config)
+    for stage in all_stages:
+        _check_masks(num_masks, math.prod(stage.grid_hw), stage.config.MODEL.MASK_RATIO)
 
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
         # Masks are drawn from Paddle's generator, which the engine seeds; each view has its own.
         images = batch.images if len(batch.views) == 1 else paddle.concat(batch.views)
         if num_masks == 1:
             return model(images)[0], {}
+        num_patches = network.patch_embedding.num_patches
+        num_kept = num_visible(num_patches, network.mask_ratio)
         noise = complementary_noise(paddle.rand([len(images), num_patches]), num_masks, num_kept)
         return model(paddle.concat([images] * num_masks), noise=noise)[0], {}
 
+    def begin_epoch(epoch: int) -> None:
+        stage = all_stages[resolution.stage_at(all_stages, epoch)]
+        network.use_stage(stage.grid_hw, stage.config.MODEL.MASK_RATIO)
+
     optimizer = configured_optimizer(config, param_groups(model, config.TRAIN.WEIGHT_DECAY, config.TRAIN.LAYER_DECAY))
     cost = Cost(views=config.TRAIN.VIEWS * num_masks)
-    average, can_be_traced = weight_average(config, model), num_masks == 1
-    return Task("pretrain", model, optimizer, loss, ema=average, cost=cost, can_be_traced=can_be_traced)
+    options = {"ema": weight_average(config, model), "can_be_traced": num_masks == 1, "begin_epoch": begin_epoch}
+    return Task("pretrain", model, optimizer, loss, cost=cost, **options)
+
+
+def _check_masks(num_masks: int, num_patches: int, mask_ratio: float) -> None:
+    """Raise UserError if there are not enough patches for masks that show different ones."""
+    num_kept = num_visible(num_patches, mask_ratio)
+    if num_masks * num_kept > num_patches:
+        raise UserError(
+            f"TRAIN.MASKS={num_masks}: each shows {num_kept} of {num_patches} patches, which allows at most "
+            f"{num_patches // num_kept}, or a larger MODEL.MASK_RATIO"
+        )
 
 
 def complementary_noise(noise: paddle.Tensor, num_masks: int, num_kept: int) -> paddle.Tensor:
@@ -82,9 +97,11 @@ def _distilled(run: Run, student: MAEPretrain) -> Task:
             "DISTILL.TEACHER: the student's decoder is the ordinary one, which predicts all hidden patches; leave "
             "MODEL.DECODER.KIND and MODEL.PREDICT_RATIO out"
         )
-    for key in ("VIEWS", "MASKS"):
-        if config.TRAIN[key] != 1:
-            raise UserError(f"TRAIN.{key}={config.TRAIN[key]}: with a teacher there is one view and mask; set it to 1")
+    for key, usual in (("VIEWS", 1), ("MASKS", 1), ("RESOLUTION", None)):
+        if config.TRAIN[key] != usual:
+            raise UserError(
+                f"TRAIN.{key}={config.TRAIN[key]}: with a teacher there is one view, mask and size; set it to {usual}"
+            )
     teacher = teachers.open_encoder(distill.TEACHER, config)
     matches = build_matches(distill, config.MODEL.ENCODER.DEPTH, len(teacher.network.encoder.layers))
     model = AttentionDistillation(student, teacher.network, matches, distill.MAP_HEADS)

@@ -181,6 +181,7 @@ class Loader:
             cannot, so that batches keep their size; evaluation leaves it out.
         note_bad: gets a line for each image that was skipped, once.
         with_captions: batches have the captions of the images.
+        stages: (first epoch, `Transform`) in the place of `transform`, where it changes between epochs.
 
     Attributes:
         waited_secs: time that was spent waiting for images to be loaded.
@@ -200,22 +201,39 @@ class Loader:
         bad_images: str = "error",
         note_bad: Callable[[str], None] = lambda note: None,
         with_captions: bool = False,
+        stages: Sequence[tuple[int, Transform]] = (),
     ):
         self.source, self.sampler = source, sampler
         self._note_bad, self._noted = note_bad, set()
         is_split = isinstance(transform, Transform)
-        views = transform.views if is_split else (transform,)
         fast = fast_decode and is_split and transform.takes_jpegs and source.is_encoded
         if fast:
             fast_jpeg.check_installed()
-        self._normalise = transform.normalise if is_split else lambda images: images
         is_training = isinstance(sampler, TrainSampler)
         self._takes_masks = is_split and transform.takes_masks
         options = {"with_captions": with_captions, "takes_masks": self._takes_masks}
-        self._reader = Reader(source, views, channels, seed, bad_images, is_training, fast, upright, **options)
-        self._num_workers = num_workers
+        others = (channels, seed, bad_images, is_training, fast, upright)
+        self._reader_of = lambda views: Reader(source, views, *others, **options)
+        self._num_workers, self._stages = num_workers, stages
         self._pool: WorkerPool | None = None
+        self._transform: Transform | Callable | None = None
+        self._use(transform)
         self.waited_secs = 0.0
+
+    def _use(self, transform: Transform | Callable) -> None:
+        """Make batches by a transform from now on, in new worker processes if it is another one."""
+        if transform is self._transform:
+            return
+        self.close()
+        self._transform, is_split = transform, isinstance(transform, Transform)
+        self._reader = self._reader_of(transform.views if is_split else (transform,))
+        self._normalise = transform.normalise if is_split else lambda images: images
+
+    def close(self) -> None:
+        """End the worker processes; the next batch starts new ones."""
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -261,6 +279,9 @@ class Loader:
 
     def epoch(self, epoch: int, first_update: int = 0, images_done: int | None = None) -> Iterator[Batch]:
         """Iterate the micro-steps of an epoch, from an update on; see `TrainSampler.set_position`."""
+        begun = [transform for first_epoch, transform in self._stages if first_epoch <= epoch]
+        if begun:
+            self._use(begun[-1])
         self.sampler.set_position(epoch, first_update, images_done)
         return iter(self)
 

@@ -32,6 +32,9 @@ class WholeImages:
         self._indices = range(len(source)) if indices is None else [int(index) for index in indices]
         self._normalise = eval_transform(config).normalise
 
+    def close(self) -> None:
+        """Do nothing: the threads end with each iteration."""
+
     def __len__(self) -> int:
         return len(self._indices)
 

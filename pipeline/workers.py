@@ -51,6 +51,11 @@ class WorkerPool:
                 initargs=(fill, self._slots, os.getpid()),
             )
 
+    def close(self) -> None:
+        """End the processes; nothing can be loaded by this pool any more."""
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
     def run(self, jobs: Iterable) -> Iterator[tuple[np.ndarray, object]]:
         """Yield (array, result) of every job, in order; an array is overwritten when the next one is asked for.
 

@@ -26,6 +26,7 @@ class RunState:
         images_per_update, ranks: of the run that saved.
         evaluation_pending: the weights should have been evaluated, but the run was asked to stop.
         best, best_metric: best value of the score that chooses the best checkpoint, and its name.
+        settings: what else a run must share, in words; None where it is what older versions did.
         val_seed: DATA.VAL_SEED, which a run must share, too.
         scaler: state of the loss scaler of fp16.
         save_number: counts the checkpoints of a run directory in the order of writing; 0 in old ones.
@@ -49,6 +50,7 @@ class RunState:
     save_number: int = 0
     run_number: int = 0
     external_id: str | None = None
+    settings: str | None = None
 
     def write(self, checkpoint_dir: Path) -> None:
         """Write state.json into a checkpoint."""

@@ -9,6 +9,7 @@ one.
 """
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from pipeline.loading import Batch, Loader
 from program import Stopped
 from storage import run_state
 from storage.run_state import RunState
-from training import checkpoints, data_parallel, flops, resume, sharded_checkpoints, static_graph
+from training import checkpoints, data_parallel, flops, resolution, resume, sharded_checkpoints, static_graph
 from training.device import autocast, autocast_dtype, is_on_cpu, is_on_gpu
 from training.guard import Guard
 from training.log import Means, Throughput
@@ -80,7 +81,9 @@ class Training:
         self.guard = Guard(
             run, train_loader, self.scaler.is_enable(), stop, self.save_timer, self.means, defers=_reading_waits()
         )
-        self.flops_per_image = train_flops(task, run.config)
+        self.stages = resolution.stages(run.config)
+        self.costs = [train_flops(task, stage.config) or 1.0 for stage in self.stages]
+        self.flops_per_image = self.costs[-1]
         self.peak_flops = None
         if is_on_gpu():
             given = run.config.PEAK_TFLOPS
@@ -110,7 +113,7 @@ class Training:
         if self.run.config.TRAIN.TO_STATIC:
             static_graph.compile_model(self.task, self.run.config, lambda: autocast(self.run.config), self.run.log.say)
         self.exchange = build_exchange(self.task, self.run.config)
-        self.clock = Throughput(self.step, lambda: self.train_loader.waited_secs)
+        self.clock, self.first_step = Throughput(lambda: self.train_loader.waited_secs), self.step
         self.show = self.run.log.progress(self.plan.total_steps, self.step)
 
     def train(self) -> dict[str, float]:
@@ -125,6 +128,8 @@ class Training:
             results |= self._evaluate_and_save(evaluates=True, saves=False)
         while self.step < plan.total_steps:
             epoch, first_update = divmod(self.step, plan.updates_per_epoch)
+            self.task.begin_epoch(epoch)
+            self.flops_per_image = self.costs[resolution.stage_at(self.stages, epoch)]
             batches = self.train_loader.epoch(epoch, first_update, self.images_done)
             self.images_done = None
             for update in range(first_update, plan.updates_per_epoch):
@@ -241,7 +246,8 @@ class Training:
             text += f"  {wait:.0%} waiting for data"
         self.run.log.record("train", step, values)
         self.run.report_bad_images()
-        self.show(step, f"{text}  eta {self.clock.eta(step, total)}")
+        work = functools.partial(resolution.work, self.stages, self.costs, self.plan.updates_per_epoch)
+        self.show(step, f"{text}  eta {self.clock.eta(work(self.first_step, step), work(step, total))}")
         return means
 
     def _evaluate(self) -> dict[str, float]:
@@ -332,6 +338,8 @@ class Training:
     def close(self) -> None:
         """Wait for the writer, and close the log; also called after an error."""
         self.page.stop()
+        for loader in filter(None, (self.train_loader, self.eval_loader)):
+            loader.close()
         if self.writer is not None:
             self.writer.join()
         self.run.log.close()

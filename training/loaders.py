@@ -1,7 +1,7 @@
 """Train and val loader of a run: the data set is opened, checked, and split into batches."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ def build_train_loader(
     target: str,
     prepare_source: Callable[[object, sources.Source], sources.Source] = lambda config, source: source,
     whole_batch: bool = False,
+    stages: Sequence[tuple[int, Transform]] = (),
 ) -> loading.Loader:
     """Open and check the train split, and fit the batch of the run's configuration to it.
 
@@ -38,6 +39,7 @@ def build_train_loader(
         target: what each image must have, see `datasets.open_source`.
         prepare_source: returns what of the data set is trained on, see `methods.method.Method`.
         whole_batch: the loss is over all images of an update, so the batch is left as it is.
+        stages: see `loading.Loader`.
 
     Raises:
         UserError: if the data set does not have it, or images cannot be read.
@@ -62,7 +64,7 @@ def build_train_loader(
         repeats=config.TRAIN.AUG_REPEATS,
         order=source.order,
     )
-    options = {"fast_decode": config.DATA.FAST_DECODE, "with_captions": target == "caption"}
+    options = {"fast_decode": config.DATA.FAST_DECODE, "with_captions": target == "caption", "stages": stages}
     return build_loader(config, source, transform, sampler, note_bad=run.bad_images.append, **options)
 
 
@@ -149,6 +151,7 @@ def build_loader(
     fast_decode: bool = False,
     note_bad: Callable[[str], None] = print,
     with_captions: bool = False,
+    stages: Sequence[tuple[int, Transform]] = (),
 ) -> loading.Loader:
     """Build a loader with the settings of DATA and SEED; see `loading.Loader` for the arguments."""
     data = config.DATA
@@ -164,6 +167,7 @@ def build_loader(
         bad_images=data.BAD_IMAGES,
         note_bad=note_bad,
         with_captions=with_captions,
+        stages=stages,
     )
 
 

@@ -157,9 +157,8 @@ class Throughput:
         waited: returns the seconds that the run has waited for data up to now.
     """
 
-    def __init__(self, first_step: int, waited: Callable[[], float] = lambda: 0.0):
+    def __init__(self, waited: Callable[[], float] = lambda: 0.0):
         self._start_secs = self._last_secs = time.monotonic()
-        self._first_step = first_step
         self._images = 0
         self._paused_secs, self._waited, self._waited_before = 0.0, waited, waited()
 
@@ -180,8 +179,8 @@ class Throughput:
         self._last_secs, self._images, self._waited_before = now, 0, self._waited()
         return rate, wait
 
-    def eta(self, step: int, total_steps: int) -> str:
-        """Return the time left, "h:mm:ss"."""
+    def eta(self, done: float, remaining: float) -> str:
+        """Return the time left, "h:mm:ss", by the work that is done since the start and the rest, in one unit."""
         spent = time.monotonic() - self._start_secs - self._paused_secs
-        left = round(spent / max(1, step - self._first_step) * (total_steps - step))
+        left = round(spent / done * remaining) if done > 0 else 0
         return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"

@@ -15,6 +15,7 @@ from config import amp_dtype, image_size_hw, replaced
 from layers.patch_counts import num_predicted, num_visible
 from storage.architecture import SELF, Architecture, Tower
 from storage.clip_architecture import ClipArchitecture, TextArchitecture
+from training import resolution
 from training.flops import TEXT_TOKENS, ratios, trained_depth
 from training.shares import BUCKET_BYTES, largest_share
 from training.task import ONE_PASS, Cost
@@ -102,6 +103,11 @@ def estimate(
         ranks: over which TRAIN.SHARDING distributes moments and gradients.
     """
     count = count or count_parameters(architecture)
+    stages = resolution.stages(config)
+    if len(stages) > 1:
+        options = {"device": device, "ranks": ranks}
+        each = [(resolution.of_stage(architecture, s), replaced(s.config, "TRAIN.RESOLUTION", None)) for s in stages]
+        return max((estimate(*one, count, cost, **options) for one in each), key=lambda memory: memory.peak)
     is_low = device == "gpu" and (config.AMP == "auto" or amp_dtype(config) is not None)
     layers = list(_layers(architecture, config, cost))
     kept = sum(layer.kept(config, is_low) for layer in layers if layer.trains)

@@ -12,7 +12,7 @@ from optim import lr_at
 from pipeline.loading import Loader
 from pipeline.samplers import TrainSampler
 from storage.architecture import Architecture
-from training import device, flops, memory
+from training import device, flops, memory, resolution
 from training.task import Task
 
 _FEW_UPDATES = 200
@@ -76,10 +76,16 @@ def check_micro_steps(sampler: TrainSampler, smallest: int) -> None:
 
 
 def train_flops(task: Task, config) -> float | None:
-    """Return the floating-point operations to train on one image; None for a network of unknown cost."""
+    """Return the floating-point operations to train on one image; None for a network of unknown cost.
+
+    Args:
+        config: of the run, or of one of its stages, see `resolution`.
+    """
     architecture = task.architecture
     if architecture is None:
         return None
+    if config.TRAIN.get("RESOLUTION") is not None:
+        architecture = resolution.of_stage(architecture, resolution.Stage(0, config))
     return flops.train_flops(architecture, *flops.ratios(config), **dataclasses.asdict(task.cost))
 
 
@@ -94,6 +100,7 @@ def describe_plan(plan: Plan, task: Task, sampler: TrainSampler, config) -> str:
         f"data: {plan.num_images:,} images of {data.DATASET}, {data.IMAGE_SIZE} pixels, "
         f"{data.NUM_WORKERS} workers per process",
         *_describe_compute(task, architecture, config),
+        *resolution.describe(architecture, resolution.stages(config)),
         f"batch: {data.BATCH_SIZE} per process x {sampler.accum_iter} accumulated x "
         f"{runtime.world_size()} processes = {plan.images_per_update} images per update",
         f"schedule: {plan.num_epochs} epochs x {plan.updates_per_epoch} updates = {plan.total_steps} steps, "

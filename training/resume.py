@@ -19,7 +19,15 @@ def resume_fingerprint(task: Task, plan: Plan, config) -> dict[str, object]:
         "seed": config.SEED,
         "val_seed": None if config.DATA.VAL_FRACTION is None else config.DATA.VAL_SEED,
         "external_id": task.external_id,
+        "settings": _settings(config),
     }
+
+
+def _settings(config) -> str | None:
+    """Return, in words, the options that change what is learnt, and which no tensor shows; None without one."""
+    options = (("TRAIN.RESOLUTION", config.TRAIN), ("MODEL.PREDICT_RATIO", config.MODEL))
+    values = {key: section.get(key.partition(".")[2]) for key, section in options}
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None) or None
 
 
 _LABELS = {

@@ -61,6 +61,7 @@ class Task:
             micro-step.
         saved: the part of `model` that model.pdparams holds, and that tools and other methods read; None: all of it.
             The other tensors of the model's state dict, of any type, go to extra.pdparams.
+        begin_epoch: called with the number of an epoch, from 0, before its first update after a start or a resume.
         after_update: called with the updates done and the updates of the whole run, after each that changed the
             weights; moves momentum networks.
         merged: returns the tensors that model.pdparams holds instead of the network's own, by name; the own ones go to
@@ -82,6 +83,7 @@ class Task:
     optimizer: Optimizer
     loss: Callable
     saved: nn.Layer | None = None
+    begin_epoch: Callable[[int], None] = lambda epoch: None
     after_update: Callable[[int, int], None] = lambda step, total_steps: None
     merged: Callable[[], dict[str, Tensor]] = dict
     evaluation: Evaluation | None = None

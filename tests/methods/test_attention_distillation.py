@@ -245,7 +245,7 @@ def test_a_decoder_of_a_lower_block_reads_that_block_everywhere(runs, tmp_path):
         (["DISTILL.DECODE_LAYER", 1], "set DISTILL.EXTRA_BLOCK True, too"),
         (["DISTILL.MAP_HEADS", False, "MODEL.ENCODER.NUM_HEADS", 2], "the student has 2 heads, the teacher 4"),
         (["DISTILL.EXTRA_BLOCK", True, "DISTILL.STUDENT_SCORES", [1], "DISTILL.TEACHER_SCORES", [1]], "as layer 3"),
-        (["TRAIN.VIEWS", 2], "with a teacher there is one view and mask"),
+        (["TRAIN.VIEWS", 2], "with a teacher there is one view, mask and size"),
         (["DATA.IMAGENET_STD", [0.5] * 3], "has DATA.IMAGENET_STD"),
     ],
 )
