@@ -105,3 +105,18 @@ def draw_boxes(panels: list[tuple[str, str, np.ndarray]], x_label: str) -> Image
         axis.set(title=plain(title), xlabel=plain(x_label), ylabel=plain(y_label))
         axis.grid(alpha=0.3, axis="y")
     return to_image(figure)
+
+
+def draw_bars(names: Sequence[str], parts: dict[str, Sequence[float]], x_label: str) -> Image.Image:
+    """Draw a bar for each name, from top to bottom, of parts side by side: {legend: value of each name}."""
+    figure, (axis,) = new_axes(size=(8.0, 1.2 + 0.3 * len(names)))
+    ends = np.zeros(len(names))
+    for legend, values in parts.items():
+        axis.barh(range(len(names)), values, left=ends, label=plain(legend))
+        ends += np.asarray(values)
+    axis.set_yticks(range(len(names)), list(map(plain, names)))
+    axis.invert_yaxis()
+    axis.set(xlabel=plain(x_label))
+    axis.grid(alpha=0.3, axis="x")
+    axis.legend(fontsize="small")
+    return to_image(figure)

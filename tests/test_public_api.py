@@ -88,7 +88,7 @@ def test_classifier_import_is_small():
         "loaded = {name for name in ours if 'site-packages' not in str(sys.modules[name].__file__)}\n"
         "expected = {'config', 'errors', 'layers', 'storage', 'strict_config', 'transformer'}\n"
         "expected |= {'storage.architecture', 'storage.files', 'storage.tensor_shapes'}\n"
-        "parts = ('attention', 'basic', 'cpu_kernels', 'kernels', 'pos_embed', 'poolers', 'relative_position')\n"
+        "parts = ('attention', 'basic', 'cpu_kernels', 'kernels', 'pos_embed', 'poolers', 'relative_position', 'patch_counts', 'recompute')\n"
         "expected |= {f'layers.{name}' for name in parts}\n"
         "assert loaded == expected, loaded\n"
         "assert not {'paddlenlp', 'torch', 'sklearn', 'matplotlib'} & set(sys.modules)\n"

@@ -5,6 +5,7 @@ GELU and softmax as nothing. A training step is three forward passes' worth; one
 figures the patch projection counts all patches, although only the visible ones are projected here (0.9 % of ViT-Base).
 """
 
+import math
 import re
 
 from layers.patch_counts import num_predicted, num_visible
@@ -49,35 +50,38 @@ def forward_macs(
     if isinstance(architecture, TextArchitecture):
         hidden = int(architecture.tower.width * architecture.mlp_ratio)
         return _tower_macs(architecture.tower, hidden, min(TEXT_TOKENS, architecture.positions - 2))
-    num_patches = architecture.grid_hw[0] * architecture.grid_hw[1]
-    patch_values = architecture.channels * architecture.patch_px**2
-    width, decoder = architecture.encoder.width, architecture.decoder
-    visible = num_patches if decoder is None else num_visible(num_patches, mask_ratio)
-    macs = num_patches * width * patch_values + _tower_macs(
-        architecture.encoder, architecture.hidden_width(architecture.encoder), visible + 1
-    )
-    if decoder is None:
-        classified = num_patches if architecture.segmented_layers else 1
-        return macs + classified * architecture.head_width * architecture.num_classes
-    predicted = num_predicted(num_patches, mask_ratio, predict_ratio)
+    macs = encoder_macs(architecture, mask_ratio)
+    if architecture.decoder is not None:
+        return macs + _decoder_macs(architecture, mask_ratio, predict_ratio)
+    classified = math.prod(architecture.grid_hw) if architecture.segmented_layers else 1
+    return macs + classified * architecture.head_width * architecture.num_classes
+
+
+def encoder_macs(architecture: Architecture, mask_ratio: float = 0.0) -> float:
+    """Return the MACs of one image in the encoder; an autoencoder's sees the visible patches only."""
+    num_patches, encoder = math.prod(architecture.grid_hw), architecture.encoder
+    visible = num_patches if architecture.decoder is None else num_visible(num_patches, mask_ratio)
+    projected = num_patches * encoder.width * architecture.channels * architecture.patch_px**2
+    return projected + _tower_macs(encoder, architecture.hidden_width(encoder), visible + 1)
+
+
+def _decoder_macs(architecture: Architecture, mask_ratio: float, predict_ratio: float | None) -> float:
+    num_patches, decoder = math.prod(architecture.grid_hw), architecture.decoder
+    predict = decoder.width * architecture.channels * architecture.patch_px**2  # the pixels of a patch
+    visible, predicted = num_visible(num_patches, mask_ratio), num_predicted(num_patches, mask_ratio, predict_ratio)
     if architecture.decoder_kind != SELF:
-        return (
-            macs + _cross_macs(architecture, decoder, visible + 1, predicted) + predicted * decoder.width * patch_values
-        )
-    macs += (visible + 1) * width * decoder.width
+        return _cross_macs(architecture, decoder, visible + 1, predicted) + predicted * predict
+    macs = (visible + 1) * architecture.encoder.width * decoder.width
     macs += _tower_macs(decoder, architecture.hidden_width(decoder), visible + 1 + predicted)
     predicts_all = visible + predicted == num_patches  # also the visible ones and the class token
-    return macs + (num_patches + 1 if predicts_all else predicted) * decoder.width * patch_values
+    return macs + (num_patches + 1 if predicts_all else predicted) * predict
 
 
 def _cross_macs(architecture: Architecture, tower: Tower, num_tokens: int, predicted: int) -> float:
     """Return the MACs of a cross decoder's blocks: `predicted` queries of `num_tokens` tokens of the encoder."""
     width, source_width = tower.width, architecture.encoder.width
-    linear = (
-        predicted * (2 * width**2 + 2 * width * architecture.hidden_width(tower))
-        + 2 * num_tokens * source_width * width
-    )
-    attention = 2 * predicted * num_tokens * width
+    linear = predicted * (2 * width**2 + 2 * width * architecture.hidden_width(tower))
+    attention = 2 * num_tokens * source_width * width + 2 * predicted * num_tokens * width
     own = predicted * 4 * width**2 + 2 * predicted**2 * width if architecture.decoder_kind == CROSS_SELF else 0
     mixed = num_tokens * source_width * len(architecture.decoder_sources)
     return tower.depth * (linear + attention + own + mixed)
@@ -122,4 +126,10 @@ def trained_depth(architecture: Architecture, trained_blocks: int | None = None)
 
 def peak_flops(device_name: str) -> float | None:
     """Return the FLOPs per second of a GPU by its name, if known; PEAK_TFLOPS gives those of another."""
-    return next((1e12 * peak for name, peak in _PEAK_TFLOPS.items() if re.search(name, device_name)), None)
+    known = _PEAK_TFLOPS.items()
+    return next((1e12 * peak for name, peak in known if re.search(name, device_name, re.IGNORECASE)), None)
+
+
+def known_gpus() -> list[str]:
+    """Return the names of the GPUs whose peak is known."""
+    return [re.sub(r"\\b|\((\d+).*\)", r"\1", name).lower() for name in _PEAK_TFLOPS]
