@@ -9,7 +9,7 @@ from paddle.optimizer import AdamW, Momentum, Optimizer
 
 from errors import UserError
 
-_BLOCK_MATRIX = re.compile(r"(^|\.)layers\.\d+\.(attn\.(qkv|out)|mlp\.(fc1|fc2))\.weight$")
+_BLOCK_MATRIX = re.compile(r"(^|\.)layers\.\d+\.((cross_)?attn\.(qkv|q|kv|out)|mlp\.(fc1|fc2))\.weight$")
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # Keller Jordan's coefficients
 _QUINTIC_STEPS, _NORM_EPS = 5, 1e-7
 _RMS_OF_ADAMW = 0.2  # typical root mean square of AdamW's step at learning rate 1
