@@ -26,8 +26,24 @@ RECIPES = {
 
 
 def test_every_recipe_is_in_the_table():
-    found = {path.stem.removesuffix("_pretrain_cross") for path in (ROOT / "configs" / "cross").iterdir()}
-    assert found == RECIPES.keys()
+    found = {path.stem for path in (ROOT / "configs" / "cross").iterdir()}
+    assert found == {f"{name}_pretrain_cross" for name in RECIPES} | ONE_GPU.keys()
+
+
+# Blocks of the decoder, share of predicted patches, learning rate at the peak, stages; not published.
+ONE_GPU = {
+    "vit_small_patch16_224_pretrain_one_gpu": (4, 0.25, 8e-4, [[0, 160], [100, 192], [200, 224]]),
+    "vit_base_patch16_224_pretrain_one_gpu": (4, 0.25, 8e-4, [[0, 160], [75, 192], [150, 224]]),
+}
+
+
+@pytest.mark.parametrize("name", ONE_GPU)
+def test_recipes_for_one_gpu(name):
+    config = get_config(ROOT / "configs" / "cross" / f"{name}.yaml")
+    model, train = config.MODEL, config.TRAIN
+    peak = train.BASE_LR * train.TOTAL_BATCH_SIZE / train.LINEAR_SCALED_LR
+    assert (model.DECODER.DEPTH, model.PREDICT_RATIO, peak, train.RESOLUTION) == ONE_GPU[name]
+    assert (train.AUG_REPEATS, train.TOTAL_BATCH_SIZE) == (4, 4096)
 
 
 @pytest.mark.parametrize("name", RECIPES)
