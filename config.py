@@ -212,6 +212,7 @@ def amp_dtype(config: CfgNode) -> str | None:
 
 _LARGEST_IMAGE_PX = 1 << 26  # in all
 _MOST_PATCHES = 1 << 16
+_MOST_CHANNELS = 512
 
 
 def _validate(config: CfgNode, rules: Mapping[str, Rule]) -> None:
@@ -224,6 +225,7 @@ def _validate(config: CfgNode, rules: Mapping[str, Rule]) -> None:
         require(problem is None, key, problem)
     _check_top(config, require)
     _check_data(config.DATA, require)
+    _check_pixels(config, require)
     _check_model(config, require)
     _check_train(config.TRAIN, require)
     if config.TRAIN.get("RESOLUTION") is not None:
@@ -255,6 +257,37 @@ def _check_data(data: CfgNode, require) -> None:
     names = data.CLASS_NAMES
     are_names = names is None or (all(isinstance(name, str) for name in names) and len(set(names)) == len(names) > 0)
     require(are_names, "DATA.CLASS_NAMES", "must be a list of different names, or None")
+
+
+def _check_pixels(config: CfgNode, require) -> None:
+    data, channels, only = config.DATA, config.DATA.IMAGE_CHANNELS, "is for DATA.PIXELS array"
+    shown = data.SHOW_BANDS
+    are_shown = shown is None or (len(shown) in (1, 3) and _are_channels(shown, channels))
+    require(are_shown, "DATA.SHOW_BANDS", f"must be one or three channels, from 0 to {channels - 1}, or None")
+    if data.PIXELS == "photo":
+        for key in ("PIXEL_RANGE", "BANDS", "NODATA"):
+            require(data[key] is None, f"DATA.{key}", only)
+        require(data.PIXEL_SCALE == "linear", "DATA.PIXEL_SCALE", only)
+        for key in ("CHANNEL_GAIN", "CHANNEL_DROP"):
+            require(config.TRAIN[key] == 0, f"TRAIN.{key}", only)
+        return
+    ranges = data.PIXEL_RANGE or [None]
+    ranges = ranges if isinstance(ranges[0], list) else [data.PIXEL_RANGE] * channels
+    are_pairs = len(ranges) == channels and all(isinstance(pair, list) and len(pair) == 2 for pair in ranges)
+    what = f"must be [low, high] of the files' numbers, or {channels} such pairs (DATA.IMAGE_CHANNELS)"
+    require(are_pairs, "DATA.PIXEL_RANGE", f"{what}; python -m tools.channel_statistics finds them")
+    are_numbers = all(type(end) in (int, float) and math.isfinite(end) for pair in ranges for end in pair)
+    are_ranges = are_numbers and all(low < high for low, high in ranges)
+    require(are_ranges, "DATA.PIXEL_RANGE", "must be numbers, the low end below the high one")
+    bands = list(range(channels)) if data.BANDS is None else data.BANDS
+    are_bands = len(bands) == channels == len(set(map(str, bands))) and _are_channels(bands, _MOST_CHANNELS)
+    require(are_bands, "DATA.BANDS", f"must be {channels} different channels of the file, from 0 (DATA.IMAGE_CHANNELS)")
+    require(not data.FAST_DECODE, "DATA.FAST_DECODE", "is for photos; set it False with DATA.PIXELS array")
+    require(math.isfinite(data.NODATA or 0), "DATA.NODATA", "must be a number; NaN means missing anyway")
+
+
+def _are_channels(numbers: Sequence[object], count: int) -> bool:
+    return all(type(number) is int and 0 <= number < count for number in numbers)
 
 
 def _check_model(config: CfgNode, require) -> None:

@@ -150,6 +150,9 @@ def build_task(run: Run) -> Task:
         run.log.say(
             "warning: TRAIN.OPTIMIZER.NAME=Muon: for weights that AdamW has pretrained, AdamW is the safe choice"
         )
+    if run.config.MODEL.PRETRAINED and run.resume_from is None:
+        for line in start.pixel_differences(run.config):
+            run.log.say(f"warning: {line}")
     return dataclasses.replace(method.build(run), accumulates=not method.whole_batch)
 
 

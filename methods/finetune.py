@@ -19,7 +19,7 @@ from pipeline import augment
 from pipeline.fast_jpeg import LazyJpeg
 from pipeline.loading import Batch
 from pipeline.mixup import Mixup, random_erase, smooth_one_hot
-from pipeline.transforms import Transform, train_transform
+from pipeline.transforms import Transform, crop_and_flip, then_turn, train_transform
 from training.optimizers import configured_optimizer, weight_average
 from training.run import Run
 from training.task import Cost, Task
@@ -178,6 +178,14 @@ def transform(config) -> Transform:
     """Return a random crop, a flip, and RandAugment, AutoAugment or colour jitter; random erasing is in the loss."""
     size_hw, train, channels = image_size_hw(config), config.TRAIN, config.DATA.IMAGE_CHANNELS
     scale = train.CROP_SCALE or _CROP_SCALE
+    changes_colours = train.RAND_AUGMENT or train.AUTO_AUGMENT or train.COLOR_JITTER > 0
+    if config.DATA.PIXELS == "array":
+        if changes_colours:
+            raise UserError(
+                "TRAIN.RAND_AUGMENT, AUTO_AUGMENT and COLOR_JITTER are for photos, and DATA.PIXELS is array: set them "
+                "False, False and 0; TRAIN.CHANNEL_GAIN, VERTICAL_FLIP_PROB and ROTATE_90 are for arrays, too"
+            )
+        return train_transform(config, crop_and_flip(config, _CROP_SCALE))
     if channels not in (1, 3) and (train.RAND_AUGMENT or train.AUTO_AUGMENT):
         raise UserError(
             f"TRAIN.RAND_AUGMENT and TRAIN.AUTO_AUGMENT work on 1 or 3 channels; DATA.IMAGE_CHANNELS is {channels}; "
@@ -197,7 +205,7 @@ def transform(config) -> Transform:
             image = augment.color_jitter(image, rng, train.COLOR_JITTER)
         return augment.as_pixels(image)
 
-    return train_transform(config, view)
+    return train_transform(config, then_turn(config, view))
 
 
 def _variant(config) -> str:

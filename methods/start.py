@@ -22,6 +22,26 @@ def load_encoder(run: Run, encoder: nn.Layer) -> None:
         run.log.say(str(checkpoint.load_encoder(encoder, run.config.MODEL.PRETRAINED)))
 
 
+_PIXELS = ("PIXELS", "PIXEL_RANGE", "PIXEL_SCALE", "BANDS", "NODATA", "IMAGENET_MEAN", "IMAGENET_STD")
+
+
+def pixel_differences(config) -> list[str]:
+    """Return what differs between the pixels of a run on arrays and those that its weights were trained on.
+
+    A range, an order of bands or a normalisation that is another one gives a model other numbers than it knows.
+    """
+    weights, data = config.MODEL.PRETRAINED, config.DATA
+    theirs = {key: checkpoint.recorded_setting(weights, "DATA", key) for key in _PIXELS}
+    if data.PIXELS == "photo" and theirs["PIXELS"] in (None, "photo"):
+        return []
+    own = {key: data[key] for key in _PIXELS}
+    return [
+        f"{weights} was trained with DATA.{key} {theirs[key]}, and this run has {own[key]}; set it so, or know why not"
+        for key in _PIXELS
+        if theirs["IMAGENET_MEAN"] is not None and own[key] != theirs[key]
+    ]
+
+
 def check_whole_batch(config) -> None:
     """Raise UserError where an update would be made of less than a whole batch at once."""
     train, data = config.TRAIN, config.DATA

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from errors import UserError
 from measures import attention, image_sets
-from pipeline import sources
+from pipeline import array_source, sources
+from pipeline.decoding import PIL_MODES
 from pipeline.file_images import FileImages
 from pipeline.folders import find_images
 from pipeline.transforms import eval_transform
@@ -18,9 +19,16 @@ _GAP_PX, _HEADING_PX = 2, 24
 
 
 def to_pixels(config, images: np.ndarray | paddle.Tensor) -> np.ndarray:
-    """Undo the normalisation of images [B, C, H, W]; pixels are from 0 to 1 then."""
-    mean, std = (np.reshape(values, (1, -1, 1, 1)) for values in (config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD))
-    return np.asarray(images) * std + mean
+    """Undo the normalisation of images [B, C, H, W]; pixels are from 0 to 1 then.
+
+    Of arrays (DATA.PIXELS), the channels of DATA.SHOW_BANDS are returned; all panels of a picture have one stretch, as
+    0 and 1 are the ends of DATA.PIXEL_RANGE.
+    """
+    data = config.DATA
+    takes_all = data.SHOW_BANDS is None and data.IMAGE_CHANNELS in PIL_MODES
+    shown = list(range(data.IMAGE_CHANNELS) if takes_all else data.SHOW_BANDS or [0])
+    mean, std = (np.asarray(values)[shown].reshape(1, -1, 1, 1) for values in (data.IMAGENET_MEAN, data.IMAGENET_STD))
+    return np.asarray(images)[:, shown] * std + mean
 
 
 def as_uint8(images: np.ndarray) -> np.ndarray:
@@ -133,7 +141,7 @@ def named_images(config, paths: list[str], most: int) -> tuple[np.ndarray, list[
         files += find_images(path) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{', '.join(paths)}: no images found")
-    source = FileImages(files, np.full(len(files), -1), Path(paths[0]))
+    source = array_source.as_configured(config, FileImages(files, np.full(len(files), -1), Path(paths[0])))
     images = load_images(config, source, range(min(most, len(files))))
     names = [Path(file).name for file in files[:most]]
     return images, names if len(names) == len(images) else []

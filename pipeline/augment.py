@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from pipeline.fast_jpeg import LazyJpeg, mirror
+from pipeline.pixel_array import PixelArray
 
 BICUBIC = Image.Resampling.BICUBIC
 _MAX_LEVEL = 10.0
@@ -103,6 +104,34 @@ def random_flip(
     return mirror(image) if isinstance(image, np.ndarray) else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
+def turn(pixels: np.ndarray, rng: np.random.Generator, flip_prob: float, rotates: bool) -> np.ndarray:
+    """Swap top and bottom of pixels [H, W, C], and turn them by a multiple of 90 degrees, where these are asked for."""
+    if flip_prob > 0 and rng.random() < flip_prob:
+        pixels = pixels[::-1]
+    if rotates and pixels.shape[0] == pixels.shape[1]:
+        pixels = np.rot90(pixels, rng.integers(4))
+    return pixels
+
+
+def change_channels(
+    pixels: np.ndarray, rng: np.random.Generator, gain: float, drop: float, means: Sequence[float]
+) -> np.ndarray:
+    """Multiply the channels of pixels [H, W, C] by random factors, and give some their means.
+
+    Args:
+        gain: factors are from 1 / (1 + gain) to 1 + gain, log-uniformly; pixels may be above 1 then.
+        drop: probability that a channel becomes its mean; one at least stays as it is.
+    """
+    channels = pixels.shape[2]
+    if gain > 0:
+        pixels = pixels * np.exp(rng.uniform(-math.log1p(gain), math.log1p(gain), channels)).astype(np.float32)
+    if drop > 0:
+        is_dropped, kept = rng.random(channels) < drop, rng.integers(channels)
+        is_dropped[kept] = False
+        pixels = np.where(is_dropped, np.asarray(means, np.float32), pixels)
+    return pixels
+
+
 def _draw_sides(
     area: float, rng: np.random.Generator, scale: Sequence[float], ratio: Sequence[float]
 ) -> tuple[int, int]:
@@ -124,6 +153,8 @@ def _crop_and_resize(
     box = (left, top, left + width, top + height)
     if isinstance(image, LazyJpeg):
         return image.crop_and_resize(box, size_hw)
+    if isinstance(image, PixelArray):
+        return image.crop(box).resize((size_hw[1], size_hw[0]), resample).pixels
     return image.crop(box).resize((size_hw[1], size_hw[0]), resample)
 
 

@@ -12,7 +12,7 @@ from config import image_size_hw
 from errors import UserError
 from pipeline import augment
 from pipeline.fast_jpeg import LazyJpeg
-from pipeline.transforms import View
+from pipeline.transforms import View, crop_and_flip
 
 _CROP_SCALE = (0.08, 1.0)
 
@@ -55,11 +55,14 @@ def two_views(config, name: str) -> tuple[View, View]:
     Raises:
         UserError: if it changes colours, and images have others than grey or RGB.
     """
-    if name != "minimal" and config.DATA.IMAGE_CHANNELS not in (1, 3):
+    data = config.DATA
+    if name != "minimal" and (data.IMAGE_CHANNELS not in (1, 3) or data.PIXELS == "array"):
         raise UserError(
-            f"DATA.IMAGE_CHANNELS={config.DATA.IMAGE_CHANNELS}: the augmentation {name} changes colours, and is "
-            "for grey and RGB images; choose minimal"
+            f"DATA.IMAGE_CHANNELS={data.IMAGE_CHANNELS} DATA.PIXELS={data.PIXELS}: the augmentation {name} changes "
+            "colours, and is for grey and RGB photos; choose minimal"
         )
+    if data.PIXELS == "array":
+        return crop_and_flip(config, _CROP_SCALE), crop_and_flip(config, _CROP_SCALE)
     return tuple(_view(config, recipe) for recipe in AUGMENTATIONS[name])
 
 

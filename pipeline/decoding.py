@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +23,27 @@ FORMAT_OF_SUFFIX = {
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
     **dict.fromkeys((".ppm", ".pgm"), "PPM"),
 }
+_ARRAY_SUFFIXES = (".npy", ".npz")  # images only where DATA.PIXELS is array
 FORMATS = tuple(dict.fromkeys(FORMAT_OF_SUFFIX.values()))
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 # Pillow warns of more than MAX_IMAGE_PIXELS, and refuses twice as many, 179 million: phones make 108 million.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+_has_arrays = False
+
+
+def allow_arrays(is_allowed: bool) -> None:
+    """Count files of NumPy among the images of data sets, or not (DATA.PIXELS)."""
+    global _has_arrays
+    _has_arrays = is_allowed
+
+
+def is_image_name(name: str) -> bool:
+    """Return True if a file in a folder of images is one by its suffix."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in FORMAT_OF_SUFFIX or (_has_arrays and suffix in _ARRAY_SUFFIXES)
 
 
 def most_pixels() -> int:

@@ -122,7 +122,9 @@ def _modules():
 
 
 def mirror(pixels: np.ndarray) -> np.ndarray:
-    """Swap left and right of uint8 [H, W, C]; NumPy takes 20 times as long to copy such a view."""
+    """Swap left and right of [H, W, C]; of uint8, NumPy takes 20 times as long to copy such a view."""
+    if pixels.dtype != np.uint8:
+        return pixels[:, ::-1]
     return _modules()[1].flip(pixels, 1).reshape(pixels.shape)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from errors import UserError, printable
-from pipeline.decoding import FORMAT_OF_SUFFIX
+from pipeline.decoding import is_image_name
 from pipeline.left_out import LeftOut
 
 # Of macOS's archives and Windows's folders; what begins with a dot is hidden, too (.DS_Store, .ipynb_checkpoints).
@@ -65,7 +65,7 @@ def _entries(path: str, root: str, seen: set[tuple[int, int]], left_out: LeftOut
     found = []
     for name, is_folder in entries:
         inner = f"{path.rstrip('/')}/{name}"
-        if not is_hidden(name) and (is_folder or is_image(name)):
+        if not is_hidden(name) and (is_folder or is_image_name(name)):
             found.append((inner, is_folder))
         else:
             reason = HIDDEN if is_hidden(name) else describe_suffix(os.path.splitext(name)[1])
@@ -84,11 +84,6 @@ def images_in(folder: Path, left_out: LeftOut) -> list[str]:
     """Return the paths of the images in a folder itself, without those in its folders."""
     entries = _entries(str(folder), str(folder), set(), left_out)
     return [path for path, is_folder in entries if not is_folder]
-
-
-def is_image(name: str) -> bool:
-    """Return True if a file's name has the suffix of an image."""
-    return os.path.splitext(name)[1].lower() in FORMAT_OF_SUFFIX
 
 
 def class_folders(folder: Path, left_out: LeftOut | None = None) -> list[str]:

@@ -20,8 +20,8 @@ from typing import BinaryIO
 import numpy as np
 
 from errors import UserError, abridge, one_name, printable
+from pipeline.decoding import is_image_name
 from pipeline.file_images import describe_repeats, find_missing
-from pipeline.folders import is_image
 from pipeline.labels import PerImage, RaggedLists
 from pipeline.sample_text import parse_caption, parse_labels, parse_object
 from pipeline.sources import Source
@@ -244,11 +244,11 @@ def _parse_tsv(line: str) -> Entry:
 def _parse_labels(line: str) -> Entry:
     line = line.strip()
     found = re.fullmatch(r"(.*[^\s,;])[\s,;]+([0-9]+)", line)  # a path may hold spaces and commas
-    if not (found and is_image(found[1])):
+    if not (found and is_image_name(found[1])):
         found = re.fullmatch(r"(.*\S)\s+([0-9,]+)", line)
     if found:
         return Entry(found[1], "", parse_labels(found[2]))
-    if len(line.split()) == 1 or is_image(line):
+    if len(line.split()) == 1 or is_image_name(line):
         return Entry(line, "", ())
     raise ValueError(f"expected 'path label' or 'path label,label', found {printable(line, 80)!r}")
 

@@ -13,6 +13,7 @@ from PIL import Image
 from errors import UserError, abridge, one_line
 from pipeline.decoding import PIL_MODES, as_mode, decode
 from pipeline.labels import PerImage, RaggedLists
+from pipeline.pixel_array import PixelArray
 from storage.files import read_lines
 
 SKIP_ADVICE = "; -opts DATA.BAD_IMAGES skip continues without it"
@@ -338,12 +339,13 @@ class BadMask(ValueError):
 
 
 def read_image(source: Source, index: int, channels: int, upright: bool = True) -> Image.Image:
-    """Decode an image of a source as 8-bit grey (1 channel), RGB (3) or RGBA (4).
+    """Decode an image of a source as 8-bit grey (1 channel), RGB (3) or RGBA (4); an array stays as it is.
 
     Args:
         upright: apply the EXIF orientation (DATA.EXIF_TRANSPOSE).
     """
-    return as_mode(source.image(index), channels, upright)
+    image = source.image(index)
+    return image if isinstance(image, PixelArray) else as_mode(image, channels, upright)
 
 
 def read_pair(source: Source, index: int, channels: int, upright: bool = True) -> tuple[Image.Image, np.ndarray]:

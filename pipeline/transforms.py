@@ -27,6 +27,7 @@ class Transform:
         std: likewise.
         takes_jpegs: the functions begin with a crop, so they take a `fast_jpeg.LazyJpeg`, too.
         takes_masks: the one function takes a pair of image and mask, see `mask_augment`.
+        levels: number that stands for 1 in what the functions return: 255; of arrays (DATA.PIXELS), float32, 1.
     """
 
     views: tuple[View, ...]
@@ -34,17 +35,18 @@ class Transform:
     std: Sequence[float]
     takes_jpegs: bool = False
     takes_masks: bool = False
+    levels: float = 255.0
 
     def normalise(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Turn uint8 [B, H, W, C] into float32 [B, C, H, W], on the tensor's device."""
+        """Turn uint8 or float32 [B, H, W, C] into normalised float32 [B, C, H, W], on the tensor's device."""
         scale, shift = self._scale_and_shift
         return images.transpose([0, 3, 1, 2]).astype("float32") * scale + shift
 
     @functools.cached_property
     def _scale_and_shift(self) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Return factor and summand that normalise uint8, [1, C, 1, 1]; copied to the device once."""
+        """Return factor and summand that normalise, [1, C, 1, 1]; copied to the device once."""
         std = np.asarray(self.std, np.float64)
-        values = (1.0 / (255.0 * std), -np.asarray(self.mean, np.float64) / std)
+        values = (1.0 / (self.levels * std), -np.asarray(self.mean, np.float64) / std)
         scale, shift = (paddle.to_tensor(value.reshape(1, -1, 1, 1).astype(np.float32)) for value in values)
         return scale, shift
 
@@ -67,12 +69,27 @@ def crop_and_flip(config, scale: Sequence[float], crop: Crop = augment.random_re
     def view(image: Image.Image | LazyJpeg, rng: np.random.Generator) -> np.ndarray:
         return augment.as_pixels(augment.random_flip(crop(image, size_hw, rng, scale), rng, flip_prob))
 
-    return view
+    return then_turn(config, view)
+
+
+def then_turn(config, view: View) -> View:
+    """Return a view that turns what another one returns, and changes its channels, as the configuration asks for."""
+    train, means, is_array = config.TRAIN, config.DATA.IMAGENET_MEAN, config.DATA.PIXELS == "array"
+    if not (train.VERTICAL_FLIP_PROB or train.ROTATE_90 or train.CHANNEL_GAIN or train.CHANNEL_DROP):
+        return view
+
+    def turned(image: Image.Image | LazyJpeg, rng: np.random.Generator) -> np.ndarray:
+        pixels = augment.turn(view(image, rng), rng, train.VERTICAL_FLIP_PROB, train.ROTATE_90)
+        return (
+            augment.change_channels(pixels, rng, train.CHANNEL_GAIN, train.CHANNEL_DROP, means) if is_array else pixels
+        )
+
+    return turned
 
 
 def train_transform(config, *views: View) -> Transform:
     """Return the transform that makes these views for training."""
-    return Transform(views, config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD, takes_jpegs=True)
+    return Transform(views, *_normalisation(config.DATA), takes_jpegs=True, levels=_levels(config))
 
 
 def crop_share(config) -> float:
@@ -84,13 +101,18 @@ def eval_transform(config) -> Transform:
     """Return the evaluation transform: resize, centre crop, normalise; or resize both sides, for DATA.EVAL_RESIZE."""
     size_hw, data = image_size_hw(config), config.DATA
     if data.EVAL_RESIZE == "squash":
-        return Transform((lambda image, rng: augment.as_pixels(augment.squash(image, size_hw)),), *_normalisation(data))
+        views = (lambda image, rng: augment.as_pixels(augment.squash(image, size_hw)),)
+        return Transform(views, *_normalisation(data), levels=_levels(config))
     crop_pct = crop_share(config)
 
     def view(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         return augment.as_pixels(augment.resize_and_center_crop(image, size_hw, crop_pct))
 
-    return Transform((view,), *_normalisation(data))
+    return Transform((view,), *_normalisation(data), levels=_levels(config))
+
+
+def _levels(config) -> float:
+    return 255.0 if config.DATA.PIXELS == "photo" else 1.0
 
 
 def _normalisation(data) -> tuple[Sequence[float], Sequence[float]]:

@@ -26,6 +26,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {
     "demo": "tools/test_demo.py",
     "doctor": "measures/test_doctor.py",
+    "channel_statistics": "tools/test_channel_statistics.py",
     "check_dataset": "test_datasets.py",
     "pack_dataset": "tools/test_pack_dataset.py",
     "sweep": "tools/test_sweep.py",
@@ -52,6 +53,7 @@ def directory(tmp_path_factory, image_folder):
     from tests.methods.test_segmentation import SEG
 
     root = tmp_path_factory.mktemp("user")
+    (root / "configs").symlink_to(ROOT / "configs")
     common = [*TINY, "TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 64, "DATA.DATASET", "digits", "DATA.IMAGE_CHANNELS", 1]
     common += ["DATA.IMAGENET_MEAN", [0.3], "DATA.IMAGENET_STD", [0.4], "MODEL.NUM_CLASSES", 10]
     three = ["DATA.IMAGE_CHANNELS", 3, "DATA.IMAGENET_MEAN", [0.3] * 3, "DATA.IMAGENET_STD", [0.4] * 3]

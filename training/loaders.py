@@ -10,7 +10,7 @@ import datasets
 import runtime
 from config import image_size_hw, network_kind, replaced
 from errors import UserError, one_name
-from pipeline import decoding, loading, mask_check, sources
+from pipeline import array_source, decoding, loading, mask_check, sources
 from pipeline.samplers import EvalSampler, TrainSampler
 from pipeline.sources import Subset
 from pipeline.transforms import Transform, eval_transform
@@ -178,6 +178,7 @@ def open_source(config, split: str, needs: str) -> sources.Source:
         needs: what each image must have, see `datasets.open_source`.
     """
     decoding.allow_pixels(config.DATA.MAX_PIXELS)
+    decoding.allow_arrays(config.DATA.PIXELS == "array")
     source = datasets.open_source(
         config.DATA.DATASET,
         config.DATA.DATA_PATH,
@@ -194,6 +195,7 @@ def open_source(config, split: str, needs: str) -> sources.Source:
         ignored=config.DATA.MASK_IGNORE,
         zero_is_other=config.DATA.MASK_ZERO_IS_OTHER,
     )
+    source = array_source.as_configured(config, source)
     if split == "train" and config.DATA.TRAIN_LIST is not None:
         return Subset(source, sources.find_listed(source, config.DATA.TRAIN_LIST, "DATA.TRAIN_LIST"))
     return source

@@ -1,0 +1,48 @@
+"""A data set whose images are arrays of any channels, see `pixel_array`."""
+
+import numpy as np
+
+from errors import UserError
+from pipeline.array_files import decode_array
+from pipeline.pixel_array import PixelArray, PixelFormat
+from pipeline.sources import Source, Wrapper
+
+
+class ArraySource(Wrapper):
+    """Another source, whose images become `PixelArray`.
+
+    Args:
+        source: whose files hold arrays; one whose images are in memory will do, too.
+        form: how its numbers become pixels.
+    """
+
+    def __init__(self, source: Source, form: PixelFormat):
+        super().__init__(source)
+        self._form, self._was_encoded = form, source.is_encoded
+        self.is_encoded = False  # as a photo
+        self.image = lambda index: form.pixels(self.numbers(index))
+
+    def numbers(self, index: int) -> np.ndarray:
+        """Return the numbers of an image, as its file has them, [H, W, channels of the file]."""
+        if self._was_encoded:
+            return decode_array(self._source.read(index), self._form.needed)
+        array = np.asarray(self._source.image(index))
+        return array[:, :, None] if array.ndim == 2 else array
+
+    def check(self, *, num_classes: int | None, channels: int, is_val: bool = False) -> list[str]:
+        """Check the split; see `Source.check`."""
+        if channels != self._form.channels:
+            raise UserError(
+                f"DATA.IMAGE_CHANNELS={channels}: {self.origin} is read with {self._form.channels} channels"
+            )
+        return super().check(num_classes=num_classes, channels=3, is_val=is_val)  # the rule of photos has no say here
+
+
+def as_configured(config, source: Source) -> Source:
+    """Return a source as DATA.PIXELS has it: as it is, or with arrays for images."""
+    return source if config.DATA.PIXELS == "photo" else ArraySource(source, PixelFormat.of_config(config))
+
+
+def as_picture(image: object) -> object:
+    """Return an image that can be drawn: of an array, its shown channels."""
+    return image.picture() if isinstance(image, PixelArray) else image
