@@ -3,6 +3,7 @@
 No code that a file names is run; see `storage/weight_files.py`.
 """
 
+import collections
 import dataclasses
 import fnmatch
 from collections.abc import Sequence
@@ -262,6 +263,9 @@ def _check_heads(file: weight_files.WeightFile, model: nn.Layer) -> None:
     is_other_kind = architecture is not None and not isinstance(architecture, Architecture)
     if is_other_kind and own != architecture and own.shapes() == architecture.shapes():
         raise UserError(f"{file.path}: holds {architecture}; this model is {own}")
+    sources = [getattr(known, "decoder_sources", ()) for known in (architecture, own)]
+    if all(sources) and sources[0] != sources[1]:  # as many of them may be other ones
+        raise UserError(f"{file.path}: its decoder reads the blocks {list(sources[0])}: set MODEL.DECODER.SOURCES so")
     for part in ("encoder", "decoder"):
         tower, other = (getattr(known, part, None) for known in (architecture, own))
         if None not in (tower, other) and tower.width == other.width and tower.heads != other.heads:
@@ -285,10 +289,10 @@ def _advice(refused: list[str], weights: dict[str, StoredTensor], own: dict) -> 
         return "the file's encoder is {} wide and {} deep, the model's {} and {}: is -cfg another model's?".format(
             *sizes[0], *sizes[1]
         )
-    matched = [key for name in refused for pattern, key in _SETTINGS if fnmatch.fnmatchcase(name, pattern)]
-    if len(matched) == len(refused) and "MODEL.GLOBAL_POOL" not in matched:
-        return f"set {' and '.join(sorted(set(matched)))} as the file's run has it"
-    if set(matched) == {"MODEL.GLOBAL_POOL"} and len(matched) == len(refused):
+    matched = _settings_behind(refused)
+    if matched and "MODEL.GLOBAL_POOL" not in matched:
+        return f"set {' and '.join(sorted(matched))} as the file's run has it"
+    if matched == {"MODEL.GLOBAL_POOL"}:
         return f"set MODEL.GLOBAL_POOL {'encoder_norm.weight' in weights}, as the file has it"
     if "mask_token" in weights and "mask_token" not in own:
         return "the file is a pretrained autoencoder: finetune or probe it first"
@@ -298,6 +302,19 @@ def _advice(refused: list[str], weights: dict[str, StoredTensor], own: dict) -> 
             "of the published weights, those named mae_full and mae_visualize have one"
         )
     return _head_advice(weights, own)
+
+
+def _settings_behind(refused: list[str]) -> set[str]:
+    """Return the fewest keys that explain tensors which do not fit; empty if some have no key."""
+    if any(name.startswith("decoder.source_mix.") for name in refused):  # such an encoder has no last norm
+        refused = [name for name in refused if not name.startswith("encoder.norm.")]
+    keys = [{key for pattern, key in _SETTINGS if fnmatch.fnmatchcase(name, pattern)} for name in refused]
+    found: set[str] = set()
+    while keys and all(keys):
+        counts = collections.Counter(key for own in keys for key in sorted(own))
+        found.add(counts.most_common(1)[0][0])
+        keys = [own for own in keys if not own & found]
+    return set() if keys else found
 
 
 def _head_advice(weights: dict[str, StoredTensor], own: dict) -> str:

@@ -331,8 +331,9 @@ def _check_sources(model: CfgNode, require) -> None:
 
 
 def _check_stages(config: CfgNode, require) -> None:
-    key, rows, size = "TRAIN.RESOLUTION", config.TRAIN.RESOLUTION, config.DATA.IMAGE_SIZE
-    are_rows = len(rows) > 0 and all(isinstance(row, list) and len(row) in (2, 3) for row in rows)
+    key, rows, (size, width) = "TRAIN.RESOLUTION", config.TRAIN.RESOLUTION, image_size_hw(config)
+    require(size == width, key, f"its images are square, and DATA.IMAGE_SIZE is {config.DATA.IMAGE_SIZE}")
+    are_rows = len(rows) > 0 and all(isinstance(row, (list, tuple)) and len(row) in (2, 3) for row in rows)
     require(are_rows, key, "must be a list of [first epoch, pixels] or [first epoch, pixels, mask ratio]")
     are_numbers = all(type(row[0]) is int and type(row[1]) is int and type(row[-1]) in (int, float) for row in rows)
     require(are_numbers, key, "epochs and pixels are integers, a mask ratio is a number")
@@ -345,7 +346,7 @@ def _check_stages(config: CfgNode, require) -> None:
     what = f"the last side must be DATA.IMAGE_SIZE, which is {size}, and no other one larger"
     require(sides[-1] == size and max(sides) == size, key, what)
     require(all(0 < row[2] < 1 for row in rows if len(row) == 3), key, "mask ratios must be above 0 and below 1")
-    require(rows[-1][2:] in ([], [config.MODEL.MASK_RATIO]), key, "the last mask ratio is MODEL.MASK_RATIO")
+    require(list(rows[-1][2:]) in ([], [config.MODEL.MASK_RATIO]), key, "the last mask ratio is MODEL.MASK_RATIO")
     require(not config.TRAIN.TO_STATIC, key, "a static graph has one size; set TRAIN.TO_STATIC False")
 
 

@@ -196,10 +196,10 @@ class MAEPretrain(nn.Layer):
             pred: [B, N, P*P*C]; zeros where nothing is predicted.
             mask: [B, N] float32.
         """
-        hidden_ratio = self.mask_ratio if mask_ratio is None else mask_ratio
-        if mask is not None:
-            hidden_ratio = float(mask[0].astype("float32").mean())
+        hidden_ratio, is_given = self.mask_ratio if mask_ratio is None else mask_ratio, mask is not None
         shuffle, restore, mask = self.choose_patches(images.shape[0], mask_ratio, noise, mask)
+        if is_given:  # by its number of patches, as a mean of float32 is not exact
+            hidden_ratio = 1 - shuffle.shape[1] / self.patch_embedding.num_patches
         ratio = self.predict_ratio if predict_ratio is None and self.training else predict_ratio
         num_hidden, count = (num_predicted(self.patch_embedding.num_patches, hidden_ratio, p) for p in (None, ratio))
         latent = self.encode(images, shuffle)
@@ -211,7 +211,10 @@ class MAEPretrain(nn.Layer):
     def _predict_some(
         self, images: paddle.Tensor, latent, shuffle: paddle.Tensor, restore: paddle.Tensor, count: int
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Return loss and predictions of the `count` patches with the highest noise."""
+        """Return loss and predictions of the `count` patches with the highest noise; of none, zeros."""
+        if count == 0:
+            target = patchify(images.astype("float32"), self.patch_embedding.patch_size)
+            return paddle.zeros([]), paddle.zeros_like(target)
         predicted = restore.argsort(axis=1)[:, self.patch_embedding.num_patches - count :]
         some = self.decode_some(latent, shuffle, predicted)  # [B, M, P*P*C]
         target = patchify(images.astype("float32"), self.patch_embedding.patch_size)

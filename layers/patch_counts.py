@@ -24,9 +24,20 @@ def num_predicted(num_patches: int, mask_ratio: float, predict_ratio: float | No
     num_hidden = num_patches - num_visible(num_patches, mask_ratio)
     if predict_ratio is None:
         return num_hidden
-    ignored = int(num_patches * (mask_ratio - predict_ratio) + _ROUNDING)
-    if not 0 < predict_ratio <= mask_ratio or ignored >= num_hidden:
+    is_share = 0 < predict_ratio <= mask_ratio
+    ignored = int(num_patches * (mask_ratio - predict_ratio) + _ROUNDING) if is_share else num_hidden
+    if ignored >= num_hidden:
         raise UserError(
             f"MODEL.PREDICT_RATIO={predict_ratio}: must be above 0, and at most MODEL.MASK_RATIO, which is {mask_ratio}"
         )
     return num_hidden - ignored
+
+
+def check_masks(num_masks: int, num_patches: int, mask_ratio: float) -> None:
+    """Raise UserError if there are not enough patches for masks that show different ones."""
+    num_kept = num_visible(num_patches, mask_ratio)
+    if num_masks * num_kept > num_patches:
+        raise UserError(
+            f"TRAIN.MASKS={num_masks}: each shows {num_kept} of {num_patches} patches, which allows at most "
+            f"{num_patches // num_kept}, or a larger mask ratio"
+        )

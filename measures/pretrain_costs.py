@@ -71,6 +71,10 @@ def family(cfg_file: str | None, opts: Sequence[object] = ()) -> Iterator[Varian
     config = get_config(cfg_file, opts)
     if network_kind(config) != "autoencoder":
         raise UserError(f"-cfg: of MODEL.TYPE {config.MODEL.TYPE}; name a recipe of pretraining, such as {_EXAMPLE}")
+    if config.DISTILL.TEACHER is not None:
+        raise UserError("DISTILL.TEACHER: what a teacher costs is not planned here; leave it out")
+    if config.TRAIN.NUM_EPOCHS == 0:
+        raise UserError("TRAIN.NUM_EPOCHS=0: there is nothing to plan")
     yield Variant("as configured", [], config)
     for name, options in _decoders(config):
         for growing, stages in _growing(config):
@@ -110,7 +114,8 @@ def _growing(config) -> Iterator[tuple[str, list[str]]]:
     """Yield sizes in words, with their settings; the first has none."""
     yield "", []
     size, patch_px, epochs = config.DATA.IMAGE_SIZE, config.MODEL.PATCH_SIZE, config.TRAIN.NUM_EPOCHS
-    if not isinstance(size, int) or config.TRAIN.RESOLUTION is not None or epochs < 4:
+    has_one_size = config.TRAIN.RESOLUTION is not None or config.TRAIN.TO_STATIC
+    if not isinstance(size, int) or has_one_size or epochs < 4:
         return
     sides = [round(size * share / patch_px) * patch_px for share in _SIDES]
     if len(set(sides)) == len(sides):

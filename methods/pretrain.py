@@ -1,7 +1,5 @@
 """Masked autoencoding (arXiv 2111.06377, Sec. 3 and Table 8)."""
 
-import math
-
 import numpy as np
 import paddle
 from paddle import nn
@@ -38,8 +36,6 @@ def build(run: Run) -> Task:
         raise UserError("DISTILL.*: is set, but there is no teacher; name it with -teacher")
 
     num_masks, all_stages = config.TRAIN.MASKS, resolution.stages(config)
-    for stage in all_stages:
-        _check_masks(num_masks, math.prod(stage.grid_hw), stage.config.MODEL.MASK_RATIO)
 
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
         # Masks are drawn from Paddle's generator, which the engine seeds; each view has its own.
@@ -59,16 +55,6 @@ def build(run: Run) -> Task:
     cost = Cost(views=config.TRAIN.VIEWS * num_masks)
     options = {"ema": weight_average(config, model), "can_be_traced": num_masks == 1, "begin_epoch": begin_epoch}
     return Task("pretrain", model, optimizer, loss, cost=cost, **options)
-
-
-def _check_masks(num_masks: int, num_patches: int, mask_ratio: float) -> None:
-    """Raise UserError if there are not enough patches for masks that show different ones."""
-    num_kept = num_visible(num_patches, mask_ratio)
-    if num_masks * num_kept > num_patches:
-        raise UserError(
-            f"TRAIN.MASKS={num_masks}: each shows {num_kept} of {num_patches} patches, which allows at most "
-            f"{num_patches // num_kept}, or a larger MODEL.MASK_RATIO"
-        )
 
 
 def complementary_noise(noise: paddle.Tensor, num_masks: int, num_kept: int) -> paddle.Tensor:

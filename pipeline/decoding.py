@@ -32,6 +32,8 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 _has_arrays = False
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such files begin
+_AS_ARRAY = "DATA.PIXELS array reads it whole, see docs/any_images.md"
 
 
 def allow_arrays(is_allowed: bool) -> None:
@@ -66,7 +68,8 @@ def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError as error:  # Pillow's message contains a memory address
-        raise ValueError(f"its content is of none of the formats {', '.join(formats)}") from error
+        advice = f"; {_AS_ARRAY}" if data.startswith(_TIFF) else ""
+        raise ValueError(f"its content is of none of the formats {', '.join(formats)}{advice}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"claims more than {most_pixels():,} pixels; a decompression bomb? DATA.MAX_PIXELS allows more"
@@ -78,6 +81,19 @@ def decode(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
     with open_image(data, formats) as image:
         image.load()
         return image
+
+
+def lost_as_photo(data: bytes) -> str | None:
+    """Return what an encoded image has beyond the first page and 8 bits, which photos are cut to; None: nothing."""
+    with open_image(data) as image:
+        layout = str(image.tile[0].args) if image.tile else ""
+        bits = 16 if image.mode.startswith("I;16") or ";16" in layout else 8
+        pages = 1
+        if image.format == "TIFF":
+            pages, bits = image.n_frames, max(bits, *np.ravel(image.tag_v2.get(258, 8)).tolist())
+    found = [f"{pages} pages, of which the first is read"] * (pages > 1)
+    found += [f"{bits} bits per channel, of which 8 are read"] * (bits > 8)
+    return f"has {' and '.join(found)}; {_AS_ARRAY}" if found else None
 
 
 def open_file(path: str | Path) -> Image.Image:

@@ -4,6 +4,7 @@ A new kind of data set is a subclass of `Source`, and a line in `datasets._open`
 source (a subset, labels alone) is a subclass of `Wrapper`, which hands on everything else.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from errors import UserError, abridge, one_line
-from pipeline.decoding import PIL_MODES, as_mode, decode
+from pipeline.decoding import PIL_MODES, as_mode, decode, lost_as_photo
 from pipeline.labels import PerImage, RaggedLists
 from pipeline.pixel_array import PixelArray
 from storage.files import read_lines
@@ -370,6 +371,18 @@ def why_unreadable(source: Source, index: int, channels: int) -> str | None:
         return None
     except Exception as error:  # damaged files raise nearly anything
         return describe_unreadable(source, index, error)
+
+
+def lost_as_photos(source: Source, indices: Sequence[int]) -> list[str]:
+    """Return lines on what reading some images as photos leaves out, each with the first image and their number."""
+    found: dict[str, list[int]] = {}
+    for index in indices if source.is_encoded else ():
+        with contextlib.suppress(Exception):  # what cannot be read is said elsewhere
+            lost = lost_as_photo(source.read(index))
+            found.setdefault(lost, []).append(index)
+    found.pop(None, None)
+    looked_at = f"of {len(indices):,} that were looked at"
+    return [f"{source.describe(own[0])}, {len(own):,} {looked_at}: {lost}" for lost, own in found.items()]
 
 
 def describe_unreadable(source: Source, index: int, error: Exception) -> str:

@@ -46,7 +46,10 @@ def _renamed(tensors: Tensors, patterns: tuple[tuple[str, str], ...]) -> Tensors
 
 def heads(tensors: Tensors) -> tuple[int | None, int | None]:
     """Return the heads of encoder and decoder of a released model, by its widths; None where they are not known."""
-    width, decoder = tensors["cls_token"].shape[-1], tensors["mask_token"].shape[-1]
+    found = [tensors[name].shape for name in ("cls_token", "mask_token") if name in tensors]
+    if len(found) < 2 or not all(found):  # which the check of all tensors names
+        return None, None
+    width, decoder = (shape[-1] for shape in found)
     return {384: 6}.get(width), decoder // _HEAD_WIDTH if decoder % _HEAD_WIDTH == 0 else None
 
 
@@ -67,7 +70,10 @@ def cross_options(shapes: Shapes, depth: int, recorded: tuple[int, ...] | None) 
     if mix is None:
         return {"decoder_kind": kind}
     sources = tuple(range(depth + 1)) if recorded is None else recorded
-    if len(sources) != mix[0] or sources[-1] != depth:
+    if len(mix) != 2:
+        raise UserError(f"decoder.source_mix.weight is of shape {list(mix)}")
+    are_blocks = all(type(block) is int and block >= 0 for block in sources) and list(sources) == sorted(set(sources))
+    if len(sources) != mix[0] or not are_blocks or sources[-1] != depth:
         raise UserError(
             f"its decoder mixes {mix[0]} outputs of an encoder of {depth} blocks; the file does not tell which, or the "
             "last one is not among them"

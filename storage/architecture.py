@@ -116,7 +116,7 @@ class Architecture:
     grid_hw: tuple[int, int] = (14, 14)
     channels: int = _option(3, "DATA.IMAGE_CHANNELS")
     mlp_ratio: float = _option(4.0, "MODEL.MLP_RATIO")
-    qkv_bias: bool = _option(True, "MODEL.QKV_BIAS", adds=("*.attn.qkv.bias",))
+    qkv_bias: bool = _option(True, "MODEL.QKV_BIAS", adds=("*.attn.qkv.bias", "*.cross_attn.[qk]*.bias"))
     norm_eps: float = _option(NORM_EPS, "MODEL.NORM_EPS")
     decoder: Tower | None = None
     num_classes: int = _option(0, "MODEL.NUM_CLASSES", _CLASSIFIER)
@@ -171,7 +171,9 @@ class Architecture:
     segmented_layers: tuple[int, ...] = _option((), "SEG.LAYERS", SEGMENTER)
     decode_layer: int | None = _option(None, "DISTILL.DECODE_LAYER", _AUTOENCODER)
     decoder_kind: str = _option(SELF, "MODEL.DECODER.KIND", _AUTOENCODER, ("linear_projection.*", "decoder.layers.*"))
-    decoder_sources: tuple[int, ...] = _option((), "MODEL.DECODER.SOURCES", _AUTOENCODER, ("decoder.source_mix.*",))
+    decoder_sources: tuple[int, ...] = _option(
+        (), "MODEL.DECODER.SOURCES", _AUTOENCODER, ("decoder.source_mix.*", "decoder.layers.*.source_norm.*")
+    )
 
     KEY: ClassVar[str] = "architecture"  # under which a file's description has it
 
@@ -343,8 +345,10 @@ class Architecture:
         if not all(number is None or type(number) in (int, float) for number in numbers):
             raise ValueError("a value is not a number")
         flags = [found.norm_pix_loss, *(flag for flag in found._with_default(bool) if flag != "shared")]
-        if not all(flag is None or isinstance(flag, bool) for flag in flags) or found.decoder_kind not in DECODERS:
+        if not all(flag is None or isinstance(flag, bool) for flag in flags):
             raise ValueError("a switch is neither true nor false")
+        if found.decoder_kind not in DECODERS:
+            raise ValueError("the kind of decoder is not known")
         return found
 
     def _with_default(self, *kinds: type) -> list[object]:

@@ -33,6 +33,7 @@ from pipeline.splits import find_split
 from storage import atomic, results
 
 _SPLITS = ("train", "val")
+_LOOKED_AT = 16  # images whose headers are read without -full
 
 
 def check_split(
@@ -70,6 +71,8 @@ def check_split(
     except UserError as error:
         report["problems"].append(str(error))
         return report
+    looked_at = range(len(source)) if full else range(min(len(source), _LOOKED_AT))
+    report["warnings"] += sources.lost_as_photos(source, looked_at)
     if full:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             results = pool.map(lambda index: sources.why_unreadable(source, index, channels), range(len(source)))

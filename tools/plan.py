@@ -13,7 +13,6 @@ import runtime
 
 runtime.prepare()
 
-import math
 import re
 from pathlib import Path
 
@@ -24,10 +23,11 @@ from measures import pretrain_costs
 from measures.pretrain_costs import Costs, Variant
 from pages import html, plots
 from storage import results
-from storage.files import read_json, reading
+from storage.files import NUMBER, is_a, read_json, reading
 from training import flops
 
 _IMAGENET = 1_281_167
+_MOST_TFLOPS = 1e6  # a thousand times the fastest card
 _REPEATS = 4
 _HEADER = ["", "GMAC", "of them decoder", "GFLOP to train", "GiB", "photos/s", f"with {_REPEATS} repeats", "hours"]
 
@@ -51,12 +51,12 @@ def measured_by_doctor(file: Path) -> tuple[float, str]:
     content = read_json(file, {"sections": dict})
     with reading(file, "what tools.doctor writes"):
         checks = [check for own in content["sections"].values() for check in own]
-        named = [(check["name"], (check.get("values") or {}).get("tflops", 0.0)) for check in checks]
-        rates = [(rate, name) for name, rate in named if "pretrain" in name and math.isfinite(rate) and rate > 0]
+        named = [(str(check["name"]), (check.get("values") or {}).get("tflops")) for check in checks]
+        rates = [(r, name) for name, r in named if "pretrain" in name and is_a(r, NUMBER) and 0 < r <= _MOST_TFLOPS]
     if not rates:
         raise UserError(f"-doctor {file}: has no measured speed of pretraining; run python -m tools.doctor on the card")
     rate, name = max(rates)
-    return 1e12 * rate, name.removesuffix(": speed")
+    return 1e12 * rate, printable(name.removesuffix(": speed"))
 
 
 def to_row(variant: Variant, cost: Costs, num_images: int, rate: float, hours: float | None) -> list[str]:
@@ -149,10 +149,12 @@ def main(argv: list[str] | None = None) -> list[tuple[Variant, Costs]]:
 
 def _speed(args) -> tuple[float, str]:
     """Return the FLOPs per second of all cards, and where they come from in words."""
-    if args.images < 1 or args.gpus < 1:
-        raise UserError(f"-images {args.images} -gpus {args.gpus}: must be at least 1")
-    if args.hours is not None and args.hours <= 0:
-        raise UserError(f"-hours {args.hours:g}: must be above 0")
+    for flag, least, most in (("images", 1, 10**12), ("gpus", 1, 10**6), ("hours", 1e-3, 1e6), ("share", 1e-3, 1)):
+        value = getattr(args, flag)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"-{flag} {printable(value, 40)}: must be from {least:,g} to {most:,g}")
+    if args.peak_tflops is not None and not 1e-3 <= args.peak_tflops <= _MOST_TFLOPS:
+        raise UserError(f"-peak_tflops {args.peak_tflops:g}: must be from 0.001 to {_MOST_TFLOPS:,g}")
     given = [flag for flag in ("gpu", "peak_tflops", "doctor") if getattr(args, flag) is not None]
     if len(given) != 1:
         raise UserError("name the card by one of -gpu, -peak_tflops and -doctor" + f"; not by {given}" * bool(given))
@@ -163,10 +165,6 @@ def _speed(args) -> tuple[float, str]:
         rate, name = measured_by_doctor(Path(args.doctor))
         return args.gpus * rate, f"{cards} at {rate / 1e12:.3g} TFLOP/s each, as the doctor measured ({name})"
     share = 0.4 if args.share is None else args.share
-    if not 0 < share <= 1:
-        raise UserError(f"-share {share:g}: must be above 0 and at most 1")
-    if args.peak_tflops is not None and args.peak_tflops <= 0:
-        raise UserError(f"-peak_tflops {args.peak_tflops:g}: must be above 0")
     peak = peak_of(args.gpu) if args.gpu is not None else 1e12 * args.peak_tflops
     return args.gpus * share * peak, (
         f"{cards} at {share:.0%} of {peak / 1e12:g} TFLOP/s, which is assumed, not measured: python -m tools.doctor "

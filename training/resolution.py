@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from config import image_size_hw, replaced
-from layers.patch_counts import num_predicted, num_visible
+from errors import UserError
+from layers.patch_counts import check_masks, num_predicted, num_visible
 from storage.architecture import Architecture
 from training import flops
 
@@ -43,8 +44,20 @@ def stages(config) -> list[Stage]:
     for epoch, pixels, *ratio in config.TRAIN.get("RESOLUTION") or []:
         changed = replaced(config, "DATA.IMAGE_SIZE", pixels)
         found.append(Stage(epoch, replaced(changed, "MODEL.MASK_RATIO", *ratio) if ratio else changed))
-        num_predicted(math.prod(found[-1].grid_hw), *flops.ratios(found[-1].config))
+        try:
+            _check_counts(found[-1])
+        except UserError as error:
+            raise UserError(f"TRAIN.RESOLUTION, the stage of {pixels} pixels: {error}") from error
+    if not found and config.TRAIN.get("MASKS", 1) > 1:
+        _check_counts(Stage(0, config))
     return found or [Stage(0, config)]
+
+
+def _check_counts(stage: Stage) -> None:
+    """Raise UserError if no patch would be visible or predicted, or masks would have to share visible ones."""
+    num_patches, ratios = math.prod(stage.grid_hw), flops.ratios(stage.config)
+    num_predicted(num_patches, *ratios)
+    check_masks(stage.config.TRAIN.MASKS, num_patches, ratios[0])
 
 
 def stage_at(all_stages: Sequence[Stage], epoch: int) -> int:

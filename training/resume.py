@@ -25,8 +25,12 @@ def resume_fingerprint(task: Task, plan: Plan, config) -> dict[str, object]:
 
 def _settings(config) -> str | None:
     """Return, in words, the options that change what is learnt, and which no tensor shows; None without one."""
-    options = (("TRAIN.RESOLUTION", config.TRAIN), ("MODEL.PREDICT_RATIO", config.MODEL))
-    values = {key: section.get(key.partition(".")[2]) for key, section in options}
+    model, train = config.MODEL, config.TRAIN
+    values = {
+        "TRAIN.RESOLUTION": train.get("RESOLUTION"),
+        "MODEL.PREDICT_RATIO": model.get("PREDICT_RATIO"),
+        "MODEL.DECODER.SOURCES": model.DECODER.get("SOURCES") or None,
+    }
     return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None) or None
 
 

@@ -193,6 +193,29 @@ def test_a_given_mask_has_its_own_ratio():
     assert float(loss) > 0
 
 
+@pytest.mark.parametrize("kind", ["self", "cross"])
+def test_every_given_mask_is_counted_exactly(kind):
+    """A mean of float32 is not: 32 of 48 masks of 7 x 7 patches would lose or win a patch."""
+    grid = (7, 7)
+    model, images = make(kind, (0, 3) if kind == "cross" else (), grid=grid), paddle.randn([1, 3, 28, 28])
+    model.eval()
+    for hidden in range(1, 49):
+        mask = paddle.to_tensor([[1.0] * hidden + [0.0] * (49 - hidden)])
+        _, pred, found = model(images, mask=mask)
+        assert (found == mask).all()
+        if kind == "cross":
+            assert pred.abs().sum(-1)[0].astype("bool").tolist() == mask[0].astype("bool").tolist()
+
+
+@pytest.mark.parametrize("kind", ["self", "cross", "cross_self"])
+def test_nothing_hidden_is_no_loss(kind):
+    model, (images, _) = make(kind, (0, 3) if kind != "self" else ()), map(paddle.to_tensor, make_inputs())
+    model.eval()
+    for options in ({"mask_ratio": 0.0}, {"mask": paddle.zeros([3, 15])}):
+        loss, pred, mask = model(images, **options)
+        assert (float(loss), float(mask.sum()), pred.shape) == (0.0, 0.0, [3, 15, 48])
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("num_patches", "mask_ratio", "ratio", "visible", "ignored", "predicted"),
@@ -214,7 +237,7 @@ def test_counts(num_patches, mask_ratio, ratio, visible, ignored, predicted):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("ratio", [0.0, 0.76, -0.1])
+@pytest.mark.parametrize("ratio", [0.0, 0.76, -0.1, float("nan"), float("inf")])
 def test_impossible_shares_are_named(ratio):
     with pytest.raises(UserError, match="MODEL.PREDICT_RATIO=.* at most MODEL.MASK_RATIO, which is 0.75"):
         num_predicted(196, 0.75, ratio)

@@ -151,6 +151,35 @@ def test_a_decoder_whose_sources_are_not_known_is_refused(tmp_path):
     assert not (tmp_path / "cross.pdparams").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask_token": None}, "not a whole CrossMAE ViT"),
+        ({"cls_token": None}, "cls_token"),
+        ({"cls_token": torch.zeros([])}, "cls_token is .*\\[\\]"),
+        ({"wfm.linear.weight": torch.zeros([])}, "source_mix.weight is of shape \\[\\]"),
+        ({"decoder_blocks.1.cross_attn.kv.weight": None}, "cross_attn.kv.weight is missing"),
+        ({"dec_norms.0.weight": torch.zeros(7)}, "source_norm.weight is \\[7\\]"),
+        ({"decoder_blocks.0.extra": torch.zeros(7)}, "no place: decoder_blocks.0.extra"),
+    ],
+)
+def test_damaged_files_are_named(change, message, tmp_path):
+    path = tmp_path / "cross.pth"
+    state = write(path, make("cross", (0, 1, 2, 3), grid=GRID)) | change
+    torch.save({"model": {name: value for name, value in state.items() if value is not None}}, path)
+    with pytest.raises(UserError, match=message):
+        port(path, tmp_path / "cross.pdparams", heads=(4, 2))
+    assert not (tmp_path / "cross.pdparams").exists()
+
+
+@pytest.mark.parametrize("blocks", [[-2, 2], [-5, 2], ["a", 2], [2.5, 2]])
+def test_blocks_that_cannot_be_are_refused(blocks, tmp_path):
+    write(tmp_path / "cross.pth", make("cross", (0, 1, 3), grid=GRID), use_input=True, use_fm=blocks)
+    with pytest.raises(UserError, match="the file does not tell which"):
+        port(tmp_path / "cross.pth", tmp_path / "cross.pdparams", heads=(4, 2))
+    assert not (tmp_path / "cross.pdparams").exists()
+
+
 def test_small_has_six_heads():
     from port_weights.cross_decoder import heads
     from storage.stored_tensor import StoredTensor

@@ -109,12 +109,26 @@ def test_the_doctors_figure_takes_the_place_of_the_assumption(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "2 cards at 52.8 TFLOP/s each, as the doctor measured (vit_base_patch16_224_pretrain, batch 256, O2)" in said
     assert cost.images_per_sec(2 * 52.8e12) == pytest.approx(1800, rel=1e-3)
+    for wrong in (True, "52", [1], 1e300, -3, None):
+        file.write_text(json.dumps({"sections": {"Speed": [{"name": "pretrain", "values": {"tflops": wrong}}]}}))
+        with pytest.raises(UserError, match="has no measured speed of pretraining"):
+            plan.main(["-cfg", BASE, "-doctor", str(file)])
+    loud = [{"name": "pretrain\u001b[31m\n", "values": {"tflops": 1.0}}]
+    file.write_text(json.dumps({"sections": {"Speed": loud}}))
+    plan.main(["-cfg", BASE, "-doctor", str(file)])
+    assert "\x1b" not in capsys.readouterr().out
     file.write_text(json.dumps({"sections": {"Speed": checks[2:]}}))
     with pytest.raises(UserError, match="has no measured speed of pretraining"):
         plan.main(["-cfg", BASE, "-doctor", str(file)])
     file.write_text(json.dumps({"sections": {"Speed": ["?"]}}))
     with pytest.raises(UserError, match="doctor.json"):
         plan.main(["-cfg", BASE, "-doctor", str(file)])
+
+
+def test_a_static_graph_has_no_growing_rows():
+    found = plan.main(["-cfg", BASE, "-gpu", "a100", "-opts", "TRAIN.TO_STATIC", "True"])
+    assert len(found) == 11
+    assert all(variant.config.TRAIN.RESOLUTION is None for variant, _ in found)
 
 
 def test_the_page(tmp_path):
@@ -134,10 +148,21 @@ def test_the_page(tmp_path):
         (["-cfg", BASE, "-gpu", "a100", "-peak_tflops", "3"], "not by"),
         (["-cfg", BASE, "-gpu", "mi300"], "-gpu mi300: not known; -peak_tflops NUMBER takes another card's"),
         (["-cfg", BASE, "-gpu", ".*"], "not known"),
-        (["-cfg", BASE, "-peak_tflops", "-3"], "must be above 0"),
-        (["-cfg", BASE, "-gpu", "a100", "-share", "40"], "-share 40: must be above 0 and at most 1"),
-        (["-cfg", BASE, "-gpu", "a100", "-images", "0"], "must be at least 1"),
-        (["-cfg", BASE, "-gpu", "a100", "-hours", "0"], "-hours 0: must be above 0"),
+        (["-cfg", BASE, "-peak_tflops", "-3"], "must be from 0.001"),
+        (["-cfg", BASE, "-peak_tflops", "1e300"], "must be from 0.001"),
+        (["-cfg", BASE, "-gpu", "a100", "-share", "40"], "-share 40.*: must be from 0.001 to 1"),
+        (["-cfg", BASE, "-gpu", "a100", "-share", "1e-300"], "must be from 0.001 to 1"),
+        (["-cfg", BASE, "-gpu", "a100", "-images", "0"], "-images 0: must be from 1 to 1e"),
+        (["-cfg", BASE, "-gpu", "a100", "-images", "9" * 400], "must be from 1 to 1e"),
+        (["-cfg", BASE, "-gpu", "a100", "-gpus", "9" * 400], "must be from 1 to 1e"),
+        (["-cfg", BASE, "-gpu", "a100", "-hours", "0"], "-hours 0.*: must be from 0.001"),
+        (["-cfg", BASE, "-gpu", "a100", "-hours", "1e308"], "must be from 0.001"),
+        (
+            ["-cfg", BASE, "-gpu", "a100", "-opts", "TRAIN.NUM_EPOCHS", "0", "TRAIN.WARMUP_EPOCHS", "0"],
+            "nothing to plan",
+        ),
+        (["-cfg", BASE, "-gpu", "a100", "-opts", "DISTILL.TEACHER", "x"], "what a teacher costs is not planned"),
+        (["-cfg", BASE, "-gpu", "a100", "-opts", "TRAIN.MASKS", "5"], "TRAIN.MASKS=5: each shows 49 of 196"),
         (["-cfg", BASE, "-gpu", "a100", "-out", "plan.txt"], "plan.txt"),
         (["-cfg", BASE, "-doctor", "doctor.json", "-share", "0.5"], "-share: is an assumption"),
         (["-cfg", BASE, "-doctor", "none.json"], "none.json"),

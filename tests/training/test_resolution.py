@@ -106,6 +106,25 @@ def test_a_run_does_not_resume_with_other_stages(tiny_run):
         fit_pretrain(tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 3, "DATA.BATCH_SIZE", 256, resume_from=saved))
 
 
+def test_a_run_does_not_resume_with_other_sources(tiny_run):
+    """As many sources have the same shapes, and their weights would be given to other blocks."""
+    cross = ["MODEL.DECODER.KIND", "cross", "TRAIN.NUM_EPOCHS", 2, "DATA.BATCH_SIZE", 512, "MODEL.DECODER.SOURCES"]
+    first = tiny_run("pretrain", *cross, [0, 2])
+    fit_pretrain(first)
+    with pytest.raises(UserError, match=r"that run has settings MODEL.DECODER.SOURCES \[0, 2\], this one .*\[1, 2\]"):
+        fit_pretrain(tiny_run("pretrain", *cross, [1, 2], resume_from=find(first.directory)))
+    with pytest.raises(UserError, match=r"its decoder reads the blocks \[0, 2\]: set MODEL.DECODER.SOURCES so"):
+        dispatch.build_task(tiny_run("pretrain", *cross, [1, 2], "MODEL.PRETRAINED", str(first.directory)))
+    for options, advice in (
+        ([], "set MODEL.DECODER.KIND and MODEL.DECODER.SOURCES as the file's run has it"),
+        ([*cross, []], "set MODEL.DECODER.SOURCES as the file's run has it"),
+        ([*cross, [0, 2], "MODEL.QKV_BIAS", False], "set MODEL.QKV_BIAS as the file's run has it"),
+        ([*cross, [0, 2], "MODEL.DECODER.KIND", "cross_self"], "set MODEL.DECODER.KIND as the file's run has it"),
+    ):
+        with pytest.raises(UserError, match=f"; {advice}"):
+            dispatch.build_task(tiny_run("pretrain", *options, "MODEL.PRETRAINED", str(first.directory)))
+
+
 def test_two_ranks_continue_what_one_began(tmp_path):
     options = [*TINY, "MODEL.TYPE", "PRETRAIN", *GROWING, "SAVE_FREQ_STEPS", 1, "KEEP_LAST", 99, "AMP", False]
     run = script_runs.train(main_multi_gpu_pretrain.main, tmp_path, "whole", options)
@@ -155,11 +174,20 @@ def test_memory_is_that_of_the_largest_stage():
         ([[0, 32], [2, 16]], "no other one larger"),
         ([[0, 8, 1.5], [2, 16]], "mask ratios must be above 0 and below 1"),
         ([[0, 8], [2, 16, 0.9]], "the last mask ratio is MODEL.MASK_RATIO"),
+        (None, "its images are square, and DATA.IMAGE_SIZE is .16, 12."),
     ],
 )  # fmt: skip
 def test_impossible_stages_are_named(stages, message):
+    options = [*TINY, "MODEL.TYPE", "PRETRAIN", "TRAIN.NUM_EPOCHS", 9, "TRAIN.RESOLUTION"]
+    options += [stages] if stages is not None else [[[0, 8], [1, 16]], "DATA.IMAGE_SIZE", [16, 12]]
     with pytest.raises(UserError, match=f"TRAIN.RESOLUTION=.*{message}"):
-        get_config(None, [*TINY, "MODEL.TYPE", "PRETRAIN", "TRAIN.NUM_EPOCHS", 9, "TRAIN.RESOLUTION", stages])
+        get_config(None, options)
+
+
+def test_a_square_size_in_two_numbers_will_do():
+    options = [*TINY, "MODEL.TYPE", "PRETRAIN", "DATA.IMAGE_SIZE", [16, 16], "TRAIN.NUM_EPOCHS", 9]
+    found = resolution.stages(get_config(None, [*options, "TRAIN.RESOLUTION", [(0, 8), (1, 16)]]))
+    assert [stage.grid_hw for stage in found] == [(2, 2), (4, 4)]
 
 
 def test_what_does_not_go_with_it(tiny_run):
@@ -167,5 +195,5 @@ def test_what_does_not_go_with_it(tiny_run):
         get_config(None, [*TINY, "MODEL.TYPE", "PRETRAIN", *GROWING, "TRAIN.TO_STATIC", True])
     with pytest.raises(UserError, match="keeps 0 of 4 patches"):
         dispatch.build_task(tiny_run("pretrain", *GROWING, "TRAIN.RESOLUTION", [[0, 8, 0.9], [1, 16]]))
-    with pytest.raises(UserError, match="PREDICT_RATIO=0.6: .* at most MODEL.MASK_RATIO, which is 0.5"):
+    with pytest.raises(UserError, match="TRAIN.RESOLUTION, the stage of 8 pixels: MODEL.PREDICT_RATIO=0.6: .* is 0.5"):
         dispatch.build_task(tiny_run("pretrain", *GROWING, "MODEL.PREDICT_RATIO", 0.6))
