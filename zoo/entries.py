@@ -96,6 +96,7 @@ def _our_name(full_name: str) -> str:
     return full_name
 
 
+@functools.cache
 def _content() -> dict:
     return yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
 
