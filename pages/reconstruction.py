@@ -13,6 +13,8 @@ from pages.drawing import as_uint8, to_pixels
 COLUMNS = ["original", "masked", "prediction", "reconstruction", "patch means only"]
 _GREY = 0.5
 _BLOCK = 4  # patches
+_VISIBLE_NOTE = "The prediction carries no loss where a patch is visible."
+_CROSS_NOTE = "The decoder predicts hidden patches alone; the others are the photo's."
 _NORMALISED_NOTE = (
     " The model was trained on normalised pixels: it predicts each patch up to its mean and contrast, which are taken "
     "from the original patch here, so that even an untrained model draws something: compare the two errors."
@@ -24,25 +26,26 @@ class Reconstruction(NamedTuple):
 
     Attributes:
         panels: uint8 [B, H, W, C] for each of COLUMNS. The reconstruction is the prediction with the visible patches
-            put back (a cross decoder's prediction has them, too, as it predicts hidden ones alone); the last column has
-            the mean of each hidden patch in its place, which nobody need learn.
+            put back; the last column has the mean of each hidden patch in its place, which nobody need learn.
         error: mean squared error of the prediction on the hidden patches: the model's loss.
         means_error: the same of a prediction of each patch's mean.
         is_normalised: whether the errors are of normalised pixels, see `MODEL.NORM_PIX_LOSS`.
+        predicts_visible: False for a cross decoder, in whose prediction visible patches are the photo's.
     """
 
     panels: list[np.ndarray]
     error: float
     means_error: float
     is_normalised: bool
+    predicts_visible: bool = True
 
     @property
     def caption(self) -> str:
         """Return the errors as a sentence, and what to know of the pictures."""
         return (
             f"Mean squared error on the hidden patches of these images: {self.error:.3f} by the model, "
-            f"{self.means_error:.3f} by the means of the patches alone (last column). The prediction carries no loss "
-            "where a patch is visible."
+            f"{self.means_error:.3f} by the means of the patches alone (last column). "
+            f"{_VISIBLE_NOTE if self.predicts_visible else _CROSS_NOTE}"
         ) + (_NORMALISED_NOTE if self.is_normalised else "")
 
     def to_html(self) -> str:
@@ -76,7 +79,7 @@ def reconstruct(
     pred, means = (to_pixels(config, mae.unpatchify(pixels, patch_size, grid_hw)) for pixels in (pred, means))
     filled = [original * (1 - hidden) + pixels * hidden for pixels in (_GREY, pred, means)]
     panels = [as_uint8(panel) for panel in (original, filled[0], filled[1] if model.is_cross else pred, *filled[1:])]
-    return Reconstruction(panels, float(loss), float(means_loss), model.norm_pix_loss)
+    return Reconstruction(panels, float(loss), float(means_loss), model.norm_pix_loss, not model.is_cross)
 
 
 def side_by_side(drawn: dict[float, Reconstruction]) -> tuple[list[str], list[np.ndarray], str]:

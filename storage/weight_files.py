@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError, printable
-from storage import pickle_names, safe_pickle, torch_file
+from storage import safe_pickle, torch_file
 from storage.architecture import Architecture
 from storage.clip_architecture import ClipArchitecture, TextArchitecture
 from storage.files import open_file
@@ -205,7 +205,7 @@ def _unwrap(path: Path, kind: str, data: object, entry: str | None, description:
         holds += advise_entry(path, nested) if nested else "; is this a weight file?"
         raise UserError(f"{path}: holds no tensors at its top{holds}" if nested else f"{path}: holds no tensors{holds}")
     arguments = data.get("args")
-    arguments = dict(arguments) if isinstance(arguments, pickle_names.Attributes) else {}
+    arguments = dict(arguments) if isinstance(arguments, dict) else {}
     description = _parse_description(path, description)
     return WeightFile(path, kind, tensors, wrapper, tuple(others), nested, arguments, description)
 

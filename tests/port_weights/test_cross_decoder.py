@@ -52,12 +52,12 @@ def official(name):
     return f"decoder_blocks.{index}.{inner}.{kind}"
 
 
-def write(path, model, **arguments):
+def write(path, model, kind=argparse.Namespace, **arguments):
     state = {}
     for name, value in model.state_dict().items():
         value = torch.tensor(value.numpy())
         state[official(name)] = value.T.contiguous() if value.ndim == 2 and name.endswith(".weight") else value
-    torch.save({"model": state, "args": argparse.Namespace(norm_pix_loss=True, **arguments), "epoch": 1}, path)
+    torch.save({"model": state, "args": kind(norm_pix_loss=True, **arguments), "epoch": 1}, path)
     return state
 
 
@@ -178,6 +178,12 @@ def test_blocks_that_cannot_be_are_refused(blocks, tmp_path):
     with pytest.raises(UserError, match="the file does not tell which"):
         port(tmp_path / "cross.pth", tmp_path / "cross.pdparams", heads=(4, 2))
     assert not (tmp_path / "cross.pdparams").exists()
+
+
+def test_arguments_as_a_dict_will_do(tmp_path):
+    model = make("cross", (0, 2, 3), grid=GRID)
+    write(tmp_path / "cross.pth", model, dict, use_input=True, use_fm=[2, 1])
+    assert port(tmp_path / "cross.pth", tmp_path / "cross.pdparams", heads=(4, 2)).architecture == model.architecture
 
 
 def test_small_has_six_heads():
