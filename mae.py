@@ -120,9 +120,8 @@ class MAEPretrain(nn.Layer):
         if self.architecture.decoder_sources:
             return self._outputs(embed_visible(self, images, shuffle, self.tables()[0]))
         latent = self.encoder(embed_visible(self, images, shuffle, self.tables()[0]), end=self.decode_layer)
-        is_lower = self.decode_layer < len(
-            self.encoder.layers
-        )  # decoupled distillation: the last block only gives scores
+        # In decoupled distillation, the decoder reads a lower block, and the last one only gives scores.
+        is_lower = self.decode_layer < len(self.encoder.layers)
         return self.encoder.norm(latent) if is_lower else latent
 
     def _outputs(self, tokens: paddle.Tensor) -> list[paddle.Tensor]:
