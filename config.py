@@ -213,6 +213,7 @@ def amp_dtype(config: CfgNode) -> str | None:
 _LARGEST_IMAGE_PX = 1 << 26  # in all
 _MOST_PATCHES = 1 << 16
 _MOST_CHANNELS = 512
+_LARGEST, _NARROWEST = 1e38, 1e-30  # numbers in float32
 
 
 def _validate(config: CfgNode, rules: Mapping[str, Rule]) -> None:
@@ -249,11 +250,10 @@ def _check_data(data: CfgNode, require) -> None:
     require(is_small, "DATA.IMAGE_SIZE", f"must be integers, in pixels, at most {_LARGEST_IMAGE_PX:,} in all")
     for key in ("IMAGENET_MEAN", "IMAGENET_STD"):
         values = data[key]
-        are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
-        require(are_numbers, f"DATA.{key}", "must be a list of numbers")
+        require(all(map(_is_number, values)), f"DATA.{key}", "must be a list of numbers")
         what = f"needs one number per channel, and DATA.IMAGE_CHANNELS is {data.IMAGE_CHANNELS}"
         require(len(values) == data.IMAGE_CHANNELS, f"DATA.{key}", what)
-    require(all(value > 0 for value in data.IMAGENET_STD), "DATA.IMAGENET_STD", "must be above 0")
+    require(all(value > _NARROWEST for value in data.IMAGENET_STD), "DATA.IMAGENET_STD", "must be above 0")
     names = data.CLASS_NAMES
     are_names = names is None or (all(isinstance(name, str) for name in names) and len(set(names)) == len(names) > 0)
     require(are_names, "DATA.CLASS_NAMES", "must be a list of different names, or None")
@@ -276,14 +276,21 @@ def _check_pixels(config: CfgNode, require) -> None:
     are_pairs = len(ranges) == channels and all(isinstance(pair, list) and len(pair) == 2 for pair in ranges)
     what = f"must be [low, high] of the files' numbers, or {channels} such pairs (DATA.IMAGE_CHANNELS)"
     require(are_pairs, "DATA.PIXEL_RANGE", f"{what}; python -m tools.channel_statistics finds them")
-    are_numbers = all(type(end) in (int, float) and math.isfinite(end) for pair in ranges for end in pair)
-    are_ranges = are_numbers and all(low < high for low, high in ranges)
-    require(are_ranges, "DATA.PIXEL_RANGE", "must be numbers, the low end below the high one")
+    are_numbers = all(_is_number(end) for pair in ranges for end in pair)
+    are_ranges = are_numbers and all(high - low > _NARROWEST for low, high in ranges)
+    what = f"must be numbers up to {_LARGEST:g}, the low end below the high one by at least {_NARROWEST:g}"
+    require(are_ranges, "DATA.PIXEL_RANGE", what)
     bands = list(range(channels)) if data.BANDS is None else data.BANDS
     are_bands = len(bands) == channels == len(set(map(str, bands))) and _are_channels(bands, _MOST_CHANNELS)
     require(are_bands, "DATA.BANDS", f"must be {channels} different channels of the file, from 0 (DATA.IMAGE_CHANNELS)")
     require(not data.FAST_DECODE, "DATA.FAST_DECODE", "is for photos; set it False with DATA.PIXELS array")
-    require(math.isfinite(data.NODATA or 0), "DATA.NODATA", "must be a number; NaN means missing anyway")
+    require(data.NODATA is None or _is_number(data.NODATA), "DATA.NODATA", f"must be a number up to {_LARGEST:g}")
+    require(data.MAX_PIXELS is None, "DATA.MAX_PIXELS", "is for photos; an array may take 2 GiB")
+    require(network_kind(config) != SEGMENTER, "DATA.PIXELS", "segmentation reads photos; set it to photo")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
 
 def _are_channels(numbers: Sequence[object], count: int) -> bool:

@@ -33,7 +33,9 @@ class Counts:
     def of_image(cls, array: np.ndarray, missing: np.ndarray) -> "Counts":
         """Count an image [H, W, C]; `missing` are its pixels without a number, bool."""
         channels, is_exact = array.shape[2], array.dtype.kind in "bui" and array.dtype.itemsize <= 2
-        array = array if is_exact else array.astype(np.float32)
+        if not is_exact:
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float32)
         missing = missing | ~np.isfinite(array)
         counts = np.zeros((channels, _BINS), np.int64)
         ends = np.full((2, channels), np.nan)

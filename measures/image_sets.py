@@ -78,4 +78,5 @@ def open_loader(config, source: sources.Source, notes: list[str] | None = None) 
 def image_format(config) -> tuple:
     """Return size, channels and normalisation of a model's images, which two models must share to be compared."""
     data = config.DATA
-    return (image_size_hw(config), data.IMAGE_CHANNELS, tuple(data.IMAGENET_MEAN), tuple(data.IMAGENET_STD))
+    numbers = (data.PIXELS, str(data.PIXEL_RANGE), data.PIXEL_SCALE, str(data.BANDS), data.NODATA)
+    return (image_size_hw(config), data.IMAGE_CHANNELS, tuple(data.IMAGENET_MEAN), tuple(data.IMAGENET_STD), *numbers)

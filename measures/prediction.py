@@ -24,8 +24,8 @@ from measures import image_sets
 from measures.classification import class_probabilities
 from methods import load_models, zero_shot
 from methods.segmenter import label_map
-from pipeline import sources
-from pipeline.decoding import FORMAT_OF_SUFFIX
+from pipeline import array_source, decoding, sources
+from pipeline.decoding import is_image_name
 from pipeline.file_images import FileImages
 from pipeline.folders import find_images
 from pipeline.image_lists import LIST_SUFFIXES, ListedImages
@@ -118,32 +118,34 @@ def predict(model: Classifier, images: Images, topk: int = 5) -> list[Prediction
         images: a folder, a file, a list file, a folder of shards, or a picture of PIL; or several files or pictures.
         topk: classes of each.
     """
-    return list(itertools.chain.from_iterable(predict_batches(model, _open(images), topk)))
+    return list(itertools.chain.from_iterable(predict_batches(model, _open(images, model.config), topk)))
 
 
 def segment(model: Classifier, images: Images) -> Iterator[tuple[str, np.ndarray | None]]:
     """Yield the name of each photo and the class of each of its pixels, int16 [H, W]; None for an unreadable one."""
-    source = _open(images)
+    source = _open(images, model.config)
     for index, labels in label_maps(model, source):
         yield _name(source, index), labels
 
 
-def _open(images: Images) -> Source:
+def _open(images: Images, config) -> Source:
     given = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
     is_drawn = given and all(isinstance(one, Image.Image) for one in given)
-    return sources.Pictures(given) if is_drawn else open_photos(given)
+    return array_source.as_configured(config, sources.Pictures(given)) if is_drawn else open_photos(given, config)
 
 
-def open_photos(paths: Sequence[str | Path]) -> Source:
+def open_photos(paths: Sequence[str | Path], config=None) -> Source:
     """Open photos without labels.
 
     Args:
         paths: photos, and folders in which all photos are taken; or one list file, or one folder of shards.
+        config: of the model, whose DATA.PIXELS says how files are read; None: as photos.
 
     Raises:
         UserError: if one of them does not exist, is of another kind, or holds no photo.
     """
     paths = [Path(path) for path in paths]
+    decoding.allow_arrays(config is not None and config.DATA.PIXELS == "array")
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
@@ -155,7 +157,7 @@ def open_photos(paths: Sequence[str | Path]) -> Source:
         source = _open_files(paths)
     if len(source) == 0:
         raise UserError(f"{source.origin}: no photo there")
-    return source
+    return source if config is None else array_source.as_configured(config, source)
 
 
 def _shards_in(folder: Path) -> list[str]:
@@ -174,7 +176,7 @@ def _open_files(paths: list[Path]) -> FileImages:
     for path in paths:
         if path.is_dir():
             found += find_images(path, left_out)
-        elif path.suffix.lower() in FORMAT_OF_SUFFIX:
+        elif is_image_name(path.name):
             found.append(str(path))
         else:
             kinds = "a photo, or alone: a list (.txt, .tsv, .jsonl) or a folder of shards"

@@ -35,6 +35,12 @@ def pixel_differences(config) -> list[str]:
     if data.PIXELS == "photo" and theirs["PIXELS"] in (None, "photo"):
         return []
     own = {key: data[key] for key in _PIXELS}
+    channels = list(range(data.IMAGE_CHANNELS))
+    for values in (own, theirs):  # two ways to say the same
+        values["BANDS"] = channels if values["BANDS"] is None else values["BANDS"]
+        ends = values["PIXEL_RANGE"]
+        if isinstance(ends, list) and ends and isinstance(ends[0], list) and all(pair == ends[0] for pair in ends):
+            values["PIXEL_RANGE"] = ends[0]
     return [
         f"{weights} was trained with DATA.{key} {theirs[key]}, and this run has {own[key]}; set it so, or know why not"
         for key in _PIXELS

@@ -14,6 +14,7 @@ from measures import image_sets, prediction
 from measures.classification import class_probabilities
 from methods import load_models
 from pages import drawing, html, reconstruction, segments
+from pipeline import array_source
 from pipeline.decoding import as_mode, decode
 from pipeline.file_images import FileImages
 from pipeline.sources import read_image
@@ -159,7 +160,7 @@ class ZeroShot:
 
 def read_photo(config, photo: str) -> np.ndarray:
     """Read a photo as a batch [1, C, H, W], as evaluation sees it."""
-    source = FileImages([Path(photo)], np.array([-1]), Path(photo).parent)
+    source = array_source.as_configured(config, FileImages([Path(photo)], np.array([-1]), Path(photo).parent))
     try:
         image = read_image(source, 0, config.DATA.IMAGE_CHANNELS, config.DATA.EXIF_TRANSPOSE)
         return eval_transform(config)(image, np.random.default_rng(0))[None]

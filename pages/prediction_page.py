@@ -11,7 +11,7 @@ import numpy as np
 from measures.prediction import Prediction
 from pages import html
 from pages.mask_files import MaskFiles
-from pipeline import sources
+from pipeline import array_source, sources
 from pipeline.sources import Source
 
 _MOST_PHOTOS, _MOST_ROWS = 200, 50
@@ -64,7 +64,7 @@ def write_page(
     for index, row in least:
         with contextlib.suppress(OSError):  # it has gone since
             photo = sources.read_image(source, index, channels, upright) if masks is None else masks.overlay(index)
-            photos.append((np.atleast_3d(np.asarray(photo)), *_caption(row)))
+            photos.append((np.atleast_3d(np.asarray(array_source.as_picture(photo))), *_caption(row)))
     heading, first = ("Least certain", "lowest probability") if masks is None else ("Most mixed", "smallest main class")
     about = html.html_paragraph(f"{len(photos):,} of {summary.counts.total():,}, those with the {first} first")
     rows = [[name, count] for name, count in summary.counts.most_common(_MOST_ROWS)]

@@ -12,7 +12,7 @@ from config import image_size_hw
 from errors import UserError
 from pipeline import augment
 from pipeline.fast_jpeg import LazyJpeg
-from pipeline.transforms import View, crop_and_flip
+from pipeline.transforms import View, crop_and_flip, then_turn
 
 _CROP_SCALE = (0.08, 1.0)
 
@@ -59,11 +59,11 @@ def two_views(config, name: str) -> tuple[View, View]:
     if name != "minimal" and (data.IMAGE_CHANNELS not in (1, 3) or data.PIXELS == "array"):
         raise UserError(
             f"DATA.IMAGE_CHANNELS={data.IMAGE_CHANNELS} DATA.PIXELS={data.PIXELS}: the augmentation {name} changes "
-            "colours, and is for grey and RGB photos; choose minimal"
+            "colours, and is for grey and RGB photos; choose minimal (CONTRAST.AUGMENTATION, MOCO.AUGMENTATION)"
         )
     if data.PIXELS == "array":
         return crop_and_flip(config, _CROP_SCALE), crop_and_flip(config, _CROP_SCALE)
-    return tuple(_view(config, recipe) for recipe in AUGMENTATIONS[name])
+    return tuple(then_turn(config, _view(config, recipe)) for recipe in AUGMENTATIONS[name])
 
 
 def _view(config, recipe: ViewRecipe) -> View:

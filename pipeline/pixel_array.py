@@ -124,18 +124,23 @@ class PixelFormat:
         return array if self.bands is None else array[:, :, list(self.bands)]
 
     def values(self, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers of `select` after the scale, float32 [H, W, C], and where they are missing, bool."""
-        missing = np.zeros(array.shape, bool) if self.nodata is None else array == self.nodata
-        values = array.astype(np.float32)
-        missing |= ~np.isfinite(values)
+        """Return the numbers of `select` after the scale, [H, W, C], and where they are missing, bool.
+
+        Types that float32 does not hold become float64, so that a narrow range of large numbers stays exact.
+        """
+        values = array.astype(np.float64 if array.dtype.itemsize > 2 and array.dtype != np.float32 else np.float32)
+        missing = ~np.isfinite(values)
+        if self.nodata is not None:
+            with np.errstate(over="ignore"):  # a number beyond a file's type is in none of its pixels
+                missing |= np.isfinite(values) & (values == values.dtype.type(self.nodata))
         if self.is_decibel:
-            values = 10.0 * np.log10(np.maximum(np.where(missing, 1.0, values), _LOWEST_POWER), dtype=np.float32)
+            values = 10.0 * np.log10(np.maximum(np.where(missing, 1.0, values), _LOWEST_POWER))
         return values, missing
 
     def pixels(self, array: np.ndarray) -> PixelArray:
         """Return the pixels of a file's numbers [H, W, channels of the file]."""
         values, missing = self.values(self.select(array))
-        low, high = (np.asarray(ends, np.float32) for ends in (self.low, self.high))
+        low, high = (np.asarray(ends, values.dtype) for ends in (self.low, self.high))
         pixels = np.clip((np.where(missing, low, values) - low) / (high - low), 0.0, 1.0)
         if missing.any():
             pixels = np.where(missing, np.asarray(self.fill, np.float32), pixels)

@@ -377,8 +377,11 @@ def lost_as_photos(source: Source, indices: Sequence[int]) -> list[str]:
     """Return lines on what reading some images as photos leaves out, each with the first image and their number."""
     found: dict[str, list[int]] = {}
     for index in indices if source.is_encoded else ():
-        with contextlib.suppress(Exception):  # what cannot be read is said elsewhere
-            lost = lost_as_photo(source.read(index))
+        with contextlib.suppress(OSError):  # what cannot be read is said elsewhere
+            try:
+                lost = lost_as_photo(source.read(index))
+            except ValueError as error:
+                lost = str(error)
             found.setdefault(lost, []).append(index)
     found.pop(None, None)
     looked_at = f"of {len(indices):,} that were looked at"

@@ -114,12 +114,12 @@ def yaml_lines(counts: Counts, form: PixelFormat, ranges: list[tuple[float, floa
     """Return the settings that follow, as lines of a YAML file."""
     moments = [counts.mean_and_std(channel, *ends) for channel, ends in enumerate(ranges)]
     means, stds = ([float(f"{moment[i]:.5g}") for moment in moments] for i in (0, 1))
-    pairs = [[float(f"{end:.6g}") for end in ends] for ends in ranges]
+    pairs = [[float(f"{end:.9g}") for end in ends] for ends in ranges]
     lines = ["DATA:", "  PIXELS: array", f"  IMAGE_CHANNELS: {len(ranges)}"]
     if form.bands is not None:
         lines.append(f"  BANDS: {list(form.bands)}")
     if form.nodata is not None:
-        lines.append(f"  NODATA: {form.nodata:g}")
+        lines.append(f"  NODATA: {int(form.nodata) if form.nodata.is_integer() else form.nodata!r}")
     lines += ["  PIXEL_SCALE: decibel"] * form.is_decibel
     lines.append(f"  PIXEL_RANGE: {pairs[0] if len({tuple(pair) for pair in pairs}) == 1 else pairs}")
     return [*lines, f"  IMAGENET_MEAN: {means}", f"  IMAGENET_STD: {stds}"]
@@ -170,11 +170,15 @@ def main(argv: list[str] | None = None) -> bool:
         raise UserError(f"-dataset {args.dataset}: must be one of {', '.join(DATASETS)}")
     if args.workers < 1 or (args.num is not None and args.num < 1):
         raise UserError("-workers and -num must be at least 1")
+    if len(set(args.bands or ())) < len(args.bands or ()):
+        raise UserError(f"-bands {' '.join(map(str, args.bands))}: must be different channels")
     if args.range is not None and not args.range[0] < args.range[1]:
         raise UserError(f"-range {args.range[0]:g} {args.range[1]:g}: the low end must be below the high one")
     out = None if args.out is None else results.new_file(args.out, ".html", inputs=[args.data_path])
     decoding.allow_arrays(True)
     source = datasets.open_source(args.dataset, args.data_path, args.split, num_classes=10, needs="none")
+    if len(source) == 0:
+        raise UserError(f"{source.origin}: no images found")
     indices = np.arange(len(source))
     if args.num is not None and args.num < len(source):
         indices = np.sort(np.random.default_rng(args.seed).choice(len(source), args.num, replace=False))
@@ -198,9 +202,9 @@ def report(out, source: Source, form: PixelFormat, indices: np.ndarray, args) ->
         print(f"warning: {line}")
     if len(problems) > 20:
         print(f"warning: and {len(problems) - 20:,} more")
-    is_empty = any(math.isnan(end) for ends in ranges for end in ends)
+    is_empty = bool(bad) or any(math.isnan(end) for ends in ranges for end in ends)
     lines = [] if is_empty else yaml_lines(counts, form, ranges)
-    print(*["", *lines], sep="\n")
+    print(*["", *(lines or ["no settings, because of what is wrong with channels"])], sep="\n")
     if out is not None:
         curves = {f"channel {channel}": histogram(counts, channel) for channel in range(len(ranges)) if not is_empty}
         sections = [

@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> Path:
     if progress.moves:  # the table and the page are written, and the list of photos has changed
         collections.deque(summary.watch(progress.rows()), maxlen=0)
     else:
-        source = prediction.open_photos(args.photos)
+        source = prediction.open_photos(args.photos, model.config)
         if folder is not None and source.path(0) is None:
             raise UserError(f"-move {args.move}: photos in shards cannot be moved")
         print("".join(f"warning: {note}\n" for note in source.notes), end="")

@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 import zlib
 
@@ -17,6 +18,7 @@ from PIL import Image
 from config import get_config
 from errors import UserError
 from launch.run_directory import find
+from measures import prediction
 from methods import dispatch
 from pages import drawing, reconstruction
 from pipeline import array_files, augment, sources
@@ -27,6 +29,7 @@ from pipeline.sources import ArrayImages
 from runtime import ROOT
 from tests.conftest import TINY, assert_close
 from tests.helpers.saved_runs import fit_pretrain
+from tools import predict
 
 tifffile = pytest.importorskip("tifffile", reason="requirements/arrays.txt is not installed")
 pytestmark = pytest.mark.quick
@@ -152,7 +155,7 @@ def npz_of_text():
 
 HOSTILE = {
     "text": (lambda: b"hello", "none of TIFF, .npy, .npz and PNG"),
-    "empty": (lambda: b"", "none of TIFF"),
+    "empty": (lambda: b"", "is empty"),
     "DICOM": (lambda: bytes(128) + b"DICM" + bytes(64), "DICOM is not read here"),
     "objects": (lambda: as_npy(np.array([[{}]], object)), "not plain numbers"),
     "complex": (lambda: as_npy(np.zeros((4, 4, 2), complex)), "complex128, and must be integers"),
@@ -193,6 +196,30 @@ def test_a_tiff_that_claims_too_much_is_refused_before_memory_is_taken(soon):
         decode_array(bytes(data), 1)
 
 
+def test_an_archive_that_inflates_is_refused_by_its_header(soon):
+    """A member of 512 MiB of zeros behind a header of a small image: nothing of it is inflated but the beginning."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.npy", "w") as member:
+        member.write(as_npy(np.zeros((40, 40, 4), np.uint8)))
+        for _ in range(32):
+            member.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="claims 6,528 bytes, and its member 33,560,960"):
+        decode_array(buffer.getvalue(), 4)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_pages_in_a_circle_end(soon):
+    """A page that is a reduced one, and is followed by itself."""
+    entries = [(254, 4, 1), (256, 4, 2), (257, 4, 2), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
+    entries += [(278, 4, 2), (279, 4, 4)]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", t, k, 1, v) for t, k, v in entries)
+    data = struct.pack("<2sHI", b"II", 42, 12) + bytes(4) + directory + struct.pack("<I", 12)
+    with pytest.raises(ValueError, match="is a TIFF file without an image of full size|more than 512 pages|is damaged"):
+        decode_array(data, 1)
+
+
 @pytest.mark.parametrize("kind", ["tiff", "npy"])
 def test_mutated_files_crash_nothing(kind, soon, caplog):
     rng = np.random.default_rng(5)
@@ -228,6 +255,22 @@ def test_pixels_by_hand():
     radar = form(low=(-30.0, -30.0), high=(0.0, 0.0), is_decibel=True)
     powers = np.array([[[1.0, 0.1], [0.0316227766, -5.0]]], np.float32)
     assert_close(radar.pixels(powers).pixels, [[[1, 2 / 3], [0.5, 0]]], 1e-5)
+
+
+def test_a_narrow_range_of_large_numbers_stays_exact():
+    wide = PixelFormat(1, (1e9,), (1e9 + 100,))
+    array = np.array([[[1e9 + 10], [1e9 + 20], [1e9 + 90]]])
+    for dtype in (np.float64, np.int64, np.uint32):
+        assert_close(wide.pixels(array.astype(dtype)).pixels.ravel(), [0.1, 0.2, 0.9], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"), [("uint16", -9999), ("float16", 70000), ("float32", 1e37), ("uint8", 0.5)]
+)
+def test_a_number_that_a_type_does_not_have_is_missing_nowhere(dtype, nodata, recwarn):
+    missing = PixelFormat(1, (0.0,), (1.0,), nodata=nodata).values(np.ones((2, 2, 1), dtype))[1]
+    assert not missing.any()
+    assert not recwarn.list
 
 
 def test_large_numbers_arrive_unchanged():
@@ -286,6 +329,12 @@ def test_turns_and_channels():
         (["DATA.PIXELS", "array", "DATA.PIXEL_RANGE", [0, 1], "DATA.BANDS", [0, 1, 1]], "3 different channels"),
         (["DATA.PIXELS", "array", "DATA.PIXEL_RANGE", [0, 1], "DATA.BANDS", [0, 1, -1]], "3 different channels"),
         (["DATA.PIXELS", "array", "DATA.PIXEL_RANGE", [0, 1], "DATA.FAST_DECODE", True], "is for photos"),
+        (["DATA.PIXELS", "array", "DATA.PIXEL_RANGE", [0, 10**400]], "must be numbers up to 1e.38"),
+        (["DATA.PIXELS", "array", "DATA.PIXEL_RANGE", [0, 1e-50]], "the low end below the high one by at least"),
+        (["DATA.PIXELS", "array", "DATA.PIXEL_RANGE", [0, 1], "DATA.MAX_PIXELS", 10], "an array may take 2 GiB"),
+        (["DATA.PIXELS", "array", "DATA.PIXEL_RANGE", [0, 1], "MODEL.TYPE", "SEGMENTATION"], "segmentation reads"),
+        (["DATA.IMAGENET_MEAN", [10**400, 1, 1]], "DATA.IMAGENET_MEAN=.*must be a list of numbers"),
+        (["DATA.IMAGENET_STD", [1e-46, 1, 1]], "DATA.IMAGENET_STD=.*must be above 0"),
         (["DATA.PIXEL_RANGE", [0, 1]], "DATA.PIXEL_RANGE=.*is for DATA.PIXELS array"),
         (["DATA.BANDS", [0, 1, 2]], "DATA.BANDS=.*is for DATA.PIXELS array"),
         (["TRAIN.CHANNEL_GAIN", 0.2], "TRAIN.CHANNEL_GAIN=0.2: is for DATA.PIXELS array"),
@@ -369,8 +418,9 @@ def test_other_pixels_than_the_weights_know_are_named(tiny_run, scenes):
     plain += ["MODEL.PRETRAINED", str(first.directory)]
     for options, said in (
         ([], []),
+        (["DATA.PIXEL_RANGE", [[0, 10000]] * BANDS, "DATA.BANDS", list(range(BANDS))], []),
         (["DATA.PIXEL_RANGE", [0, 5000]], ["was trained with DATA.PIXEL_RANGE [0, 10000], and this run has [0, 5000]"]),
-        (["DATA.BANDS", list(range(12, -1, -1))], ["DATA.BANDS None, and this run has [12, 11"]),
+        (["DATA.BANDS", list(range(12, -1, -1))], ["10, 11, 12], and this run has [12, 11"]),
         (["DATA.IMAGENET_STD", [0.3] * BANDS], ["DATA.IMAGENET_STD [0.2"]),
     ):
         run = tiny_run("finetune", *options_of(scenes, *plain, *options))
@@ -391,6 +441,23 @@ def test_pictures_show_chosen_bands(tiny_run, scenes):
     assert np.array_equal(drawn.panels[0], expected.transpose(0, 2, 3, 1))
     grey = tiny_run("pretrain", *options_of(scenes))
     assert drawing.as_uint8(drawing.to_pixels(grey.config, images)).shape == (2, 16, 16, 1)
+
+
+def test_new_files_are_read_as_in_training(tiny_run, scenes, tmp_path):
+    plain = ["TRAIN.NUM_EPOCHS", 1, "DATA.BATCH_SIZE", 8, "TRAIN.RAND_AUGMENT", False, "TRAIN.COLOR_JITTER", 0.0]
+    run = tiny_run("finetune", *options_of(scenes, *plain))
+    dispatch.train_or_evaluate(run)
+    model = prediction.load(str(run.directory))
+    files = sorted((scenes / "val").rglob("*.*"))
+    found = prediction.predict(model, files)
+    assert not any(one.error for one in found)
+    images = np.stack([drawing.named_images(run.config, [str(file)], 1)[0][0] for file in files])
+    with paddle.no_grad():
+        probabilities = paddle.nn.functional.softmax(model.network(paddle.to_tensor(images))).numpy()
+    assert_close([one.probabilities[0] for one in found], probabilities.max(axis=1), 1e-4)
+    page = tmp_path / "p.html"
+    predict.main([str(run.directory), *map(str, files), "-out", str(tmp_path / "p.csv"), "-html", str(page)])
+    assert page.is_file()
 
 
 def test_images_in_memory_are_arrays_too():
