@@ -65,7 +65,8 @@ def companions() -> dict[str, Companion]:
 @functools.cache
 def table() -> dict[str, Weights]:
     """Return all entries by name."""
-    return {name: _entry(name, values, _content()) for name, values in _content()["weights"].items()}
+    content = _content()
+    return {name: _entry(name, values, content) for name, values in content["weights"].items()}
 
 
 def find(name: str, family: str | None = None) -> Weights:
@@ -96,7 +97,6 @@ def _our_name(full_name: str) -> str:
     return full_name
 
 
-@functools.cache
 def _content() -> dict:
     return yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
 
