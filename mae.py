@@ -211,12 +211,11 @@ class MAEPretrain(nn.Layer):
         self, images: paddle.Tensor, latent, shuffle: paddle.Tensor, restore: paddle.Tensor, count: int
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Return loss and predictions of the `count` patches with the highest noise; of none, zeros."""
+        target = patchify(images.astype("float32"), self.patch_embedding.patch_size)  # [B, N, P*P*C]
         if count == 0:
-            target = patchify(images.astype("float32"), self.patch_embedding.patch_size)
             return paddle.zeros([]), paddle.zeros_like(target)
         predicted = restore.argsort(axis=1)[:, self.patch_embedding.num_patches - count :]
         some = self.decode_some(latent, shuffle, predicted)  # [B, M, P*P*C]
-        target = patchify(images.astype("float32"), self.patch_embedding.patch_size)
         loss = self._errors(gather_tokens(target, predicted), some).mean()
         return loss, _put_back(some.astype("float32"), restore)
 

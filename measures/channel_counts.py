@@ -61,9 +61,8 @@ class Counts:
     def values(self) -> np.ndarray:
         """The value of each bin, float64 [65536], ascending; of fractions its middle, NaN where no number is."""
         if self.is_exact:
-            return np.arange(_BINS, dtype=np.float64) + (
-                np.iinfo(self.dtype).min if self.dtype.startswith("int") else 0
-            )
+            first = np.iinfo(self.dtype).min if self.dtype.startswith("int") else 0
+            return np.arange(_BINS, dtype=np.float64) + first
         keys = (np.arange(_BINS, dtype=np.uint32) << 16) | 0x8000
         bits = np.where(keys & 0x80000000, keys & 0x7FFFFFFF, ~keys)
         with np.errstate(invalid="ignore"):

@@ -12,7 +12,6 @@ import numpy as np
 
 from errors import UserError
 
-SUFFIXES = (".tif", ".tiff", ".npy", ".npz", ".png")
 _MOST_BYTES = 1 << 31  # that a decoded image takes
 _MOST_CHANNELS, _MOST_PAGES = 512, 512
 # Types of the numbers: booleans, integers, fractions.

@@ -7,7 +7,7 @@ from errors import UserError
 from storage.architecture import CROSS, CROSS_SELF, Architecture
 from storage.last_norm import missing_last_norm
 from storage.stored_tensor import StoredTensor
-from storage.tensor_shapes import Shapes
+from storage.tensor_shapes import Shapes, count_layers
 
 Tensors = dict[str, StoredTensor]
 LANDMARK = "decoder_blocks.0.cross_attn.q.weight"
@@ -83,13 +83,10 @@ def cross_options(shapes: Shapes, depth: int, recorded: tuple[int, ...] | None) 
 
 def recorded_sources(arguments: Mapping, tensors: Tensors) -> tuple[int, ...] | None:
     """Return the blocks that a decoder reads by the arguments in an official file; None where they do not tell."""
-    blocks, depth = (
-        arguments.get("use_fm"),
-        sum(name.endswith("mlp.fc1.weight") for name in tensors if "encoder" in name),
-    )
+    blocks = arguments.get("use_fm")
     if not isinstance(blocks, list) or not all(type(block) is int for block in blocks):
         return None
-    numbers = range(depth) if blocks == [-1] else sorted(set(blocks))
+    numbers = range(count_layers(tensors, "encoder")) if blocks == [-1] else sorted(set(blocks))
     return (*([0] if arguments.get("use_input") else []), *(block + 1 for block in numbers)) or None
 
 

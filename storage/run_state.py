@@ -26,7 +26,7 @@ class RunState:
         images_per_update, ranks: of the run that saved.
         evaluation_pending: the weights should have been evaluated, but the run was asked to stop.
         best, best_metric: best value of the score that chooses the best checkpoint, and its name.
-        settings: what else a run must share, in words; None where it is what older versions did.
+        settings: options of pretraining that a run must share, too, as "KEY VALUE, KEY VALUE"; None: all are defaults.
         val_seed: DATA.VAL_SEED, which a run must share, too.
         scaler: state of the loss scaler of fp16.
         save_number: counts the checkpoints of a run directory in the order of writing; 0 in old ones.
