@@ -18,6 +18,7 @@ from layers.pos_embed import resize_table, square_grid
 from layers.relative_position import num_rows, resize_bias_table
 from storage import manifest, weight_files
 from storage.architecture import Architecture, options
+from storage.channels import adapt_channels
 from storage.clip_architecture import IMAGE_PREFIX, TEXT_PREFIX, ClipArchitecture
 from storage.last_norm import missing_last_norm
 from storage.run_files import CONFIG_FILE, EMA_FILE, MODEL_FILE
@@ -40,6 +41,9 @@ ADDED_TO_FINETUNE = tuple(
 )
 # Paddle 2.2 saved the probe's batch norm with an affine part, which is not used.
 UNUSED_PROBE_NORM = ("classifier.0.weight", "classifier.0.bias")
+_OF_ADAPTED = (  # SatMAE, arXiv 2207.08051, ViT-L on 13 bands of fMoW-Sentinel
+    "on 13 bands of satellites such a start has been reported as worse than none (51.6 against 53.0 %)"
+)
 _PATCHES = "patch_embedding.patch_embedding.weight"
 _POSITION_TABLES = ("encoder_position_embedding", "decoder_position_embedding")
 
@@ -55,6 +59,7 @@ class LoadReport:
     mismatched: list[str]
     resized: list[str]
     made: list[str] = dataclasses.field(default_factory=list)
+    adapted: str = ""
 
     def __str__(self) -> str:
         lines = [f"loaded {len(self.loaded)} tensors from {self.path}"]
@@ -67,6 +72,8 @@ class LoadReport:
         ):
             if names:
                 lines.append(f"  {title}: {abridge(names)}")
+        if self.adapted:
+            lines.append(f"  adapted from {self.adapted}; {_OF_ADAPTED}")
         return "\n".join(lines)
 
 
@@ -78,6 +85,7 @@ def load_weights(
     allow_unexpected: Sequence[str] = (),
     allow_mismatched: Sequence[str] = (),
     source_grid_hw: tuple[int, int] | None = None,
+    adapt: str | None = None,
 ) -> LoadReport:
     """Copy weights from a file into a model, and account for every tensor.
 
@@ -89,6 +97,7 @@ def load_weights(
         allow_unexpected: patterns of names in the file that may be ignored.
         allow_mismatched: patterns of names that keep their initial values where the shape differs.
         source_grid_hw: patch grid of the file's position tables; None: that of its config, else square.
+        adapt: how weights for another number of channels are taken, see `adapt_channels`; None: they are refused.
 
     Raises:
         UserError: if the file cannot be read, any other tensor is missing, unexpected or mis-shaped, or holds values
@@ -101,6 +110,8 @@ def load_weights(
     path, weights, own = file.path, dict(file.tensors), model.state_dict()
     made = missing_last_norm(weights) if "encoder.norm.weight" in own else {}
     weights |= made
+    adapted = "" if _PATCHES not in own else adapt_channels(weights, own[_PATCHES].shape[1], adapt)
+    left_out = [name for name in file.tensors if name not in weights]
     _check_heads(file, model)
     grid_hw = source_grid_hw or (file.architecture.grid_hw if file.architecture else _recorded_grid(path))
     resized = _resize_bias_tables(weights, own, model, grid_hw)
@@ -108,24 +119,25 @@ def load_weights(
 
     common, missing, unexpected, mismatched = _compare(weights, own)
     refused = {
-        "missing from the file": _outside(missing, allow_missing),
+        "missing from the file": _outside(missing, (*allow_missing, *left_out)),
         "not in this model": _outside(unexpected, allow_unexpected),
         "of another shape": _outside(mismatched, allow_mismatched),
     }
     _raise_if_any(path, refused, weights, own)
     loaded = [name for name in common if name not in mismatched]
     _copy(path, {name: weights[name] for name in loaded}, own)
-    return LoadReport(path, loaded, missing, unexpected, mismatched, resized, list(made))
+    return LoadReport(path, loaded, missing, unexpected, mismatched, resized, list(made), adapted)
 
 
-def load_encoder(model: nn.Layer, path: str | Path, blocks: int | None = None) -> LoadReport:
+def load_encoder(model: nn.Layer, path: str | Path, blocks: int | None = None, **options: object) -> LoadReport:
     """Load the encoder of any weights into a model from images to features; see `load_weights`.
 
     Args:
         blocks: of the file's encoder, where the model has fewer; see `upper_blocks`.
+        options: of `load_weights`.
     """
-    depth = len(model.encoder.layers)
-    return load_weights(model, path, allow_unexpected=(*NAMES_BESIDE_ENCODER, *upper_blocks(depth, blocks)))
+    unexpected = (*NAMES_BESIDE_ENCODER, *upper_blocks(len(model.encoder.layers), blocks))
+    return load_weights(model, path, allow_unexpected=unexpected, **options)
 
 
 def upper_blocks(depth: int, blocks: int | None) -> list[str]:
@@ -336,7 +348,10 @@ def _patch_advice(file: tuple[int, ...], model: tuple[int, ...]) -> str:
     """Return advice for patch projections [D, C, P, P] of other channels or patches."""
     (_, channels, patch_px, *_), advice = (*file, 0, 0, 0), []
     if (channels,) != model[1:2]:
-        advice.append(f"DATA.IMAGE_CHANNELS {channels}, with as many numbers in DATA.IMAGENET_MEAN and IMAGENET_STD")
+        advice.append(
+            f"DATA.IMAGE_CHANNELS {channels}, with as many numbers in DATA.IMAGENET_MEAN and IMAGENET_STD (or, for a "
+            "new run, MODEL.ADAPT_CHANNELS repeat)"
+        )
     if (patch_px,) != model[2:3]:
         advice.append(f"MODEL.PATCH_SIZE {patch_px}")
     return f"the file is for images of {channels} channels in patches of {patch_px} pixels: set {' and '.join(advice)}"

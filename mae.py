@@ -74,6 +74,7 @@ class MAEPretrain(nn.Layer):
         build = CrossDecoder if self.is_cross else functools.partial(Transformer, decoder)
         self.decoder = build(architecture, **options)
         self.decoder_pred = Linear(decoder.width, architecture.patch_px**2 * architecture.channels)
+        self._last: dict[str, object] = {}  # a tensor of its own would become a buffer
         self._tables: dict[tuple[int, int], tuple[paddle.Tensor, paddle.Tensor]] = {}  # by grid
         self._init_weights()
 
@@ -201,11 +202,18 @@ class MAEPretrain(nn.Layer):
             hidden_ratio = 1 - shuffle.shape[1] / self.patch_embedding.num_patches
         ratio = self.predict_ratio if predict_ratio is None and self.training else predict_ratio
         num_hidden, count = (num_predicted(self.patch_embedding.num_patches, hidden_ratio, p) for p in (None, ratio))
+        self._last = {"restore": restore, "count": count}
         latent = self.encode(images, shuffle)
         if count < num_hidden or self.is_cross:
             return *self._predict_some(images, latent, shuffle, restore, count), mask
         pred = self.decode(latent, restore)
         return self.loss(images, pred, mask), pred, mask
+
+    @property
+    def predicted(self) -> paddle.Tensor:
+        """Patches that the last call of `forward` predicted, [B, N] bool; a static graph does not record them."""
+        restore = self._last["restore"]
+        return restore >= restore.shape[1] - self._last["count"]
 
     def _predict_some(
         self, images: paddle.Tensor, latent, shuffle: paddle.Tensor, restore: paddle.Tensor, count: int

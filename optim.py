@@ -1,5 +1,6 @@
 """Learning rate schedule, parameter groups, AdamW, LARS and Muon."""
 
+import functools
 import math
 import re
 
@@ -10,9 +11,21 @@ from paddle.optimizer import AdamW, Momentum, Optimizer
 from errors import UserError
 
 _BLOCK_MATRIX = re.compile(r"(^|\.)layers\.\d+\.((cross_)?attn\.(qkv|q|kv|out)|mlp\.(fc1|fc2))\.weight$")
-_QUINTIC = (3.4445, -4.7750, 2.0315)  # Keller Jordan's coefficients
-_QUINTIC_STEPS, _NORM_EPS = 5, 1e-7
+# Of the degrees 1, 3 and 5, for each step; more steps repeat the last one.
+_COEFFICIENTS = {
+    "original": [(3.4445, -4.7750, 2.0315)],  # Keller Jordan's
+    "quintic": [  # timm's, which end closer to 1
+        (4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037), (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ],
+}  # fmt: skip
+_NORM_EPS = 1e-7
 _RMS_OF_ADAMW = 0.2  # typical root mean square of AdamW's step at learning rate 1
+# Of a step of a matrix [in, out].
+_SCALES = {
+    "match_rms_adamw": lambda inputs, outputs: _RMS_OF_ADAMW * math.sqrt(max(inputs, outputs)),
+    "original": lambda inputs, outputs: math.sqrt(max(1.0, outputs / inputs)),
+}
 
 
 def lr_at(
@@ -141,17 +154,21 @@ class LARS(Optimizer):
 
 
 @paddle.no_grad()
-def orthogonalise(matrix: paddle.Tensor, dtype: str = "float32") -> paddle.Tensor:
-    """Bring the singular values of a matrix to about 1 (0.7 to 1.2), by five Newton-Schulz steps of the fifth degree.
+def orthogonalise(
+    matrix: paddle.Tensor, dtype: str = "float32", steps: int = 5, coefficients: str = "original"
+) -> paddle.Tensor:
+    """Bring the singular values of a matrix to about 1 (0.7 to 1.2), by Newton-Schulz steps of the fifth degree.
 
     Args:
         dtype: of the products; bfloat16 is faster on GPUs, and off by up to some percent.
+        coefficients: "original" or "quintic".
     """
-    first, third, fifth = _QUINTIC
+    rows = _COEFFICIENTS[coefficients]
     is_tall = matrix.shape[0] > matrix.shape[1]
     scaled = (matrix / (matrix.norm() + _NORM_EPS)).astype(dtype)
     scaled = scaled.t() if is_tall else scaled
-    for _ in range(_QUINTIC_STEPS):
+    for step in range(steps):
+        first, third, fifth = rows[min(step, len(rows) - 1)]
         gram = paddle.matmul(scaled, scaled, transpose_y=True)
         scaled = first * scaled + paddle.matmul(third * gram + fifth * paddle.matmul(gram, gram), scaled)
     return (scaled.t() if is_tall else scaled).astype(matrix.dtype)
@@ -160,25 +177,48 @@ def orthogonalise(matrix: paddle.Tensor, dtype: str = "float32") -> paddle.Tenso
 class Muon(Optimizer):
     """Momentum whose step is orthogonalised, for matrices (Keller Jordan, 2024).
 
-    The step is scaled by 0.2 sqrt(larger side), so that its root mean square is that of AdamW's, whose learning rate
-    and weight decay it therefore takes (Moonlight, arXiv 2502.16982). A matrix may be kept as [in, out] or [out, in].
-
     Args:
         learning_rate: number.
-        parameters: groups of matrices, see `param_groups`.
+        parameters: matrices [in, out], or groups of them, see `param_groups`.
+        weight_decay: of parameters whose group has none of its own.
         momentum: share of the old average of the gradients that stays.
-        dtype: see `orthogonalise`.
+        nesterov: the step looks one gradient ahead.
+        ns_steps, coefficients, dtype: see `orthogonalise`.
+        scale: "match_rms_adamw": 0.2 sqrt(larger side), so that a step's root mean square is that of AdamW's, whose
+            learning rate and weight decay it therefore takes (Moonlight, arXiv 2502.16982). "original": the square
+            root of out / in, or 1 if that is larger; its learning rates are about 0.02.
+
+    Raises:
+        UserError: for a choice that is not known, or a parameter of other than two axes.
     """
 
     _velocity_acc_str = "velocity"
 
-    def __init__(self, learning_rate: float, parameters: list[dict], momentum: float = 0.95, dtype: str = "float32"):
-        self._decay_of = {
-            parameter.name: group["weight_decay"] for group in parameters for parameter in group["params"]
-        }
-        plain = [{key: group[key] for key in ("params", "learning_rate")} for group in parameters]
+    def __init__(
+        self,
+        learning_rate: float,
+        parameters: list,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+        coefficients: str = "quintic",
+        scale: str = "match_rms_adamw",
+        dtype: str = "float32",
+    ):
+        parameters = list(parameters)
+        groups = parameters if isinstance(parameters[0], dict) else [{"params": parameters}]
+        if coefficients not in _COEFFICIENTS or scale not in _SCALES:
+            names = ", ".join((*_COEFFICIENTS, *_SCALES))
+            raise UserError(f"Muon(coefficients={coefficients!r}, scale={scale!r}): known are {names}")
+        others = [p.name for group in groups for p in group["params"] if len(p.shape) != 2]
+        if others:
+            raise UserError(f"Muon is for matrices, and {others[0]} is not one; give such parameters to AdamW")
+        self._decay_of = {p.name: group.get("weight_decay", weight_decay) for group in groups for p in group["params"]}
+        plain = [{key: group[key] for key in ("params", "learning_rate") if key in group} for group in groups]
         super().__init__(learning_rate=learning_rate, parameters=plain, weight_decay=None)
-        self.type, self._momentum, self._dtype = "muon", momentum, dtype
+        self.type, self._momentum, self._nesterov, self._scale = "muon", momentum, nesterov, _SCALES[scale]
+        self._orthogonalise = functools.partial(orthogonalise, dtype=dtype, steps=ns_steps, coefficients=coefficients)
 
     _create_accumulators = LARS._create_accumulators
 
@@ -188,11 +228,10 @@ class Muon(Optimizer):
         velocity = self._get_accumulator(self._velocity_acc_str, parameter)
         fresh = gradient * (1.0 - self._momentum)
         paddle.assign(velocity * self._momentum + fresh, velocity)
-        ahead = velocity * self._momentum + fresh  # Nesterov's
+        ahead = velocity * self._momentum + fresh if self._nesterov else velocity
         rate = self.get_lr() * parameter.optimize_attr.get("learning_rate", 1.0)
-        scale = rate * _RMS_OF_ADAMW * math.sqrt(max(parameter.shape))
         kept = parameter * (1.0 - rate * self._decay_of[parameter.name])
-        paddle.assign(kept - scale * orthogonalise(ahead, self._dtype), parameter)
+        paddle.assign(kept - rate * self._scale(*parameter.shape) * self._orthogonalise(ahead), parameter)
 
 
 class JoinedOptimizer:
@@ -239,7 +278,7 @@ class MuonWithAdamW(JoinedOptimizer):
     def __init__(self, groups: list[dict], betas: tuple[float, float], eps: float, **options: object):
         self._parameter_list = [parameter for group in groups for parameter in group["params"]]
         matrices, others = (_part_of(groups, of_muon=of_muon) for of_muon in (True, False))
-        self._parts = [Muon(0.0, matrices, **options)] if matrices else []
+        self._parts = [Muon(0.0, matrices, coefficients="original", **options)] if matrices else []
         self._parts += [build_optimizer("AdamW", others, betas=betas, eps=eps)] if others else []
 
 

@@ -130,11 +130,11 @@ def by_capi(
     tried = {}
     for distance in DISTANCES if len(others.masks) else ():
         for k, labels in segment_by_votes(others, held.features, ks, distance).items():
-            tried[k, distance] = segmentation_scores.scores(held.count(labels, num_classes))["miou"]
+            tried[k, distance] = segmentation_scores.means(held.count(labels, num_classes))["miou"]
             say(f"  {distance}, k={k}: {tried[k, distance]:.2f} on a tenth of the training images")
     k, distance = max(tried, key=tried.get) if tried else (ks[0], DISTANCES[0])
     labels = segment_by_votes(train, val.features, [k], distance)[k]
-    return segmentation_scores.scores(val.count(labels, num_classes)) | {"k": k, "distance": distance}
+    return segmentation_scores.means(val.count(labels, num_classes)) | {"k": k, "distance": distance}
 
 
 def by_hummingbird(train: Patches, val: Patches, k: int, num_classes: int) -> dict[str, object]:
@@ -149,7 +149,7 @@ def by_hummingbird(train: Patches, val: Patches, k: int, num_classes: int) -> di
             truth, own, scores = next(masks), scores[:per_image], scores[per_image:]
             predicted = patch_labels.enlarge(own, val.grid_hw, truth.shape)[0]
             counts += segmentation_scores.confusion(truth, predicted, num_classes)
-    return segmentation_scores.scores(counts) | {"k": k, "distance": "cosine"}
+    return segmentation_scores.means(counts) | {"k": k, "distance": "cosine"}
 
 
 def by_linear_classifier(train: Patches, val: Patches, num_classes: int, seed: int) -> dict[str, float]:
@@ -178,4 +178,4 @@ def _score_heads(heads: linear_probe.Heads, patches: Patches, num_classes: int) 
         for rate in range(len(counts)):
             predicted = patch_labels.enlarge(logits[:, rate], patches.grid_hw, truth.shape)[0]
             counts[rate] += segmentation_scores.confusion(truth, predicted, num_classes)
-    return [segmentation_scores.scores(own) for own in counts]
+    return [segmentation_scores.means(own) for own in counts]

@@ -1,6 +1,6 @@
 """Classes of photos by any classifier or segmenter of this project, or by a CLIP model with texts.
 
-from measures.prediction import load, predict
+from tools.predict import load, predict
 model = load("output/finetune")
 for found in predict(model, ["cat.jpg", "dog.jpg"]):
 print(found.file, found.classes[0], found.probabilities[0])
@@ -111,13 +111,15 @@ def load(path: str | Path, config=None, texts: Sequence[str] = ()) -> Classifier
     return Classifier(logits, config, list(texts))
 
 
-def predict(model: Classifier, images: Images, topk: int = 5) -> list[Prediction]:
+def predict(model: Classifier | str | Path, images: Images, topk: int = 5) -> list[Prediction]:
     """Return the likeliest classes of photos, or, of a segmenter, those that cover the most of them.
 
     Args:
+        model: from `load`, or what it takes.
         images: a folder, a file, a list file, a folder of shards, or a picture of PIL; or several files or pictures.
         topk: classes of each.
     """
+    model = model if isinstance(model, Classifier) else load(model)
     return list(itertools.chain.from_iterable(predict_batches(model, _open(images, model.config), topk)))
 
 

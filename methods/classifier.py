@@ -47,6 +47,7 @@ def build_classifier(run: Run, head_std: float) -> VisionTransformer:
     report = checkpoint.load_weights(
         model,
         config.MODEL.PRETRAINED,
+        adapt=config.MODEL.ADAPT_CHANNELS,
         allow_missing=(*head, "encoder_norm.*", *added),
         allow_mismatched=head,
         allow_unexpected=(*checkpoint.NAMES_BESIDE_ENCODER, *replaced, *upper),

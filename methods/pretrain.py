@@ -28,7 +28,7 @@ def build(run: Run) -> Task:
     paddle.seed(config.SEED)
     model = network = build_mae_pretrain(config)
     if config.MODEL.PRETRAINED and run.resume_from is None:
-        run.log.say(str(checkpoint.load_weights(model, config.MODEL.PRETRAINED)))
+        run.log.say(str(checkpoint.load_weights(model, config.MODEL.PRETRAINED, adapt=config.MODEL.ADAPT_CHANNELS)))
 
     if config.DISTILL.TEACHER is not None:
         return _distilled(run, model)

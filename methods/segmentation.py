@@ -15,6 +15,8 @@ from errors import UserError
 from layers import across_ranks, cross_entropy
 from methods import classifier, segmentation_scores, start
 from methods.method import Method
+from methods.segmentation_scores import confusion_matrix as confusion_matrix
+from methods.segmentation_scores import scores as scores
 from methods.segmenter import Segmenter, build_segmenter, segment, upsample
 from optim import param_groups
 from pipeline import mask_augment
@@ -46,7 +48,7 @@ def build(run: Run) -> Task:
     if start.has_weights_to_load(run):
         head = [name for name in model.state_dict() if name.startswith("classifier.")]
         upper = checkpoint.upper_blocks(config.MODEL.ENCODER.DEPTH, config.MODEL.PRETRAINED_BLOCKS)
-        options = {"allow_missing": head, "allow_mismatched": head}
+        options = {"allow_missing": head, "allow_mismatched": head, "adapt": config.MODEL.ADAPT_CHANNELS}
         allowed = (*checkpoint.NAMES_BESIDE_ENCODER, *upper)
         report = checkpoint.load_weights(model, config.MODEL.PRETRAINED, allow_unexpected=allowed, **options)
         run.log.say(str(report))
@@ -194,7 +196,7 @@ class SegmentationEvaluator:
             self._run.log.say(
                 f"{absent} of {len(total)} classes have no pixel in the val split; mIoU is over the others"
             )
-        return segmentation_scores.scores(total) | means
+        return segmentation_scores.means(total) | means
 
 
 def evaluation(run: Run) -> Evaluation:

@@ -19,7 +19,8 @@ def has_weights_to_load(run: Run) -> bool:
 def load_encoder(run: Run, encoder: nn.Layer) -> None:
     """Load the encoder of -pretrained into a network from images to features; classifiers and decoders are ignored."""
     if has_weights_to_load(run):
-        run.log.say(str(checkpoint.load_encoder(encoder, run.config.MODEL.PRETRAINED)))
+        model = run.config.MODEL
+        run.log.say(str(checkpoint.load_encoder(encoder, model.PRETRAINED, adapt=model.ADAPT_CHANNELS)))
 
 
 _PIXELS = ("PIXELS", "PIXEL_RANGE", "PIXEL_SCALE", "BANDS", "NODATA", "IMAGENET_MEAN", "IMAGENET_STD")

@@ -20,7 +20,7 @@ _MOST_ROWS, _MOST_PICTURES = 20, 12
 def evaluate_segmenter(model, config, source: Source, out: Path) -> dict[str, float]:
     """Segment a source's images, and write scores.json, classes.csv, confusion.csv, images.csv and report.html.
 
-    The scores are those of `segmentation_scores.scores`, from one confusion over all images; images.csv has those of
+    The scores are those of `segmentation_scores.means`, from one confusion over all images; images.csv has those of
     each image by itself, the worst first.
 
     Returns:
@@ -34,12 +34,12 @@ def evaluate_segmenter(model, config, source: Source, out: Path) -> dict[str, fl
         own = segmentation_scores.confusion(truth, label_map(model, config, batch.images[0], truth.shape), len(names))
         counts += own
         if own.any():  # a mask may have no class anywhere
-            images.append((segmentation_scores.scores(own), int(batch.host_indices[0]), int(own.sum())))
+            images.append((segmentation_scores.means(own), int(batch.host_indices[0]), int(own.sum())))
     if not images:
         raise UserError(f"{source.origin}: no pixel of its masks has a class; is DATA.MASK_IGNORE right?")
     images.sort(key=lambda image: (image[0]["miou"], image[1]))
     occurs = counts.sum(axis=1) > 0
-    scores = {"images": len(images), "classes": int(occurs.sum()), **segmentation_scores.scores(counts)}
+    scores = {"images": len(images), "classes": int(occurs.sum()), **segmentation_scores.means(counts)}
     scores |= {"skipped": len(notes)} if notes else {}
     _write_tables(out, counts, names, images, source)
     worst = np.array([index for _, index, _ in images[:_MOST_PICTURES]])

@@ -30,12 +30,13 @@ class BadFile(ValueError):
     """A file cannot be read as an array; the message says why."""
 
 
-def decode_array(data: bytes, channels: int) -> np.ndarray:
+def decode(data: bytes, suffix: str = "", channels: int = 0) -> np.ndarray:
     """Return the numbers of an image file, [H, W, C], in the type that it holds.
 
     Args:
         data: the file.
-        channels: that are wanted, by which those of NumPy's files are found, see `_channels_last`.
+        suffix: of the file's name, for messages; its content says what it is.
+        channels: that are wanted, by which those of NumPy's files are found, see `_channels_last`; 0: not known.
 
     Raises:
         ValueError: naming what is wrong with the file, or why it is not read.

@@ -3,7 +3,7 @@
 import numpy as np
 
 from errors import UserError
-from pipeline.array_files import decode_array
+from pipeline.array_files import decode
 from pipeline.pixel_array import PixelArray, PixelFormat
 from pipeline.sources import Source, Wrapper
 
@@ -25,7 +25,7 @@ class ArraySource(Wrapper):
     def numbers(self, index: int) -> np.ndarray:
         """Return the numbers of an image, as its file has them, [H, W, channels of the file]."""
         if self._was_encoded:
-            return decode_array(self._source.read(index), self._form.needed)
+            return decode(self._source.read(index), channels=self._form.needed)
         array = np.asarray(self._source.image(index))
         return array[:, :, None] if array.ndim == 2 else array
 

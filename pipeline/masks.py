@@ -1,12 +1,14 @@
 """Masks of segmentation: what their pixels hold, and which class a value or a colour stands for. No Paddle here."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from errors import UserError, abridge
 from pipeline.decoding import decode
+from storage.files import read_file
 
 IGNORED = -1  # label of pixels that belong to no class
 MOST_CLASSES = 32_767
@@ -48,6 +50,27 @@ def _undo_scale(image: Image.Image, data: bytes, values: np.ndarray) -> np.ndarr
     elif image.format == "TIFF" and image.mode == "L":
         depth = image.tag_v2.get(_TIFF_BITS, (8,))[0]
     return values // (255 // (2**depth - 1)) if depth in (2, 4) else values
+
+
+def read_mask(path: str | Path, colours: Sequence[tuple[int, int, int]] | None = None) -> np.ndarray:
+    """Read a mask file as integers [H, W].
+
+    Args:
+        colours: of the classes, whose places they stand for; None: the file holds integers.
+
+    Raises:
+        ValueError: naming the file, and what is wrong with it.
+    """
+    try:
+        values = read_values(read_file(path))
+        if colours is not None:
+            return Codes({tuple(colour): label for label, colour in enumerate(colours)}).apply(values).astype(np.int64)
+        values = without_colours(values)
+        if values.ndim == 3:
+            raise ValueError("holds colours; the argument `colours` says what they stand for")
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    return values
 
 
 def without_colours(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ Of a segmenter, the table has the classes that cover the most of each photo, and
 photo's size for each, with the number of the class in each pixel (`classes.txt` has the names), and the photo with
 its classes painted over it. From Python:
 
-    from measures.prediction import load, predict, segment
+    from tools.predict import load, predict, segment
 """
 
 import runtime
@@ -31,6 +31,9 @@ from arguments import Parser
 from errors import UserError, abridge
 from launch import command_line, tool_flags
 from measures import prediction
+from measures.prediction import load as load
+from measures.prediction import predict as predict
+from measures.prediction import segment as segment
 from pages import prediction_table
 from pages.mask_files import MASKS, OVERLAYS, MaskFiles
 from pages.prediction_page import Summary, write_page

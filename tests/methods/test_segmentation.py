@@ -104,7 +104,7 @@ def test_scores_are_those_of_scikit_learn():
     assert np.array_equal(counts, segmentation_scores.confusion(truth, predicted, 6)), "batches do not matter"
     valid = truth >= 0
     expected = jaccard_score(truth[valid], predicted[valid], average="macro")  # labels that are in either
-    found = segmentation_scores.scores(counts)
+    found = segmentation_scores.means(counts)
     assert found["miou"] == pytest.approx(100 * expected, abs=1e-9)
     assert found["aacc"] == pytest.approx(100 * (truth == predicted)[valid].mean(), abs=1e-9)
     recalls = [(predicted[truth == label] == label).mean() for label in (0, 1, 3, 5)]

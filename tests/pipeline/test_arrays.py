@@ -22,7 +22,7 @@ from measures import prediction
 from methods import dispatch
 from pages import drawing, reconstruction
 from pipeline import array_files, augment, sources
-from pipeline.array_files import decode_array
+from pipeline.array_files import decode
 from pipeline.array_source import ArraySource, as_picture
 from pipeline.pixel_array import PixelArray, PixelFormat
 from pipeline.sources import ArrayImages
@@ -79,7 +79,7 @@ CHUNKY = {"photometric": "minisblack", "planarconfig": "contig"}
 def test_tiff_files_come_back(dtype, order, options):
     array = numbers(dtype)
     data = as_tiff(array if order == "last" else np.moveaxis(array, -1, 0), **options)
-    found = decode_array(data, BANDS)
+    found = decode(data, channels=BANDS)
     assert found.dtype == dtype
     assert np.array_equal(found, array)
 
@@ -90,13 +90,13 @@ def test_files_of_numpy_come_back(dtype):
     for stored in (array, np.moveaxis(array, -1, 0), np.asfortranarray(array)):
         buffer = io.BytesIO()
         np.save(buffer, stored)
-        assert np.array_equal(decode_array(buffer.getvalue(), BANDS), array)
+        assert np.array_equal(decode(buffer.getvalue(), channels=BANDS), array)
         packed = io.BytesIO()
         np.savez_compressed(packed, stored)
-        assert np.array_equal(decode_array(packed.getvalue(), BANDS), array)
+        assert np.array_equal(decode(packed.getvalue(), channels=BANDS), array)
     plane = io.BytesIO()
     np.save(plane, array[:, :, 0])
-    assert np.array_equal(decode_array(plane.getvalue(), 1), array[:, :, :1])
+    assert np.array_equal(decode(plane.getvalue(), channels=1), array[:, :, :1])
 
 
 def test_the_axis_of_channels_is_the_wanted_or_the_shortest_one():
@@ -107,14 +107,14 @@ def test_the_axis_of_channels_is_the_wanted_or_the_shortest_one():
         ((8, 9, 6), 8, (9, 6, 8)),
         ((3, 4, 4), 3, (4, 4, 3)),
     ):
-        assert decode_array(as_npy(np.zeros(shape)), channels).shape == expected
+        assert decode(as_npy(np.zeros(shape)), channels=channels).shape == expected
 
 
 def test_16_bit_png():
     array = numbers("uint16", (6, 7))
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
-    found = decode_array(buffer.getvalue(), 1)
+    found = decode(buffer.getvalue(), channels=1)
     assert found.dtype == np.uint16
     assert np.array_equal(found[:, :, 0], array)
 
@@ -182,7 +182,7 @@ HOSTILE = {
 def test_hostile_files_are_refused_in_one_line(name, soon):
     make, message = HOSTILE[name]
     with pytest.raises((ValueError, OSError), match=re.escape(message)) as raised:
-        decode_array(make(), 2)
+        decode(make(), channels=2)
     assert "\n" not in str(raised.value)
 
 
@@ -193,7 +193,7 @@ def test_a_tiff_that_claims_too_much_is_refused_before_memory_is_taken(soon):
     for offset in offsets:
         data[offset : offset + 4] = struct.pack("<I", 60000)
     with pytest.raises(ValueError, match="claims 7,200,000,000 bytes, above the limit"):
-        decode_array(bytes(data), 1)
+        decode(bytes(data), channels=1)
 
 
 def test_an_archive_that_inflates_is_refused_by_its_header(soon):
@@ -205,7 +205,7 @@ def test_an_archive_that_inflates_is_refused_by_its_header(soon):
             member.write(bytes(1 << 20))
     tracemalloc.start()
     with pytest.raises(ValueError, match="claims 6,528 bytes, and its member 33,560,960"):
-        decode_array(buffer.getvalue(), 4)
+        decode(buffer.getvalue(), channels=4)
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
 
@@ -217,7 +217,7 @@ def test_pages_in_a_circle_end(soon):
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", t, k, 1, v) for t, k, v in entries)
     data = struct.pack("<2sHI", b"II", 42, 12) + bytes(4) + directory + struct.pack("<I", 12)
     with pytest.raises(ValueError, match="is a TIFF file without an image of full size|more than 512 pages|is damaged"):
-        decode_array(data, 1)
+        decode(data, channels=1)
 
 
 @pytest.mark.parametrize("kind", ["tiff", "npy"])
@@ -229,7 +229,7 @@ def test_mutated_files_crash_nothing(kind, soon, caplog):
         for position in rng.integers(0, 160, 3):
             data[position] = rng.integers(256)
         with contextlib.suppress(ValueError):
-            assert decode_array(bytes(data), BANDS).ndim == 3
+            assert decode(bytes(data), channels=BANDS).ndim == 3
     assert not caplog.records
 
 

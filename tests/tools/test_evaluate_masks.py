@@ -55,7 +55,7 @@ def test_scores_tables_and_page(run, tmp_path):
     assert len(images) == 5
     assert [float(row["miou"]) for row in images] == sorted(float(row["miou"]) for row in images)
     own = [segmentation_scores.confusion(*pair, 8) for pair in zip(masks, maps, strict=True)]
-    lowest = min(segmentation_scores.scores(counts)["miou"] for counts in own)
+    lowest = min(segmentation_scores.means(counts)["miou"] for counts in own)
     assert float(images[0]["miou"]) == pytest.approx(lowest)
     page = (out / "report.html").read_text()
     for heading in ("truth", "prediction", "errors", "Images with the lowest mIoU (5 of 5)", "Confusion"):

@@ -58,7 +58,7 @@ def test_shares_are_blended_by_a_softmax():
 
 def test_votes_of_no_class_are_wrong():
     truth, predicted = np.array([0, 0, 1, -1]), np.array([0, -1, 1, 1])
-    found = segmentation_scores.scores(segmentation_scores.confusion(truth, predicted, 2))
+    found = segmentation_scores.means(segmentation_scores.confusion(truth, predicted, 2))
     assert found["miou"] == pytest.approx(75.0)
     assert found["aacc"] == pytest.approx(200 / 3)
 

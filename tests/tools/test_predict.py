@@ -84,7 +84,7 @@ def test_python_takes_pictures_files_and_folders(run, photos):
     from_pictures = prediction.predict(model, [Image.open(file) for file in files])
     assert [row.probabilities for row in from_files] == [row.probabilities for row in from_pictures]
     assert len(prediction.predict(model, photos)) == 13
-    assert prediction.predict(model, str(files[0]), topk=1)[0].classes == from_files[0].classes[:1]
+    assert predict.predict(run, str(files[0]), topk=1)[0].classes == from_files[0].classes[:1], "by a run's path, too"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
