@@ -222,7 +222,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
 
 def _resize_position_tables(weights: dict, own: dict, model: nn.Layer, source_grid_hw) -> list[str]:
     """Interpolate the file's position tables to the model's grid, in `weights`; returns their names."""
-    resized = []
+    resized, groups = [], max(1, len(getattr(model.architecture, "channel_groups", ())))
     for name in _POSITION_TABLES:
         if name not in weights or name not in own:
             continue
@@ -231,8 +231,8 @@ def _resize_position_tables(weights: dict, own: dict, model: nn.Layer, source_gr
             continue  # reported as a mismatch
         if table.shape[1] == own[name].shape[1] and source_grid_hw in (None, grid_hw):
             continue
-        weights[name] = StoredTensor.of(resize_table(table.read(), grid_hw, source_grid_hw))
-        source = source_grid_hw or square_grid(table.shape[1] - 1)
+        weights[name] = StoredTensor.of(resize_table(table.read(), grid_hw, source_grid_hw, groups))
+        source = source_grid_hw or square_grid((table.shape[1] - 1) // groups)
         resized.append(f"{name} {source[0]}x{source[1]} -> {grid_hw[0]}x{grid_hw[1]}")
     return resized
 

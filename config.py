@@ -227,6 +227,7 @@ def _validate(config: CfgNode, rules: Mapping[str, Rule]) -> None:
     _check_top(config, require)
     _check_data(config.DATA, require)
     _check_pixels(config, require)
+    _check_groups(config, require)
     _check_model(config, require)
     _check_train(config.TRAIN, require)
     if config.TRAIN.get("RESOLUTION") is not None:
@@ -289,6 +290,24 @@ def _check_pixels(config: CfgNode, require) -> None:
     require(network_kind(config) != SEGMENTER, "DATA.PIXELS", "segmentation reads photos; set it to photo")
 
 
+def _check_groups(config: CfgNode, require) -> None:
+    key, groups, count = "MODEL.CHANNEL_GROUPS", config.MODEL.CHANNEL_GROUPS, config.DATA.IMAGE_CHANNELS
+    if not groups:
+        return
+    channels = [channel for group in groups for channel in (group if isinstance(group, (list, tuple)) else [None])]
+    are_groups = _are_channels(channels, count) and sorted(channels) == list(range(count)) and all(groups)
+    require(
+        are_groups, key, f"must be lists of channels, each of 0 to {count - 1} in one of them (DATA.IMAGE_CHANNELS)"
+    )
+    require(len(groups) > 1, key, "one group is no group; leave it out")
+    require(not config.MODEL.PATCH_NORM, "MODEL.PATCH_NORM", f"does not go with {key}")
+    bias = "MODEL.ENCODER.RELATIVE_POSITION_BIAS"
+    require(not get_value(config, bias), bias, f"does not go with {key}")
+    for section, name in (("TRAIN", "RESOLUTION"), ("DISTILL", "TEACHER")):
+        value = config.get(section, {}).get(name)
+        require(value is None, f"{section}.{name}", f"does not go with {key}")
+
+
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
@@ -321,7 +340,7 @@ def _check_model(config: CfgNode, require) -> None:
     require(model.GLOBAL_POOL or not model.DISTILL_HEAD, "MODEL.DISTILL_HEAD", what)
     is_finetuned = network_kind(config) == "classifier"
     require(is_finetuned or not model.DISTILL_HEAD, "MODEL.DISTILL_HEAD", f"is not for MODEL.TYPE {model.TYPE}")
-    num_patches = (height // model.PATCH_SIZE) * (width // model.PATCH_SIZE)
+    num_patches = (height // model.PATCH_SIZE) * (width // model.PATCH_SIZE) * max(1, len(model.CHANNEL_GROUPS))
     what = f"makes {num_patches:,} patches of {model.PATCH_SIZE} pixels, and attention takes at most {_MOST_PATCHES:,}"
     require(num_patches <= _MOST_PATCHES, "DATA.IMAGE_SIZE", what)
     if has_decoder:

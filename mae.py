@@ -15,17 +15,17 @@ from collections.abc import Sequence
 
 import paddle
 from paddle import nn
-from paddle.autograd import PyLayer
 
 from errors import UserError
 from layers import kernels
 from layers.cross_decoder import CrossDecoder
 from layers.patch_counts import num_predicted, num_visible
-from layers.pos_embed import sincos_table
+from layers.patch_embedding import GroupedPrediction, build_patch_embedding
+from layers.patches import gather_tokens, patch_statistics, patchify, permute_tokens
+from layers.patches import unpatchify as unpatchify
+from layers.pos_embed import position_table, sincos_table
 from storage.architecture import SELF, Architecture, of_config
-from transformer import Linear, PatchEmbedding, Transformer, init_linear, layer_index, regularisation
-
-_NORM_PIX_EPS = 1e-6
+from transformer import Linear, Transformer, init_linear, layer_index, regularisation
 
 
 class MAEPretrain(nn.Layer):
@@ -44,6 +44,7 @@ class MAEPretrain(nn.Layer):
         mask_ratio: share of the patches that is hidden.
         predict_ratio: share of all patches that is predicted while training; None: of all that are hidden.
         drop_path: rate of the encoder's last layer; 0 in the paper.
+        are_masks_consistent: with groups of channels, all hide the same patches; else each group hides its own.
         options: `dropout` and `attention_dropout` of each layer, `recompute`.
     """
 
@@ -53,27 +54,36 @@ class MAEPretrain(nn.Layer):
         mask_ratio: float = 0.75,
         drop_path: float = 0.0,
         predict_ratio: float | None = None,
+        are_masks_consistent: bool = False,
         **options,
     ):
         super().__init__()
+        _check_groups(architecture, predict_ratio)
         encoder, decoder, grid_hw = architecture.encoder, architecture.decoder, architecture.grid_hw
         self.architecture, self.mask_ratio, self.predict_ratio = architecture, mask_ratio, predict_ratio
+        self.num_groups, self.are_masks_consistent = max(1, len(architecture.channel_groups)), are_masks_consistent
         self.is_cross = architecture.decoder_kind != SELF
         self.norm_pix_loss = architecture.norm_pix_loss is not False
         self.decode_layer = architecture.decode_layer or encoder.depth
         token_init = nn.initializer.Normal(std=0.02)
 
-        self.patch_embedding = PatchEmbedding(architecture)
+        groups = len(architecture.channel_groups)
+        self.patch_embedding = build_patch_embedding(architecture)
         self.cls_token = self.create_parameter([1, 1, encoder.width], default_initializer=token_init)
-        self.register_buffer("encoder_position_embedding", paddle.to_tensor(sincos_table(encoder.width, grid_hw)))
+        self.register_buffer(
+            "encoder_position_embedding", paddle.to_tensor(position_table(encoder.width, grid_hw, groups))
+        )
         self.encoder = Transformer(encoder, architecture, drop_path, architecture.has_last_norm, **options)
 
         self.linear_projection = None if self.is_cross else Linear(encoder.width, decoder.width)
         self.mask_token = self.create_parameter([1, 1, decoder.width], default_initializer=token_init)
-        self.register_buffer("decoder_position_embedding", paddle.to_tensor(sincos_table(decoder.width, grid_hw)))
+        self.register_buffer(
+            "decoder_position_embedding", paddle.to_tensor(position_table(decoder.width, grid_hw, groups, True))
+        )
         build = CrossDecoder if self.is_cross else functools.partial(Transformer, decoder)
         self.decoder = build(architecture, **options)
-        self.decoder_pred = Linear(decoder.width, architecture.patch_px**2 * architecture.channels)
+        pixels = architecture.patch_px**2 * architecture.channels
+        self.decoder_pred = GroupedPrediction(architecture) if groups else Linear(decoder.width, pixels)
         self._last: dict[str, object] = {}  # a tensor of its own would become a buffer
         self._tables: dict[tuple[int, int], tuple[paddle.Tensor, paddle.Tensor]] = {}  # by grid
         self._init_weights()
@@ -96,8 +106,9 @@ class MAEPretrain(nn.Layer):
         for layer in self.sublayers():
             if isinstance(layer, nn.Linear):
                 init_linear(layer, nn.initializer.XavierUniform())
-        weight = self.patch_embedding.patch_embedding.weight  # as a linear layer: its conv fans would be wrong
-        nn.initializer.XavierUniform(fan_in=math.prod(weight.shape[1:]), fan_out=weight.shape[0])(weight)
+        for projection in self.patch_embedding.projections:  # as linear layers: their conv fans would be wrong
+            weight = projection.weight
+            nn.initializer.XavierUniform(fan_in=math.prod(weight.shape[1:]), fan_out=weight.shape[0])(weight)
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that weight decay leaves alone, besides biases and norms: none (official code)."""
@@ -148,6 +159,8 @@ class MAEPretrain(nn.Layer):
         hidden = self.mask_token.astype(tokens.dtype).expand([batch, num_hidden, dim])
         patches = permute_tokens(paddle.concat([tokens[:, 1:], hidden], axis=1), restore)  # [B, N, E]
         tokens = paddle.concat([tokens[:, :1], patches], axis=1) + self.tables()[1]
+        if self.num_groups > 1:
+            return self.patch_embedding.orders.join(self.decoder_pred.predict(self.decoder(tokens)[:, 1:]))
         return self.decoder_pred(self.decoder(tokens))[:, 1:]
 
     def decode_some(
@@ -201,7 +214,9 @@ class MAEPretrain(nn.Layer):
         if is_given:  # by its number of patches, as a mean of float32 is not exact
             hidden_ratio = 1 - shuffle.shape[1] / self.patch_embedding.num_patches
         ratio = self.predict_ratio if predict_ratio is None and self.training else predict_ratio
-        num_hidden, count = (num_predicted(self.patch_embedding.num_patches, hidden_ratio, p) for p in (None, ratio))
+        num_patches = self.patch_embedding.num_patches
+        num_hidden = num_patches - shuffle.shape[1]
+        count = num_hidden if ratio is None else num_predicted(num_patches, hidden_ratio, ratio)
         self._last = {"restore": restore, "count": count}
         latent = self.encode(images, shuffle)
         if count < num_hidden or self.is_cross:
@@ -237,9 +252,16 @@ class MAEPretrain(nn.Layer):
         """Choose the visible patches of `batch` images; arguments as in `forward`, results as of `random_masking`."""
         if mask is not None:
             return random_masking(*noise_from_mask(mask))
-        num_patches = self.patch_embedding.num_patches
-        num_kept = num_visible(num_patches, self.mask_ratio if mask_ratio is None else mask_ratio)
-        return random_masking(paddle.rand([batch, num_patches]) if noise is None else noise, num_kept)
+        noise = paddle.rand([batch, self.num_masked]) if noise is None else noise
+        num_kept = num_visible(noise.shape[1], self.mask_ratio if mask_ratio is None else mask_ratio)
+        if self.num_groups > 1 and noise.shape[1] < self.patch_embedding.num_patches:  # all groups hide the same
+            noise, num_kept = noise.tile([1, self.num_groups]), num_kept * self.num_groups
+        return random_masking(noise, num_kept)
+
+    @property
+    def num_masked(self) -> int:
+        """Patches of which a mask hides a share: those of the grid, or, where groups hide their own, of all groups."""
+        return self.patch_embedding.num_patches // (self.num_groups if self.are_masks_consistent else 1)
 
     def loss(self, images: paddle.Tensor, pred: paddle.Tensor, mask: paddle.Tensor) -> paddle.Tensor:
         """Average the squared error over the pixels of each patch, then over the hidden patches; in float32."""
@@ -247,11 +269,44 @@ class MAEPretrain(nn.Layer):
         return (errors * mask).sum() / mask.sum().clip(min=1.0)
 
     def _errors(self, target: paddle.Tensor, pred: paddle.Tensor) -> paddle.Tensor:
-        """Return the mean squared error of each patch, [B, M], of pixels and predictions [B, M, P*P*C]."""
+        """Return the mean squared error of each patch, [B, M], of pixels and predictions [B, M, P*P*C].
+
+        With groups, of each group's patches, [B, G*N]; SatMAE's official code normalises over all groups, and takes
+        the predictions of its groups, one after another, for channels in order.
+        """
+        if self.num_groups > 1:
+            pairs = zip(self._by_group(target), self._by_group(pred), strict=True)
+            return paddle.concat([self._error(*pair) for pair in pairs], axis=1)
+        return self._error(target, pred)
+
+    def _by_group(self, patches: paddle.Tensor) -> list[paddle.Tensor]:
+        return self.patch_embedding.orders.split(patches)
+
+    def _error(self, target: paddle.Tensor, pred: paddle.Tensor) -> paddle.Tensor:
         if self.norm_pix_loss:
             mean, std = patch_statistics(target)
             target = (target - mean) / std
         return (pred.astype("float32") - target).square().mean(axis=-1)
+
+    def statistics(self, images: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Return mean and standard deviation by which the loss normalises each pixel, [B, N, P*P*C], of images."""
+        patches = patchify(images.astype("float32"), self.patch_embedding.patch_size)
+        if self.num_groups == 1:
+            return tuple(values.expand(patches.shape) for values in patch_statistics(patches))
+        groups = self._by_group(patches)
+        pairs = [[part.expand(group.shape) for part in patch_statistics(group)] for group in groups]
+        return tuple(self.patch_embedding.orders.join(parts) for parts in zip(*pairs, strict=True))
+
+    def hidden_pixels(self, mask: paddle.Tensor) -> paddle.Tensor:
+        """Return which pixels a mask [B, N] hides, [B, N, P*P*C] of the patches on the grid."""
+        pixels = self.patch_embedding.patch_size**2
+        if self.num_groups == 1:
+            return mask.unsqueeze(-1).expand([*mask.shape, pixels * self.architecture.channels])
+        parts = mask.reshape([len(mask), self.num_groups, -1]).unbind(axis=1)
+        sizes = (pixels * len(group) for group in self.architecture.channel_groups)
+        return self.patch_embedding.orders.join(
+            [part.unsqueeze(-1).expand([*part.shape, size]) for part, size in zip(parts, sizes, strict=True)]
+        )
 
 
 def embed_visible(
@@ -268,12 +323,23 @@ def embed_visible(
     Returns:
         [B, 1 + K, D], patches in the order of `shuffle`.
     """
-    patches = gather_tokens(network.patch_embedding.split(images), shuffle)  # [B, K, C*P*P]
-    tokens = network.patch_embedding.project(patches)  # [B, K, D]
+    embedding = network.patch_embedding
+    if network.architecture.channel_groups:
+        tokens = gather_tokens(embedding(images), shuffle)  # [B, K, D]
+    else:
+        tokens = embedding.project(gather_tokens(embedding.split(images), shuffle))
     table = network.encoder_position_embedding if table is None else table
     tokens = tokens + _rows(table, shuffle)
     cls_token = (network.cls_token + table[:, :1]).expand([tokens.shape[0], -1, -1])
     return paddle.concat([cls_token.astype(tokens.dtype), tokens], axis=1)
+
+
+def _check_groups(architecture: Architecture, predict_ratio: float | None) -> None:
+    if architecture.channel_groups and (architecture.decoder_kind != SELF or predict_ratio is not None):
+        raise UserError(
+            "MODEL.CHANNEL_GROUPS: is for the ordinary decoder, which predicts all hidden patches; leave out "
+            "MODEL.DECODER.KIND and MODEL.PREDICT_RATIO"
+        )
 
 
 def _rows(table: paddle.Tensor, index: paddle.Tensor) -> paddle.Tensor:
@@ -313,54 +379,6 @@ def noise_from_mask(mask: paddle.Tensor) -> tuple[paddle.Tensor, int]:
     return mask + paddle.arange(num_patches, dtype="float32") / (2 * num_patches), num_patches - num_hidden[0]
 
 
-def gather_tokens(tokens: paddle.Tensor, index: paddle.Tensor) -> paddle.Tensor:
-    """Pick tokens[b, index[b, k]] from [B, N, D] by [B, K]; one flat gather, whose gradient is cheap."""
-    batch, num_tokens, dim = tokens.shape
-    flat = (index + paddle.arange(batch, dtype=index.dtype).unsqueeze(1) * num_tokens).flatten()  # [B*K]
-    return paddle.gather(tokens.reshape([-1, dim]), flat).reshape([batch, index.shape[1], dim])
-
-
-class _Permute(PyLayer):
-    @staticmethod
-    def forward(ctx, tokens, index):
-        ctx.save_for_backward(index)
-        return gather_tokens(tokens, index)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (index,) = ctx.saved_tensor()
-        return gather_tokens(gradient, index.argsort(axis=1)), None
-
-
-def permute_tokens(tokens: paddle.Tensor, index: paddle.Tensor) -> paddle.Tensor:
-    """Reorder [B, N, D] by a permutation [B, N]. The gradient is its inverse: a gather, no additions to memory."""
-    if not paddle.in_dynamic_mode() or tokens.shape[1] != index.shape[1]:
-        return gather_tokens(tokens, index)
-    return _Permute.apply(tokens, index)
-
-
-def patchify(images: paddle.Tensor, patch_size: int) -> paddle.Tensor:
-    """Cut images [B, C, H, W] into patches [B, N, P*P*C], pixels in (row, column, channel) order."""
-    batch, channels, height, width = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    patches = images.reshape([batch, channels, rows, patch_size, columns, patch_size])
-    return patches.transpose([0, 2, 4, 3, 5, 1]).reshape([batch, rows * columns, -1])
-
-
-def unpatchify(patches: paddle.Tensor, patch_size: int, grid_hw: tuple[int, int]) -> paddle.Tensor:
-    """Put patches [B, N, P*P*C] back together as images [B, C, H, W]; the inverse of `patchify`."""
-    (rows, columns), side = grid_hw, patch_size
-    images = patches.reshape([patches.shape[0], rows, columns, side, side, -1])
-    return images.transpose([0, 5, 1, 3, 2, 4]).reshape([patches.shape[0], -1, rows * side, columns * side])
-
-
-def patch_statistics(target: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Return mean and standard deviation of each patch [B, N, 1]; unbiased variance, as the official code has it."""
-    mean = target.mean(axis=-1, keepdim=True)
-    variance = (target - mean).square().sum(axis=-1, keepdim=True) / (target.shape[-1] - 1)
-    return mean, (variance + _NORM_PIX_EPS).sqrt()
-
-
 def build_mae_pretrain(config) -> MAEPretrain:
     """Build the autoencoder that a config describes."""
     model, depth = config.MODEL, config.MODEL.ENCODER.DEPTH
@@ -373,5 +391,6 @@ def build_mae_pretrain(config) -> MAEPretrain:
     if architecture.decode_layer is not None and not 1 <= architecture.decode_layer <= depth:
         raise UserError(f"DISTILL.DECODE_LAYER={architecture.decode_layer}: the encoder has layers 1 to {depth}")
     ratio = config.MODEL.get("PREDICT_RATIO")
-    num_predicted(math.prod(architecture.grid_hw), model.MASK_RATIO, ratio)  # raises for what cannot be
-    return MAEPretrain(architecture, model.MASK_RATIO, predict_ratio=ratio, **regularisation(config))
+    num_predicted(architecture.num_patches, model.MASK_RATIO, ratio)  # raises for what cannot be
+    options = {"predict_ratio": ratio, "are_masks_consistent": model.get("GROUP_MASKS") == "consistent"}
+    return MAEPretrain(architecture, model.MASK_RATIO, **options, **regularisation(config))

@@ -9,7 +9,6 @@ Attribute names are PaddleViT's, because they are the keys of its weight files.
 Shapes: B images, C channels, H x W pixels, P patch side, N patches, T = 1 + N tokens, D width, A heads.
 """
 
-import math
 import re
 from collections.abc import Collection, Iterator
 
@@ -21,60 +20,10 @@ from errors import UserError
 from layers import kernels, recompute
 from layers.attention import Attention, PositionBias
 from layers.basic import DropPath, LayerNorm, Linear, Mlp, ProbeNorm
+from layers.patch_embedding import build_patch_embedding
 from layers.poolers import build_pooler
-from layers.pos_embed import sincos_table
+from layers.pos_embed import position_table
 from storage.architecture import CLASSIFIERS, Architecture, Tower, of_config
-
-
-class PatchEmbedding(nn.Layer):
-    """Cut images into patches and project each to D: a convolution with stride = kernel, as one matmul.
-
-    Args:
-        architecture: of the model.
-    """
-
-    def __init__(self, architecture: Architecture):
-        super().__init__()
-        self.patch_size, self.in_channels = architecture.patch_px, architecture.channels
-        self.use_grid(architecture.grid_hw)
-        embed_dim, patch_size = architecture.encoder.width, architecture.patch_px
-        # The convolution only holds the weight [D, C, P, P] under the name that weight files use.
-        self.patch_embedding = nn.Conv2D(self.in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
-        init_like_torch_conv(self.patch_embedding)
-        if architecture.patch_norm:
-            self.norm_pixels = LayerNorm(self.in_channels * patch_size**2, architecture.norm_eps)
-            self.norm_tokens = LayerNorm(embed_dim, architecture.norm_eps)
-        else:
-            self.norm_pixels = self.norm_tokens = None
-
-    def use_grid(self, grid_hw: tuple[int, int]) -> None:
-        """Take images of another size from now on."""
-        self.grid_hw, self.image_hw = grid_hw, (grid_hw[0] * self.patch_size, grid_hw[1] * self.patch_size)
-        self.num_patches = grid_hw[0] * grid_hw[1]
-
-    def split(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Cut images [B, C, H, W] into patches [B, N, C*P*P], pixels in the weight's (channel, row, column) order."""
-        if tuple(images.shape[1:]) != (self.in_channels, *self.image_hw):
-            raise ValueError(
-                f"expected images of shape [B, {self.in_channels}, {self.image_hw[0]}, "
-                f"{self.image_hw[1]}], got {list(images.shape)}"
-            )
-        (rows, columns), side = self.grid_hw, self.patch_size
-        patches = images.reshape([-1, self.in_channels, rows, side, columns, side])
-        patches = patches.transpose([0, 2, 4, 1, 3, 5])  # [B, rows, columns, C, P, P]
-        return patches.reshape([-1, self.num_patches, self.in_channels * side * side])
-
-    def project(self, patches: paddle.Tensor) -> paddle.Tensor:
-        """Project patches [..., C*P*P] to tokens [..., D]."""
-        weight = self.patch_embedding.weight
-        weight, bias = weight.reshape([weight.shape[0], -1]).t(), self.patch_embedding.bias
-        if self.norm_pixels is None:
-            return kernels.linear(patches, weight, bias)
-        return self.norm_tokens(kernels.linear(self.norm_pixels(patches), weight, bias))
-
-    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Embed images [B, C, H, W] as tokens [B, N, D]."""
-        return self.project(self.split(images))
 
 
 class TransformerLayer(nn.Layer):
@@ -219,11 +168,13 @@ class VisionTransformer(nn.Layer):
         super().__init__()
         self.architecture = architecture
         width, num_classes = architecture.encoder.width, architecture.num_classes
-        self.patch_embedding = PatchEmbedding(architecture)
+        self.patch_embedding = build_patch_embedding(architecture)
         self.cls_token = self.create_parameter([1, 1, width], default_initializer=nn.initializer.Normal(std=0.02))
         self.encoder_position_embedding = self.create_parameter(
             [1, 1 + self.patch_embedding.num_patches, width],
-            default_initializer=nn.initializer.Assign(sincos_table(width, architecture.grid_hw)),
+            default_initializer=nn.initializer.Assign(
+                position_table(width, architecture.grid_hw, len(architecture.channel_groups))
+            ),
         )
         self.token_dropout = nn.Dropout(options.get("dropout", 0.0))
         self.encoder = Transformer(architecture.encoder, architecture, drop_path, architecture.has_last_norm, **options)
@@ -316,13 +267,6 @@ def init_linear(layer: nn.Linear, weight_init: nn.initializer.Initializer) -> No
     weight_init(layer.weight)
     if layer.bias is not None:
         nn.initializer.Constant(0.0)(layer.bias)
-
-
-def init_like_torch_conv(conv: nn.Conv2D) -> None:
-    """Draw weight and bias uniformly within 1 / sqrt(fan_in), torch's default for a convolution."""
-    bound = 1.0 / math.sqrt(math.prod(conv.weight.shape[1:]))
-    for parameter in (conv.weight, conv.bias):
-        nn.initializer.Uniform(-bound, bound)(parameter)
 
 
 def regularisation(config) -> dict[str, object]:

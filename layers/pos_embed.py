@@ -41,6 +41,28 @@ def sincos_table(dim: int, grid_hw: tuple[int, int], source_grid_hw: tuple[int, 
     return table[None].astype(np.float32)
 
 
+def position_table(dim: int, grid_hw: tuple[int, int], num_groups: int = 0, is_decoder: bool = False) -> np.ndarray:
+    """Build the table of positions of a model, whose channels may be in groups (SatMAE, arXiv 2207.08051).
+
+    With groups, a part of the width is the sine-cosine code of the group's number: a third of an encoder's, at most
+    256, and a quarter of a decoder's, as in the published models. A decoder's class token has the number behind the
+    last group's, an encoder's zeros.
+
+    Returns:
+        [1, 1 + N, D], or [1, 1 + G * N, D] with G groups, one after another.
+    """
+    if num_groups == 0:
+        return sincos_table(dim, grid_hw)
+    width = dim // 4 if is_decoder else min(256, dim // 3)
+    width = max(4, width - width % 4)
+    places = sincos_table(dim - width, grid_hw)[0]  # [1 + N, .]
+    angles = np.arange(num_groups + 1)[:, None] * 10000.0 ** -(np.arange(width // 2) / (width // 2))
+    codes = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)  # [G + 1, width]
+    first = np.concatenate([places[0], codes[-1] if is_decoder else np.zeros(width, np.float32)])
+    rows = [np.concatenate([places[1:], np.tile(code, (len(places) - 1, 1))], axis=1) for code in codes[:-1]]
+    return np.concatenate([first[None], *rows])[None]
+
+
 def square_grid(num_patches: int) -> tuple[int, int]:
     """Return the square grid of `num_patches`, or raise UserError if there is none."""
     side = math.isqrt(num_patches)
@@ -50,29 +72,32 @@ def square_grid(num_patches: int) -> tuple[int, int]:
 
 
 def resize_table(
-    table: np.ndarray, grid_hw: tuple[int, int], source_grid_hw: tuple[int, int] | None = None
+    table: np.ndarray, grid_hw: tuple[int, int], source_grid_hw: tuple[int, int] | None = None, num_groups: int = 1
 ) -> np.ndarray:
     """Interpolate a position table to another grid (bicubic, align_corners=False); keep the class row.
 
     Args:
-        table: [1, 1 + N, D].
+        table: [1, 1 + N, D], or [1, 1 + G * N, D].
         grid_hw: the wanted grid.
         source_grid_hw: the table's own grid; None: square.
+        num_groups: G, see `position_table`.
 
     Returns:
-        [1, 1 + grid height * grid width, D] float32.
+        [1, 1 + G * grid height * grid width, D] float32.
     """
     import paddle  # here, because what only looks at weight files does without
     import paddle.nn.functional as F
 
-    num_patches = table.shape[1] - 1
+    num_patches = (table.shape[1] - 1) // num_groups
     source = source_grid_hw or square_grid(num_patches)
     if source[0] * source[1] != num_patches:
         raise UserError(f"a grid of {source[0]}x{source[1]} does not fit a position table of {num_patches} patches")
     if tuple(source) == tuple(grid_hw):
         return table
     dim = table.shape[2]
-    patches = paddle.to_tensor(table[:, 1:].astype(np.float32)).reshape([1, *source, dim]).transpose([0, 3, 1, 2])
+    patches = (
+        paddle.to_tensor(table[:, 1:].astype(np.float32)).reshape([num_groups, *source, dim]).transpose([0, 3, 1, 2])
+    )
     patches = F.interpolate(patches, size=list(grid_hw), mode="bicubic", align_corners=False)  # [1, D, H, W]
     patches = patches.transpose([0, 2, 3, 1]).reshape([1, -1, dim]).numpy()
     return np.concatenate([table[:, :1].astype(np.float32), patches], axis=1)

@@ -23,9 +23,12 @@ def attention_logits(model: VisionTransformer, images: paddle.Tensor) -> Iterato
 
 
 def class_token_maps(logits: paddle.Tensor, grid_hw: tuple[int, int]) -> np.ndarray:
-    """Return how much the class token attends to each patch, per head, [B, A, rows, columns]; from one layer."""
+    """Return how much the class token attends to each patch, per head, [B, A, rows, columns]; from one layer.
+
+    Where groups of channels have patches of their own, it is the sum over them; in `rollout`, too.
+    """
     weights = F.softmax(logits, axis=-1)[:, :, 0, 1:]  # [B, A, N]
-    return weights.reshape([*weights.shape[:2], *grid_hw]).numpy()
+    return weights.reshape([*weights.shape[:2], -1, *grid_hw]).sum(axis=2).numpy()
 
 
 def rollout(scores: Iterable[paddle.Tensor], grid_hw: tuple[int, int]) -> np.ndarray:
@@ -40,7 +43,7 @@ def rollout(scores: Iterable[paddle.Tensor], grid_hw: tuple[int, int]) -> np.nda
         weights = (weights + paddle.eye(weights.shape[-1])) / 2.0
         joint = weights if joint is None else paddle.matmul(weights, joint)
     patches = joint[:, 0, 1:]
-    return patches.reshape([-1, *grid_hw]).numpy()
+    return patches.reshape([len(patches), -1, *grid_hw]).sum(axis=1).numpy()
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import paddle
 
 from config import image_size_hw
 from errors import UserError
+from layers.patch_embedding import on_grid
 from measures import linear_probe, neighbours, patch_labels
 from measures.extraction import extract
 from methods import segmentation_scores
@@ -94,7 +95,8 @@ def read_patches(model, config, source: sources.Source, indices: np.ndarray, lay
         if not pixels:
             continue
         tokens = extract(model, normalise(paddle.to_tensor(np.stack(pixels))), [layer], "tokens", norm=True)[layer]
-        features.append(tokens[:, 1:].astype("float32").flatten(0, 1).numpy())
+        patches = on_grid(tokens[:, 1:], len(model.architecture.channel_groups))
+        features.append(patches.astype("float32").flatten(0, 1).numpy())
     if not any((mask >= 0).any() for mask in masks):
         raise UserError(f"{source.origin}: no pixel of {len(indices)} masks has a class; is DATA.MASK_IGNORE right?")
     embedding = model.patch_embedding

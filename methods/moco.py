@@ -11,7 +11,7 @@ from errors import UserError
 from layers.basic import unit_vectors
 from layers.heads import feature_std, mlp_head
 from layers.momentum import copy_weights, follow
-from layers.pos_embed import sincos_table
+from layers.pos_embed import position_table
 from methods import start
 from methods.info_nce import info_nce
 from methods.method import Method
@@ -107,10 +107,11 @@ def build_encoder(config) -> VisionTransformer:
             fan_out = dim if name.endswith("qkv") else layer.weight.shape[1]
             init_linear(layer, nn.initializer.XavierUniform(fan_out=fan_out))
     nn.initializer.Normal(std=1e-6)(encoder.cls_token)
-    patch = encoder.patch_embedding.patch_embedding
-    nn.initializer.XavierUniform(fan_in=math.prod(patch.weight.shape[1:]), fan_out=dim)(patch.weight)
-    nn.initializer.Constant(0.0)(patch.bias)
-    encoder.encoder_position_embedding.set_value(sincos_table(dim, encoder.patch_embedding.grid_hw))
+    for patch in encoder.patch_embedding.projections:
+        nn.initializer.XavierUniform(fan_in=math.prod(patch.weight.shape[1:]), fan_out=dim)(patch.weight)
+        nn.initializer.Constant(0.0)(patch.bias)
+    groups = len(encoder.architecture.channel_groups)
+    encoder.encoder_position_embedding.set_value(position_table(dim, encoder.architecture.grid_hw, groups))
     encoder.encoder_position_embedding.stop_gradient = True
     for parameter in encoder.patch_embedding.parameters():
         parameter.stop_gradient = bool(config.MOCO.FREEZE_PATCH_EMBED)

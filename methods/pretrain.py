@@ -42,7 +42,7 @@ def build(run: Run) -> Task:
         images = batch.images if len(batch.views) == 1 else paddle.concat(batch.views)
         if num_masks == 1:
             return model(images)[0], {}
-        num_patches = network.patch_embedding.num_patches
+        num_patches = network.num_masked
         num_kept = num_visible(num_patches, network.mask_ratio)
         noise = complementary_noise(paddle.rand([len(images), num_patches]), num_masks, num_kept)
         return model(paddle.concat([images] * num_masks), noise=noise)[0], {}

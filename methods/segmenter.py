@@ -8,6 +8,7 @@ from paddle import nn
 from config import image_size_hw, network_kind
 from errors import UserError
 from layers.heads import JointBatchNorm
+from layers.patch_embedding import on_grid
 from storage.architecture import Architecture, of_config
 from transformer import VisionTransformer, regularisation
 
@@ -44,7 +45,8 @@ class Segmenter(VisionTransformer):
         encoder, tokens, done, found = self.encoder, self.embed(images), 0, {}
         for number in sorted(self._numbers):
             tokens = encoder(tokens, first=done, end=number)  # behind the last block comes the norm
-            found[number] = (tokens if number == len(encoder.layers) else encoder.norm(tokens))[:, 1:]
+            normed = tokens if number == len(encoder.layers) else encoder.norm(tokens)
+            found[number] = on_grid(normed[:, 1:], len(self.architecture.channel_groups))
             done = number
         return paddle.concat([found[number] for number in self._numbers], axis=-1)
 

@@ -98,8 +98,8 @@ def draw_pooler(model, config, images: np.ndarray, most: int) -> list[np.ndarray
     """Return uint8 arrays [B, H, W, 3]: original, and what the first queries or heads of an attentive pooler read."""
     tokens = model.pooled_tokens(model.forward_tokens(paddle.to_tensor(images)))
     weights = model.pooler.attention(tokens).numpy()[:, :most]  # [B, Q, N]
-    rows, columns = model.patch_embedding.grid_hw
-    heats = weights[:, :, -rows * columns :].reshape(*weights.shape[:2], rows, columns)  # without the class token
+    patches = weights[:, :, -model.architecture.num_patches :]  # without the class token
+    heats = patches.reshape(*weights.shape[:2], -1, *model.patch_embedding.grid_hw).sum(axis=2)
     return _overlaid(config, images, heats.swapaxes(0, 1))
 
 

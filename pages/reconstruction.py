@@ -7,6 +7,7 @@ import paddle
 
 import mae
 from errors import UserError
+from layers.patches import unpatchify
 from pages import html
 from pages.drawing import as_uint8, to_pixels
 
@@ -62,21 +63,21 @@ def reconstruct(
     Args:
         images: [B, C, H, W], normalised.
         mask_ratio: instead of the model's own.
-        noise: [B, N], see `MAEPretrain.forward`; drawn by seed 0 if None.
+        noise: [B, N], see `MAEPretrain.forward`; drawn by seed 0 if None. With groups of channels that hide patches
+            of their own, [B, G*N], or [B, N] to hide the same of all.
     """
     patch_size, grid_hw = model.patch_embedding.patch_size, model.patch_embedding.grid_hw
-    noise = draw_noise(len(images), grid_hw) if noise is None else noise
+    if noise is None:
+        groups = model.num_masked // (grid_hw[0] * grid_hw[1])
+        noise = np.concatenate([draw_noise(len(images), grid_hw, seed) for seed in range(groups)], axis=1)
     inputs = paddle.to_tensor(images)
     loss, pred, mask = model(inputs, mask_ratio=mask_ratio, noise=paddle.to_tensor(noise))
-    patches = mae.patchify(inputs, patch_size)
-    mean, std = mae.patch_statistics(patches)
-    means = mean.expand(patches.shape)
+    means, std = model.statistics(inputs)
     means_loss = model.loss(inputs, paddle.zeros(pred.shape) if model.norm_pix_loss else means, mask)
-    pred = pred * std + mean if model.norm_pix_loss else pred
-    hidden = mask.unsqueeze(-1).expand([*mask.shape, patch_size**2])
-    hidden = mae.unpatchify(hidden, patch_size, grid_hw).numpy()  # [B, 1, H, W]
+    pred = pred * std + means if model.norm_pix_loss else pred
+    hidden = unpatchify(model.hidden_pixels(mask), patch_size, grid_hw).numpy()  # [B, C, H, W]
     original = to_pixels(config, images)
-    pred, means = (to_pixels(config, mae.unpatchify(pixels, patch_size, grid_hw)) for pixels in (pred, means))
+    pred, means = (to_pixels(config, unpatchify(pixels, patch_size, grid_hw)) for pixels in (pred, means))
     filled = [original * (1 - hidden) + pixels * hidden for pixels in (_GREY, pred, means)]
     panels = [as_uint8(panel) for panel in (original, filled[0], filled[1] if model.is_cross else pred, *filled[1:])]
     return Reconstruction(panels, float(loss), float(means_loss), model.norm_pix_loss, not model.is_cross)

@@ -7,10 +7,11 @@ attention heads, which splits a matrix without changing its shape. Files of this
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 from layers.relative_position import num_rows
+from storage.model_options import Added, option
 from storage.tensor_shapes import Shapes, cross_stack_shapes, linear_shapes, norm_shapes, pooler_shapes, stack_shapes
 
 CLASSIFIERS = ("classifier", "probe", "attentive")  # networks that have a head for classes
@@ -30,52 +31,6 @@ class Tower(NamedTuple):
     heads: int
 
 
-class Added(NamedTuple):
-    """Tensors that an option adds to a model.
-
-    In a name {} stands for the number of a block; one that ends in a dot stands for a weight and a bias.
-
-    Attributes:
-        name: ours.
-        official: in files of the official code and of timm.
-        value: of the option in a model that has them.
-    """
-
-    name: str
-    official: str
-    value: object = True
-
-    @property
-    def pattern(self) -> str:
-        """Matches the names."""
-        return self.name.replace("{}", "*") + ("*" if self.name.endswith(".") else "")
-
-    def is_in(self, names: Collection[str]) -> bool:
-        """Return True if a model has them."""
-        return self.name.format(0) + ("weight" if self.name.endswith(".") else "") in names
-
-
-def _option(
-    default: object,
-    key: str,
-    only: str = "",
-    adds: tuple[str, ...] = (),
-    extras: tuple[Added, ...] = (),
-    words: str = "",
-) -> object:
-    """Return a field that a configuration key sets.
-
-    Args:
-        only: kind of network that has it; empty: all.
-        adds: patterns of the names of usual tensors that are there only with some values of it.
-        extras: tensors that only it adds.
-        words: what these are, in messages.
-    """
-    adds += tuple(extra.pattern for extra in extras)
-    metadata = {"key": key, "only": only, "adds": adds, "extras": extras, "words": words}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """A model of `mae.py` (with a decoder) or `transformer.py` (without).
@@ -85,6 +40,7 @@ class Architecture:
         patch_px: patch side in pixels.
         grid_hw: patches per column and per row.
         channels: image channels.
+        channel_groups: each has patches of its own, see `layers.patch_embedding`; none: the patches have all channels.
         mlp_ratio: hidden width of the MLPs over their width.
         qkv_bias: whether queries, keys and values have a bias.
         norm_eps: what layer norms add to the variance.
@@ -112,19 +68,22 @@ class Architecture:
     """
 
     encoder: Tower
-    patch_px: int = _option(16, "MODEL.PATCH_SIZE")
+    patch_px: int = option(16, "MODEL.PATCH_SIZE")
     grid_hw: tuple[int, int] = (14, 14)
-    channels: int = _option(3, "DATA.IMAGE_CHANNELS")
-    mlp_ratio: float = _option(4.0, "MODEL.MLP_RATIO")
-    qkv_bias: bool = _option(True, "MODEL.QKV_BIAS", adds=("*.attn.qkv.bias", "*.cross_attn.[qk]*.bias"))
-    norm_eps: float = _option(NORM_EPS, "MODEL.NORM_EPS")
+    channels: int = option(3, "DATA.IMAGE_CHANNELS")
+    channel_groups: tuple[tuple[int, ...], ...] = option(
+        (), "MODEL.CHANNEL_GROUPS", adds=("patch_embedding.*", "decoder_pred.*")
+    )
+    mlp_ratio: float = option(4.0, "MODEL.MLP_RATIO")
+    qkv_bias: bool = option(True, "MODEL.QKV_BIAS", adds=("*.attn.qkv.bias", "*.cross_attn.[qk]*.bias"))
+    norm_eps: float = option(NORM_EPS, "MODEL.NORM_EPS")
     decoder: Tower | None = None
-    num_classes: int = _option(0, "MODEL.NUM_CLASSES", _CLASSIFIER)
-    global_pool: bool = _option(False, "MODEL.GLOBAL_POOL", _CLASSIFIER, ("encoder.norm.*", "encoder_norm.*"))
+    num_classes: int = option(0, "MODEL.NUM_CLASSES", _CLASSIFIER)
+    global_pool: bool = option(False, "MODEL.GLOBAL_POOL", _CLASSIFIER, ("encoder.norm.*", "encoder_norm.*"))
     probe: bool = False
-    norm_pix_loss: bool | None = _option(None, "MODEL.NORM_PIX_LOSS", _AUTOENCODER)
-    pool_after_norm: bool = _option(False, "MODEL.POOL_AFTER_NORM", _CLASSIFIER)
-    position_bias: bool | str = _option(
+    norm_pix_loss: bool | None = option(None, "MODEL.NORM_PIX_LOSS", _AUTOENCODER)
+    pool_after_norm: bool = option(False, "MODEL.POOL_AFTER_NORM", _CLASSIFIER)
+    position_bias: bool | str = option(
         False,
         "MODEL.ENCODER.RELATIVE_POSITION_BIAS",
         _CLASSIFIER,
@@ -134,21 +93,21 @@ class Architecture:
         ),
         words="relative position biases",
     )
-    layer_scale: float | None = _option(
+    layer_scale: float | None = option(
         None,
         "MODEL.ENCODER.LAYER_SCALE",
         _CLASSIFIER,
         extras=tuple(Added(f"encoder.layers.{{}}.gamma_{n}", f"blocks.{{}}.gamma_{n}", 1.0) for n in (1, 2)),
         words="layer scales",
     )
-    distill_head: bool = _option(
+    distill_head: bool = option(
         False,
         "MODEL.DISTILL_HEAD",
         _CLASSIFIER,
         extras=(Added("distill_norm.", "dist_norm."), Added("distill_classifier.", "head_dist.")),
         words="a second classifier",
     )
-    patch_norm: bool = _option(
+    patch_norm: bool = option(
         False,
         "MODEL.PATCH_NORM",
         extras=tuple(
@@ -156,26 +115,31 @@ class Architecture:
         ),
         words="norms of the patches",
     )
-    pooler: str | None = _option(
+    pooler: str | None = option(
         None,
         "PROBE.POOLER",
         _ATTENTIVE,
         extras=(Added("pooler.queries", "pooler.queries", "ep"),),
         words="an attentive pooler",
     )
-    pooler_queries: int = _option(32, "PROBE.QUERIES", _ATTENTIVE)
-    pooler_heads: int = _option(12, "PROBE.HEADS", _ATTENTIVE)
-    pooler_d_out: int = _option(1, "PROBE.D_OUT", _ATTENTIVE)
-    pooler_tokens: str = _option("patches", "PROBE.TOKENS", _ATTENTIVE)
-    pooler_normed: bool = _option(False, "PROBE.NORM", _ATTENTIVE)
-    segmented_layers: tuple[int, ...] = _option((), "SEG.LAYERS", SEGMENTER)
-    decode_layer: int | None = _option(None, "DISTILL.DECODE_LAYER", _AUTOENCODER)
-    decoder_kind: str = _option(SELF, "MODEL.DECODER.KIND", _AUTOENCODER, ("linear_projection.*", "decoder.layers.*"))
-    decoder_sources: tuple[int, ...] = _option(
+    pooler_queries: int = option(32, "PROBE.QUERIES", _ATTENTIVE)
+    pooler_heads: int = option(12, "PROBE.HEADS", _ATTENTIVE)
+    pooler_d_out: int = option(1, "PROBE.D_OUT", _ATTENTIVE)
+    pooler_tokens: str = option("patches", "PROBE.TOKENS", _ATTENTIVE)
+    pooler_normed: bool = option(False, "PROBE.NORM", _ATTENTIVE)
+    segmented_layers: tuple[int, ...] = option((), "SEG.LAYERS", SEGMENTER)
+    decode_layer: int | None = option(None, "DISTILL.DECODE_LAYER", _AUTOENCODER)
+    decoder_kind: str = option(SELF, "MODEL.DECODER.KIND", _AUTOENCODER, ("linear_projection.*", "decoder.layers.*"))
+    decoder_sources: tuple[int, ...] = option(
         (), "MODEL.DECODER.SOURCES", _AUTOENCODER, ("decoder.source_mix.*", "decoder.layers.*.source_norm.*")
     )
 
     KEY: ClassVar[str] = "architecture"  # under which a file's description has it
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens of an image, without the class token."""
+        return math.prod(self.grid_hw) * max(1, len(self.channel_groups))
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -237,6 +201,8 @@ class Architecture:
             text += f"; {'shared ' if self.position_bias == 'shared' else ''}relative position biases"
         if self.layer_scale is not None:
             text += "; layer scale"
+        if self.channel_groups:
+            text += f"; {len(self.channel_groups)} groups of channels"
         if self.patch_norm:
             text += "; norms of the patches"
         if self.decoder is not None:
@@ -247,11 +213,13 @@ class Architecture:
 
     def shapes(self) -> Shapes:
         """Return the name and shape of every tensor, in the order of PaddleViT's files."""
-        dim, num_patches = self.encoder.width, self.grid_hw[0] * self.grid_hw[1]
+        dim, num_patches = self.encoder.width, self.num_patches
         patch_size = (self.channels, self.patch_px, self.patch_px)
+        groups = {f".{index}": (len(group), *patch_size[1:]) for index, group in enumerate(self.channel_groups)}
+        parts = {f"groups{end}": size for end, size in groups.items()} or {"patch_embedding": patch_size}
         shapes: Shapes = {"cls_token": (1, 1, dim), "encoder_position_embedding": (1, num_patches + 1, dim)}
-        shapes["patch_embedding.patch_embedding.weight"] = (dim, *patch_size)
-        shapes["patch_embedding.patch_embedding.bias"] = (dim,)
+        for part, size in parts.items():
+            shapes |= {f"patch_embedding.{part}.weight": (dim, *size), f"patch_embedding.{part}.bias": (dim,)}
         if self.patch_norm:
             shapes |= norm_shapes("patch_embedding.norm_pixels", math.prod(patch_size))
             shapes |= norm_shapes("patch_embedding.norm_tokens", dim)
@@ -272,7 +240,8 @@ class Architecture:
             shapes["decoder_position_embedding"] = (1, num_patches + 1, width)
             shapes |= linear_shapes("linear_projection", dim, width) if self.decoder_kind == SELF else {}
             shapes |= self._stack("decoder", self.decoder) | norm_shapes("decoder.norm", width)
-            shapes |= linear_shapes("decoder_pred", width, math.prod(patch_size))
+            for end, size in (groups or {"": patch_size}).items():
+                shapes |= linear_shapes(f"decoder_pred{end}", width, math.prod(size))
         return shapes
 
     def hidden_width(self, tower: Tower) -> int:
@@ -306,7 +275,7 @@ class Architecture:
         for field in options(kind if self.decoder is None else _AUTOENCODER):
             if getattr(self, field.name) is not None:
                 value = getattr(self, field.name)
-                values[field.metadata["key"]] = list(value) if isinstance(value, tuple) else value
+                values[field.metadata["key"]] = _as_lists(value)
         if self.channels != 3:  # the default has three values
             values |= {"DATA.IMAGENET_MEAN": [0.5] * self.channels, "DATA.IMAGENET_STD": [0.5] * self.channels}
         if self.decoder is not None:
@@ -335,12 +304,14 @@ class Architecture:
             values[key] = Tower(*values[key]) if values.get(key) is not None else None
         if isinstance(values.get("layer_scale"), bool):  # older files record only whether there is LayerScale
             values["layer_scale"] = 1.0 if values["layer_scale"] else None
-        lists = {name: tuple(values.get(name, ())) for name in ("segmented_layers", "decoder_sources")}
+        names = ("segmented_layers", "decoder_sources", "channel_groups")
+        lists = {name: _as_tuples(values.get(name, ())) for name in names}
         found = cls(**values | lists | {"grid_hw": tuple(values["grid_hw"])})
         sizes = [*found.encoder, *(found.decoder or ()), *found.grid_hw, found.patch_px, found.channels]
         if len(found.grid_hw) != 2 or not all(type(size) is int and 0 < size < 2**20 for size in sizes):
             raise ValueError("a size is not an integer above 0")
-        numbers = [found.layer_scale, found.decode_layer, *found.segmented_layers, *found.decoder_sources]
+        numbers = [channel for group in found.channel_groups for channel in group]
+        numbers += [found.layer_scale, found.decode_layer, *found.segmented_layers, *found.decoder_sources]
         numbers += found._with_default(int, float)
         if not all(number is None or type(number) in (int, float) for number in numbers):
             raise ValueError("a value is not a number")
@@ -397,4 +368,12 @@ def _value(config, field: dataclasses.Field) -> object:
     for section in sections:
         config = config.get(section, {})
     value = config.get(name, field.default)
-    return tuple(value) if isinstance(field.default, tuple) else value
+    return _as_tuples(value or ()) if isinstance(field.default, tuple) else value
+
+
+def _as_tuples(value: object) -> object:
+    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _as_lists(value: object) -> object:
+    return list(map(_as_lists, value)) if isinstance(value, tuple) else value

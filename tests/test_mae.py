@@ -3,6 +3,7 @@ import paddle
 import pytest
 
 import mae
+from layers.patches import gather_tokens, patch_statistics, patchify, permute_tokens, unpatchify
 from tests.conftest import assert_close
 from tests.helpers.small_models import mae_architecture
 
@@ -24,13 +25,13 @@ def test_non_square_single_channel_images(model):
 
 def test_patchify_puts_the_channel_last_and_is_inverted():
     images = paddle.arange(2 * 3 * 4 * 6, dtype="float32").reshape([2, 3, 4, 6])
-    patches = mae.patchify(images, 2)
+    patches = patchify(images, 2)
     assert patches.shape == [2, 6, 12]
     expected = [
         images[1, channel, 2 + row, 4 + column].item() for row in (0, 1) for column in (0, 1) for channel in range(3)
     ]
     assert patches[1, 5].tolist() == expected
-    assert (mae.unpatchify(patches, 2, (2, 3)) == images).all()
+    assert (unpatchify(patches, 2, (2, 3)) == images).all()
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_hidden_pixels_do_not_reach_the_prediction(model):
     model.eval()
     images, noise = paddle.rand([1, 1, 16, 24]), paddle.rand([1, 24])
     _, pred, mask = model(images, noise=noise)
-    hidden = mae.unpatchify(mask.unsqueeze(-1).expand([1, 24, 16]), 4, (4, 6))
+    hidden = unpatchify(mask.unsqueeze(-1).expand([1, 24, 16]), 4, (4, 6))
     changed = model(images + 5 * hidden, noise=noise)[1]
     assert (changed == pred).all()
     assert not (model(images + 0.1 * (1 - hidden), noise=noise)[1] == pred).all()
@@ -84,13 +85,13 @@ def test_visible_pixels_do_not_count_in_the_loss(model):
     model.norm_pix_loss = False
     target, pred = paddle.rand([1, 1, 16, 24]), paddle.rand([1, 24, 16])
     mask = (paddle.arange(24) < 6).astype("float32").unsqueeze(0)
-    expected = np.mean((mae.patchify(target, 4).numpy()[0, :6] - pred.numpy()[0, :6]) ** 2)
+    expected = np.mean((patchify(target, 4).numpy()[0, :6] - pred.numpy()[0, :6]) ** 2)
     assert_close(model.loss(target, pred, mask).numpy(), expected, 1e-6)
 
 
 def test_patch_statistics_use_the_unbiased_variance():
     patches = np.random.default_rng(0).random((1, 3, 8)).astype(np.float32)
-    mean, std = mae.patch_statistics(paddle.to_tensor(patches))
+    mean, std = patch_statistics(paddle.to_tensor(patches))
     assert_close(mean[..., 0].numpy(), patches.mean(-1), 1e-6)
     assert_close(std[..., 0].numpy(), np.sqrt(patches.var(-1, ddof=1) + 1e-6), 1e-6)
 
@@ -132,7 +133,7 @@ def test_permuted_tokens_and_their_gradients_are_those_of_a_gather():
     """Bit by bit: a permutation adds nothing up."""
     order = paddle.to_tensor([[2, 0, 1, 3], [3, 2, 1, 0]])
     results = []
-    for permute in (mae.permute_tokens, mae.gather_tokens):
+    for permute in (permute_tokens, gather_tokens):
         paddle.seed(0)
         tokens, upstream = paddle.randn([2, 4, 3]), paddle.randn([2, 4, 3])
         tokens.stop_gradient = False
@@ -140,4 +141,4 @@ def test_permuted_tokens_and_their_gradients_are_those_of_a_gather():
         (permuted * upstream).sum().backward()
         results.append((permuted.numpy().tobytes(), tokens.grad.numpy().tobytes()))
     assert results[0] == results[1]
-    assert mae.permute_tokens(paddle.ones([2, 5, 3]), order).shape == [2, 4, 3]
+    assert permute_tokens(paddle.ones([2, 5, 3]), order).shape == [2, 4, 3]

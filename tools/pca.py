@@ -20,6 +20,7 @@ import paddle
 from arguments import Parser
 from errors import UserError
 from launch import command_line, tool_flags
+from layers.patch_embedding import on_grid
 from measures.extraction import extract
 from measures.patch_colours import colours
 from methods import load_models
@@ -54,7 +55,7 @@ def _patches(model, image: np.ndarray, layer: int | None) -> np.ndarray:
     """Return the features [N, D] of one image's patches."""
     layer = len(model.encoder.layers) if layer is None else layer
     tokens = extract(model, paddle.to_tensor(image[None]), [layer], "tokens", norm=True)[layer]
-    return tokens[0, 1:].astype("float32").numpy()
+    return on_grid(tokens[:, 1:], len(model.architecture.channel_groups))[0].astype("float32").numpy()
 
 
 def main(argv: list[str] | None = None) -> Path:

@@ -59,14 +59,14 @@ def forward_macs(
 
 def encoder_macs(architecture: Architecture, mask_ratio: float = 0.0) -> float:
     """Return the MACs of one image in the encoder; an autoencoder's sees the visible patches only."""
-    num_patches, encoder = math.prod(architecture.grid_hw), architecture.encoder
+    num_patches, encoder = architecture.num_patches, architecture.encoder
     visible = num_patches if architecture.decoder is None else num_visible(num_patches, mask_ratio)
-    projected = num_patches * encoder.width * architecture.channels * architecture.patch_px**2
+    projected = math.prod(architecture.grid_hw) * encoder.width * architecture.channels * architecture.patch_px**2
     return projected + _tower_macs(encoder, architecture.hidden_width(encoder), visible + 1)
 
 
 def _decoder_macs(architecture: Architecture, mask_ratio: float, predict_ratio: float | None) -> float:
-    num_patches, decoder = math.prod(architecture.grid_hw), architecture.decoder
+    num_patches, decoder = architecture.num_patches, architecture.decoder
     predict = decoder.width * architecture.channels * architecture.patch_px**2  # the pixels of a patch
     visible, predicted = num_visible(num_patches, mask_ratio), num_predicted(num_patches, mask_ratio, predict_ratio)
     if architecture.decoder_kind != SELF:
@@ -74,6 +74,8 @@ def _decoder_macs(architecture: Architecture, mask_ratio: float, predict_ratio: 
     macs = (visible + 1) * architecture.encoder.width * decoder.width
     macs += _tower_macs(decoder, architecture.hidden_width(decoder), visible + 1 + predicted)
     predicts_all = visible + predicted == num_patches  # also the visible ones and the class token
+    if architecture.channel_groups:  # each predicts its own channels, and none the class token
+        return macs + math.prod(architecture.grid_hw) * predict
     return macs + (num_patches + 1 if predicts_all else predicted) * predict
 
 

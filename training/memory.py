@@ -207,7 +207,7 @@ def _layers(architecture: Architecture | ClipArchitecture, config, cost: Cost) -
         if not config.LIT.CACHE_FEATURES or config.EVAL:
             yield _stack(image.encoder, batch * (1 + math.prod(image.grid_hw)), image.mlp_ratio, 0, 0.0, trains=False)
         return
-    num_patches, decoder = math.prod(architecture.grid_hw), architecture.decoder
+    num_patches, decoder = architecture.num_patches, architecture.decoder
     hides = decoder is not None
     mask_ratio, predict_ratio = ratios(config)
     visible = num_visible(num_patches, mask_ratio) if hides else num_patches

@@ -7,8 +7,8 @@ import paddle
 import pytest
 from PIL import Image
 
-import mae
 from errors import UserError
+from layers.patches import patch_statistics, patchify
 from measures import image_sets
 from methods import load_models
 from pages import drawing
@@ -47,8 +47,8 @@ def test_patches_get_their_own_mean_and_contrast_back(trained, monkeypatch):
     model, config = load_models.load_autoencoder(trained())
     assert model.norm_pix_loss
     images = drawing.draw_images(config, 2)
-    target = mae.patchify(paddle.to_tensor(images), model.patch_embedding.patch_size)
-    mean, std = mae.patch_statistics(target)
+    target = patchify(paddle.to_tensor(images), model.patch_embedding.patch_size)
+    mean, std = patch_statistics(target)
     perfect = (target - mean) / std
     monkeypatch.setattr(
         type(model), "forward", lambda *args, **options: (paddle.zeros([]), perfect, paddle.ones(target.shape[:2]))

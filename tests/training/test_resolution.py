@@ -12,8 +12,9 @@ import runtime
 from config import get_config
 from errors import UserError
 from launch.run_directory import find
+from layers.patches import patchify
 from layers.pos_embed import resize_table, sincos_table
-from mae import build_mae_pretrain, patchify
+from mae import build_mae_pretrain
 from methods import dispatch
 from runtime import ROOT
 from storage.architecture import of_config
