@@ -299,7 +299,7 @@ def _check_groups(config: CfgNode, require) -> None:
     require(
         are_groups, key, f"must be lists of channels, each of 0 to {count - 1} in one of them (DATA.IMAGE_CHANNELS)"
     )
-    require(len(groups) > 1, key, "one group is no group; leave it out")
+    require(len(groups) > 1, key, "needs two groups or more; leave it out")
     require(not config.MODEL.PATCH_NORM, "MODEL.PATCH_NORM", f"does not go with {key}")
     bias = "MODEL.ENCODER.RELATIVE_POSITION_BIAS"
     require(not get_value(config, bias), bias, f"does not go with {key}")

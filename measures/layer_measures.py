@@ -66,7 +66,7 @@ def attention_entropy(weights: np.ndarray) -> np.ndarray:
 def attention_distance(weights: np.ndarray, grid_hw: tuple[int, int], patch_px: int) -> np.ndarray:
     """Return the mean distance that attention [B, A, N, N] reaches per head, in pixels between patch centres."""
     rows, columns = np.mgrid[: grid_hw[0], : grid_hw[1]].reshape(2, -1) * float(patch_px)
-    groups = weights.shape[-1] // len(rows)  # of channels, each with patches of its own
+    groups = weights.shape[-1] // len(rows)  # each group of channels has patches of its own
     rows, columns = np.tile(rows, groups), np.tile(columns, groups)
     distance = np.hypot(rows[:, None] - rows, columns[:, None] - columns)  # [N, N]
     return (weights * distance).sum(axis=-1).mean(axis=(0, 2))

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from errors import UserError
-from port_weights import from_libraries, from_official, from_transformers, names
+from port_weights import from_libraries, from_official, from_transformers, names, satmae
 from port_weights.recognised import (
     OTHER_NETWORKS,
     Grid,
@@ -63,7 +63,7 @@ def _from_ours(file: WeightFile, prefix: str, config: Mapping, grid_hw: Grid) ->
     tensors, unplaced = {}, []
     own = file.architecture.shapes() if file.architecture is not None else ()  # such as those of a pooler
     for name, tensor in inside.items():
-        if names.official_name(name) is None and name not in own:
+        if names.official_name(name) is None and name not in own and not satmae.OWN_NAMES.fullmatch(name):
             unplaced.append(name)
         else:
             tensors[name] = tensor
@@ -89,6 +89,8 @@ _LANDMARKS = {  # endings of names, and their numbers of axes
 }
 _CONVERTERS: dict[str, Callable[[WeightFile, str, Mapping, Grid], Recognised]] = {
     "patch_embedding.patch_embedding.weight": _from_ours,
+    "patch_embedding.groups.0.weight": _from_ours,
+    satmae.LANDMARK: satmae.convert,
     "patch_embed.proj.weight": from_official.convert,
     "embeddings.patch_embeddings.projection.weight": from_transformers.convert,
 }
@@ -116,4 +118,5 @@ def _with_description(found: Recognised, file: WeightFile) -> Recognised:
         pool_after_norm=stored.pool_after_norm,
         norm_eps=stored.norm_eps,
         grid_hw=found.grid_hw or stored.grid_hw,
+        channel_groups=stored.channel_groups,
     )

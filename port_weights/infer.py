@@ -1,5 +1,6 @@
 """Guess the architecture of foreign weights from the names and shapes of their tensors, under this project's names."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ def infer(
     grid_hw: tuple[int, int] | None = None,
     norm_pix_loss: bool | None = None,
     decoder_sources: tuple[int, ...] | None = None,
+    channel_groups: tuple[tuple[int, ...], ...] = (),
 ) -> Architecture:
     """Read the sizes of a model off the shapes of its tensors, which have PaddleViT's names.
 
@@ -30,21 +32,17 @@ def infer(
         grid_hw: patches per column and per row; None: square.
         norm_pix_loss: whether the decoder predicts normalised pixels; no shape depends on it either.
         decoder_sources: blocks of the encoder that a cross decoder reads; None: all, and its input.
+        channel_groups: see `Architecture`.
 
     Raises:
         UserError: if tensors that determine a size are missing, or do not fit together.
     """
-
-    def shape(name: str, ndim: int) -> tuple[int, ...]:
-        found = shapes.get(name)
-        if found is None or len(found) != ndim or 0 in found:
-            raise UserError(f"{name} is {'missing' if found is None else f'of shape {list(found)}'}")
-        return found
-
-    width, channels, patch_px, patch_width = shape("patch_embedding.patch_embedding.weight", 4)
+    shape = functools.partial(_shape, shapes)
+    part = "groups.0" if channel_groups else "patch_embedding"
+    width, channels, patch_px, patch_width = shape(f"patch_embedding.{part}.weight", 4)
     if patch_px != patch_width:
         raise UserError(f"patches of {patch_px}x{patch_width} pixels; only square ones are known here")
-    num_patches = shape("encoder_position_embedding", 3)[1] - 1
+    num_patches = (shape("encoder_position_embedding", 3)[1] - 1) // max(1, len(channel_groups))
     decoder = None
     if "mask_token" in shapes:
         if decoder_heads is None:
@@ -57,13 +55,21 @@ def infer(
         decoder=decoder,
         patch_px=patch_px,
         grid_hw=grid_hw or square_grid(num_patches),
-        channels=channels,
+        channels=sum(map(len, channel_groups)) or channels,
+        channel_groups=channel_groups,
         mlp_ratio=_mlp_ratio(width, shape("encoder.layers.0.mlp.fc1.weight", 2)[1]),
         num_classes=shape(head, 2)[1] if head in shapes else 0,
         probe=probe,
         norm_pix_loss=norm_pix_loss,
         **_switches(shapes) | cross_options(shapes, depth, decoder_sources),
     )
+
+
+def _shape(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:
+    found = shapes.get(name)
+    if found is None or len(found) != ndim or 0 in found:
+        raise UserError(f"{name} is {'missing' if found is None else f'of shape {list(found)}'}")
+    return found
 
 
 def _switches(shapes: Mapping[str, object]) -> dict[str, object]:

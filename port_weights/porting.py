@@ -121,6 +121,8 @@ def _with_head(
         tensors, architecture, dropped, notes, origin = probe_heads.attach(tensors, architecture, Path(head))
         found.dropped |= dropped
         found.notes += notes
+    if target != "paddle" and architecture.channel_groups:
+        raise UserError(f"-to {target}: has no place for patches of groups of channels; leave -to out")
     if target != "paddle" and architecture.network in OWN_NETWORKS:
         raise UserError(f"-to {target}: has no place for the head of this {architecture.content}; leave -to out")
     return tensors, architecture, origin
@@ -192,7 +194,7 @@ def _ask_config_beside(path: Path, found: Recognised) -> None:
         found.heads = (beside.encoder.heads, beside.decoder.heads if beside.decoder else None)
         found.heads_from = f"as {config_file.name} beside it says"
         found.norm_pix_loss, found.grid_hw = beside.norm_pix_loss, beside.grid_hw
-        found.decoder_sources = beside.decoder_sources or None
+        found.decoder_sources, found.channel_groups = beside.decoder_sources or None, beside.channel_groups
         found.pool_after_norm, found.norm_eps = beside.pool_after_norm, beside.norm_eps
 
 
@@ -205,7 +207,8 @@ def check(
         encoder_heads, encoder_from = _encoder_heads(found, shapes, heads[0])
         decoder_heads, decoder_from = _decoder_heads(found, shapes, heads[1])
         pixels = norm_pix_loss if norm_pix_loss is not None else found.norm_pix_loss
-        architecture = infer(shapes, encoder_heads, decoder_heads, found.grid_hw, pixels, found.decoder_sources)
+        parts = (found.decoder_sources, found.channel_groups)
+        architecture = infer(shapes, encoder_heads, decoder_heads, found.grid_hw, pixels, *parts)
         architecture = dataclasses.replace(architecture, pool_after_norm=found.pool_after_norm, norm_eps=found.norm_eps)
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from error

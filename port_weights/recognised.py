@@ -72,6 +72,7 @@ class Recognised:
         norm_pix_loss: whether the decoder predicts normalised pixels, where the file tells.
         decoder_sources: blocks that a cross decoder reads, where the file tells.
         grid_hw: patches per column and per row, where the file tells.
+        channel_groups: see `Architecture`; no shape tells which channels are in which group.
         preprocessing: configuration keys of the images, where the file's config tells them.
         notes: what a user should know.
     """
@@ -86,6 +87,7 @@ class Recognised:
     norm_eps: float = NORM_EPS
     pool_after_norm: bool = False
     grid_hw: Grid = None
+    channel_groups: tuple[tuple[int, ...], ...] = ()
     preprocessing: dict[str, object] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -101,7 +103,7 @@ def encoder_heads(shapes: Mapping, given: int | None, of_file: int | None = None
     Raises:
         UserError: if nothing tells it.
     """
-    width, depth = shapes["patch_embedding.patch_embedding.weight"][0], count_layers(shapes, "encoder")
+    width, depth = (shapes.get("cls_token") or (0,))[-1], count_layers(shapes, "encoder")
     known = of_file or _KNOWN_ENCODERS.get((width, depth), given)
     if given is None and known is None:
         why = _DISPUTED.get(width, "no model of this size is known here")

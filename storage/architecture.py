@@ -71,9 +71,6 @@ class Architecture:
     patch_px: int = option(16, "MODEL.PATCH_SIZE")
     grid_hw: tuple[int, int] = (14, 14)
     channels: int = option(3, "DATA.IMAGE_CHANNELS")
-    channel_groups: tuple[tuple[int, ...], ...] = option(
-        (), "MODEL.CHANNEL_GROUPS", adds=("patch_embedding.*", "decoder_pred.*")
-    )
     mlp_ratio: float = option(4.0, "MODEL.MLP_RATIO")
     qkv_bias: bool = option(True, "MODEL.QKV_BIAS", adds=("*.attn.qkv.bias", "*.cross_attn.[qk]*.bias"))
     norm_eps: float = option(NORM_EPS, "MODEL.NORM_EPS")
@@ -132,6 +129,9 @@ class Architecture:
     decoder_kind: str = option(SELF, "MODEL.DECODER.KIND", _AUTOENCODER, ("linear_projection.*", "decoder.layers.*"))
     decoder_sources: tuple[int, ...] = option(
         (), "MODEL.DECODER.SOURCES", _AUTOENCODER, ("decoder.source_mix.*", "decoder.layers.*.source_norm.*")
+    )
+    channel_groups: tuple[tuple[int, ...], ...] = option(
+        (), "MODEL.CHANNEL_GROUPS", adds=("patch_embedding.*", "decoder_pred.*")
     )
 
     KEY: ClassVar[str] = "architecture"  # under which a file's description has it

@@ -46,7 +46,7 @@ def test_the_table_has_places_and_codes():
     assert table.shape == (1 + 3 * 196, 768)
     assert np.array_equal(table[0], np.zeros(768))
     angles = 2 * 10000.0 ** -(np.arange(128) / 128)
-    for row in (0, 100, 195):  # of the third group, whose number is 2
+    for row in (0, 100, 195):
         assert np.array_equal(table[1 + 2 * 196 + row, :512], places[1 + row])
         assert_close(table[1 + 2 * 196 + row, 512:], np.concatenate([np.sin(angles), np.cos(angles)]), 1e-6)
     decoder = position_table(512, (14, 14), 3, is_decoder=True)[0]
@@ -58,7 +58,7 @@ def test_the_table_has_places_and_codes():
     larger = resize_table(table[None], (16, 16), (14, 14), 3)
     whole = resize_table(table[None, : 1 + 196], (16, 16), (14, 14))
     assert np.array_equal(larger[:, 1 : 1 + 256], whole[:, 1:])
-    assert np.array_equal(larger[0, 1 + 2 * 256 :, 700], np.full(256, table[-1, 700], np.float32))
+    assert_close(larger[0, 1 + 2 * 256 :, 700], np.full(256, table[-1, 700]), 1e-6)
 
 
 def torch_loss(weights, images, noise, norm_pix_loss, consistent):
@@ -138,7 +138,14 @@ def test_loss_masks_and_gradients_agree_with_torch(norm_pix_loss, masks):
     assert pred.shape == [3, 16, 4 * 4 * 5]
     assert_close(loss.numpy(), theirs.item(), 1e-5)
     for name, parameter in model.named_parameters():
-        assert_close(parameter.grad.numpy(), own[name].grad.numpy(), 1e-5, floor=1e-6)
+        expected = own[name].grad.numpy()
+        if name.endswith("qkv.bias"):  # the keys' third is zero in theory
+            expected = expected.reshape(3, -1)[[0, 2]]
+            found = parameter.grad.numpy().reshape(3, -1)
+            assert np.abs(found[1]).max() < 1e-6
+            assert_close(found[[0, 2]], expected, 1e-5, name)
+        else:
+            assert_close(parameter.grad.numpy(), expected, 1e-5, name)
     if masks == "consistent":
         assert (mask.numpy()[:, :16] == mask.numpy()[:, 16:]).all()
 
@@ -163,10 +170,21 @@ def test_what_is_hidden_does_not_reach_the_prediction():
     assert (changed == pred).all()
 
 
-def test_runs_pictures_and_tools(tiny_run):
-    run = tiny_run("pretrain", *GROUPED, "TRAIN.NUM_EPOCHS", 1)
+def write_arrays(folder):
+    rng = np.random.default_rng(0)
+    for split, name, count in (("train", "a", 8), ("train", "b", 8), ("val", "a", 4), ("val", "b", 4)):
+        (folder / split / name).mkdir(parents=True)
+        for index in range(count):
+            np.save(folder / split / name / f"{index}.npy", rng.integers(0, 1000, (18, 18, 5), np.uint16))
+
+
+def test_runs_pictures_and_tools(tiny_run, tmp_path):
+    write_arrays(tmp_path / "set")
+    files = ["DATA.DATASET", "folder", "DATA.DATA_PATH", str(tmp_path / "set"), "DATA.PIXELS", "array"]
+    files += ["DATA.PIXEL_RANGE", [0, 1000], *GROUPED, "MODEL.NUM_CLASSES", 2]
+    run = tiny_run("pretrain", *files, "TRAIN.NUM_EPOCHS", 1)
     fit_pretrain(run)
-    options = [*GROUPED, "MODEL.PRETRAINED", str(run.directory), "TRAIN.NUM_EPOCHS", 1]
+    options = [*files, "MODEL.PRETRAINED", str(run.directory), "TRAIN.NUM_EPOCHS", 1]
     later = tiny_run("finetune", *options, "TRAIN.RAND_AUGMENT", False, "DATA.IMAGE_SIZE", 32)
     scores = dispatch.train_or_evaluate(later)
     assert 0 <= scores["acc1"] <= 100
@@ -191,7 +209,7 @@ def test_runs_pictures_and_tools(tiny_run):
         (["MODEL.CHANNEL_GROUPS", [[0, 1, 2], [2, 3, 4]]], "each of 0 to 4 in one of them"),
         (["MODEL.CHANNEL_GROUPS", [[0, 1, 2, 3, 4], []]], "each of 0 to 4 in one of them"),
         (["MODEL.CHANNEL_GROUPS", [0, 1, 2, 3, 4]], "each of 0 to 4 in one of them"),
-        (["MODEL.CHANNEL_GROUPS", [[0, 1, 2, 3, 4]]], "one group is no group"),
+        (["MODEL.CHANNEL_GROUPS", [[0, 1, 2, 3, 4]]], "needs two groups or more"),
         (["MODEL.PATCH_NORM", True], "MODEL.PATCH_NORM=True: does not go with MODEL.CHANNEL_GROUPS"),
         (["TRAIN.RESOLUTION", [[0, 8], [1, 16]]], "TRAIN.RESOLUTION.*does not go with"),
         (["DISTILL.TEACHER", "x"], "DISTILL.TEACHER='x': does not go with"),

@@ -60,7 +60,7 @@ def test_thirteen_channels_alike_answer_as_three_alike(tmp_path, how):
     model, _ = adapted(path, 13, how)
     noise, grey = paddle.rand([2, 4]), paddle.rand([2, 1, 8, 8])
     _, theirs, _ = rgb(grey.expand([2, 3, 8, 8]), noise=noise)
-    if how == "repeat":  # 13 is no multiple of 3: the weights of red are one more
+    if how == "repeat":  # 3 does not divide 13: the weights of red are one more
         weight = rgb.state_dict()[PATCHES].numpy()
         expected = np.stack([weight[:, c % 3] * 3 / 13 for c in range(13)], axis=1)
         assert_close(model.state_dict()[PATCHES].numpy(), expected, 1e-6)
