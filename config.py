@@ -303,9 +303,11 @@ def _check_groups(config: CfgNode, require) -> None:
     require(not config.MODEL.PATCH_NORM, "MODEL.PATCH_NORM", f"does not go with {key}")
     bias = "MODEL.ENCODER.RELATIVE_POSITION_BIAS"
     require(not get_value(config, bias), bias, f"does not go with {key}")
-    for section, name in (("TRAIN", "RESOLUTION"), ("DISTILL", "TEACHER")):
+    for section, name in (("TRAIN", "RESOLUTION"), ("DISTILL", "TEACHER"), ("MODEL", "PREDICT_RATIO")):
         value = config.get(section, {}).get(name)
         require(value is None, f"{section}.{name}", f"does not go with {key}")
+    kind = config.MODEL.DECODER.get("KIND", SELF)
+    require(kind == SELF, "MODEL.DECODER.KIND", f"does not go with {key}, which need the ordinary decoder")
 
 
 def _is_number(value: object) -> bool:

@@ -18,10 +18,11 @@ from paddle import nn
 
 from errors import UserError
 from layers import kernels
+from layers.channel_groups import ChannelGroups
 from layers.cross_decoder import CrossDecoder
 from layers.patch_counts import num_predicted, num_visible
 from layers.patch_embedding import GroupedPrediction, build_patch_embedding
-from layers.patches import gather_tokens, patch_statistics, patchify, permute_tokens
+from layers.patches import gather_tokens, noise_from_mask, patchify, permute_tokens, put_back, random_masking
 from layers.patches import unpatchify as unpatchify
 from layers.pos_embed import position_table, sincos_table
 from storage.architecture import SELF, Architecture, of_config
@@ -36,6 +37,9 @@ class MAEPretrain(nn.Layer):
 
     Differs from the official code: non-square images and any channel count work; the number of kept
     patches does not suffer from floating point (100 patches at 0.9 keep 10, not 9).
+
+    Attributes:
+        has_missing: images may have pixels that are not a number: they are 0 to the encoder, and nothing to the loss.
 
     Args:
         architecture: of the model, with a decoder. `norm_pix_loss` (None: True) reconstructs pixels normalised per
@@ -58,35 +62,39 @@ class MAEPretrain(nn.Layer):
         **options,
     ):
         super().__init__()
-        _check_groups(architecture, predict_ratio)
-        encoder, decoder, grid_hw = architecture.encoder, architecture.decoder, architecture.grid_hw
+        encoder, decoder = architecture.encoder, architecture.decoder
         self.architecture, self.mask_ratio, self.predict_ratio = architecture, mask_ratio, predict_ratio
+        self.has_missing = False
         self.num_groups, self.are_masks_consistent = max(1, len(architecture.channel_groups)), are_masks_consistent
+        self.groups = ChannelGroups(architecture.channel_groups or [range(architecture.channels)])
         self.is_cross = architecture.decoder_kind != SELF
         self.norm_pix_loss = architecture.norm_pix_loss is not False
         self.decode_layer = architecture.decode_layer or encoder.depth
         token_init = nn.initializer.Normal(std=0.02)
 
-        groups = len(architecture.channel_groups)
         self.patch_embedding = build_patch_embedding(architecture)
         self.cls_token = self.create_parameter([1, 1, encoder.width], default_initializer=token_init)
-        self.register_buffer(
-            "encoder_position_embedding", paddle.to_tensor(position_table(encoder.width, grid_hw, groups))
-        )
+        self._register_table("encoder", encoder.width)
         self.encoder = Transformer(encoder, architecture, drop_path, architecture.has_last_norm, **options)
 
         self.linear_projection = None if self.is_cross else Linear(encoder.width, decoder.width)
         self.mask_token = self.create_parameter([1, 1, decoder.width], default_initializer=token_init)
-        self.register_buffer(
-            "decoder_position_embedding", paddle.to_tensor(position_table(decoder.width, grid_hw, groups, True))
-        )
+        self._register_table("decoder", decoder.width)
         build = CrossDecoder if self.is_cross else functools.partial(Transformer, decoder)
         self.decoder = build(architecture, **options)
         pixels = architecture.patch_px**2 * architecture.channels
-        self.decoder_pred = GroupedPrediction(architecture) if groups else Linear(decoder.width, pixels)
+        self.decoder_pred = (
+            GroupedPrediction(architecture) if architecture.channel_groups else Linear(decoder.width, pixels)
+        )
         self._last: dict[str, object] = {}  # a tensor of its own would become a buffer
         self._tables: dict[tuple[int, int], tuple[paddle.Tensor, paddle.Tensor]] = {}  # by grid
         self._init_weights()
+
+    def _register_table(self, part: str, width: int) -> None:
+        table = position_table(
+            width, self.architecture.grid_hw, len(self.architecture.channel_groups), part == "decoder"
+        )
+        self.register_buffer(f"{part}_position_embedding", paddle.to_tensor(table))
 
     def use_stage(self, grid_hw: tuple[int, int], mask_ratio: float) -> None:
         """Take images of another size, and hide another share of their patches, from now on."""
@@ -160,7 +168,7 @@ class MAEPretrain(nn.Layer):
         patches = permute_tokens(paddle.concat([tokens[:, 1:], hidden], axis=1), restore)  # [B, N, E]
         tokens = paddle.concat([tokens[:, :1], patches], axis=1) + self.tables()[1]
         if self.num_groups > 1:
-            return self.patch_embedding.orders.join(self.decoder_pred.predict(self.decoder(tokens)[:, 1:]))
+            return self.groups.join(self.decoder_pred.predict(self.decoder(tokens)[:, 1:]))
         return self.decoder_pred(self.decoder(tokens))[:, 1:]
 
     def decode_some(
@@ -209,6 +217,9 @@ class MAEPretrain(nn.Layer):
             pred: [B, N, P*P*C]; zeros where nothing is predicted.
             mask: [B, N] float32.
         """
+        images, valid = self.split_missing(images)
+        if valid is not None and mask is None and self.predict_ratio is None:
+            noise = self._hide_missing(noise, valid)
         hidden_ratio, is_given = self.mask_ratio if mask_ratio is None else mask_ratio, mask is not None
         shuffle, restore, mask = self.choose_patches(images.shape[0], mask_ratio, noise, mask)
         if is_given:  # by its number of patches, as a mean of float32 is not exact
@@ -220,9 +231,9 @@ class MAEPretrain(nn.Layer):
         self._last = {"restore": restore, "count": count}
         latent = self.encode(images, shuffle)
         if count < num_hidden or self.is_cross:
-            return *self._predict_some(images, latent, shuffle, restore, count), mask
+            return *self._predict_some(images, latent, shuffle, restore, count, valid), mask
         pred = self.decode(latent, restore)
-        return self.loss(images, pred, mask), pred, mask
+        return self.loss(images, pred, mask, valid), pred, mask
 
     @property
     def predicted(self) -> paddle.Tensor:
@@ -231,7 +242,7 @@ class MAEPretrain(nn.Layer):
         return restore >= restore.shape[1] - self._last["count"]
 
     def _predict_some(
-        self, images: paddle.Tensor, latent, shuffle: paddle.Tensor, restore: paddle.Tensor, count: int
+        self, images: paddle.Tensor, latent, shuffle: paddle.Tensor, restore: paddle.Tensor, count: int, valid
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Return loss and predictions of the `count` patches with the highest noise; of none, zeros."""
         target = patchify(images.astype("float32"), self.patch_embedding.patch_size)  # [B, N, P*P*C]
@@ -239,8 +250,13 @@ class MAEPretrain(nn.Layer):
             return paddle.zeros([]), paddle.zeros_like(target)
         predicted = restore.argsort(axis=1)[:, self.patch_embedding.num_patches - count :]
         some = self.decode_some(latent, shuffle, predicted)  # [B, M, P*P*C]
-        loss = self._errors(gather_tokens(target, predicted), some).mean()
-        return loss, _put_back(some.astype("float32"), restore)
+        known = None if valid is None else gather_tokens(valid, predicted)
+        errors, weight = (
+            self.groups.errors(gather_tokens(target, predicted), some, self.norm_pix_loss, known),
+            self.groups.known(known),
+        )
+        loss = errors.mean() if known is None else (errors * weight).sum() / weight.sum().clip(min=1.0)
+        return loss, put_back(some.astype("float32"), restore)
 
     def choose_patches(
         self,
@@ -263,50 +279,35 @@ class MAEPretrain(nn.Layer):
         """Patches of which a mask hides a share: those of the grid, or, where groups hide their own, of all groups."""
         return self.patch_embedding.num_patches // (self.num_groups if self.are_masks_consistent else 1)
 
-    def loss(self, images: paddle.Tensor, pred: paddle.Tensor, mask: paddle.Tensor) -> paddle.Tensor:
-        """Average the squared error over the pixels of each patch, then over the hidden patches; in float32."""
-        errors = self._errors(patchify(images.astype("float32"), self.patch_embedding.patch_size), pred)  # [B, N]
+    def loss(
+        self, images: paddle.Tensor, pred: paddle.Tensor, mask: paddle.Tensor, valid: paddle.Tensor | None = None
+    ) -> paddle.Tensor:
+        """Average the squared error over the pixels of each patch, then over the hidden patches; in float32.
+
+        Args:
+            valid: [B, N, P*P*C], see `patch_errors`.
+        """
+        target = patchify(images.astype("float32"), self.patch_embedding.patch_size)
+        errors, mask = (
+            self.groups.errors(target, pred, self.norm_pix_loss, valid),
+            mask * self.groups.known(valid),
+        )  # [B, N]
         return (errors * mask).sum() / mask.sum().clip(min=1.0)
 
-    def _errors(self, target: paddle.Tensor, pred: paddle.Tensor) -> paddle.Tensor:
-        """Return the mean squared error of each patch, [B, M], of pixels and predictions [B, M, P*P*C].
+    def split_missing(self, images: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+        """Return images with zeros for missing pixels, and which pixels are known, [B, N, P*P*C]; None: all."""
+        if not self.has_missing:
+            return images, None
+        is_known = paddle.isfinite(images)
+        images = paddle.where(is_known, images, paddle.zeros_like(images))
+        return images, patchify(is_known.astype("float32"), self.patch_embedding.patch_size)
 
-        With groups, of each group's patches, [B, G*N]; SatMAE's official code normalises over all groups, and takes
-        the predictions of its groups, one after another, for channels in order.
-        """
-        if self.num_groups > 1:
-            pairs = zip(self._by_group(target), self._by_group(pred), strict=True)
-            return paddle.concat([self._error(*pair) for pair in pairs], axis=1)
-        return self._error(target, pred)
-
-    def _by_group(self, patches: paddle.Tensor) -> list[paddle.Tensor]:
-        return self.patch_embedding.orders.split(patches)
-
-    def _error(self, target: paddle.Tensor, pred: paddle.Tensor) -> paddle.Tensor:
-        if self.norm_pix_loss:
-            mean, std = patch_statistics(target)
-            target = (target - mean) / std
-        return (pred.astype("float32") - target).square().mean(axis=-1)
-
-    def statistics(self, images: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Return mean and standard deviation by which the loss normalises each pixel, [B, N, P*P*C], of images."""
-        patches = patchify(images.astype("float32"), self.patch_embedding.patch_size)
-        if self.num_groups == 1:
-            return tuple(values.expand(patches.shape) for values in patch_statistics(patches))
-        groups = self._by_group(patches)
-        pairs = [[part.expand(group.shape) for part in patch_statistics(group)] for group in groups]
-        return tuple(self.patch_embedding.orders.join(parts) for parts in zip(*pairs, strict=True))
-
-    def hidden_pixels(self, mask: paddle.Tensor) -> paddle.Tensor:
-        """Return which pixels a mask [B, N] hides, [B, N, P*P*C] of the patches on the grid."""
-        pixels = self.patch_embedding.patch_size**2
-        if self.num_groups == 1:
-            return mask.unsqueeze(-1).expand([*mask.shape, pixels * self.architecture.channels])
-        parts = mask.reshape([len(mask), self.num_groups, -1]).unbind(axis=1)
-        sizes = (pixels * len(group) for group in self.architecture.channel_groups)
-        return self.patch_embedding.orders.join(
-            [part.unsqueeze(-1).expand([*part.shape, size]) for part, size in zip(parts, sizes, strict=True)]
-        )
+    def _hide_missing(self, noise: paddle.Tensor | None, valid: paddle.Tensor) -> paddle.Tensor:
+        """Return noise that hides patches without a known pixel first, so that the encoder sees others."""
+        noise, known = paddle.rand([len(valid), self.num_masked]) if noise is None else noise, self.groups.known(valid)
+        if noise.shape[1] < known.shape[1]:
+            known = known.reshape([len(known), self.num_groups, -1]).max(axis=1)
+        return noise + 2.0 * (1.0 - known)
 
 
 def embed_visible(
@@ -334,49 +335,9 @@ def embed_visible(
     return paddle.concat([cls_token.astype(tokens.dtype), tokens], axis=1)
 
 
-def _check_groups(architecture: Architecture, predict_ratio: float | None) -> None:
-    if architecture.channel_groups and (architecture.decoder_kind != SELF or predict_ratio is not None):
-        raise UserError(
-            "MODEL.CHANNEL_GROUPS: is for the ordinary decoder, which predicts all hidden patches; leave out "
-            "MODEL.DECODER.KIND and MODEL.PREDICT_RATIO"
-        )
-
-
 def _rows(table: paddle.Tensor, index: paddle.Tensor) -> paddle.Tensor:
     """Return the positions of patches [B, K], as rows [B, K, D] of a table [1, 1 + N, D]."""
     return paddle.gather(table[0, 1:], index.flatten()).reshape([*index.shape, -1])
-
-
-def _put_back(some: paddle.Tensor, restore: paddle.Tensor) -> paddle.Tensor:
-    """Put predictions [B, M, F] of the M patches with the highest noise in their places among N; zeros elsewhere."""
-    place = restore - (restore.shape[1] - some.shape[1])
-    place = paddle.where(place < 0, paddle.full_like(place, some.shape[1]), place)
-    return gather_tokens(paddle.concat([some, paddle.zeros_like(some[:, :1])], axis=1), place)
-
-
-def random_masking(noise: paddle.Tensor, num_kept: int) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-    """Choose the patches with the K smallest noise values of each image (Sec. 3 "Masking").
-
-    Returns:
-        shuffle: [B, K] indices of the kept patches, in ascending order of noise.
-        restore: [B, N]; entry n is the place of patch n in (kept, hidden) order.
-        mask: [B, N] float32, 1 = hidden.
-    """
-    order = noise.argsort(axis=1)  # [B, N]
-    restore = order.argsort(axis=1)  # [B, N]
-    return order[:, :num_kept], restore, (restore >= num_kept).astype("float32")
-
-
-def noise_from_mask(mask: paddle.Tensor) -> tuple[paddle.Tensor, int]:
-    """Turn a mask [B, N], 1 = hidden, into noise that reproduces it, and the number of patches kept."""
-    mask = mask.astype("float32")
-    num_patches = mask.shape[1]
-    num_hidden = sorted(set(mask.sum(axis=1).astype("int64").tolist()))
-    if len(num_hidden) != 1 or num_hidden[0] >= num_patches:
-        raise ValueError(
-            f"a mask must hide the same number of patches, and not all, in each image; it hides {num_hidden}"
-        )
-    return mask + paddle.arange(num_patches, dtype="float32") / (2 * num_patches), num_patches - num_hidden[0]
 
 
 def build_mae_pretrain(config) -> MAEPretrain:

@@ -6,13 +6,13 @@ Shapes: B images, C channels, G groups, N patches on the grid, P patch side, D w
 """
 
 import math
-from collections.abc import Sequence
 
 import paddle
 from paddle import nn
 
 from layers import kernels
 from layers.basic import LayerNorm, Linear
+from layers.channel_groups import ChannelGroups
 from layers.patches import patchify
 
 
@@ -70,35 +70,6 @@ class PatchEmbedding(nn.Layer):
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Embed images [B, C, H, W] as tokens [B, N, D]."""
         return self.project(self.split(images))
-
-
-class ChannelGroups(nn.Layer):
-    """Takes the channels of patches apart into groups, and puts them together again.
-
-    Args:
-        groups: lists of channels, in which each of 0 to C - 1 is once.
-    """
-
-    def __init__(self, groups: Sequence[Sequence[int]]):
-        super().__init__()
-        order = [channel for group in groups for channel in group]
-        self.sizes = [len(group) for group in groups]
-        self.register_buffer("order", paddle.to_tensor(order, "int64"), persistable=False)
-        inverse = [order.index(channel) for channel in range(len(order))]
-        self.register_buffer("inverse", paddle.to_tensor(inverse, "int64"), persistable=False)
-
-    def split(self, patches: paddle.Tensor) -> list[paddle.Tensor]:
-        """Return the pixels of each group, [B, N, P*P*c] of c channels, of patches [B, N, P*P*C]."""
-        batch, count, _ = patches.shape
-        channels = patches.reshape([batch, count, -1, len(self.order)])
-        parts = paddle.split(channels.index_select(self.order, axis=3), self.sizes, axis=3)
-        return [part.reshape([batch, count, -1]) for part in parts]
-
-    def join(self, parts: Sequence[paddle.Tensor]) -> paddle.Tensor:
-        """Return patches [B, N, P*P*C] of the pixels of each group, [B, N, P*P*c]; the opposite of `split`."""
-        batch, count, _ = parts[0].shape
-        parts = [part.reshape([batch, count, -1, size]) for part, size in zip(parts, self.sizes, strict=True)]
-        return paddle.concat(parts, axis=3).index_select(self.inverse, axis=3).reshape([batch, count, -1])
 
 
 class GroupedPatchEmbedding(nn.Layer):

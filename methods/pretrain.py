@@ -1,11 +1,14 @@
 """Masked autoencoding (arXiv 2111.06377, Sec. 3 and Table 8)."""
 
+import dataclasses
+
 import numpy as np
 import paddle
 from paddle import nn
 
 import checkpoint
 from errors import UserError
+from layers.patches import patchify
 from mae import MAEPretrain, build_mae_pretrain, num_visible
 from methods import teachers
 from methods.attention_distillation import AttentionDistillation, Matches
@@ -27,6 +30,7 @@ def build(run: Run) -> Task:
     config = run.config
     paddle.seed(config.SEED)
     model = network = build_mae_pretrain(config)
+    model.has_missing = _has_missing(config)
     if config.MODEL.PRETRAINED and run.resume_from is None:
         run.log.say(str(checkpoint.load_weights(model, config.MODEL.PRETRAINED, adapt=config.MODEL.ADAPT_CHANNELS)))
 
@@ -35,13 +39,15 @@ def build(run: Run) -> Task:
     if config.DISTILL.EXTRA_BLOCK or config.DISTILL.DECODE_LAYER or config.DISTILL.STUDENT_SCORES:
         raise UserError("DISTILL.*: is set, but there is no teacher; name it with -teacher")
 
+    logs_channels = model.has_missing and not config.TRAIN.TO_STATIC  # a static graph keeps no masks
     num_masks, all_stages = config.TRAIN.MASKS, resolution.stages(config)
 
     def loss(model: nn.Layer, batch: Batch, rng: np.random.Generator):
         # Masks are drawn from Paddle's generator, which the engine seeds; each view has its own.
         images = batch.images if len(batch.views) == 1 else paddle.concat(batch.views)
         if num_masks == 1:
-            return model(images)[0], {}
+            loss, pred, _ = model(images)
+            return loss, channel_losses(network, images, pred) if logs_channels else {}
         num_patches = network.num_masked
         num_kept = num_visible(num_patches, network.mask_ratio)
         noise = complementary_noise(paddle.rand([len(images), num_patches]), num_masks, num_kept)
@@ -55,6 +61,29 @@ def build(run: Run) -> Task:
     cost = Cost(views=config.TRAIN.VIEWS * num_masks)
     options = {"ema": weight_average(config, model), "can_be_traced": num_masks == 1, "begin_epoch": begin_epoch}
     return Task("pretrain", model, optimizer, loss, cost=cost, **options)
+
+
+@paddle.no_grad()
+def channel_losses(network: MAEPretrain, images: paddle.Tensor, pred: paddle.Tensor) -> dict[str, paddle.Tensor]:
+    """Return the mean squared error of each channel over its known pixels that the last call predicted.
+
+    A band that carries nothing shows at once. In the units of the loss.
+
+    Args:
+        images, pred: of that call.
+    """
+    images, valid = network.split_missing(images)
+    patch_px = network.patch_embedding.patch_size
+    target = patchify(images.astype("float32"), patch_px)
+    if network.norm_pix_loss:
+        mean, std = network.groups.statistics(target, valid)
+        target = (target - mean) / std
+    weight = network.groups.hidden(network.predicted.astype("float32"), patch_px)
+    weight = weight if valid is None else weight * valid
+    squares, channels = (pred.astype("float32") - target).square() * weight, network.architecture.channels
+    sums, counts = (values.reshape([-1, channels]).sum(axis=0) for values in (squares, weight))
+    means = sums / counts.clip(min=1.0)
+    return {f"loss_channel_{channel}": means[channel] for channel in range(channels)}
 
 
 def complementary_noise(noise: paddle.Tensor, num_masks: int, num_kept: int) -> paddle.Tensor:
@@ -140,7 +169,13 @@ def build_matches(distill, depth: int, teacher_depth: int) -> Matches:
 
 def transform(config) -> Transform:
     """Return a random crop and a flip, and nothing else (Sec. 4.1 "Data augmentation"), for each of TRAIN.VIEWS."""
-    return train_transform(config, *[crop_and_flip(config, _CROP_SCALE)] * config.TRAIN.VIEWS)
+    views = [crop_and_flip(config, _CROP_SCALE)] * config.TRAIN.VIEWS
+    return dataclasses.replace(train_transform(config, *views), keeps_missing=_has_missing(config))
+
+
+def _has_missing(config) -> bool:
+    """Return True if images may have missing pixels, which the loss leaves out; with a teacher they are means."""
+    return config.DATA.PIXELS == "array" and config.DISTILL.TEACHER is None
 
 
 METHOD = Method(

@@ -18,15 +18,20 @@ from pipeline.transforms import eval_transform
 _GAP_PX, _HEADING_PX = 2, 24
 
 
+def shown_channels(config) -> list[int]:
+    """Return the channels that pictures show."""
+    data = config.DATA
+    takes_all = data.SHOW_BANDS is None and data.IMAGE_CHANNELS in PIL_MODES
+    return list(range(data.IMAGE_CHANNELS) if takes_all else data.SHOW_BANDS or [0])
+
+
 def to_pixels(config, images: np.ndarray | paddle.Tensor) -> np.ndarray:
     """Undo the normalisation of images [B, C, H, W]; pixels are from 0 to 1 then.
 
     Of arrays (DATA.PIXELS), the channels of DATA.SHOW_BANDS are returned; all panels of a picture have one stretch, as
     0 and 1 are the ends of DATA.PIXEL_RANGE.
     """
-    data = config.DATA
-    takes_all = data.SHOW_BANDS is None and data.IMAGE_CHANNELS in PIL_MODES
-    shown = list(range(data.IMAGE_CHANNELS) if takes_all else data.SHOW_BANDS or [0])
+    data, shown = config.DATA, shown_channels(config)
     mean, std = (np.asarray(values)[shown].reshape(1, -1, 1, 1) for values in (data.IMAGENET_MEAN, data.IMAGENET_STD))
     return np.asarray(images)[:, shown] * std + mean
 

@@ -7,9 +7,9 @@ import paddle
 
 import mae
 from errors import UserError
-from layers.patches import unpatchify
+from layers.patches import patchify, unpatchify
 from pages import html
-from pages.drawing import as_uint8, to_pixels
+from pages.drawing import as_uint8, shown_channels, to_pixels
 
 COLUMNS = ["original", "masked", "prediction", "reconstruction", "patch means only"]
 _GREY = 0.5
@@ -72,10 +72,10 @@ def reconstruct(
         noise = np.concatenate([draw_noise(len(images), grid_hw, seed) for seed in range(groups)], axis=1)
     inputs = paddle.to_tensor(images)
     loss, pred, mask = model(inputs, mask_ratio=mask_ratio, noise=paddle.to_tensor(noise))
-    means, std = model.statistics(inputs)
+    means, std = model.groups.statistics(patchify(inputs, patch_size))
     means_loss = model.loss(inputs, paddle.zeros(pred.shape) if model.norm_pix_loss else means, mask)
     pred = pred * std + means if model.norm_pix_loss else pred
-    hidden = unpatchify(model.hidden_pixels(mask), patch_size, grid_hw).numpy()  # [B, C, H, W]
+    hidden = unpatchify(model.groups.hidden(mask, patch_size), patch_size, grid_hw).numpy()[:, shown_channels(config)]
     original = to_pixels(config, images)
     pred, means = (to_pixels(config, unpatchify(pixels, patch_size, grid_hw)) for pixels in (pred, means))
     filled = [original * (1 - hidden) + pixels * hidden for pixels in (_GREY, pred, means)]

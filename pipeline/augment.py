@@ -113,14 +113,12 @@ def turn(pixels: np.ndarray, rng: np.random.Generator, flip_prob: float, rotates
     return pixels
 
 
-def change_channels(
-    pixels: np.ndarray, rng: np.random.Generator, gain: float, drop: float, means: Sequence[float]
-) -> np.ndarray:
-    """Multiply the channels of pixels [H, W, C] by random factors, and give some their means.
+def change_channels(pixels: np.ndarray, rng: np.random.Generator, gain: float, drop: float) -> np.ndarray:
+    """Multiply the channels of pixels [H, W, C] by random factors, and take some away.
 
     Args:
         gain: factors are from 1 / (1 + gain) to 1 + gain, log-uniformly; pixels may be above 1 then.
-        drop: probability that a channel becomes its mean; one at least stays as it is.
+        drop: probability that all pixels of a channel become missing, NaN; one channel at least stays as it is.
     """
     channels = pixels.shape[2]
     if gain > 0:
@@ -128,7 +126,7 @@ def change_channels(
     if drop > 0:
         is_dropped, kept = rng.random(channels) < drop, rng.integers(channels)
         is_dropped[kept] = False
-        pixels = np.where(is_dropped, np.asarray(means, np.float32), pixels)
+        pixels = np.where(is_dropped, np.float32("nan"), pixels)
     return pixels
 
 
@@ -154,7 +152,7 @@ def _crop_and_resize(
     if isinstance(image, LazyJpeg):
         return image.crop_and_resize(box, size_hw)
     if isinstance(image, PixelArray):
-        return image.crop(box).resize((size_hw[1], size_hw[0]), resample).pixels
+        return image.crop(box).resize((size_hw[1], size_hw[0]), resample).__array__()
     return image.crop(box).resize((size_hw[1], size_hw[0]), resample)
 
 

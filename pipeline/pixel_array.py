@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 _LOWEST_POWER = 1e-10  # -100 dB
+_HALF = 0.5
 
 
 class PixelArray:
@@ -18,10 +19,11 @@ class PixelArray:
     Attributes:
         pixels: float32 [H, W, C], from 0 to 1.
         shown: one or three channels, for pictures.
+        missing: bool [H, W, C], where pixels only stand for numbers that are missing; None: nowhere.
     """
 
-    def __init__(self, pixels: np.ndarray, shown: Sequence[int] = (0,)):
-        self.pixels, self.shown = pixels, shown
+    def __init__(self, pixels: np.ndarray, shown: Sequence[int] = (0,), missing: np.ndarray | None = None):
+        self.pixels, self.shown, self.missing = pixels, shown, missing
 
     @property
     def size(self) -> tuple[int, int]:
@@ -39,25 +41,32 @@ class PixelArray:
         return self.pixels.shape[0]
 
     def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
-        return np.asarray(self.pixels, dtype)
+        marked = self.pixels if self.missing is None else np.where(self.missing, np.float32("nan"), self.pixels)
+        return np.asarray(marked, dtype)
 
     def crop(self, box: tuple[int, int, int, int]) -> "PixelArray":
         """Return a box (left, top, right, bottom); what lies outside the image is 0."""
         left, top, right, bottom = box
-        (width, height), inside = self.size, self.pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+        width, height = self.size
         before, after = (max(-top, 0), max(-left, 0)), (max(bottom - height, 0), max(right - width, 0))
-        if any((*before, *after)):
-            inside = np.pad(inside, [*zip(before, after, strict=True), (0, 0)])
-        return PixelArray(inside, self.shown)
+
+        def cut(array: np.ndarray) -> np.ndarray:
+            inside = array[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+            is_whole = not any((*before, *after))
+            return inside if is_whole else np.pad(inside, [*zip(before, after, strict=True), (0, 0)])
+
+        return PixelArray(cut(self.pixels), self.shown, None if self.missing is None else cut(self.missing))
 
     def resize(self, size: tuple[int, int], resample: Image.Resampling) -> "PixelArray":
         """Return the image at (width, height); bicubic filters overshoot, and are cut at each channel's own range."""
         if size == self.size:
             return self
-        channels = np.moveaxis(self.pixels, -1, 0)
-        resized = np.stack([np.asarray(_as_image(channel).resize(size, resample)) for channel in channels], axis=-1)
         lowest, highest = self.pixels.min(axis=(0, 1)), self.pixels.max(axis=(0, 1))
-        return PixelArray(np.clip(resized, lowest, highest), self.shown)
+        resized = np.clip(_resize(self.pixels, size, resample), lowest, highest)
+        missing = None  # where more than half of a pixel is
+        if self.missing is not None:
+            missing = _resize(self.missing, size, Image.Resampling.BILINEAR) > _HALF
+        return PixelArray(resized, self.shown, missing)
 
     def picture(self) -> Image.Image:
         """Return the shown channels as an 8-bit picture, grey or RGB."""
@@ -65,8 +74,10 @@ class PixelArray:
         return Image.fromarray(shown[:, :, 0] if shown.shape[2] == 1 else shown)
 
 
-def _as_image(channel: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(channel, np.float32))
+def _resize(array: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
+    """Resize each channel of [H, W, C] by itself."""
+    images = (Image.fromarray(np.ascontiguousarray(array[..., c], np.float32)) for c in range(array.shape[2]))
+    return np.stack([np.asarray(image.resize(size, resample)) for image in images], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,4 +155,4 @@ class PixelFormat:
         pixels = np.clip((np.where(missing, low, values) - low) / (high - low), 0.0, 1.0)
         if missing.any():
             pixels = np.where(missing, np.asarray(self.fill, np.float32), pixels)
-        return PixelArray(pixels.astype(np.float32, copy=False), self.shown)
+        return PixelArray(pixels.astype(np.float32, copy=False), self.shown, missing if missing.any() else None)

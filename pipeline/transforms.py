@@ -16,6 +16,9 @@ View = Callable[[Image.Image | LazyJpeg, np.random.Generator], np.ndarray]
 Crop = Callable[..., Image.Image | LazyJpeg]
 
 
+_PHOTO_LEVELS = 255.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Transform:
     """The steps from an image to a model's input: crops and colours in worker processes, normalisation on the device.
@@ -27,6 +30,7 @@ class Transform:
         std: likewise.
         takes_jpegs: the functions begin with a crop, so they take a `fast_jpeg.LazyJpeg`, too.
         takes_masks: the one function takes a pair of image and mask, see `mask_augment`.
+        keeps_missing: missing pixels of arrays stay NaN; else they become 0, each channel's mean.
         levels: number that stands for 1 in what the functions return: 255; of arrays (DATA.PIXELS), float32, 1.
     """
 
@@ -35,12 +39,16 @@ class Transform:
     std: Sequence[float]
     takes_jpegs: bool = False
     takes_masks: bool = False
-    levels: float = 255.0
+    levels: float = _PHOTO_LEVELS
+    keeps_missing: bool = False
 
     def normalise(self, images: paddle.Tensor) -> paddle.Tensor:
         """Turn uint8 or float32 [B, H, W, C] into normalised float32 [B, C, H, W], on the tensor's device."""
         scale, shift = self._scale_and_shift
-        return images.transpose([0, 3, 1, 2]).astype("float32") * scale + shift
+        images = images.transpose([0, 3, 1, 2]).astype("float32") * scale + shift
+        if self.levels == _PHOTO_LEVELS or self.keeps_missing:
+            return images
+        return paddle.where(paddle.isnan(images), paddle.zeros_like(images), images)
 
     @functools.cached_property
     def _scale_and_shift(self) -> tuple[paddle.Tensor, paddle.Tensor]:
@@ -74,15 +82,13 @@ def crop_and_flip(config, scale: Sequence[float], crop: Crop = augment.random_re
 
 def then_turn(config, view: View) -> View:
     """Return a view that turns what another one returns, and changes its channels, as the configuration asks for."""
-    train, means, is_array = config.TRAIN, config.DATA.IMAGENET_MEAN, config.DATA.PIXELS == "array"
+    train, is_array = config.TRAIN, config.DATA.PIXELS == "array"
     if not (train.VERTICAL_FLIP_PROB or train.ROTATE_90 or train.CHANNEL_GAIN or train.CHANNEL_DROP):
         return view
 
     def turned(image: Image.Image | LazyJpeg, rng: np.random.Generator) -> np.ndarray:
         pixels = augment.turn(view(image, rng), rng, train.VERTICAL_FLIP_PROB, train.ROTATE_90)
-        return (
-            augment.change_channels(pixels, rng, train.CHANNEL_GAIN, train.CHANNEL_DROP, means) if is_array else pixels
-        )
+        return augment.change_channels(pixels, rng, train.CHANNEL_GAIN, train.CHANNEL_DROP) if is_array else pixels
 
     return turned
 
@@ -112,7 +118,7 @@ def eval_transform(config) -> Transform:
 
 
 def _levels(config) -> float:
-    return 255.0 if config.DATA.PIXELS == "photo" else 1.0
+    return _PHOTO_LEVELS if config.DATA.PIXELS == "photo" else 1.0
 
 
 def _normalisation(data) -> tuple[Sequence[float], Sequence[float]]:

@@ -6,7 +6,8 @@ import pytest
 
 from config import get_config
 from errors import UserError
-from layers.patch_embedding import ChannelGroups, on_grid
+from layers.channel_groups import ChannelGroups
+from layers.patch_embedding import on_grid
 from layers.pos_embed import position_table, resize_table, sincos_table
 from mae import build_mae_pretrain
 from methods import dispatch
@@ -154,7 +155,7 @@ def test_hidden_pixels_are_those_of_the_group():
     model = build()
     mask = np.zeros((1, 32), np.float32)
     mask[0, 16 + 3] = 1  # the second group's fourth patch
-    hidden = model.hidden_pixels(paddle.to_tensor(mask)).numpy().reshape(16, 16, 5)
+    hidden = model.groups.hidden(paddle.to_tensor(mask), 4).numpy().reshape(16, 16, 5)
     expected = np.zeros((16, 16, 5))
     expected[3][:, [1, 2, 4]] = 1
     assert np.array_equal(hidden, expected)
@@ -164,7 +165,7 @@ def test_what_is_hidden_does_not_reach_the_prediction():
     model = build()
     images, noise = paddle.rand([1, 5, 16, 16]), paddle.rand([1, 32])
     _, pred, mask = model(images, noise=noise)
-    hidden = model.hidden_pixels(mask).numpy().reshape(4, 4, 4, 4, 5).transpose(4, 0, 2, 1, 3).reshape(1, 5, 16, 16)
+    hidden = model.groups.hidden(mask, 4).numpy().reshape(4, 4, 4, 4, 5).transpose(4, 0, 2, 1, 3).reshape(1, 5, 16, 16)
     assert 0.7 < hidden.mean() < 0.8
     changed = model(images + 5 * paddle.to_tensor(hidden), noise=noise)[1]
     assert (changed == pred).all()
@@ -213,8 +214,8 @@ def test_runs_pictures_and_tools(tiny_run, tmp_path):
         (["MODEL.PATCH_NORM", True], "MODEL.PATCH_NORM=True: does not go with MODEL.CHANNEL_GROUPS"),
         (["TRAIN.RESOLUTION", [[0, 8], [1, 16]]], "TRAIN.RESOLUTION.*does not go with"),
         (["DISTILL.TEACHER", "x"], "DISTILL.TEACHER='x': does not go with"),
-        (["MODEL.PREDICT_RATIO", 0.25], "is for the ordinary decoder"),
-        (["MODEL.DECODER.KIND", "cross"], "is for the ordinary decoder"),
+        (["MODEL.PREDICT_RATIO", 0.25], "MODEL.PREDICT_RATIO=0.25: does not go with"),
+        (["MODEL.DECODER.KIND", "cross"], "need the ordinary decoder"),
     ],
 )
 def test_what_does_not_go_with_groups(options, said):
