@@ -1,4 +1,4 @@
-"""Images as arrays of their own numbers, not as photos: TIFF of any channels and bits, .npy, .npz, 16-bit PNG.
+"""Images as arrays of their own numbers, not as photos: TIFF of any channels and bits, .npy, .npz, DICOM, 16-bit PNG.
 
 What a file claims is checked before memory is taken for it. Nothing that a file names is opened or run.
 """
@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 
 from errors import UserError
+from pipeline.dicom_files import MAGIC, MAGIC_AT, read_dicom
 
 _MOST_BYTES = 1 << 31  # that a decoded image takes
 _MOST_CHANNELS, _MOST_PAGES = 512, 512
@@ -44,10 +45,12 @@ def decode(data: bytes, suffix: str = "", channels: int = 0) -> np.ndarray:
     if not data:
         raise BadFile("is empty")
     kind = next((name for start, name in _SIGNATURES if data.startswith(start)), None)
+    if data[MAGIC_AT : MAGIC_AT + len(MAGIC)] == MAGIC:  # what is before may be the start of a TIFF file
+        kind = "DICOM"
     if kind is None:
-        hint = "; DICOM is not read here: write its slices as TIFF or .npy" if data[128:132] == b"DICM" else ""
-        raise BadFile(f"its content is none of TIFF, .npy, .npz and PNG{hint}")
-    readers = {"TIFF": _read_tiff, "npy": _read_npy, "npz": _read_npz, "PNG": _read_png}
+        hint = "; a DICOM file has DICM at its byte 128" if suffix.lower() in (".dcm", ".dicom") else ""
+        raise BadFile(f"its content is none of TIFF, .npy, .npz, DICOM and PNG{hint}")
+    readers = {"TIFF": _read_tiff, "npy": _read_npy, "npz": _read_npz, "PNG": _read_png, "DICOM": _read_dicom}
     try:
         array = readers[kind](data, channels)
     except (BadFile, UserError):
@@ -56,7 +59,7 @@ def decode(data: bytes, suffix: str = "", channels: int = 0) -> np.ndarray:
         raise BadFile(f"its {kind} content is damaged ({type(error).__name__})") from error
     if array.dtype.kind not in _KINDS or array.dtype.itemsize > 8:
         raise BadFile(f"its numbers are of type {array.dtype}, and must be integers or fractions")
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_size(shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -93,7 +96,7 @@ def _read_npy(data: bytes, channels: int) -> np.ndarray:
         raise BadFile(f"claims {size:,} bytes of numbers, and has {len(data) - offset:,}")
     array = np.frombuffer(data, dtype, offset=offset)
     array = array.reshape(shape[::-1]).T if is_fortran else array.reshape(shape)
-    return _channels_last(array.astype(dtype.newbyteorder("="), copy=False), channels)
+    return _channels_last(array, channels)
 
 
 def _read_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
@@ -125,6 +128,11 @@ def _read_npz(data: bytes, channels: int) -> np.ndarray:
                 raise BadFile(f"claims {size:,} bytes, and its member {members[0].file_size:,}")
             content = start + member.read(max(0, size - len(start)) + 1)
     return _read_npy(content, channels)
+
+
+def _read_dicom(data: bytes, channels: int) -> np.ndarray:
+    array = read_dicom(data, _check_size, BadFile)
+    return array if array.ndim == 3 else array[:, :, None]
 
 
 # ---- PNG ----------------------------------------------------------------------------------------

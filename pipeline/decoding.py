@@ -23,7 +23,7 @@ FORMAT_OF_SUFFIX = {
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
     **dict.fromkeys((".ppm", ".pgm"), "PPM"),
 }
-_ARRAY_SUFFIXES = (".npy", ".npz")  # images only where DATA.PIXELS is array
+_ARRAY_SUFFIXES = (".npy", ".npz", ".dcm", ".dicom")  # images only where DATA.PIXELS is array
 FORMATS = tuple(dict.fromkeys(FORMAT_OF_SUFFIX.values()))
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -37,7 +37,7 @@ _AS_ARRAY = "DATA.PIXELS array reads it whole, see docs/any_images.md"
 
 
 def allow_arrays(is_allowed: bool) -> None:
-    """Count files of NumPy among the images of data sets, or not (DATA.PIXELS)."""
+    """Count files of NumPy and DICOM among the images of data sets, or not (DATA.PIXELS)."""
     global _has_arrays
     _has_arrays = is_allowed
 
