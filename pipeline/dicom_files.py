@@ -57,8 +57,8 @@ def _transfer_syntax(pydicom, data: bytes, fail: type[Exception]) -> str:
     syntax = str(meta.get("TransferSyntaxUID", ""))
     if syntax == _DEFLATED:
         raise fail("is a deflated DICOM file, whose size is not known before it is inflated; write it uncompressed")
-    if not syntax:
-        raise fail("is a DICOM file that does not say how its pixels are kept")
+    if not pydicom.uid.UID(syntax).is_valid:
+        raise fail("is a DICOM file that does not say how its pixels are kept (Transfer Syntax UID)")
     if syntax not in (*_UNCOMPRESSED, _RLE, *_BY_PILLOW):
         raise fail(_NO_READER.format(pydicom.uid.UID(syntax).name))
     return syntax
