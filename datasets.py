@@ -10,6 +10,7 @@ Expected layouts below DATA_PATH:
     cifar100       cifar-100-python.tar.gz, or its folder cifar-100-python/
     digits         nothing: 1,797 handwritten digits, 8x8 pixels, that come with scikit-learn
     synthetic      nothing: generated patterns, one per class
+    spectral_scenes  nothing: generated scenes of 13 bands as arrays, see `pipeline/spectral_scenes.py`
     lists          train.tsv (path<TAB>caption), train.jsonl or train_list.txt (path label,label); val likewise
     webdataset     train/*.tar, or *.tar: WebDataset shards with captions or labels; val/*.tar
     masks, voc, ...  images with masks, see `pipeline/mask_sets.py`
@@ -37,12 +38,14 @@ from pipeline.image_lists import ListedImages, find_list
 from pipeline.left_out import LeftOut
 from pipeline.scenes import Scenes
 from pipeline.sources import LABELLED, Source
+from pipeline.spectral_scenes import SpectralScenes
 from pipeline.splits import find_split, hold_out
 from pipeline.web_shards import WebShards, is_packed
 
-NAMES = ("imagenet2012", "folder", *builtin_sets.CIFAR, "digits", "synthetic", "lists", "webdataset")
+NAMES = ("imagenet2012", "folder", *builtin_sets.CIFAR, "digits", "synthetic", "spectral_scenes")
+NAMES += ("lists", "webdataset")
 NAMES += (*published_datasets.READERS, *mask_sets.NAMES)
-_FIXED = ("digits", "synthetic", *builtin_sets.CIFAR, *published_datasets.READERS, *mask_sets.NAMES)
+_FIXED = ("digits", "synthetic", "spectral_scenes", *builtin_sets.CIFAR, *published_datasets.READERS, *mask_sets.NAMES)
 
 
 def open_source(
@@ -125,6 +128,8 @@ def _open_fixed(
         return builtin_sets.make_synthetic(split, num_classes, synthetic_hw)
     if name == "scenes":
         return Scenes(split)
+    if name == "spectral_scenes":
+        return SpectralScenes(split)
     root = _find_root(name, data_path)
     if name in mask_sets.NAMES:
         return mask_sets.open_masked(name, root, split, num_classes, **masks)

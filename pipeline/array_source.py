@@ -40,6 +40,10 @@ class ArraySource(Wrapper):
 
 def as_configured(config, source: Source) -> Source:
     """Return a source as DATA.PIXELS has it: as it is, or with arrays for images."""
+    if config.DATA.PIXELS == "photo" and source.holds_arrays:
+        raise UserError(
+            f"{source.origin}: its images are arrays, not photos; set DATA.PIXELS array and DATA.PIXEL_RANGE"
+        )
     return source if config.DATA.PIXELS == "photo" else ArraySource(source, PixelFormat.of_config(config))
 
 

@@ -34,6 +34,7 @@ class Source:
         is_encoded: `read` returns the encoded image.
         order: (seed, epoch) -> order of an epoch's images, see `samplers.TrainSampler`; None: all at random.
         has_labels_in_memory: False for a set whose labels are read image by image.
+        holds_arrays: `image` returns an array of its own numbers, [H, W, C], for DATA.PIXELS array.
         has_masks: `mask` returns a label for each pixel.
     """
 
@@ -45,7 +46,7 @@ class Source:
     is_encoded = False
     order: Callable | None = None
     has_labels_in_memory = True
-    has_masks = False
+    has_masks = holds_arrays = False
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -23,7 +23,7 @@ import numpy as np
 
 import datasets
 from arguments import Parser, finite
-from config import DATASETS
+from config import DATASETS, DEFAULT_DATA_PATH
 from errors import UserError, abridge
 from launch import command_line, tool_flags
 from measures.channel_counts import Counts
@@ -154,7 +154,7 @@ def histogram(counts: Counts, channel: int) -> list[tuple[float, float]]:
 def main(argv: list[str] | None = None) -> bool:
     """Print statistics and settings; returns True if nothing is wrong with the images."""
     parser = Parser(prog="python -m tools.channel_statistics", description=__doc__)
-    parser.add("data_path", "directory of the data set", required=True, metavar="DIR")
+    parser.add("data_path", "directory of the data set", default=DEFAULT_DATA_PATH, metavar="DIR")
     parser.add("dataset", "as in training (default: folder)", default="folder", metavar="NAME")
     parser.add("split", "train or val (default: train)", choices=("train", "val"), default="train")
     parser.add("bands", "channels of the files to take, from 0 (DATA.BANDS)", type=tool_flags.natural, nargs="+")

@@ -1,0 +1,70 @@
+"""Generated scenes as a satellite's 13 bands see them: mixed materials, light and noise, uint16. No Paddle here."""
+
+import itertools
+
+import numpy as np
+
+from pipeline.sources import Source
+
+SIDE_PX, BANDS, MATERIALS = 32, 13, 5
+CLASSES = [f"{first} and {second}" for first, second in itertools.combinations("ABCDE", 2)]
+_NUM_IMAGES = {"train": 4000, "val": 1000}
+_SEEDS = {"train": 0, "val": 1}
+_NOISE = 400.0  # in units of a file, of which 10,000 is full reflectance
+_VISIBLE = slice(1, 4)  # blue, green, red, in which A and B, and C and D, look alike
+
+
+class SpectralScenes(Source):
+    """Scenes of SIDE_PX pixels with BANDS numbers each; the class is the pair of materials that covers the most.
+
+    Light and shade change from place to place, and other materials are mixed in, so that neither brightness nor a
+    single band tells the class; the three visible bands tell a part of it.
+
+    Args:
+        split: "train" or "val".
+    """
+
+    holds_arrays = True
+
+    def __init__(self, split: str):
+        self.labels = np.arange(_NUM_IMAGES[split], dtype=np.int64) % len(CLASSES)
+        self.origin, self.class_names, self._seed = f"spectral_scenes {split}", list(CLASSES), _SEEDS[split]
+
+    def image(self, index: int) -> np.ndarray:
+        """Draw a scene, uint16 [H, W, BANDS]."""
+        return draw_spectral_scene(self._seed, index, int(index) % len(CLASSES))
+
+
+def spectra() -> np.ndarray:
+    """Return the reflectance of each material in each band, [MATERIALS, BANDS], in units of a file."""
+    rng = np.random.default_rng(7)
+    places = np.arange(BANDS)
+    curves = np.full((MATERIALS, BANDS), 600.0)
+    for material in range(MATERIALS):
+        for _ in range(3):
+            centre, width, height = rng.uniform(0, BANDS), rng.uniform(1.0, 3.0), rng.uniform(400, 2500)
+            curves[material] += height * np.exp(-(((places - centre) / width) ** 2))
+    curves[1, _VISIBLE], curves[3, _VISIBLE] = curves[0, _VISIBLE], curves[2, _VISIBLE]
+    return curves
+
+
+def draw_spectral_scene(seed: int, index: int, label: int) -> np.ndarray:
+    """Return the numbers of a scene, uint16 [H, W, BANDS]."""
+    rng = np.random.default_rng([seed, index])
+    pair = list(itertools.combinations(range(MATERIALS), 2))[label]
+    logits = np.stack([_wave(rng) for _ in range(MATERIALS)], axis=-1) * 3.0
+    logits[..., list(pair)] += 0.8
+    shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)  # [H, W, MATERIALS]
+    light = rng.uniform(0.5, 1.2) * (1.0 + 0.5 * _wave(rng)[..., None])
+    numbers = light * (shares @ spectra()) + rng.normal(0, _NOISE, (SIDE_PX, SIDE_PX, BANDS))
+    return np.clip(np.round(numbers), 1, 65535).astype(np.uint16)
+
+
+def _wave(rng: np.random.Generator) -> np.ndarray:
+    """Return a sum of three waves of random direction and pace, about -1 to 1, [H, W]."""
+    rows, columns = np.mgrid[0:SIDE_PX, 0:SIDE_PX] / SIDE_PX
+    waves = np.zeros((SIDE_PX, SIDE_PX))
+    for _ in range(3):
+        pace, angle, phase = rng.uniform(2, 14), rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
+        waves += np.sin(pace * (rows * np.sin(angle) + columns * np.cos(angle)) + phase) / 3
+    return waves
