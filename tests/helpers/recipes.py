@@ -6,7 +6,7 @@ from runtime import ROOT
 
 RECIPES = {
     path.stem: path
-    for folder in ("", "mae_ct", "mae_lite", "maws", "transfer")
+    for folder in ("", "arrays", "mae_ct", "mae_lite", "maws", "transfer")
     for path in sorted((ROOT / "configs" / folder).glob("*.yaml"))
     if path.stem != "defaults"
 }
