@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 import checkpoint
 from config import network_kind, replaced
 from errors import UserError
@@ -22,6 +24,7 @@ from methods import (
 )
 from methods.method import Method
 from pipeline import loading, sources
+from pipeline.pixel_check import pixel_problems
 from pipeline.sources import Source
 from pipeline.transforms import Transform
 from storage.clip_architecture import of_any_config
@@ -45,6 +48,7 @@ METHODS: dict[str, Method] = {
 }
 
 
+_CHECKED = 32  # images of a new run on arrays
 _MOST_NAME_BYTES = 1 << 19  # in config.yaml, of which at most 1 MiB is read
 
 
@@ -172,7 +176,16 @@ def build_train_loader(run: Run) -> loading.Loader:
     method = get_method(run.config)
     stages = [(stage.first_epoch, train_transform(stage.config)) for stage in resolution.stages(run.config)]
     target, transform = method.target(run.config), stages[-1][1]
+    if run.config.DATA.PIXELS == "array" and run.resume_from is None:
+        _check_pixels(run, loaders.open_once(run, "train", target))
     return loaders.build_train_loader(run, transform, target, method.prepare_source, method.whole_batch, stages)
+
+
+def _check_pixels(run: Run, source: Source) -> None:
+    """Warn of numbers that are not as the configuration says, by some images of the train split."""
+    chosen = np.linspace(0, len(source) - 1, min(len(source), _CHECKED), dtype=np.int64)
+    for line in pixel_problems(run.config, source, chosen):
+        run.log.say(f"warning: {line}")
 
 
 def follow_classes(run: Run) -> None:

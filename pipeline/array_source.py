@@ -20,10 +20,10 @@ class ArraySource(Wrapper):
         super().__init__(source)
         self._form, self._was_encoded = form, source.is_encoded
         self.is_encoded = False  # as a photo
+        self.numbers = self._read_numbers
         self.image = lambda index: form.pixels(self.numbers(index))
 
-    def numbers(self, index: int) -> np.ndarray:
-        """Return the numbers of an image, as its file has them, [H, W, channels of the file]."""
+    def _read_numbers(self, index: int) -> np.ndarray:
         if self._was_encoded:
             return decode(self._source.read(index), channels=self._form.needed)
         array = np.asarray(self._source.image(index))

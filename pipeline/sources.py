@@ -67,6 +67,10 @@ class Source:
         """Return the encoded image, where `is_encoded`."""
         raise NotImplementedError
 
+    def numbers(self, index: int) -> np.ndarray:
+        """Return the numbers in an image's file, [H, W, C], with DATA.PIXELS array."""
+        raise NotImplementedError
+
     def mask(self, index: int) -> np.ndarray:
         """Return the labels of an image's pixels, int16 [H, W], where `has_masks`; -1: of no class."""
         raise NotImplementedError
@@ -253,7 +257,7 @@ class Wrapper(Source):
         self.is_encoded, self.has_labels_in_memory = source.is_encoded, source.has_labels_in_memory
 
         self.describe, self.path, self.image, self.read = source.describe, source.path, source.image, source.read
-        self.missing, self.alternative = source.missing, source.alternative
+        self.missing, self.alternative, self.numbers = source.missing, source.alternative, source.numbers
         self.has_masks, self.mask = source.has_masks, source.mask
 
     def use_class_names(self, class_names: list[str]) -> None:
@@ -299,6 +303,7 @@ class Subset(Wrapper):
         self.path = lambda index: source.path(self.indices[index])
         self.image = lambda index: source.image(self.indices[index])
         self.read = lambda index: source.read(self.indices[index])
+        self.numbers = lambda index: source.numbers(self.indices[index])
         self.mask = lambda index: source.mask(self.indices[index])
         self.missing = lambda: np.flatnonzero(np.isin(self.indices, source.missing())).tolist()
         self.alternative = lambda index, attempt: (index + attempt) % len(self)

@@ -1,11 +1,12 @@
 """Check a data set before anything is trained on it.
 
     python -m tools.check_dataset -dataset folder -data_path DIR [-num_classes N] [-full] [-json FILE]
+    python -m tools.check_dataset -dataset folder -data_path DIR -cfg FILE       # of arrays (DATA.PIXELS)
 
 Reports, for the train and the val split, what a training would stop at (missing files, labels out of range, empty
 classes, with -full images that cannot be decoded), and counts per class; of sets with masks, the share of each class of
-the pixels, masks that do not fit their images, values that stand for nothing, and images in both splits. Exit code 0 if
-all is well, 1 if not.
+the pixels, masks that do not fit their images, values that stand for nothing, and images in both splits; of arrays,
+pixels outside the range of the YAML and means far from its mean. Exit code 0 if all is well, 1 if not.
 """
 
 import runtime
@@ -23,11 +24,11 @@ import numpy as np
 
 import datasets
 from arguments import Parser
-from config import DATASETS
+from config import DATASETS, get_config
 from errors import UserError, abridge
 from launch import command_line
 from launch.tool_flags import share
-from pipeline import mask_check, mask_sets, sources
+from pipeline import array_source, decoding, mask_check, mask_sets, pixel_check, sources
 from pipeline.image_lists import list_names
 from pipeline.splits import find_split
 from storage import atomic, results
@@ -37,7 +38,7 @@ _LOOKED_AT = 16  # images whose headers are read without -full
 
 
 def check_split(
-    name: str, data_path: str, split: str, num_classes: int | None, full: bool, channels: int = 3, **options: object
+    name: str, data_path: str, split: str, num_classes: int | None, full: bool, config=None, **options: object
 ) -> dict:
     """Check one split.
 
@@ -45,19 +46,21 @@ def check_split(
         name: as `-dataset`.
         num_classes: labels must be below it; None: as many as the split's largest label tells.
         full: decode every image.
-        channels: that a model wants.
+        config: of a training on arrays, which says what their numbers mean; None: photos with three channels.
         options: `val_split` and `val_fraction` of `datasets.open_source`.
 
     Returns:
         Plain values: "images", "classes", "smallest_class", "largest_class", "problems", "warnings", "undecodable".
     """
     report: dict = {"problems": [], "warnings": [], "undecodable": []}
+    channels = 3 if config is None else config.DATA.IMAGE_CHANNELS
     if name in mask_sets.NAMES:
         return _check_masked(name, data_path, split, num_classes, full, channels, report, **options)
     try:
         may_lack_labels = name in ("lists", "webdataset")
         needs = "none" if may_lack_labels else "label"
         source = datasets.open_source(name, data_path, split, num_classes=num_classes or 10, needs=needs, **options)
+        source = source if config is None else array_source.as_configured(config, source)
         has_labels = not may_lack_labels or source.has_labels
         if num_classes is None:
             num_classes = source.count_classes() if has_labels else 0
@@ -72,7 +75,10 @@ def check_split(
         report["problems"].append(str(error))
         return report
     looked_at = range(len(source)) if full else range(min(len(source), _LOOKED_AT))
-    report["warnings"] += sources.lost_as_photos(source, looked_at)
+    if config is None:
+        report["warnings"] += sources.lost_as_photos(source, looked_at)
+    else:
+        report["warnings"] += pixel_check.pixel_problems(config, source, looked_at)
     if full:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             results = pool.map(lambda index: sources.why_unreadable(source, index, channels), range(len(source)))
@@ -130,6 +136,15 @@ def _is_wanted(name: str, root: Path, split: str) -> bool:
     return any((root / entry).exists() for entry in ([own] if name == "webdataset" else list_names(own)))
 
 
+def _arrays_of(cfg: str | None) -> object:
+    """Return the configuration of a training on arrays; None without one."""
+    config = None if cfg is None else get_config(cfg)
+    if config is not None and config.DATA.PIXELS != "array":
+        raise UserError(f"-cfg {cfg}: is for arrays, and its DATA.PIXELS is {config.DATA.PIXELS}; leave it out")
+    decoding.allow_arrays(config is not None)
+    return config
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the report, and return the exit code."""
     parser = Parser(prog="python -m tools.check_dataset", description=__doc__)
@@ -140,6 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add("val_fraction", "DATA.VAL_FRACTION", type=share, metavar="SHARE")
     parser.add("mask_ignore", "DATA.MASK_IGNORE (default: 255; -1: none)", type=int, default=255, metavar="VALUE")
     parser.add("mask_zero_is_other", "DATA.MASK_ZERO_IS_OTHER", action="store_true")
+    parser.add("cfg", "YAML of a training on arrays (DATA.PIXELS array)", metavar="FILE")
     parser.add("full", "decode every image", action="store_true")
     parser.add("json", "write the report there, too", metavar="FILE")
     args = parser.parse_args(argv)
@@ -149,13 +165,14 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"-num_classes {args.num_classes}: must be at least 1")
     if args.json:
         results.new_file(args.json, ".json", flag="-json")
+    config = _arrays_of(args.cfg)
     splits = [split for split in _SPLITS if split == "train" or _is_wanted(args.dataset, Path(args.data_path), split)]
     options = {"val_split": args.val_split, "val_fraction": args.val_fraction}
     if args.dataset == "masks":
         ignored = args.mask_ignore if args.mask_ignore >= 0 else None
         options |= {"ignored": ignored, "zero_is_other": args.mask_zero_is_other}
     reports = {
-        split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full, **options)
+        split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full, config, **options)
         for split in splits
     }
     if args.dataset in mask_sets.NAMES:
