@@ -35,7 +35,7 @@ def options(folder, **changed):
     [
         ({}, "", 0),
         ({"PIXEL_RANGE": [0, 980]}, "channel 0: 1.", 5),
-        ({"PIXEL_RANGE": [[0, 1000]] * 4 + [[0, 100]]}, "channel 4: 9", 2),
+        ({"PIXEL_RANGE": [[0, 1000]] * 4 + [[0, 100]]}, "channel 4: 8", 2),
         ({"PIXEL_RANGE": [0, 65535]}, "channel 0: the mean of its pixels is 0.00", 5),
         ({"IMAGENET_MEAN": [0.5, 0.5, 0.1, 0.5, 0.5]}, "channel 2: the mean of its pixels is 0.5", 1),
         ({"VAL_FRACTION": 0.5, "PIXEL_RANGE": [0, 65535]}, "channel 0: the mean of its pixels is 0.00", 5),
