@@ -27,6 +27,9 @@ _SIGNATURES = (  # how a file begins
 )  # fmt: skip
 
 
+SUFFIXES = {"TIFF": ".tif", "npy": ".npy", "npz": ".npz", "PNG": ".png", "DICOM": ".dcm"}
+
+
 class BadFile(ValueError):
     """A file cannot be read as an array; the message says why."""
 
@@ -42,11 +45,7 @@ def decode(data: bytes, suffix: str = "", channels: int = 0) -> np.ndarray:
     Raises:
         ValueError: naming what is wrong with the file, or why it is not read.
     """
-    if not data:
-        raise BadFile("is empty")
-    kind = next((name for start, name in _SIGNATURES if data.startswith(start)), None)
-    if data[MAGIC_AT : MAGIC_AT + len(MAGIC)] == MAGIC:  # what is before may be the start of a TIFF file
-        kind = "DICOM"
+    kind = kind_of(data)
     if kind is None:
         hint = "; a DICOM file has DICM at its byte 128" if suffix.lower() in (".dcm", ".dicom") else ""
         raise BadFile(f"its content is none of TIFF, .npy, .npz, DICOM and PNG{hint}")
@@ -60,6 +59,15 @@ def decode(data: bytes, suffix: str = "", channels: int = 0) -> np.ndarray:
     if array.dtype.kind not in _KINDS or array.dtype.itemsize > 8:
         raise BadFile(f"its numbers are of type {array.dtype}, and must be integers or fractions")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def kind_of(data: bytes) -> str | None:
+    """Return the kind of file that some bytes are, a key of SUFFIXES; None for another one."""
+    if not data:
+        raise BadFile("is empty")
+    if data[MAGIC_AT : MAGIC_AT + len(MAGIC)] == MAGIC:  # what is before may be the start of a TIFF file
+        return "DICOM"
+    return next((name for start, name in _SIGNATURES if data.startswith(start)), None)
 
 
 def _check_size(shape: tuple[int, ...], dtype: np.dtype) -> None:

@@ -42,6 +42,11 @@ def allow_arrays(is_allowed: bool) -> None:
     _has_arrays = is_allowed
 
 
+def takes_arrays() -> bool:
+    """Return True if files of NumPy and DICOM count as images."""
+    return _has_arrays
+
+
 def is_image_name(name: str) -> bool:
     """Return True if a file in a folder of images is one by its suffix."""
     suffix = os.path.splitext(name)[1].lower()

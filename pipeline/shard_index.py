@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import runtime
 from errors import UserError, abridge, one_line, printable
+from pipeline.decoding import takes_arrays
 from pipeline.folders import HIDDEN, describe_suffix, is_hidden
 from pipeline.left_out import LeftOut
 from pipeline.shard_scan import PLACES, ShardIndex, checksum, scan_shard
@@ -35,7 +36,7 @@ from storage.cache import cache_dir
 from storage.files import locked, read_arrays
 
 FOLDER = ".shard-index"
-_VERSION = 3
+_VERSION, _OF_ARRAYS = 3, 100
 _LARGEST_LABEL = 10**9
 _NEW_ADVICE = "delete it, and it is made again"
 # Words by which the name of a shard says to which split it belongs; a shard without one is of the train split.
@@ -176,6 +177,11 @@ def _index_folder(folder: Path) -> Path:
     return _in_cache(folder)
 
 
+def _version() -> int:
+    """Return the version of an index; one where arrays are images, too, names other samples."""
+    return _VERSION + (_OF_ARRAYS if takes_arrays() else 0)
+
+
 def _in_cache(folder: Path) -> Path:
     elsewhere = cache_dir() / "shards" / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     elsewhere.mkdir(parents=True, exist_ok=True)
@@ -219,7 +225,7 @@ def _make_index(job: tuple[str, str, int, int]) -> None:
             "damage": np.array(found.damage),
             "left_out": np.array(json.dumps(found.left_out)),
             "last_header": np.array(found.last_header),
-            "shard": np.array([_VERSION, size, time_ns, checksum(Path(shard), found.last_header)]),
+            "shard": np.array([_version(), size, time_ns, checksum(Path(shard), found.last_header)]),
         },
     )
 
@@ -244,7 +250,7 @@ def read_shard_index(file: Path, shard: Path, shard_size: int, shard_time: int) 
             last_header,
         )
         is_good = _are_sane(found, shard_size) and 0 <= last_header < max(1, shard_size)
-        is_good = is_good and arrays["shard"].tolist()[:3] == [_VERSION, shard_size, shard_time]
+        is_good = is_good and arrays["shard"].tolist()[:3] == [_version(), shard_size, shard_time]
         is_good = is_good and arrays["shard"].tolist()[3:] == [checksum(shard, last_header)]
     except (KeyError, ValueError, TypeError, IndexError, OSError, RecursionError) as error:
         raise UserError(f"{file}: damaged ({printable(one_line(error))}); {_NEW_ADVICE}") from error
@@ -307,7 +313,7 @@ def split_arrays(split: SplitIndex) -> dict[str, np.ndarray]:
     counts = {f"count_{needs}": array for needs, array in split.counts.items()}
     about = {"largest_label": np.array(split.largest_label), "damaged": np.array(split.damaged, str)}
     about["left_out"] = np.array(json.dumps(split.left_out))
-    about |= {"sizes": split.sizes, "times": split.times, "version": np.array(_VERSION)}
+    about |= {"sizes": split.sizes, "times": split.times, "version": np.array(_version())}
     return {"names": split.names, **counts, **about}
 
 
@@ -323,7 +329,7 @@ def read_split(file: Path, folder: Path, index_folder: Path, shards: Shards) -> 
         found = SplitIndex(
             folder, index_folder, arrays["names"], arrays["sizes"], arrays["times"], counts, largest, damaged, left_out
         )
-        is_same = int(arrays["version"]) == _VERSION and np.array_equal(found.names, _as_bytes(shards.names))
+        is_same = int(arrays["version"]) == _version() and np.array_equal(found.names, _as_bytes(shards.names))
         is_same &= np.array_equal(found.sizes, shards.sizes) and np.array_equal(found.times, shards.times)
     except (UserError, KeyError, ValueError, TypeError, RecursionError):
         return None

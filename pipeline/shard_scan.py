@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from errors import one_line, printable
-from pipeline.decoding import FORMAT_OF_SUFFIX
+from pipeline.decoding import is_image_name
 from pipeline.folders import HIDDEN, describe_suffix, is_hidden
 from pipeline.left_out import LeftOut
 from pipeline.sample_text import parse_caption, parse_labels, parse_object
 from storage.files import decode_text, open_file
 
-IMAGE_SUFFIXES = tuple(FORMAT_OF_SUFFIX)
 PLACES = ("image", "text", "json")  # kinds of members of a sample
 _KINDS = {".txt": "text", ".cls": "cls", ".json": "json"}
 _MOST_TEXT_BYTES = 1 << 20  # largest caption or JSON member
@@ -157,7 +156,7 @@ class _Samples:
         """Add a member to the sample that it belongs to; one that the sample has already begins a new one."""
         parts = member.name.split("/")
         stem, suffix = os.path.splitext(parts[-1])
-        kind = "image" if suffix.lower() in IMAGE_SUFFIXES else _KINDS.get(suffix.lower())
+        kind = "image" if is_image_name(parts[-1]) else _KINDS.get(suffix.lower())
         if member.isdir():
             return
         if any(is_hidden(part) for part in parts if part.strip(".")):

@@ -1,13 +1,15 @@
 """Pack a data set into few large files, resized, for fast reading: WebDataset shards.
 
     python -m tools.pack_dataset SRC DST [-dataset imagenet2012] [-size 256] [-quality 95]
+    python -m tools.pack_dataset SRC DST -dataset folder -arrays     # for DATA.PIXELS array
     python -m tools.pack_dataset -verify DST
 
 SRC is a directory as `-data_path` takes it, DST a new one that takes its place in every recipe. Training photos whose
 shorter side has more than -size pixels are resized to that (bicubic), and stored as JPEG, or as PNG if they have an
 alpha channel; all other files are kept as they are, with -size 0 every one. Those of the val split are kept, too, so
 that evaluation gives the same numbers. Labels, captions and class names come along. The same command continues where it
-was interrupted. An image that cannot be read is an error, or left out and listed with -skip_bad.
+was interrupted. With -arrays, TIFF, .npy, .npz, DICOM and PNG files are kept as they are.
+An image that cannot be read is an error, or left out and listed with -skip_bad.
 """
 
 import runtime
@@ -29,6 +31,7 @@ from config import DATASETS
 from errors import UserError, abridge
 from launch import command_line
 from launch.tool_flags import share
+from pipeline import array_files, decoding
 from pipeline.decoding import as_mode, decode, image_suffix
 from pipeline.folders import class_folders
 from pipeline.image_lists import list_names
@@ -67,6 +70,13 @@ def encode(source: Source, index: int, size: int, quality: int) -> tuple[str, by
     return ".png" if has_alpha else ".jpg", buffer.getvalue()
 
 
+def encode_array(source: Source, index: int) -> tuple[str, bytes]:
+    """Return the file of an array as it is, with its suffix; raise ValueError if it is none."""
+    data = source.read(index)
+    array_files.decode(data)
+    return array_files.SUFFIXES[array_files.kind_of(data)], data
+
+
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, from 1 to 8; 1 where it is none of them."""
     try:
@@ -85,13 +95,16 @@ def pack(src: Path, dst: Path, args) -> None:
     Raises:
         UserError: if the source is not in order, or DST holds something else.
     """
+    decoding.allow_arrays(args.arrays)
     sources = {split: _open(args, src, split) for split in ("train", "val") if _has_split(args, src, split)}
     plan = {"version": PACK_VERSION, "size": args.size, "quality": args.quality, "images_per_shard": args.per_shard}
+    plan |= {"arrays": True} if args.arrays else {}
     _begin(dst, plan | {"skip_bad": args.skip_bad, "source": {s: _checksum(source) for s, source in sources.items()}})
     left_out = {}
     for split, source in sources.items():
         size = args.size if split == "train" else 0
         encode_one = functools.partial(encode, source, size=size, quality=args.quality)
+        encode_one = functools.partial(encode_array, source) if args.arrays else encode_one
         left_out[split] = bad = write_shards(source, dst / split, encode_one, args.per_shard, args.skip_bad)
         if len(bad) == len(source):
             raise UserError(f"{source.origin}: none of its images can be read")
@@ -186,6 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add("size", "pixels of the shorter side (default: 256); 0: files as they are", type=int, default=256)
     parser.add("quality", "of the JPEGs (default: 95)", type=int, default=95)
     parser.add("per_shard", "images in a file (default: 10000)", type=int, default=10_000)
+    parser.add("arrays", "files of arrays (DATA.PIXELS), kept as they are", action="store_true")
     parser.add("skip_bad", "leave out what cannot be read", action="store_true")
     parser.add("list_outside", "list files may name files outside SRC", action="store_true")
     parser.add("val_fraction", "DATA.VAL_FRACTION, for classes without splits", type=share, metavar="SHARE")

@@ -29,7 +29,7 @@ from pipeline.sources import ArrayImages
 from runtime import ROOT
 from tests.conftest import TINY, assert_close
 from tests.helpers.saved_runs import fit_pretrain
-from tools import predict
+from tools import pack_dataset, predict
 
 tifffile = pytest.importorskip("tifffile", reason="requirements/arrays.txt is not installed")
 pytestmark = pytest.mark.quick
@@ -379,6 +379,51 @@ def test_a_run_on_arrays_is_bit_identical_when_resumed(tiny_run, scenes):
         loader = dispatch.build_train_loader(run)
         assert next(loader.epoch(0)).images.shape == [8, BANDS, 16, 16]
         loader.close()
+
+
+def test_packed_arrays_are_the_files_and_resume_bit_identically(tiny_run, scenes, tmp_path_factory, capsys):
+    packed = tmp_path_factory.mktemp("packed") / "shards"
+    words = [str(scenes), str(packed), "-dataset", "folder", "-arrays", "-per_shard", "7"]
+    assert pack_dataset.main(words) == 0
+    assert pack_dataset.main(["-verify", str(packed)]) == 0
+    run = tiny_run("pretrain", *options_of(scenes))
+    with_shards = tiny_run("pretrain", *options_of(packed))
+    own, theirs = (dispatch.loaders.open_split(one, "val", "label") for one in (run, with_shards))
+    assert len(own) == len(theirs) == 8
+    for index in range(8):
+        assert np.array_equal(own.numbers(index), theirs.numbers(index))
+        assert own.numbers(index).dtype == theirs.numbers(index).dtype == np.uint16
+    more = ["TRAIN.NUM_EPOCHS", 2, "DATA.BATCH_SIZE", 8, "SAVE_FREQ_STEPS", 2, "KEEP_LAST", 9, "DATA.NUM_WORKERS", 1]
+    first = tiny_run("pretrain", *options_of(packed, *more))
+    expected = fit_pretrain(first)
+    again = tiny_run("pretrain", *options_of(packed, *more), resume_from=find(first.directory / "step-00000004"))
+    resumed = fit_pretrain(again)
+    assert all(np.array_equal(resumed[name], value) for name, value in expected.items())
+    (scenes / "train" / "a" / "bad.npy").write_bytes(b"no array")
+    with pytest.raises(UserError, match="bad.npy.*-skip_bad leaves it out"):
+        pack_dataset.main([*words[:1], str(packed.with_name("other")), *words[2:]])
+    capsys.readouterr()
+
+
+def test_features_beside_photos_in_shards_stay_no_images(tmp_path):
+    """img2dataset and others write KEY.jpg and KEY.npy: only with DATA.PIXELS array is the second one an image."""
+    from pipeline import decoding
+    from pipeline.shard_writer import open_shard, write_sample
+    from pipeline.web_shards import WebShards
+
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    (tmp_path / "train").mkdir()
+    with open_shard(tmp_path / "train" / "0.tar") as tar:
+        for key in "ab":
+            write_sample(tar, key, ".png", picture.getvalue())
+            write_sample(tar, key, ".npy", as_npy(np.zeros(4)))
+    try:
+        for is_allowed, count in ((False, 2), (True, 4), (False, 2)):
+            decoding.allow_arrays(is_allowed)
+            assert len(WebShards(tmp_path, "train", "none")) == count
+    finally:
+        decoding.allow_arrays(False)
 
 
 def test_a_batch_is_the_normalised_file(tiny_run, scenes):
