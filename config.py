@@ -287,7 +287,6 @@ def _check_pixels(config: CfgNode, require) -> None:
     require(not data.FAST_DECODE, "DATA.FAST_DECODE", "is for photos; set it False with DATA.PIXELS array")
     require(data.NODATA is None or _is_number(data.NODATA), "DATA.NODATA", f"must be a number up to {_LARGEST:g}")
     require(data.MAX_PIXELS is None, "DATA.MAX_PIXELS", "is for photos; an array may take 2 GiB")
-    require(network_kind(config) != SEGMENTER, "DATA.PIXELS", "segmentation reads photos; set it to photo")
 
 
 def _check_groups(config: CfgNode, require) -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 from errors import UserError
 from measures.prediction import Classifier
 from pages import segments
-from pipeline.sources import Source, read_image
+from pipeline.array_source import read_picture
+from pipeline.sources import Source
 from storage import atomic, results
 from storage.files import read_file
 
@@ -126,7 +127,7 @@ class MaskFiles:
         else:
             picture = Image.fromarray(labels.astype(np.uint16))
         _save(mask, lambda file: picture.save(file, "PNG"))
-        photo = np.asarray(read_image(self._source, index, 3, self._model.config.DATA.EXIF_TRANSPOSE))
+        photo = np.asarray(read_picture(self._source, index, self._model.config.DATA.EXIF_TRANSPOSE))
         painted = Image.fromarray(segments.paint(photo, labels, self._colours))
         painted.thumbnail((_LARGEST_JPEG, _LARGEST_JPEG))
         _save(overlay, lambda file: painted.save(file, "JPEG", quality=_QUALITY))

@@ -9,7 +9,8 @@ from PIL import Image
 
 from methods.segmenter import label_map
 from pages import html
-from pipeline.sources import Source, read_image
+from pipeline.array_source import read_picture
+from pipeline.sources import Source
 from pipeline.whole_images import WholeImages
 
 COLUMNS = ["image", "truth", "prediction", "errors"]
@@ -61,7 +62,7 @@ def draw(model, config, source: Source, indices: np.ndarray, words: Sequence[str
         errors = np.where((truth < 0)[..., None], np.uint8(_IGNORED), np.uint8(_WRONG))
         errors[(truth == predicted) & (truth >= 0)] = _RIGHT
         index = int(batch.host_indices[0])
-        picture = np.asarray(read_image(source, index, 3, config.DATA.EXIF_TRANSPOSE))
+        picture = np.asarray(read_picture(source, index, config.DATA.EXIF_TRANSPOSE))
         row = [picture, colour(truth, colours), colour(predicted, colours), errors]
         if len(words):
             captions.append(f"{source.describe(index)}: {words[list(indices).index(index)]}")

@@ -1,11 +1,12 @@
 """A data set whose images are arrays of any channels, see `pixel_array`."""
 
 import numpy as np
+from PIL import Image
 
 from errors import UserError
 from pipeline.array_files import decode
 from pipeline.pixel_array import PixelArray, PixelFormat
-from pipeline.sources import Source, Wrapper
+from pipeline.sources import Source, Wrapper, read_image
 
 
 class ArraySource(Wrapper):
@@ -35,6 +36,8 @@ class ArraySource(Wrapper):
             raise UserError(
                 f"DATA.IMAGE_CHANNELS={channels}: {self.origin} is read with {self._form.channels} channels"
             )
+        if self.has_masks:
+            return self._source.check(num_classes=num_classes, channels=3, is_val=is_val)
         return super().check(num_classes=num_classes, channels=3, is_val=is_val)  # the rule of photos has no say here
 
 
@@ -45,6 +48,11 @@ def as_configured(config, source: Source) -> Source:
             f"{source.origin}: its images are arrays, not photos; set DATA.PIXELS array and DATA.PIXEL_RANGE"
         )
     return source if config.DATA.PIXELS == "photo" else ArraySource(source, PixelFormat.of_config(config))
+
+
+def read_picture(source: Source, index: int, upright: bool = True) -> Image.Image:
+    """Return an image as an RGB picture; of an array, its shown channels."""
+    return as_picture(read_image(source, index, 3, upright)).convert("RGB")
 
 
 def as_picture(image: object) -> object:

@@ -95,7 +95,7 @@ def then_turn(config, view: View) -> View:
 
 def train_transform(config, *views: View) -> Transform:
     """Return the transform that makes these views for training."""
-    return Transform(views, *_normalisation(config.DATA), takes_jpegs=True, levels=_levels(config))
+    return Transform(views, *_normalisation(config.DATA), takes_jpegs=True, levels=levels_of(config))
 
 
 def crop_share(config) -> float:
@@ -108,16 +108,17 @@ def eval_transform(config) -> Transform:
     size_hw, data = image_size_hw(config), config.DATA
     if data.EVAL_RESIZE == "squash":
         views = (lambda image, rng: augment.as_pixels(augment.squash(image, size_hw)),)
-        return Transform(views, *_normalisation(data), levels=_levels(config))
+        return Transform(views, *_normalisation(data), levels=levels_of(config))
     crop_pct = crop_share(config)
 
     def view(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         return augment.as_pixels(augment.resize_and_center_crop(image, size_hw, crop_pct))
 
-    return Transform((view,), *_normalisation(data), levels=_levels(config))
+    return Transform((view,), *_normalisation(data), levels=levels_of(config))
 
 
-def _levels(config) -> float:
+def levels_of(config) -> float:
+    """Return the number that stands for 1 in the pixels of views; see `Transform`."""
     return _PHOTO_LEVELS if config.DATA.PIXELS == "photo" else 1.0
 
 

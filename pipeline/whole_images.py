@@ -11,7 +11,7 @@ from config import image_size_hw
 from errors import UserError
 from pipeline import augment
 from pipeline.loading import Batch
-from pipeline.mask_augment import pad, resize_to_cover
+from pipeline.mask_augment import fill_of, pad, resize_to_cover
 from pipeline.sources import SKIP_ADVICE, Source, describe_unreadable, read_pair
 from pipeline.transforms import eval_transform
 
@@ -39,7 +39,7 @@ class WholeImages:
         return len(self._indices)
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray] | str:
-        """Return pixels uint8 [H, W, C] and labels [H', W'] of an image, or why there are none."""
+        """Return pixels [H, W, C] and labels [H', W'] of an image, or why there are none."""
         data = self._config.DATA
         try:
             image, labels = read_pair(self.source, index, data.IMAGE_CHANNELS, data.EXIF_TRANSPOSE)
@@ -47,8 +47,7 @@ class WholeImages:
             return describe_unreadable(self.source, index, error)
         size_hw = image_size_hw(self._config)
         image, resized = resize_to_cover((image, labels), size_hw)
-        fill = [round(255 * mean) for mean in data.IMAGENET_MEAN]
-        return pad(augment.as_pixels(image), resized, size_hw, fill)[0], labels
+        return pad(augment.as_pixels(image), resized, size_hw, fill_of(self._config))[0], labels
 
     def __iter__(self) -> Iterator[Batch]:
         with concurrent.futures.ThreadPoolExecutor(2) as pool:

@@ -331,7 +331,6 @@ def test_turns_and_channels():
         (["DATA.PIXELS", "array", "DATA.PIXEL_RANGE", [0, 10**400]], "must be numbers up to 1e.38"),
         (["DATA.PIXELS", "array", "DATA.PIXEL_RANGE", [0, 1e-50]], "the low end below the high one by at least"),
         (["DATA.PIXELS", "array", "DATA.PIXEL_RANGE", [0, 1], "DATA.MAX_PIXELS", 10], "an array may take 2 GiB"),
-        (["DATA.PIXELS", "array", "DATA.PIXEL_RANGE", [0, 1], "MODEL.TYPE", "SEGMENTATION"], "segmentation reads"),
         (["DATA.IMAGENET_MEAN", [10**400, 1, 1]], "DATA.IMAGENET_MEAN=.*must be a list of numbers"),
         (["DATA.IMAGENET_STD", [1e-46, 1, 1]], "DATA.IMAGENET_STD=.*must be above 0"),
         (["DATA.PIXEL_RANGE", [0, 1]], "DATA.PIXEL_RANGE=.*is for DATA.PIXELS array"),
