@@ -40,7 +40,7 @@ class Autoencoder:
 
     def reconstruct(self, photo: str, mask_ratio: float, seed: int, kind: str) -> str:
         """Return a grid of `reconstruction.COLUMNS` and its caption, as HTML; `kind` is "random" or "block"."""
-        noise = reconstruction.draw_noise(1, self.model.patch_embedding.grid_hw, seed, kind)
+        noise = reconstruction.draw_noise_for(self.model, 1, seed, kind)
         return self._draw(photo, mask_ratio, noise)
 
     def reconstruct_painted(self, photo: str, painted: np.ndarray) -> str:
@@ -62,7 +62,7 @@ class Autoencoder:
         """
         images = read_photo(self.config, photo)
         grid_hw = self.model.patch_embedding.grid_hw
-        noise = reconstruction.draw_noise(1, grid_hw, seed, kind)
+        noise = reconstruction.draw_noise_for(self.model, 1, seed, kind)
         ratios = [ratio for ratio in STRIP_RATIOS if int(grid_hw[0] * grid_hw[1] * (1 - ratio)) >= 1]
         panels = []
         for ratio in ratios:

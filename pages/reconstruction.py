@@ -1,5 +1,6 @@
 """Reconstructions of a masked autoencoder: their pictures, their errors, and what is hidden."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from errors import UserError
 from layers.patches import patchify, unpatchify
 from pages import html
 from pages.drawing import as_uint8, shown_channels, to_pixels
+from pipeline.pixel_array import PixelFormat
 
 COLUMNS = ["original", "masked", "prediction", "reconstruction", "patch means only"]
 _GREY = 0.5
@@ -32,6 +34,8 @@ class Reconstruction(NamedTuple):
         means_error: the same of a prediction of each patch's mean.
         is_normalised: whether the errors are of normalised pixels, see `MODEL.NORM_PIX_LOSS`.
         predicts_visible: False for a cross decoder, in whose prediction visible patches are the photo's.
+        deviations: root mean squared error of each channel, in the numbers of the files (decibels, where these are
+            taken); of arrays (DATA.PIXELS) only.
     """
 
     panels: list[np.ndarray]
@@ -39,15 +43,26 @@ class Reconstruction(NamedTuple):
     means_error: float
     is_normalised: bool
     predicts_visible: bool = True
+    deviations: Sequence[float] = ()
 
     @property
     def caption(self) -> str:
         """Return the errors as a sentence, and what to know of the pictures."""
         return (
-            f"Mean squared error on the hidden patches of these images: {self.error:.3f} by the model, "
-            f"{self.means_error:.3f} by the means of the patches alone (last column). "
-            f"{_VISIBLE_NOTE if self.predicts_visible else _CROSS_NOTE}"
-        ) + (_NORMALISED_NOTE if self.is_normalised else "")
+            (
+                f"Mean squared error on the hidden patches of these images: {self.error:.3f} by the model, "
+                f"{self.means_error:.3f} by the means of the patches alone (last column). "
+                f"{_VISIBLE_NOTE if self.predicts_visible else _CROSS_NOTE}"
+            )
+            + (_NORMALISED_NOTE if self.is_normalised else "")
+            + self._in_numbers()
+        )
+
+    def _in_numbers(self) -> str:
+        if not self.deviations:
+            return ""
+        listed = ", ".join(f"{channel}: {value:.4g}" for channel, value in enumerate(self.deviations))
+        return f" Root mean squared error of each channel in the numbers of the files: {listed}."
 
     def to_html(self) -> str:
         """Return the pictures as a grid, and the caption."""
@@ -67,20 +82,35 @@ def reconstruct(
             of their own, [B, G*N], or [B, N] to hide the same of all.
     """
     patch_size, grid_hw = model.patch_embedding.patch_size, model.patch_embedding.grid_hw
-    if noise is None:
-        groups = model.num_masked // (grid_hw[0] * grid_hw[1])
-        noise = np.concatenate([draw_noise(len(images), grid_hw, seed) for seed in range(groups)], axis=1)
+    noise = draw_noise_for(model, len(images)) if noise is None else noise
     inputs = paddle.to_tensor(images)
     loss, pred, mask = model(inputs, mask_ratio=mask_ratio, noise=paddle.to_tensor(noise))
     means, std = model.groups.statistics(patchify(inputs, patch_size))
     means_loss = model.loss(inputs, paddle.zeros(pred.shape) if model.norm_pix_loss else means, mask)
     pred = pred * std + means if model.norm_pix_loss else pred
-    hidden = unpatchify(model.groups.hidden(mask, patch_size), patch_size, grid_hw).numpy()[:, shown_channels(config)]
-    original = to_pixels(config, images)
+    hidden = unpatchify(model.groups.hidden(mask, patch_size), patch_size, grid_hw).numpy()  # [B, C, H, W]
+    deviations = _deviations(config, images, unpatchify(pred, patch_size, grid_hw).numpy(), hidden)
+    hidden, original = hidden[:, shown_channels(config)], to_pixels(config, images)
     pred, means = (to_pixels(config, unpatchify(pixels, patch_size, grid_hw)) for pixels in (pred, means))
     filled = [original * (1 - hidden) + pixels * hidden for pixels in (_GREY, pred, means)]
     panels = [as_uint8(panel) for panel in (original, filled[0], filled[1] if model.is_cross else pred, *filled[1:])]
-    return Reconstruction(panels, float(loss), float(means_loss), model.norm_pix_loss, not model.is_cross)
+    errors = (float(loss), float(means_loss))
+    return Reconstruction(panels, *errors, model.norm_pix_loss, not model.is_cross, deviations)
+
+
+def _deviations(config, images: np.ndarray, pred: np.ndarray, hidden: np.ndarray) -> list[float]:
+    """Return the root mean squared error of each channel's hidden pixels, in the numbers of the files; of arrays only.
+
+    Args:
+        images, pred: [B, C, H, W], normalised.
+        hidden: 1 where a pixel is hidden.
+    """
+    if config.DATA.PIXELS == "photo":
+        return []
+    squares = ((pred - images) ** 2 * hidden).sum(axis=(0, 2, 3)) / np.maximum(hidden.sum(axis=(0, 2, 3)), 1)
+    form = PixelFormat.of_config(config)
+    spans = np.subtract(form.high, form.low) * np.asarray(config.DATA.IMAGENET_STD)
+    return (np.sqrt(squares) * spans).tolist()
 
 
 def side_by_side(drawn: dict[float, Reconstruction]) -> tuple[list[str], list[np.ndarray], str]:
@@ -102,6 +132,15 @@ def side_by_side(drawn: dict[float, Reconstruction]) -> tuple[list[str], list[np
         f"alone; {', '.join(errors)}."
     )
     return headings, panels, caption + (_NORMALISED_NOTE if first.is_normalised else "")
+
+
+def draw_noise_for(
+    model: mae.MAEPretrain, num_images: int, seed: int = 0, kind: str = "random", same: bool = False
+) -> np.ndarray:
+    """Draw noise as a model wants it, see `draw_noise`: [B, G*N], where groups hide patches of their own."""
+    grid_hw = model.patch_embedding.grid_hw
+    groups = range(model.num_masked // (grid_hw[0] * grid_hw[1]))
+    return np.concatenate([draw_noise(num_images, grid_hw, seed + group, kind, same) for group in groups], axis=1)
 
 
 def draw_noise(

@@ -11,7 +11,8 @@ image. A .html page has names and captions, in one file. Models trained on norma
 its mean and contrast; those are taken from the original patch, and the page says so.
 
 `-mask` chooses what is hidden: random patches, `block`s of 4 x 4 patches, or a picture of your own that is white where
-a patch is to be hidden. `-same_mask` hides the same patches in every image. `-attention` adds maps of the encoder: each
+a patch is to be hidden. `-same_mask` hides the same patches in every image. `-channels` draws a row in grey for each
+channel of arrays. `-attention` adds maps of the encoder: each
 head of `-layer` (the last one), and rollout over all layers; any weights have these, also without a decoder.
 """
 
@@ -25,13 +26,13 @@ import numpy as np
 from PIL import Image
 
 from arguments import Parser, finite
-from config import network_kind
+from config import network_kind, replaced
 from errors import UserError
 from launch import command_line, tool_flags
 from methods import load_models
 from pages import html
 from pages.drawing import draw_attention, draw_images, make_grid, named_images, stack
-from pages.reconstruction import COLUMNS, draw_noise, mask_to_noise, reconstruct, side_by_side
+from pages.reconstruction import COLUMNS, draw_noise_for, mask_to_noise, reconstruct, side_by_side
 from pipeline.decoding import as_mode, open_file
 from pipeline.folders import find_images
 from storage import atomic, results
@@ -56,7 +57,7 @@ def _reconstructions(model, config, images: np.ndarray, args) -> tuple[str, list
     """Return heading, columns, their images and caption, for the mask ratios or for the drawn mask."""
     grid_hw = model.patch_embedding.grid_hw
     if args.mask in ("random", "block"):
-        noise = draw_noise(len(images), grid_hw, args.seed, args.mask, args.same_mask)
+        noise = draw_noise_for(model, len(images), args.seed, args.mask, args.same_mask)
         ratios = args.mask_ratio or [model.mask_ratio]
     else:
         noise, ratio = read_mask(args.mask, grid_hw)
@@ -66,6 +67,23 @@ def _reconstructions(model, config, images: np.ndarray, args) -> tuple[str, list
         return ("Reconstructions", *side_by_side(drawn))
     ((ratio, result),) = drawn.items()
     return f"{ratio:.0%} hidden", COLUMNS, result.panels, result.caption
+
+
+def _by_channel(model, config, images: np.ndarray, args) -> tuple[str, list[str], list[np.ndarray], str]:
+    """Do `_reconstructions` for each channel in grey; an image has a row for each."""
+    if config.DATA.PIXELS == "photo":
+        raise UserError("-channels: is for arrays (DATA.PIXELS); the channels of a photo are its colours")
+    shown = [replaced(config, "DATA.SHOW_BANDS", [channel]) for channel in range(config.DATA.IMAGE_CHANNELS)]
+    drawn = [_reconstructions(model, own, images, args) for own in shown]
+    heading, columns, _, caption = drawn[0]
+    panels = [np.stack(own, axis=1).reshape(-1, *own[0].shape[1:]) for own in zip(*(d[2] for d in drawn), strict=True)]
+    return heading, columns, panels, f"A row for each of {len(drawn)} channels. {caption}"
+
+
+def _of_rows(names: list[str], panels: list[np.ndarray]) -> list[str]:
+    """Return the name of each row; an image may have several."""
+    repeats = len(panels[0]) // max(1, len(names))
+    return [name for name in names for _ in range(repeats)]
 
 
 def _check(args) -> Path:
@@ -92,6 +110,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add("mask", "random (default), block, or a picture that is white where it hides", default="random")
     parser.add("same_mask", "hide the same patches in every image", action="store_true")
     parser.add("seed", "chooses images and masks", type=tool_flags.natural, default=0)
+    parser.add("channels", "of arrays: a grey row for each channel", action="store_true")
     parser.add("attention", "draw attention, too", action="store_true")
     parser.add("layer", "layer, the heads of which are drawn (default: -1, the last)", type=int, default=-1)
     parser.add("out", ".png or .html file to write", default="reconstruction.png")
@@ -106,7 +125,8 @@ def main(argv: list[str] | None = None) -> Path:
         images = draw_images(config, args.num, args.seed, args.split)
     pictures = []
     if network_kind(config) == "autoencoder" or not args.attention:
-        pictures.append(_reconstructions(*load_models.load_autoencoder(args.run, config), images, args))
+        draw = _by_channel if args.channels else _reconstructions
+        pictures.append(draw(*load_models.load_autoencoder(args.run, config), images, args))
     if args.attention:
         panels = draw_attention(load_models.load_encoder(args.run, config)[0], config, images, args.layer)
         columns = ["original", "rollout", *(f"head {number}" for number in range(1, len(panels) - 1))]
@@ -117,7 +137,7 @@ def main(argv: list[str] | None = None) -> Path:
             stack([make_grid(panels, columns) for _, columns, panels, _ in pictures]).save(temporary, format="PNG")
     else:
         sections = [
-            (heading, html.html_grid(columns, panels, names) + html.html_paragraph(caption))
+            (heading, html.html_grid(columns, panels, _of_rows(names, panels)) + html.html_paragraph(caption))
             for heading, columns, panels, caption in pictures
         ]
         html.write_page(out, f"What {Path(args.run).name} sees", sections)

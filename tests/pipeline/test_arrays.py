@@ -29,7 +29,7 @@ from pipeline.sources import ArrayImages
 from runtime import ROOT
 from tests.conftest import TINY, assert_close
 from tests.helpers.saved_runs import fit_pretrain
-from tools import pack_dataset, predict
+from tools import pack_dataset, predict, visualise
 
 tifffile = pytest.importorskip("tifffile", reason="requirements/arrays.txt is not installed")
 pytestmark = pytest.mark.quick
@@ -484,6 +484,28 @@ def test_pictures_show_chosen_bands(tiny_run, scenes):
     assert np.array_equal(drawn.panels[0], expected.transpose(0, 2, 3, 1))
     grey = tiny_run("pretrain", *options_of(scenes))
     assert drawing.as_uint8(drawing.to_pixels(grey.config, images)).shape == (2, 16, 16, 1)
+
+
+def test_each_channel_has_a_row_and_an_error_in_the_files_numbers(tiny_run, scenes, tmp_path, capsys):
+    run = tiny_run("pretrain", *options_of(scenes, "TRAIN.NUM_EPOCHS", 1, "MODEL.NORM_PIX_LOSS", False))
+    fit_pretrain(run)
+    images = drawing.draw_images(run.config, 2)
+    model = dispatch.build_task(run).model
+    model.eval()
+    noise = reconstruction.draw_noise_for(model, 2)
+    found = reconstruction.reconstruct(model, run.config, images, noise=noise)
+    _, pred, mask = model(paddle.to_tensor(images), noise=paddle.to_tensor(noise))
+    grid = (2, 4, 4, 4, 4, BANDS)  # [B, rows, columns, P, P, C]
+    numbers = pred.numpy().reshape(grid).transpose(0, 5, 1, 3, 2, 4).reshape(images.shape) * 0.2 * 10000
+    hidden = mask.numpy().reshape(2, 4, 4).repeat(4, axis=1).repeat(4, axis=2) > 0
+    for channel in range(BANDS):
+        errors = (numbers - images * 0.2 * 10000)[:, channel][hidden]
+        assert_close(np.float64(found.deviations[channel]), np.sqrt((errors**2).mean()), 1e-4)
+    assert "in the numbers of the files: 0: " in found.caption
+    page = visualise.main([str(run.directory), "-num", "2", "-channels", "-attention", "-out", str(tmp_path / "p.png")])
+    with Image.open(page) as picture:
+        assert picture.height > 2 * BANDS * 16
+    assert "A row for each of 13 channels" in capsys.readouterr().out
 
 
 def test_new_files_are_read_as_in_training(tiny_run, scenes, tmp_path):
