@@ -61,8 +61,7 @@ class PixelArray:
         """Return the image at (width, height); bicubic filters overshoot, and are cut at each channel's own range."""
         if size == self.size:
             return self
-        lowest, highest = self.pixels.min(axis=(0, 1)), self.pixels.max(axis=(0, 1))
-        resized = np.clip(_resize(self.pixels, size, resample), lowest, highest)
+        resized = _resize(self.pixels, size, resample)
         missing = None  # where more than half of a pixel is
         if self.missing is not None:
             missing = _resize(self.missing, size, Image.Resampling.BILINEAR) > _HALF
@@ -75,9 +74,13 @@ class PixelArray:
 
 
 def _resize(array: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
-    """Resize each channel of [H, W, C] by itself."""
-    images = (Image.fromarray(np.ascontiguousarray(array[..., c], np.float32)) for c in range(array.shape[2]))
-    return np.stack([np.asarray(image.resize(size, resample)) for image in images], axis=-1)
+    """Resize each channel of [H, W, C] by itself, and cut it at its own range."""
+    resized = np.empty((size[1], size[0], array.shape[2]), np.float32)
+    for channel in range(array.shape[2]):
+        plane = np.ascontiguousarray(array[..., channel], np.float32)
+        larger = np.asarray(Image.fromarray(plane).resize(size, resample))
+        np.clip(larger, plane.min(), plane.max(), out=resized[..., channel])
+    return resized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +143,8 @@ class PixelFormat:
         Types that float32 does not hold become float64, so that a narrow range of large numbers stays exact.
         """
         values = array.astype(np.float64 if array.dtype.itemsize > 2 and array.dtype != np.float32 else np.float32)
-        missing = ~np.isfinite(values)
+        is_whole = array.dtype.kind in "bui" and array.dtype.itemsize <= 2
+        missing = np.zeros(values.shape, bool) if is_whole else ~np.isfinite(values)
         if self.nodata is not None:
             with np.errstate(over="ignore"):  # a number beyond a file's type is in none of its pixels
                 missing |= np.isfinite(values) & (values == values.dtype.type(self.nodata))
@@ -152,7 +156,11 @@ class PixelFormat:
         """Return the pixels of a file's numbers [H, W, channels of the file]."""
         values, missing = self.values(self.select(array))
         low, high = (np.asarray(ends, values.dtype) for ends in (self.low, self.high))
-        pixels = np.clip((np.where(missing, low, values) - low) / (high - low), 0.0, 1.0)
-        if missing.any():
+        is_any = bool(missing.any())
+        pixels = np.where(missing, low, values) if is_any else values
+        pixels -= low  # in place: an array of many channels is larger than a processor's cache
+        pixels /= high - low
+        np.clip(pixels, 0.0, 1.0, out=pixels)
+        if is_any:
             pixels = np.where(missing, np.asarray(self.fill, np.float32), pixels)
-        return PixelArray(pixels.astype(np.float32, copy=False), self.shown, missing if missing.any() else None)
+        return PixelArray(pixels.astype(np.float32, copy=False), self.shown, missing if is_any else None)
