@@ -40,7 +40,7 @@ class ChannelGroups(nn.Layer):
         if len(self.sizes) == 1:
             return parts[0]
         batch, count, _ = parts[0].shape
-        parts = [part.reshape([batch, count, -1, size]) for part, size in zip(parts, self.sizes, strict=True)]
+        parts = [parts[index].reshape([batch, count, -1, size]) for index, size in enumerate(self.sizes)]
         return paddle.concat(parts, axis=3).index_select(self.inverse, axis=3).reshape([batch, count, -1])
 
     def errors(
@@ -51,8 +51,9 @@ class ChannelGroups(nn.Layer):
         Differs from SatMAE's official code, which normalises over all groups, and takes the predictions of its groups,
         one after another, for channels in order.
         """
-        parts = zip(self.split(target), self.split(pred), self._split(valid), strict=True)
-        return _concat([patch_errors(own, guess, is_normalised, known) for own, guess, known in parts])
+        targets, guesses, known = self.split(target), self.split(pred), self._split(valid)
+        parts = range(len(self.sizes))  # Paddle's tracing knows no zip with `strict`
+        return _concat([patch_errors(targets[g], guesses[g], is_normalised, known[g]) for g in parts])
 
     def statistics(
         self, target: paddle.Tensor, valid: paddle.Tensor | None = None
@@ -69,8 +70,9 @@ class ChannelGroups(nn.Layer):
     def hidden(self, mask: paddle.Tensor, patch_px: int) -> paddle.Tensor:
         """Return which pixels a mask [B, G*N] hides, [B, N, P*P*C] of the patches on the grid."""
         masks = paddle.split(mask, len(self.sizes), axis=1)
-        pairs = zip(masks, self.sizes, strict=True)
-        return self.join([own.unsqueeze(-1).expand([*own.shape, patch_px**2 * size]) for own, size in pairs])
+        shape = masks[0].shape
+        parts = [own.unsqueeze(-1).expand([*shape, patch_px**2 * self.sizes[group]]) for group, own in enumerate(masks)]
+        return self.join(parts)
 
     def _split(self, valid: paddle.Tensor | None) -> list[paddle.Tensor | None]:
         return [None] * len(self.sizes) if valid is None else self.split(valid)

@@ -49,11 +49,7 @@ class PatchEmbedding(nn.Layer):
 
     def split(self, images: paddle.Tensor) -> paddle.Tensor:
         """Cut images [B, C, H, W] into patches [B, N, C*P*P], pixels in the weight's (channel, row, column) order."""
-        if tuple(images.shape[1:]) != (self.in_channels, *self.image_hw):
-            raise ValueError(
-                f"expected images of shape [B, {self.in_channels}, {self.image_hw[0]}, "
-                f"{self.image_hw[1]}], got {list(images.shape)}"
-            )
+        check_size(images, self)
         (rows, columns), side = self.grid_hw, self.patch_size
         patches = images.reshape([-1, self.in_channels, rows, side, columns, side])
         patches = patches.transpose([0, 2, 4, 1, 3, 5])  # [B, rows, columns, C, P, P]
@@ -89,6 +85,8 @@ class GroupedPatchEmbedding(nn.Layer):
         width, side = architecture.encoder.width, self.patch_size
         # A convolution only holds the weight [D, c, P, P], as that of `PatchEmbedding` does.
         self.groups = nn.LayerList([nn.Conv2D(len(group), width, side, stride=side) for group in self.channel_groups])
+        for conv in self.groups:
+            init_like_torch_conv(conv)
         self.orders = ChannelGroups(self.channel_groups)
 
     @property
@@ -103,10 +101,11 @@ class GroupedPatchEmbedding(nn.Layer):
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Embed images [B, C, H, W] as tokens [B, G*N, D]."""
-        tokens = []
-        for pixels, conv in zip(self.orders.split(patchify(images, self.patch_size)), self.groups, strict=True):
+        check_size(images, self)
+        parts, tokens = self.orders.split(patchify(images, self.patch_size)), []
+        for index, conv in enumerate(self.groups):
             weight = conv.weight.transpose([2, 3, 1, 0]).reshape([-1, conv.weight.shape[0]])  # [P*P*c, D]
-            tokens.append(kernels.linear(pixels, weight, conv.bias))
+            tokens.append(kernels.linear(parts[index], weight, conv.bias))
         return paddle.concat(tokens, axis=1)
 
 
@@ -125,6 +124,14 @@ class GroupedPrediction(nn.LayerList):
         """Return the pixels of each group, [B, N, P*P*c], of tokens [B, G*N, E]."""
         own = tokens.reshape([tokens.shape[0], len(self), -1, tokens.shape[2]])
         return [layer(own[:, index]) for index, layer in enumerate(self)]
+
+
+def check_size(images: paddle.Tensor, embedding: PatchEmbedding | GroupedPatchEmbedding) -> None:
+    """Raise ValueError if images are not of the channels and size of an embedding."""
+    wanted = (embedding.in_channels, *embedding.image_hw)
+    if tuple(images.shape[1:]) != wanted:
+        channels, height, width = wanted
+        raise ValueError(f"expected images of shape [B, {channels}, {height}, {width}], got {list(images.shape)}")
 
 
 def on_grid(patches: paddle.Tensor, num_groups: int) -> paddle.Tensor:

@@ -23,12 +23,20 @@ def train(tiny_run, mode, *options):
     return {name: np.asarray(value) for name, value in weights.items()}, "\n".join(said)
 
 
+GROUPS = ["MODEL.CHANNEL_GROUPS", [[1], [0, 2]]]
 CROSS = ["MODEL.DECODER.KIND", "cross", "MODEL.DECODER.SOURCES", [0, 2], "MODEL.PREDICT_RATIO", 0.25]
 
 
 @pytest.mark.parametrize(
     ("mode", "batch", "accum", "others"),
-    [("pretrain", 256, 1, []), ("pretrain", 256, 1, CROSS), ("finetune", 100, 3, []), ("linearprobe", 256, 1, [])],
+    [
+        ("pretrain", 256, 1, []),
+        ("pretrain", 256, 1, CROSS),
+        ("pretrain", 256, 1, GROUPS),
+        ("finetune", 100, 3, []),
+        ("finetune", 100, 3, GROUPS),
+        ("linearprobe", 256, 1, []),
+    ],
 )
 def test_a_static_graph_trains_alike(tiny_run, mode, batch, accum, others):
     """To 1e-4 of each tensor's largest value: other kernels on CPU (see cpu_kernels.py), and some steps of Adam.
