@@ -6,6 +6,7 @@ No code that a file names is run; see `storage/weight_files.py`.
 import collections
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,9 +42,6 @@ ADDED_TO_FINETUNE = tuple(
 )
 # Paddle 2.2 saved the probe's batch norm with an affine part, which is not used.
 UNUSED_PROBE_NORM = ("classifier.0.weight", "classifier.0.bias")
-_OF_ADAPTED = (  # SatMAE, arXiv 2207.08051, ViT-L on 13 bands of fMoW-Sentinel
-    "on 13 bands of satellites such a start has been reported as worse than none (51.6 against 53.0 %)"
-)
 _PATCHES = "patch_embedding.patch_embedding.weight"
 _POSITION_TABLES = ("encoder_position_embedding", "decoder_position_embedding")
 
@@ -73,7 +71,7 @@ class LoadReport:
             if names:
                 lines.append(f"  {title}: {abridge(names)}")
         if self.adapted:
-            lines.append(f"  adapted from {self.adapted}; {_OF_ADAPTED}")
+            lines.append(f"  adapted from {self.adapted}")
         return "\n".join(lines)
 
 
@@ -268,6 +266,7 @@ def _recorded_grid(weight_file: Path) -> tuple[int, int] | None:
 
 def _check_heads(file: weight_files.WeightFile, model: nn.Layer) -> None:
     """Raise UserError if the recorded architecture has another number of heads than the model; no shape shows it."""
+    _check_groups(file, model)
     architecture = file.architecture or file.clip_architecture or file.text_architecture
     if architecture is not None and architecture.shapes() != {name: t.shape for name, t in file.tensors.items()}:
         raise UserError(f"{file.path}: the architecture recorded in the file does not match its tensors")
@@ -285,6 +284,26 @@ def _check_heads(file: weight_files.WeightFile, model: nn.Layer) -> None:
                 f"{file.path}: trained with {tower.heads} {part} heads, and this model has {other.heads}: "
                 f"set MODEL.{part.upper()}.NUM_HEADS {tower.heads}"
             )
+
+
+def _check_groups(file: weight_files.WeightFile, model: nn.Layer) -> None:
+    """Raise UserError if weights are for other groups of channels; shapes show their sizes only."""
+    own = getattr(model.architecture, "channel_groups", None)
+    if own is None or "encoder_position_embedding" not in file.tensors:
+        return
+    recorded = recorded_setting(file.path, "MODEL", "CHANNEL_GROUPS")
+    theirs = file.architecture.channel_groups if file.architecture is not None else recorded
+    if theirs is not None:
+        theirs = [list(group) for group in theirs]
+        is_same = theirs == [list(group) for group in own]
+    else:
+        count = sum(re.fullmatch(r"patch_embedding\.groups\.\d+\.weight", name) is not None for name in file.tensors)
+        theirs, is_same = f"of {count} groups", count == len(own)
+    if not is_same:
+        raise UserError(
+            f"{file.path}: was trained with MODEL.CHANNEL_GROUPS {theirs}, and this model has "
+            f"{[list(group) for group in own]}: set it as the weights have it"
+        )
 
 
 def _advice(refused: list[str], weights: dict[str, StoredTensor], own: dict) -> str:

@@ -300,6 +300,7 @@ def _check_groups(config: CfgNode, require) -> None:
     )
     require(len(groups) > 1, key, "needs two groups or more; leave it out")
     require(not config.MODEL.PATCH_NORM, "MODEL.PATCH_NORM", f"does not go with {key}")
+    require(config.MODEL.ADAPT_CHANNELS is None, "MODEL.ADAPT_CHANNELS", f"does not go with {key}")
     bias = "MODEL.ENCODER.RELATIVE_POSITION_BIAS"
     require(not get_value(config, bias), bias, f"does not go with {key}")
     for section, name in (("TRAIN", "RESOLUTION"), ("DISTILL", "TEACHER"), ("MODEL", "PREDICT_RATIO")):

@@ -238,6 +238,8 @@ class MAEPretrain(nn.Layer):
     @property
     def predicted(self) -> paddle.Tensor:
         """Patches that the last call of `forward` predicted, [B, N] bool; a static graph does not record them."""
+        if not self._last:
+            raise ValueError("the model has not been called yet")
         restore = self._last["restore"]
         return restore >= restore.shape[1] - self._last["count"]
 
@@ -267,7 +269,8 @@ class MAEPretrain(nn.Layer):
     ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         """Choose the visible patches of `batch` images; arguments as in `forward`, results as of `random_masking`."""
         if mask is not None:
-            return random_masking(*noise_from_mask(mask))
+            is_of_grid = mask.shape[1] < self.patch_embedding.num_patches  # all groups hide the same
+            return random_masking(*noise_from_mask(mask.tile([1, self.num_groups]) if is_of_grid else mask))
         noise = paddle.rand([batch, self.num_masked]) if noise is None else noise
         num_kept = num_visible(noise.shape[1], self.mask_ratio if mask_ratio is None else mask_ratio)
         if self.num_groups > 1 and noise.shape[1] < self.patch_embedding.num_patches:  # all groups hide the same

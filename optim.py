@@ -206,7 +206,9 @@ class Muon(Optimizer):
         scale: str = "match_rms_adamw",
         dtype: str = "float32",
     ):
-        parameters = list(parameters)
+        parameters, weight_decay = list(parameters), weight_decay or 0.0
+        if not parameters:
+            raise UserError("Muon(parameters=[]): has nothing to train")
         groups = parameters if isinstance(parameters[0], dict) else [{"params": parameters}]
         if coefficients not in _COEFFICIENTS or scale not in _SCALES:
             names = ", ".join((*_COEFFICIENTS, *_SCALES))

@@ -35,9 +35,9 @@ def patch_statistics(target: paddle.Tensor, valid: paddle.Tensor | None = None) 
         mean, count = target.mean(axis=-1, keepdim=True), target.shape[-1]
         squares = (target - mean).square()
     else:
-        count = valid.sum(axis=-1, keepdim=True).clip(min=2.0)
-        mean = (target * valid).sum(axis=-1, keepdim=True) / count
-        squares = (target - mean).square() * valid
+        count = valid.sum(axis=-1, keepdim=True)
+        mean = (target * valid).sum(axis=-1, keepdim=True) / count.clip(min=1.0)
+        squares, count = (target - mean).square() * valid, count.clip(min=2.0)
     return mean, (squares.sum(axis=-1, keepdim=True) / (count - 1) + _NORM_PIX_EPS).sqrt()
 
 

@@ -26,6 +26,9 @@ def confusion_matrix(pred: np.ndarray, truth: np.ndarray, num_classes: int, igno
     Raises:
         ValueError: naming other values, or shapes that differ.
     """
+    pred, truth = np.asarray(pred), np.asarray(truth)
+    if pred.dtype.kind not in "bui" or truth.dtype.kind not in "bui":
+        raise ValueError(f"classes are integers, not {pred.dtype} and {truth.dtype}")
     if pred.shape != truth.shape:
         raise ValueError(f"the predictions have the shape {list(pred.shape)}, and the truth {list(truth.shape)}")
     is_valid = truth != ignore
@@ -48,6 +51,9 @@ def iou_by_class(counts: np.ndarray) -> np.ndarray:
 
 def scores(counts: np.ndarray) -> dict[str, object]:
     """Return `means`, and `iou_by_class` as "iou"."""
+    counts = np.asarray(counts)
+    if counts.ndim != 2 or counts.shape[1] - counts.shape[0] not in (0, 1):
+        raise ValueError(f"a confusion is [K, K] or [K, K + 1], not {list(counts.shape)}")
     return means(counts) | {"iou": iou_by_class(counts)}
 
 

@@ -36,6 +36,8 @@ def pixel_differences(config) -> list[str]:
     if data.PIXELS == "photo" and theirs["PIXELS"] in (None, "photo"):
         return []
     own = {key: data[key] for key in _PIXELS}
+    if theirs["IMAGENET_MEAN"] is not None and len(theirs["IMAGENET_MEAN"]) != data.IMAGE_CHANNELS:
+        return []  # MODEL.ADAPT_CHANNELS: other images, on purpose
     channels = list(range(data.IMAGE_CHANNELS))
     for values in (own, theirs):  # two ways to say the same
         values["BANDS"] = channels if values["BANDS"] is None else values["BANDS"]

@@ -27,6 +27,7 @@ _SIGNATURES = (  # how a file begins
 )  # fmt: skip
 
 
+ANY = -1  # channels of an array that is only checked
 SUFFIXES = {"TIFF": ".tif", "npy": ".npy", "npz": ".npz", "PNG": ".png", "DICOM": ".dcm"}
 
 
@@ -40,7 +41,8 @@ def decode(data: bytes, suffix: str = "", channels: int = 0) -> np.ndarray:
     Args:
         data: the file.
         suffix: of the file's name, for messages; its content says what it is.
-        channels: that are wanted, by which those of NumPy's files are found, see `_channels_last`; 0: not known.
+        channels: that are wanted, by which those of NumPy's files are found, see `_channels_last`; 0: not known; ANY:
+            they may be any axis.
 
     Raises:
         ValueError: naming what is wrong with the file, or why it is not read.
@@ -85,6 +87,8 @@ def _channels_last(array: np.ndarray, channels: int) -> np.ndarray:
     """
     if array.ndim == 2:
         return array[:, :, None]
+    if channels == ANY:
+        return array
     axes = [axis for axis in (0, 2) if array.shape[axis] == channels != array.shape[1]]
     shortest = int(np.argmin(array.shape))
     if len(axes) != 1 and shortest != 1 and sorted(array.shape)[0] < sorted(array.shape)[1]:

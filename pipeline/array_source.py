@@ -1,5 +1,7 @@
 """A data set whose images are arrays of any channels, see `pixel_array`."""
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
@@ -26,7 +28,7 @@ class ArraySource(Wrapper):
 
     def _read_numbers(self, index: int) -> np.ndarray:
         if self._was_encoded:
-            return decode(self._source.read(index), channels=self._form.needed)
+            return decode(self._source.read(index), Path(self.describe(index)).suffix, self._form.needed)
         array = np.asarray(self._source.image(index))
         return array[:, :, None] if array.ndim == 2 else array
 

@@ -23,7 +23,7 @@ FORMAT_OF_SUFFIX = {
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
     **dict.fromkeys((".ppm", ".pgm"), "PPM"),
 }
-_ARRAY_SUFFIXES = (".npy", ".npz", ".dcm", ".dicom")  # images only where DATA.PIXELS is array
+ARRAY_SUFFIXES = (".npy", ".npz", ".dcm", ".dicom")  # images only where DATA.PIXELS is array
 FORMATS = tuple(dict.fromkeys(FORMAT_OF_SUFFIX.values()))
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -33,6 +33,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _has_arrays = False
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such files begin
+AS_ARRAYS = "DATA.PIXELS array reads them"
 _AS_ARRAY = "DATA.PIXELS array reads it whole, see docs/any_images.md"
 
 
@@ -50,7 +51,7 @@ def takes_arrays() -> bool:
 def is_image_name(name: str) -> bool:
     """Return True if a file in a folder of images is one by its suffix."""
     suffix = os.path.splitext(name)[1].lower()
-    return suffix in FORMAT_OF_SUFFIX or (_has_arrays and suffix in _ARRAY_SUFFIXES)
+    return suffix in FORMAT_OF_SUFFIX or (_has_arrays and suffix in ARRAY_SUFFIXES)
 
 
 def most_pixels() -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from errors import UserError, printable
-from pipeline.decoding import is_image_name
+from pipeline.decoding import ARRAY_SUFFIXES, AS_ARRAYS, is_image_name
 from pipeline.left_out import LeftOut
 
 # Of macOS's archives and Windows's folders; what begins with a dot is hidden, too (.DS_Store, .ipynb_checkpoints).
@@ -20,7 +20,8 @@ def is_hidden(name: str) -> bool:
 
 def describe_suffix(suffix: str) -> str:
     """Return the reason why a file that is not an image is left out."""
-    return f"have the suffix {printable(suffix.lower(), 20) or '(none)'}"
+    hint = f" ({AS_ARRAYS})" if suffix.lower() in ARRAY_SUFFIXES else ""
+    return f"have the suffix {printable(suffix.lower(), 20) or '(none)'}{hint}"
 
 
 def find_images(folder: str | Path, left_out: LeftOut | None = None, below: str | Path | None = None) -> Iterator[str]:

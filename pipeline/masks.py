@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from errors import UserError, abridge
+from errors import UserError, abridge, one_line
 from pipeline.decoding import decode
 from storage.files import read_file
 
@@ -61,15 +61,18 @@ def read_mask(path: str | Path, colours: Sequence[tuple[int, int, int]] | None =
     Raises:
         ValueError: naming the file, and what is wrong with it.
     """
+    triples = [tuple(colour) for colour in colours or ()]
+    if any(len(triple) != 3 for triple in triples) or len(set(triples)) < len(triples):
+        raise UserError(f"colours={colours}: must be different (red, green, blue)")
     try:
         values = read_values(read_file(path))
         if colours is not None:
-            return Codes({tuple(colour): label for label, colour in enumerate(colours)}).apply(values).astype(np.int64)
+            return Codes({triple: label for label, triple in enumerate(triples)}).apply(values).astype(np.int64)
         values = without_colours(values)
         if values.ndim == 3:
             raise ValueError("holds colours; the argument `colours` says what they stand for")
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: {one_line(error) if isinstance(error, OSError) else error}") from error
     return values
 
 

@@ -28,13 +28,17 @@ def pixel_problems(config, source: Source, indices: Iterable[int]) -> list[str]:
         counts += (~missing).sum(axis=(0, 1))
         outside += (~missing & ((shares < 0) | (shares > 1))).sum(axis=(0, 1))
         sums += np.where(missing, 0.0, np.clip(shares, 0, 1)).sum(axis=(0, 1))
-    problems = []
+    problems: list[str] = []
+    problems += [
+        f"channel {channel}: all its pixels are missing (DATA.NODATA, NaN)" for channel in np.flatnonzero(counts == 0)
+    ]
     for channel in np.flatnonzero(counts):
         share, mean = outside[channel] / counts[channel], sums[channel] / counts[channel]
         expected, std = data.IMAGENET_MEAN[channel], data.IMAGENET_STD[channel]
         if share > _MOST_OUTSIDE:
             ends = f"{low[channel]:g} to {high[channel]:g}"
-            problems.append(f"channel {channel}: {share:.1%} of its pixels are outside DATA.PIXEL_RANGE, {ends}")
+            what = f"are outside DATA.PIXEL_RANGE, {ends}, and are cut, as a window of CT means it"
+            problems.append(f"channel {channel}: {share:.1%} of its pixels {what}")
         if abs(mean - expected) > _MOST_DEVIATIONS * std:
             which = f"DATA.IMAGENET_MEAN and IMAGENET_STD are {expected:g} and {std:g}"
             problems.append(f"channel {channel}: the mean of its pixels is {mean:.3g}, and {which}")

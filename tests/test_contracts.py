@@ -106,6 +106,14 @@ def test_confusion_matrix_and_scores():
         confusion_matrix(pred * 9, truth, 4)
 
 
+def test_bad_input_of_scores_is_named():
+    assert confusion_matrix([0, 1], [0, 1], 2).tolist() == [[1, 0], [0, 1]]
+    with pytest.raises(ValueError, match="classes are integers, not float64"):
+        confusion_matrix([0.5], [0], 2)
+    with pytest.raises(ValueError, match="a confusion is"):
+        scores(np.ones((2, 4)))
+
+
 def test_read_mask(tmp_path):
     values = np.array([[0, 1], [255, 7]], np.uint8)
     Image.fromarray(values).save(tmp_path / "grey.png")
@@ -118,6 +126,10 @@ def test_read_mask(tmp_path):
         read_mask(tmp_path / "colours.png")
     with pytest.raises(ValueError, match="colours.png: holds 1 colours that stand for no class"):
         read_mask(tmp_path / "colours.png", colours[:2])
+    with pytest.raises(ValueError, match="none.png"):
+        read_mask(tmp_path / "none.png")
+    with pytest.raises(ValueError, match="different .red, green, blue."):
+        read_mask(tmp_path / "colours.png", [(0, 0, 0), (0, 0, 0)])
 
 
 def test_decode_takes_bytes_and_a_suffix(tmp_path):

@@ -54,33 +54,34 @@ def count_image(source: ArraySource, form: PixelFormat, index: int) -> tuple[Cou
         return None, "", describe_unreadable(source, index, error)
 
 
-def count_all(source: Source, form: PixelFormat, indices: np.ndarray, workers: int) -> tuple[Counts, list[str]]:
-    """Count images, and return what is wrong with some; the order of merging is that of the indices.
+def count_all(source: Source, form: PixelFormat, indices: np.ndarray, workers: int) -> tuple[Counts, int, list[str]]:
+    """Count images, in the order of the indices; returns their number, too, and what is wrong with the others.
 
     Raises:
         UserError: if none can be read.
     """
     wrapped, total, problems, types = ArraySource(source, form), None, [], collections.Counter()
+    names, num_counted = map(source.describe, map(int, indices)), 0
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(indices), _AHEAD * workers):
             chunk = indices[start : start + _AHEAD * workers]
             for counts, dtype, problem in pool.map(lambda index: count_image(wrapped, form, int(index)), chunk):
+                name = next(names)
                 if problem is None and total is not None and counts.counts.shape != total.counts.shape:
-                    problem = f"has {len(counts.counts)} channels, and others {len(total.counts)}"
+                    problem = f"{name}: has {len(counts.counts)} channels, and others {len(total.counts)}"
                 if problem is not None:
-                    problems.append(problem)
+                    problems.append(f"{problem}; it is not counted")
                     continue
                 types[dtype] += 1
-                if total is None:
-                    total = counts
-                elif counts.dtype == total.dtype:
-                    total += counts
+                if total is None or counts.dtype == total.dtype:
+                    num_counted += 1
+                    total = counts if total is None else total.__iadd__(counts)
     if total is None:
         raise UserError(f"{source.origin}: none of {len(indices):,} images can be read: {abridge(problems, 3)}")
     if len(types) > 1:
         found = ", ".join(f"{count:,} of {dtype}" for dtype, count in types.items())
-        problems.append(f"numbers of several types: {found}; they are counted as the first one has them")
-    return total, problems
+        problems.append(f"numbers of several types: {found}; only those of the first one's are counted")
+    return total, num_counted, problems
 
 
 def find_ranges(counts: Counts, given: tuple[float, float] | None) -> list[tuple[float, float]]:
@@ -158,6 +159,7 @@ def main(argv: list[str] | None = None) -> bool:
     parser.add("dataset", "as in training (default: folder)", default="folder", metavar="NAME")
     parser.add("split", "train or val (default: train)", choices=("train", "val"), default="train")
     parser.add("bands", "channels of the files to take, from 0 (DATA.BANDS)", type=tool_flags.natural, nargs="+")
+    parser.add("channels", "DATA.IMAGE_CHANNELS, where .npy files do not tell", type=tool_flags.natural, default=0)
     parser.add("nodata", "number that means missing (DATA.NODATA)", type=finite)
     parser.add("scale", "DATA.PIXEL_SCALE", choices=("linear", "decibel"), default="linear")
     parser.add("range", "DATA.PIXEL_RANGE of all channels", type=finite, nargs=2, metavar=("LOW", "HIGH"))
@@ -183,17 +185,17 @@ def main(argv: list[str] | None = None) -> bool:
     if args.num is not None and args.num < len(source):
         indices = np.sort(np.random.default_rng(args.seed).choice(len(source), args.num, replace=False))
     bands = None if args.bands is None else tuple(args.bands)
-    form = PixelFormat(len(bands or ()), (), (), args.scale == "decibel", bands, args.nodata)
+    form = PixelFormat(len(bands or ()) or args.channels, (), (), args.scale == "decibel", bands, args.nodata)
     return report(out, source, form, indices, args)
 
 
 def report(out, source: Source, form: PixelFormat, indices: np.ndarray, args) -> bool:
     """Count, print, write the page; returns True if nothing is wrong."""
-    counts, problems = count_all(source, form, indices, args.workers)
+    counts, num_counted, problems = count_all(source, form, indices, args.workers)
     ranges = find_ranges(counts, None if args.range is None else tuple(args.range))
     bad, notes = warnings_of(counts, form)
     rows = to_rows(counts, ranges)
-    print(f"{len(indices):,} of {len(source):,} images of {source.origin}, numbers of type {counts.dtype}")
+    print(f"{num_counted:,} of {len(source):,} images of {source.origin}, numbers of type {counts.dtype}")
     table = [_HEADER, *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(_HEADER))]
     for row in table:

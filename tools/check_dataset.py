@@ -140,7 +140,9 @@ def _arrays_of(cfg: str | None) -> object:
     """Return the configuration of a training on arrays; None without one."""
     config = None if cfg is None else get_config(cfg)
     if config is not None and config.DATA.PIXELS != "array":
-        raise UserError(f"-cfg {cfg}: is for arrays, and its DATA.PIXELS is {config.DATA.PIXELS}; leave it out")
+        raise UserError(
+            f"-cfg {cfg}: its DATA.PIXELS is {config.DATA.PIXELS}, and this flag is for arrays only; leave it out"
+        )
     decoding.allow_arrays(config is not None)
     return config
 

@@ -73,7 +73,7 @@ def encode(source: Source, index: int, size: int, quality: int) -> tuple[str, by
 def encode_array(source: Source, index: int) -> tuple[str, bytes]:
     """Return the file of an array as it is, with its suffix; raise ValueError if it is none."""
     data = source.read(index)
-    array_files.decode(data)
+    array_files.decode(data, channels=array_files.ANY)
     return array_files.SUFFIXES[array_files.kind_of(data)], data
 
 
@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m tools.pack_dataset", description=__doc__)
     parser.add_argument("paths", nargs="+", metavar="SRC DST", help="where it is, and where it goes")
     parser.add("dataset", "as in training (default: imagenet2012)", default="imagenet2012")
-    parser.add("size", "pixels of the shorter side (default: 256); 0: files as they are", type=int, default=256)
+    parser.add("size", "pixels of the shorter side (default: 256); 0: files as they are", type=int)
     parser.add("quality", "of the JPEGs (default: 95)", type=int, default=95)
     parser.add("per_shard", "images in a file (default: 10000)", type=int, default=10_000)
     parser.add("arrays", "files of arrays (DATA.PIXELS), kept as they are", action="store_true")
@@ -213,6 +213,9 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"-dataset {args.dataset}: must be one of {', '.join(DATASETS)}")
     if len(args.paths) != 2:
         raise UserError("SRC and DST are needed: where the data set is, and where it goes")
+    if args.arrays and args.size:
+        raise UserError(f"-size {args.size}: arrays are kept as they are; leave it out")
+    args.size = 0 if args.arrays else 256 if args.size is None else args.size
     if args.size < 0 or not 1 <= args.quality <= 100 or args.per_shard < 1:
         raise UserError("-size must not be negative, -quality from 1 to 100, -per_shard at least 1")
     src, dst = (user_path(path, "SRC or DST") for path in args.paths)

@@ -14,6 +14,7 @@ from methods import dispatch
 from pages import drawing, reconstruction
 from tests.conftest import TINY, assert_close
 from tests.helpers.saved_runs import fit_pretrain
+from tools import export
 from transformer import build_transformer
 
 pytestmark = pytest.mark.quick
@@ -203,9 +204,48 @@ def test_runs_pictures_and_tools(tiny_run, tmp_path):
     assert_close(on_grid(tokens, 2).numpy(), (tokens[:, :16] + tokens[:, 16:]).numpy() / 2, 1e-6)
 
 
+def test_weights_of_other_groups_are_refused(tiny_run, tmp_path):
+    write_arrays(tmp_path / "set")
+    files = ["DATA.DATASET", "folder", "DATA.DATA_PATH", str(tmp_path / "set"), "DATA.PIXELS", "array"]
+    files += ["DATA.PIXEL_RANGE", [0, 1000], *GROUPED, "MODEL.NUM_CLASSES", 2, "TRAIN.NUM_EPOCHS", 1]
+    run = tiny_run("pretrain", *files)
+    fit_pretrain(run)
+    later = [*files, "TRAIN.RAND_AUGMENT", False, "MODEL.PRETRAINED", str(run.directory), "MODEL.CHANNEL_GROUPS"]
+    for groups in (
+        [[0, 4], [3, 1, 2]],
+        [[4, 1, 2], [0, 3]],
+        [[0], [3], [4, 1, 2]],
+        [],
+    ):  # the first has the same shapes
+        with pytest.raises(UserError, match="was trained with MODEL.CHANNEL_GROUPS .*0, 3.*4, 1, 2.*set it as the"):
+            dispatch.build_task(tiny_run("finetune", *later, groups))
+    paddle.save(build().state_dict(), str(tmp_path / "plain.pdparams"))
+    later[later.index("MODEL.PRETRAINED") + 1] = str(tmp_path / "plain.pdparams")
+    with pytest.raises(UserError, match="was trained with MODEL.CHANNEL_GROUPS of 2 groups, and this model has"):
+        dispatch.build_task(tiny_run("finetune", *later, [[0], [3], [4, 1, 2]]))
+
+
+def test_a_mask_of_the_grid_is_that_of_all_groups():
+    model, mask = build(), np.zeros((1, 16), np.float32)
+    mask[0, [1, 5, 9]] = 1
+    _, _, found = model(paddle.rand([1, 5, 16, 16]), mask=paddle.to_tensor(mask))
+    assert np.array_equal(found.numpy(), np.tile(mask, (1, 2)))
+    with pytest.raises(ValueError, match="expected images of shape .B, 5, 16, 16., got .1, 3, 16, 16."):
+        model(paddle.rand([1, 3, 16, 16]))
+    with pytest.raises(ValueError, match="has not been called yet"):
+        _ = build().predicted
+
+
+def test_grouped_models_are_exported(tiny_run, tmp_path):
+    run = tiny_run("pretrain", "MODEL.CHANNEL_GROUPS", [[1], [0, 2]], "TRAIN.NUM_EPOCHS", 1)
+    fit_pretrain(run)
+    assert max(export.main([str(run.directory), "-out", str(tmp_path / "x"), "-format", "paddle"]).values()) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["MODEL.ADAPT_CHANNELS", "mean"], "MODEL.ADAPT_CHANNELS='mean': does not go with"),
         (["MODEL.CHANNEL_GROUPS", [[0, 1], [2]]], "each of 0 to 4 in one of them"),
         (["MODEL.CHANNEL_GROUPS", [[0, 1, 2], [2, 3, 4]]], "each of 0 to 4 in one of them"),
         (["MODEL.CHANNEL_GROUPS", [[0, 1, 2, 3, 4], []]], "each of 0 to 4 in one of them"),

@@ -5,6 +5,7 @@ import paddle
 import pytest
 
 from config import get_config
+from layers.patches import patch_statistics
 from mae import build_mae_pretrain
 from methods import dispatch
 from methods.pretrain import channel_losses
@@ -106,6 +107,13 @@ def test_the_loss_of_each_channel(options):
         hidden = predicted[:, 16 * group : 16 * group + 16].reshape(3, 4, 4).repeat(4, axis=1).repeat(4, axis=2)
         errors = (pixels[:, channel] - images[:, channel])[hidden & np.isfinite(images[:, channel])]
         assert_close(found[f"loss_channel_{channel}"].numpy(), (errors**2).mean(), 1e-5)
+
+
+def test_statistics_of_few_known_pixels():
+    target = paddle.to_tensor([[[5.0, 1.0, 2.0, 3.0]]])
+    for known, mean, std in (([1, 0, 0, 0], 5.0, 1e-3), ([1, 1, 0, 0], 3.0, 8**0.5), ([0, 0, 0, 0], 0.0, 1e-3)):
+        found = patch_statistics(target, paddle.to_tensor([[known]], "float32"))
+        assert_close(np.array([float(value) for value in found]), [mean, std], 1e-5)
 
 
 def test_crops_keep_what_is_missing():

@@ -37,6 +37,7 @@ def options(folder, **changed):
         ({"PIXEL_RANGE": [0, 980]}, "channel 0: 1.", 5),
         ({"PIXEL_RANGE": [[0, 1000]] * 4 + [[0, 100]]}, "channel 4: 8", 2),
         ({"PIXEL_RANGE": [0, 65535]}, "channel 0: the mean of its pixels is 0.00", 5),
+        ({"NODATA": 7, "PIXEL_RANGE": [0, 65535]}, "channel 0: the mean", 5),
         ({"IMAGENET_MEAN": [0.5, 0.5, 0.1, 0.5, 0.5]}, "channel 2: the mean of its pixels is 0.5", 1),
         ({"VAL_FRACTION": 0.5, "PIXEL_RANGE": [0, 65535]}, "channel 0: the mean of its pixels is 0.00", 5),
     ],
@@ -59,11 +60,11 @@ def test_check_dataset_looks_at_arrays(tmp_path, capsys):
     assert check_dataset.main([*words, "-json", str(tmp_path / "r.json")]) == 0
     report = json.loads((tmp_path / "r.json").read_text())
     assert len(report["train"]["warnings"]) == 5
-    assert "outside DATA.PIXEL_RANGE, 0 to 500" in report["train"]["warnings"][0]
+    assert "outside DATA.PIXEL_RANGE, 0 to 500, and are cut" in report["train"]["warnings"][0]
     assert "see the warnings" in capsys.readouterr().out
     (folder / "train" / "a" / "0.npy").write_bytes(b"no array")
     assert check_dataset.main([*words, "-full"]) == 1
     assert "0.npy" in capsys.readouterr().out
     (tmp_path / "c.yaml").write_text("MODEL:\n  TYPE: PRETRAIN\n")
-    with pytest.raises(ValueError, match="is for arrays, and its DATA.PIXELS is photo"):
+    with pytest.raises(ValueError, match="its DATA.PIXELS is photo, and this flag is for arrays only"):
         check_dataset.main(words)
