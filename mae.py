@@ -218,15 +218,17 @@ class MAEPretrain(nn.Layer):
             mask: [B, N] float32.
         """
         images, valid = self.split_missing(images)
+        width = self.num_masked if noise is None else noise.shape[1]  # Paddle 2.6 traces shapes as tensors
         if valid is not None and mask is None and self.predict_ratio is None:
-            noise = self._hide_missing(noise, valid)
+            noise = self._hide_missing(noise, valid, width)
         hidden_ratio, is_given = self.mask_ratio if mask_ratio is None else mask_ratio, mask is not None
-        shuffle, restore, mask = self.choose_patches(images.shape[0], mask_ratio, noise, mask)
-        if is_given:  # by its number of patches, as a mean of float32 is not exact
-            hidden_ratio = 1 - shuffle.shape[1] / self.patch_embedding.num_patches
-        ratio = self.predict_ratio if predict_ratio is None and self.training else predict_ratio
+        shuffle, restore, mask = self.choose_patches(images.shape[0], mask_ratio, noise, mask, width)
         num_patches = self.patch_embedding.num_patches
-        num_hidden = num_patches - shuffle.shape[1]
+        num_kept = shuffle.shape[1] if is_given else self._num_kept(hidden_ratio, width)
+        if is_given:  # by its number of patches, as a mean of float32 is not exact
+            hidden_ratio = 1 - num_kept / num_patches
+        ratio = self.predict_ratio if predict_ratio is None and self.training else predict_ratio
+        num_hidden = num_patches - num_kept
         count = num_hidden if ratio is None else num_predicted(num_patches, hidden_ratio, ratio)
         self._last = {"restore": restore, "count": count}
         latent = self.encode(images, shuffle)
@@ -266,16 +268,25 @@ class MAEPretrain(nn.Layer):
         mask_ratio: float | None = None,
         noise: paddle.Tensor | None = None,
         mask: paddle.Tensor | None = None,
+        width: int | None = None,
     ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-        """Choose the visible patches of `batch` images; arguments as in `forward`, results as of `random_masking`."""
+        """Choose the visible patches of `batch` images; arguments as in `forward`, results as of `random_masking`.
+
+        Args:
+            width: of the noise, where a static graph does not tell; None: as it is.
+        """
         if mask is not None:
             is_of_grid = mask.shape[1] < self.patch_embedding.num_patches  # all groups hide the same
             return random_masking(*noise_from_mask(mask.tile([1, self.num_groups]) if is_of_grid else mask))
-        noise = paddle.rand([batch, self.num_masked]) if noise is None else noise
-        num_kept = num_visible(noise.shape[1], self.mask_ratio if mask_ratio is None else mask_ratio)
-        if self.num_groups > 1 and noise.shape[1] < self.patch_embedding.num_patches:  # all groups hide the same
-            noise, num_kept = noise.tile([1, self.num_groups]), num_kept * self.num_groups
-        return random_masking(noise, num_kept)
+        width = width or (self.num_masked if noise is None else noise.shape[1])
+        noise = paddle.rand([batch, width]) if noise is None else noise
+        copies = self.patch_embedding.num_patches // width  # all groups hide the same
+        num_kept = self._num_kept(self.mask_ratio if mask_ratio is None else mask_ratio, width)
+        return random_masking(noise.tile([1, copies]) if copies > 1 else noise, num_kept)
+
+    def _num_kept(self, mask_ratio: float, width: int) -> int:
+        """Return the number of visible patches of all groups, for noise [B, width]."""
+        return num_visible(width, mask_ratio) * (self.patch_embedding.num_patches // width)
 
     @property
     def num_masked(self) -> int:
@@ -305,11 +316,11 @@ class MAEPretrain(nn.Layer):
         images = paddle.where(is_known, images, paddle.zeros_like(images))
         return images, patchify(is_known.astype("float32"), self.patch_embedding.patch_size)
 
-    def _hide_missing(self, noise: paddle.Tensor | None, valid: paddle.Tensor) -> paddle.Tensor:
+    def _hide_missing(self, noise: paddle.Tensor | None, valid: paddle.Tensor, width: int) -> paddle.Tensor:
         """Return noise that hides patches without a known pixel first, so that the encoder sees others."""
-        noise, known = paddle.rand([len(valid), self.num_masked]) if noise is None else noise, self.groups.known(valid)
-        if noise.shape[1] < known.shape[1]:
-            known = known.reshape([len(known), self.num_groups, -1]).max(axis=1)
+        noise = paddle.rand([valid.shape[0], width]) if noise is None else noise
+        known, copies = self.groups.known(valid), self.patch_embedding.num_patches // width
+        known = known.reshape([-1, copies, width]).max(axis=1) if copies > 1 else known
         return noise + 2.0 * (1.0 - known)
 
 

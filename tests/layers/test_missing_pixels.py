@@ -113,7 +113,7 @@ def test_statistics_of_few_known_pixels():
     target = paddle.to_tensor([[[5.0, 1.0, 2.0, 3.0]]])
     for known, mean, std in (([1, 0, 0, 0], 5.0, 1e-3), ([1, 1, 0, 0], 3.0, 8**0.5), ([0, 0, 0, 0], 0.0, 1e-3)):
         found = patch_statistics(target, paddle.to_tensor([[known]], "float32"))
-        assert_close(np.array([float(value) for value in found]), [mean, std], 1e-5)
+        assert_close(np.array([value.numpy().item() for value in found]), [mean, std], 1e-5)
 
 
 def test_crops_keep_what_is_missing():
