@@ -1,24 +1,24 @@
-"""Generated scenes as a satellite's 13 bands see them: mixed materials, light and noise, uint16. No Paddle here."""
-
-import itertools
+"""Generated scenes as a satellite sees them in 13 bands: mixed materials, light, noise, a field to name. No Paddle here."""
 
 import numpy as np
 
 from pipeline.sources import Source
 
 SIDE_PX, BANDS, MATERIALS = 32, 13, 5
-CLASSES = [f"{first} and {second}" for first, second in itertools.combinations("ABCDE", 2)]
+CLASSES = [f"{material}, {rows}" for material in "ABCDE" for rows in ("rows", "columns")]
 _NUM_IMAGES = {"train": 4000, "val": 1000}
 _SEEDS = {"train": 0, "val": 1}
 _NOISE = 400.0  # in units of a file, of which 10,000 is full reflectance
 _VISIBLE = slice(1, 4)  # blue, green, red, in which A and B, and C and D, look alike
+_PERIOD_PX = 4
 
 
 class SpectralScenes(Source):
-    """Scenes of SIDE_PX pixels with BANDS numbers each; the class is the pair of materials that covers the most.
+    """Scenes of SIDE_PX pixels with BANDS numbers each; the class is the material of a field, and how it was sown.
 
-    Light and shade change from place to place, and other materials are mixed in, so that neither brightness nor a
-    single band tells the class; the three visible bands tell a part of it.
+    The field is a disc of half to a quarter of the side, in rows or columns of one material, anywhere over a mixture of
+    all materials, under light and shade. So neither brightness, nor a band, nor the mean of the scene tells the class;
+    the three visible bands tell a part of it.
 
     Args:
         split: "train" or "val".
@@ -51,10 +51,14 @@ def spectra() -> np.ndarray:
 def draw_spectral_scene(seed: int, index: int, label: int) -> np.ndarray:
     """Return the numbers of a scene, uint16 [H, W, BANDS]."""
     rng = np.random.default_rng([seed, index])
-    pair = list(itertools.combinations(range(MATERIALS), 2))[label]
-    logits = np.stack([_wave(rng) for _ in range(MATERIALS)], axis=-1) * 3.0
-    logits[..., list(pair)] += 0.8
+    logits = 3.0 * np.stack([_wave(rng) for _ in range(MATERIALS)], axis=-1)
     shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)  # [H, W, MATERIALS]
+    places = np.mgrid[0:SIDE_PX, 0:SIDE_PX]
+    (rows, columns), radius = places, rng.uniform(SIDE_PX / 8, SIDE_PX / 4)
+    centre = rng.uniform(radius, SIDE_PX - radius, 2)
+    is_sown = (places[label % 2] + rng.integers(_PERIOD_PX)) % _PERIOD_PX < _PERIOD_PX // 2
+    field = (np.hypot(rows - centre[0], columns - centre[1]) < radius) & is_sown
+    shares[field] = 0.2 * shares[field] + 0.8 * np.eye(MATERIALS)[label // 2]
     light = rng.uniform(0.5, 1.2) * (1.0 + 0.5 * _wave(rng)[..., None])
     numbers = light * (shares @ spectra()) + rng.normal(0, _NOISE, (SIDE_PX, SIDE_PX, BANDS))
     return np.clip(np.round(numbers), 1, 65535).astype(np.uint16)
