@@ -1,4 +1,4 @@
-"""Generated scenes as a satellite sees them in 13 bands: mixed materials, light, noise, a field to name. No Paddle here."""
+"""Generated scenes in 13 bands of a satellite: mixed materials, light, noise, a field to name. No Paddle here."""
 
 import numpy as np
 
