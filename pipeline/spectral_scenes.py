@@ -5,7 +5,7 @@ import numpy as np
 from pipeline.sources import Source
 
 SIDE_PX, BANDS, MATERIALS = 32, 13, 5
-CLASSES = [f"{material}, {rows}" for material in "ABCDE" for rows in ("rows", "columns")]
+CLASSES = [f"{material} in {sown}" for material in "ABCDE" for sown in ("rows", "plots")]
 _NUM_IMAGES = {"train": 4000, "val": 1000}
 _SEEDS = {"train": 0, "val": 1}
 _NOISE = 400.0  # in units of a file, of which 10,000 is full reflectance
@@ -16,9 +16,9 @@ _PERIOD_PX = 4
 class SpectralScenes(Source):
     """Scenes of SIDE_PX pixels with BANDS numbers each; the class is the material of a field, and how it was sown.
 
-    The field is a disc of half to a quarter of the side, in rows or columns of one material, anywhere over a mixture of
-    all materials, under light and shade. So neither brightness, nor a band, nor the mean of the scene tells the class;
-    the three visible bands tell a part of it.
+    The field is a disc of a quarter to half of the side, in rows (of either direction) or in plots like a chessboard,
+    of one material, anywhere over a mixture of all materials, under light and shade. So neither brightness, nor a
+    band, nor the mean of the scene tells the class; the three visible bands tell a part of it. Flips and turns keep it.
 
     Args:
         split: "train" or "val".
@@ -56,7 +56,8 @@ def draw_spectral_scene(seed: int, index: int, label: int) -> np.ndarray:
     places = np.mgrid[0:SIDE_PX, 0:SIDE_PX]
     (rows, columns), radius = places, rng.uniform(SIDE_PX / 8, SIDE_PX / 4)
     centre = rng.uniform(radius, SIDE_PX - radius, 2)
-    is_sown = (places[label % 2] + rng.integers(_PERIOD_PX)) % _PERIOD_PX < _PERIOD_PX // 2
+    stripes = [(place + rng.integers(_PERIOD_PX)) % _PERIOD_PX < _PERIOD_PX // 2 for place in places]
+    is_sown = stripes[rng.integers(2)] if label % 2 == 0 else stripes[0] ^ stripes[1]
     field = (np.hypot(rows - centre[0], columns - centre[1]) < radius) & is_sown
     shares[field] = 0.2 * shares[field] + 0.8 * np.eye(MATERIALS)[label // 2]
     light = rng.uniform(0.5, 1.2) * (1.0 + 0.5 * _wave(rng)[..., None])
