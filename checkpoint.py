@@ -110,7 +110,7 @@ def load_weights(
     weights |= made
     adapted = "" if _PATCHES not in own else adapt_channels(weights, own[_PATCHES].shape[1], adapt)
     left_out = [name for name in file.tensors if name not in weights]
-    _check_heads(file, model)
+    _check_architecture(file, model)
     grid_hw = source_grid_hw or (file.architecture.grid_hw if file.architecture else _recorded_grid(path))
     resized = _resize_bias_tables(weights, own, model, grid_hw)
     resized = _resize_position_tables(weights, own, model, grid_hw) + resized
@@ -264,8 +264,8 @@ def _recorded_grid(weight_file: Path) -> tuple[int, int] | None:
         return None
 
 
-def _check_heads(file: weight_files.WeightFile, model: nn.Layer) -> None:
-    """Raise UserError if the recorded architecture has another number of heads than the model; no shape shows it."""
+def _check_architecture(file: weight_files.WeightFile, model: nn.Layer) -> None:
+    """Raise UserError if the recorded architecture differs from the model's in what no shape shows: groups, heads."""
     _check_groups(file, model)
     architecture = file.architecture or file.clip_architecture or file.text_architecture
     if architecture is not None and architecture.shapes() != {name: t.shape for name, t in file.tensors.items()}:
@@ -291,8 +291,10 @@ def _check_groups(file: weight_files.WeightFile, model: nn.Layer) -> None:
     own = getattr(model.architecture, "channel_groups", None)
     if own is None or "encoder_position_embedding" not in file.tensors:
         return
-    recorded = recorded_setting(file.path, "MODEL", "CHANNEL_GROUPS")
-    theirs = file.architecture.channel_groups if file.architecture is not None else recorded
+    if file.architecture is not None:
+        theirs = file.architecture.channel_groups
+    else:
+        theirs = recorded_setting(file.path, "MODEL", "CHANNEL_GROUPS")
     if theirs is not None:
         theirs = [list(group) for group in theirs]
         is_same = theirs == [list(group) for group in own]

@@ -255,10 +255,8 @@ class MAEPretrain(nn.Layer):
         predicted = restore.argsort(axis=1)[:, self.patch_embedding.num_patches - count :]
         some = self.decode_some(latent, shuffle, predicted)  # [B, M, P*P*C]
         known = None if valid is None else gather_tokens(valid, predicted)
-        errors, weight = (
-            self.groups.errors(gather_tokens(target, predicted), some, self.norm_pix_loss, known),
-            self.groups.known(known),
-        )
+        errors = self.groups.errors(gather_tokens(target, predicted), some, self.norm_pix_loss, known)
+        weight = self.groups.known(known)
         loss = errors.mean() if known is None else (errors * weight).sum() / weight.sum().clip(min=1.0)
         return loss, put_back(some.astype("float32"), restore)
 
@@ -302,10 +300,8 @@ class MAEPretrain(nn.Layer):
             valid: [B, N, P*P*C], see `patch_errors`.
         """
         target = patchify(images.astype("float32"), self.patch_embedding.patch_size)
-        errors, mask = (
-            self.groups.errors(target, pred, self.norm_pix_loss, valid),
-            mask * self.groups.known(valid),
-        )  # [B, N]
+        errors = self.groups.errors(target, pred, self.norm_pix_loss, valid)  # [B, N]
+        mask = mask * self.groups.known(valid)
         return (errors * mask).sum() / mask.sum().clip(min=1.0)
 
     def split_missing(self, images: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None]:

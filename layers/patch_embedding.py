@@ -75,8 +75,6 @@ class GroupedPatchEmbedding(nn.Layer):
         architecture: of the model, with `channel_groups`.
     """
 
-    norm_pixels = norm_tokens = None
-
     def __init__(self, architecture):
         super().__init__()
         self.patch_size, self.channel_groups = architecture.patch_px, architecture.channel_groups

@@ -118,10 +118,8 @@ class Segmenter:
         ((_, labels),) = prediction.label_maps(self._model, source)
         if labels is None:
             raise UserError(f"{Path(photo).name} cannot be read as an image")
-        pixels, colours = (
-            np.asarray(array_source.read_picture(source, 0, data.EXIF_TRANSPOSE)),
-            segments.palette(len(self.names)),
-        )
+        pixels = np.asarray(array_source.read_picture(source, 0, data.EXIF_TRANSPOSE))
+        colours = segments.palette(len(self.names))
         panels = [pixels, segments.paint(pixels, labels, colours), segments.colour(labels, colours)]
         grid = html.html_grid(["photo", "classes over it", "classes"], [[panel] for panel in panels])
         return grid + segments.legend(np.unique(labels), self.names, colours)

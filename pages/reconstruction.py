@@ -49,13 +49,10 @@ class Reconstruction(NamedTuple):
     def caption(self) -> str:
         """Return the errors as a sentence, and what to know of the pictures."""
         return (
-            (
-                f"Mean squared error on the hidden patches of these images: {self.error:.3f} by the model, "
-                f"{self.means_error:.3f} by the means of the patches alone (last column). "
-                f"{_VISIBLE_NOTE if self.predicts_visible else _CROSS_NOTE}"
-            )
-            + (_NORMALISED_NOTE if self.is_normalised else "")
-            + self._in_numbers()
+            f"Mean squared error on the hidden patches of these images: {self.error:.3f} by the model, "
+            f"{self.means_error:.3f} by the means of the patches alone (last column). "
+            f"{_VISIBLE_NOTE if self.predicts_visible else _CROSS_NOTE}"
+            f"{_NORMALISED_NOTE if self.is_normalised else ''}{self._in_numbers()}"
         )
 
     def _in_numbers(self) -> str:

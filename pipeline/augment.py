@@ -152,7 +152,7 @@ def _crop_and_resize(
     if isinstance(image, LazyJpeg):
         return image.crop_and_resize(box, size_hw)
     if isinstance(image, PixelArray):
-        return image.crop(box).resize((size_hw[1], size_hw[0]), resample).__array__()
+        return np.asarray(image.crop(box).resize((size_hw[1], size_hw[0]), resample))
     return image.crop(box).resize((size_hw[1], size_hw[0]), resample)
 
 

@@ -9,9 +9,9 @@ from storage.stored_tensor import StoredTensor
 _COLOURS = 3
 # SatMAE, arXiv 2207.08051, ViT-L on 13 bands of fMoW-Sentinel.
 _OF_MANY = "; on 13 bands of satellites such a start has been reported as worse than none (51.6 against 53.0 %)"
-REPEAT, MEAN, NONE = "repeat", "mean", "none"
+_MEAN, _NONE = "mean", "none"
 _PATCHES, _PREDICTION = "patch_embedding.patch_embedding.weight", "decoder_pred"
-# Tensors with a value per pixel and channel of a patch: the shape before and behind the channels of their axes.
+# Tensors with a value for each pixel and channel of a patch.
 _PARTS = (_PATCHES, "patch_embedding.norm_pixels.weight", "patch_embedding.norm_pixels.bias")
 _PARTS += (f"{_PREDICTION}.weight", f"{_PREDICTION}.bias")
 
@@ -37,9 +37,9 @@ def adapt_channels(weights: dict[str, StoredTensor], channels: int, how: str | N
     names = [name for name in _PARTS if name in weights]
     for name in names:
         tensor = weights.pop(name)
-        if how != NONE:
+        if how != _NONE:
             weights[name] = StoredTensor.of(_adapted(name, tensor.read_float32(), found, channels, how))
-    if how == NONE:
+    if how == _NONE:
         return f"{found} channels, and the model has {channels}: {', '.join(names)} not taken"
     note = _OF_MANY if channels > _COLOURS else ""
     return f"{found} channels to {channels} by {how}: {', '.join(names)}{note}"
@@ -54,7 +54,7 @@ def _adapted(name: str, values: np.ndarray, found: int, channels: int, how: str)
         values = np.moveaxis(values, 1, -1)
     else:
         values = values.reshape([found, -1]).T
-    if how == MEAN or channels == 1:
+    if how == _MEAN or channels == 1:
         values = values.mean(axis=-1, keepdims=True)
     adapted = np.take(values, np.arange(channels) % values.shape[-1], axis=-1)
     if name == _PATCHES:

@@ -73,9 +73,13 @@ def count_all(source: Source, form: PixelFormat, indices: np.ndarray, workers: i
                     problems.append(f"{problem}; it is not counted")
                     continue
                 types[dtype] += 1
-                if total is None or counts.dtype == total.dtype:
-                    num_counted += 1
-                    total = counts if total is None else total.__iadd__(counts)
+                if total is None:
+                    total = counts
+                elif counts.dtype == total.dtype:
+                    total += counts
+                else:
+                    continue
+                num_counted += 1
     if total is None:
         raise UserError(f"{source.origin}: none of {len(indices):,} images can be read: {abridge(problems, 3)}")
     if len(types) > 1:
