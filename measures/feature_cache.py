@@ -12,6 +12,7 @@ from launch import tool_flags
 from measures import image_sets
 from measures.extraction import POOLS, extract_all
 from methods import load_models
+from pipeline import name_lists
 from storage import atomic, manifest, results, weight_files
 from storage.files import read_json
 from training import device
@@ -53,7 +54,7 @@ def split_features(
         if split == splits[0] and len(source) < neighbours:
             raise UserError(f"-k {neighbours}: {source.origin} has {len(source):,} images")
         about = {"weights": str(weights), "written": weights.stat().st_mtime_ns, "pool": pool, "split": split}
-        about |= {"origin": str(source.origin), "images": len(source), "settings": settings}
+        about |= {"origin": str(source.origin), "images": name_lists.digest(source), "settings": settings}
         folder = None if args.cache is None else results.new_directory(Path(args.cache) / split, [args.run], "-cache")
         known = None if folder is None else folder / "about.json"
         cached = None if known is None else _read_cache(folder, about, names)

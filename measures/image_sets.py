@@ -39,6 +39,8 @@ def open_images(config, split: str, needs: str = "label", num_classes: int | Non
     options = {"channels": config.DATA.IMAGE_CHANNELS, "is_val": split == "val"}
     for warning in source.check(num_classes=num_classes, **options):
         print(f"warning: {warning}")
+    if source.limited_by:
+        print(f"{split}: {source.summary()}{source.limited_by}")
     return source
 
 

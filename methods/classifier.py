@@ -208,7 +208,7 @@ def evaluate_weights(run: Run, model: nn.Layer, val_loader, evaluation: Evaluati
             "Without -amp fp16 they may be; else take another checkpoint"
         )
     named = ", ".join(f"{_TITLES.get(name, name)} {value:.3f}" for name, value in scores.items())
-    run.log.say(f"{named} on {len(val_loader.source):,} images")
+    run.log.say(f"{named} on {len(val_loader.source):,} images{val_loader.source.limited_by}")
     return scores
 
 

@@ -31,8 +31,12 @@ def evaluate_source(model, config, source, out: Path, columns: np.ndarray | None
         names, labels = [names[column] for column in columns], np.searchsorted(columns, labels)
     extra = {"skipped": len(notes)} if notes else {}
     if is_multi_label:
-        return _write_multi_label(out, f"Evaluation on {source.origin}", probabilities, labels, names, extra)
-    return write_results(out, f"Evaluation on {source.origin}", probabilities, labels, names, extra=extra)
+        return _write_multi_label(
+            out, f"Evaluation on {source.origin}{source.limited_by}", probabilities, labels, names, extra
+        )
+    return write_results(
+        out, f"Evaluation on {source.origin}{source.limited_by}", probabilities, labels, names, extra=extra
+    )
 
 
 def _write_multi_label(

@@ -55,7 +55,7 @@ def evaluate_segmenter(model, config, source: Source, out: Path) -> dict[str, fl
         ),
         ("Confusion", _draw_confusion(counts[occurs], names, occurs)),
     ]
-    evaluation.finish(out, f"Segmentation of {source.origin}", scores, sections)
+    evaluation.finish(out, f"Segmentation of {source.origin}{source.limited_by}", scores, sections)
     return scores
 
 

@@ -42,6 +42,12 @@ class FileImages(Source):
         """Return the file of an image."""
         return self.paths[index]
 
+    def name(self, index: int) -> str:
+        """Return the path of an image below what lists them."""
+        text, origin = self.paths.text(index), str(self.origin).rstrip("/")
+        is_below = text.startswith(f"{origin}/")
+        return text.removeprefix(f"{origin if is_below else os.path.dirname(origin)}/")
+
     def read(self, index: int) -> bytes:
         """Read an image file."""
         return read_file(self.paths[index])

@@ -202,6 +202,10 @@ class ListedImages(Source):
         """Return the file of an image."""
         return self.origin.parent / self.entry(index).path
 
+    def name(self, index: int) -> str:
+        """Return the path of an image as the list has it."""
+        return self.entry(index).path
+
     def missing(self) -> list[int]:
         """Return the images whose paths are not files."""
         places = np.array(self._folder_ids, np.int64)

@@ -5,7 +5,7 @@ source (a subset, labels alone) is a subclass of `Wrapper`, which hands on every
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from errors import UserError, abridge, one_line
 from pipeline.decoding import PIL_MODES, as_mode, decode, lost_as_photo
 from pipeline.labels import PerImage, RaggedLists
 from pipeline.pixel_array import PixelArray
-from storage.files import read_lines
 
 SKIP_ADVICE = "; -opts DATA.BAD_IMAGES skip continues without it"
 LABELLED = ("label", "labels", "label set")  # kinds of needs of `datasets.open_source` that are labels
@@ -36,6 +35,7 @@ class Source:
         has_labels_in_memory: False for a set whose labels are read image by image.
         holds_arrays: `image` returns an array of its own numbers, [H, W, C], for DATA.PIXELS array.
         has_masks: `mask` returns a label for each pixel.
+        limited_by: " (list of names, and how many images of how many)" for messages; "": these are all of the split.
     """
 
     labels: np.ndarray | RaggedLists | PerImage
@@ -43,6 +43,7 @@ class Source:
     class_names: list[str] | None = None
     captions: PerImage | None = None
     notes: Sequence[str] = ()
+    limited_by = ""
     is_encoded = False
     order: Callable | None = None
     has_labels_in_memory = True
@@ -57,6 +58,22 @@ class Source:
 
     def path(self, index: int) -> Path | None:
         """Return the file that an image alone is in; None where it has none."""
+        return None
+
+    def name(self, index: int) -> str:
+        """Return the name of an image within the split, wherever its files are: what lists of images hold."""
+        return str(index)
+
+    def names(self, indices: np.ndarray | None = None) -> Iterator[str]:
+        """Yield lines that say which images these are, in order: the name of each, or of shards their content.
+
+        Args:
+            indices: of the images; None: all.
+        """
+        return map(self.name, range(len(self)) if indices is None else indices.tolist())
+
+    def order_among(self, indices: np.ndarray) -> Callable | None:
+        """Return `order` for some of the images, [n] ascending; None where any order will do."""
         return None
 
     def image(self, index: int) -> Image.Image:
@@ -258,6 +275,8 @@ class Wrapper(Source):
 
         self.describe, self.path, self.image, self.read = source.describe, source.path, source.image, source.read
         self.missing, self.alternative, self.numbers = source.missing, source.alternative, source.numbers
+        self.name, self.names, self.order_among = source.name, source.names, source.order_among
+        self.limited_by = source.limited_by
         self.has_masks, self.mask = source.has_masks, source.mask
 
     def use_class_names(self, class_names: list[str]) -> None:
@@ -301,41 +320,14 @@ class Subset(Wrapper):
 
         self.describe = lambda index: source.describe(self.indices[index])
         self.path = lambda index: source.path(self.indices[index])
+        self.name = lambda index: source.name(int(self.indices[index]))
+        self.names = lambda indices=None: source.names(self.indices if indices is None else self.indices[indices])
         self.image = lambda index: source.image(self.indices[index])
         self.read = lambda index: source.read(self.indices[index])
         self.numbers = lambda index: source.numbers(self.indices[index])
         self.mask = lambda index: source.mask(self.indices[index])
         self.missing = lambda: np.flatnonzero(np.isin(self.indices, source.missing())).tolist()
         self.alternative = lambda index, attempt: (index + attempt) % len(self)
-
-
-def find_listed(source: Source, list_file: str | Path, flag: str) -> np.ndarray:
-    """Return the indices of the images that a file names, one per line, in ascending order.
-
-    A name is that of the file, or folder/name where several files have it. So are the subsets of ImageNet published by
-    MSN and SimCLR v2; labels are those of the data set.
-
-    Args:
-        flag: that names the file, for messages.
-
-    Raises:
-        UserError: if the file cannot be read, or a line is not the name of exactly one image.
-    """
-    names = [Path(line) for line in read_lines(list_file, f"{flag} ")]
-    found: dict[str, list[int]] = {key: [] for name in names for key in (name.name, f"{name.parent.name}/{name.name}")}
-    for number in range(len(source)):
-        own = Path(source.describe(number))
-        for key in (own.name, f"{own.parent.name}/{own.name}"):
-            if key in found:
-                found[key].append(number)
-    matches = [found[name.name] for name in names]
-    pairs = zip(names, matches, strict=True)
-    matches = [found[f"{n.parent.name}/{n.name}"] if len(match) > 1 else match for n, match in pairs]
-    problems = [str(name) for name, match in zip(names, matches, strict=True) if len(match) != 1]
-    if problems or not names:
-        what = f"not one image of the train split each: {abridge(problems, 5)}" if names else "empty"
-        raise UserError(f"{flag} {list_file}: {what}")
-    return np.array(sorted({number for (number,) in matches}))
 
 
 # ---- decoding -----------------------------------------------------------------------------------

@@ -84,12 +84,9 @@ def _groups_and_names(source: Source) -> Iterator[tuple[str, str]]:
     """
     lists, root = source.label_lists(), str(source.origin).rstrip("/") + "/"
     for index in range(len(source)):
-        path = source.path(index)
-        name = str(index) if path is None else str(path)
-        if name.startswith(root):
-            name = name[len(root) :]
+        path, name = source.path(index), source.name(index)
+        if path is not None and str(path).startswith(root):
             yield name.rpartition("/")[0].partition("/")[0], name
         else:
             own = lists[index]
-            folder = str(Path(source.origin).parent).rstrip("/") + "/"
-            yield str(own[0]) if len(own) else "", name.removeprefix(folder)
+            yield str(own[0]) if len(own) else "", name

@@ -5,7 +5,9 @@ Order of an epoch, a function of (seed, epoch): shards at random, and the images
 
 import collections
 import contextlib
+import functools
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tarfile import BLOCKSIZE
 
@@ -157,11 +159,28 @@ class WebShards(Source):
         """Name an image in a message."""
         shard, number = self._locate(index)
         with contextlib.suppress(OSError, UserError):  # then the message is about the shard
-            _, found, row = self._sample(index)
-            header = self._read_at(shard, int(found.places["image"][row][0]) - BLOCKSIZE, BLOCKSIZE)
-            name = header[:100].rstrip(b"\0").decode("utf-8", "replace")  # tar's headers begin with it
+            name = self._member_name(*self._sample(index))
             return f"{self.index.shard(shard)}: image {number}, {printable(name, 100)}"
         return f"{self.index.shard(shard)}: image {number}"
+
+    def name(self, index: int) -> str:
+        """Return shard, place and name of an image; the place is the same whatever is needed of a sample."""
+        shard, found, row = self._sample(index)
+        return f"{self.index.shard(shard).name}/{row}/{self._member_name(shard, found, row)}"
+
+    def names(self, indices: np.ndarray | None = None) -> Iterator[str]:
+        """Yield the name of each image; of all of them, a line for each shard."""
+        if indices is not None:
+            yield from super().names(indices)
+            return
+        for shard, count in enumerate(self.counts.tolist()):
+            path = self.index.shard(shard)
+            yield f"{path.name}: {count} images, {path.stat().st_size} bytes"
+
+    def order_among(self, indices: np.ndarray) -> Callable:
+        """Return the order of some of the images in an epoch, shard by shard, too."""
+        counts = np.bincount(np.searchsorted(self._ends, indices, side="right"))
+        return functools.partial(WindowOrder, counts[counts > 0])
 
     # ---- reading
 
@@ -180,6 +199,11 @@ class WebShards(Source):
             self._indexes[shard] = (found, found.chosen(self._needs))
         found, chosen = self._indexes[shard]
         return shard, found, int(chosen[number])
+
+    def _member_name(self, shard: int, found: ShardIndex, row: int) -> str:
+        """Return the name of an image in its shard, up to 100 characters."""
+        header = self._read_at(shard, int(found.places["image"][row][0]) - BLOCKSIZE, BLOCKSIZE)
+        return header[:100].rstrip(b"\0").decode("utf-8", "replace")  # tar's headers begin with it
 
     def _member(self, index: int, kind: str) -> bytes:
         """Read a member of a sample; empty if it has none."""

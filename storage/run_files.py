@@ -1,6 +1,7 @@
 """The files in a run's directory and in its checkpoints: their names, and what must not be overwritten. No Paddle here.
 
-run/config.yaml log.txt log.jsonl report.html bad_images.txt latest -> step-00000312 best -> step-00000156
+run/config.yaml log.txt log.jsonl report.html bad_images.txt train_images.txt
+run/latest -> step-00000312 best -> step-00000156
 step-00000312/model.pdparams ...                      see `training/checkpoints.py`
 """
 
@@ -11,6 +12,7 @@ from errors import UserError, abridge
 
 CONFIG_FILE, LOG_FILE, TEXT_LOG_FILE = "config.yaml", "log.jsonl", "log.txt"
 REPORT_FILE, BAD_IMAGES_FILE, LAUNCH_LOGS = "report.html", "bad_images.txt", "launch-logs"
+TRAIN_IMAGES_FILE = "train_images.txt"  # their names, which may be a DATA.TRAIN_LIST
 LATEST, BEST = "latest", "best"
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 MODEL_FILE, EMA_FILE, EXTRA_FILE, OPTIMIZER_FILE = "model.pdparams", "ema.pdparams", "extra.pdparams", "optimizer.pdopt"

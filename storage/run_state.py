@@ -20,13 +20,14 @@ class RunState:
 
     Attributes:
         step: updates done.
-        task, optimizer, num_images, seed, external_id: what a run must share with the checkpoint to resume it.
+        task, optimizer, images, num_images, seed, external_id: what a run must share with the checkpoint to resume it.
         epoch: epochs done.
         images_done: images of the epoch after these that are done, 0 at its end.
         images_per_update, ranks: of the run that saved.
         evaluation_pending: the weights should have been evaluated, but the run was asked to stop.
         best, best_metric: best value of the score that chooses the best checkpoint, and its name.
         settings: options of pretraining that a run must share, too, as "KEY VALUE, KEY VALUE"; None: all are defaults.
+        images: SHA-256 of the names of the training images, in order.
         val_seed: DATA.VAL_SEED, which a run must share, too.
         scaler: state of the loss scaler of fp16.
         save_number: counts the checkpoints of a run directory in the order of writing; 0 in old ones.
@@ -51,6 +52,7 @@ class RunState:
     run_number: int = 0
     external_id: str | None = None
     settings: str | None = None
+    images: str | None = None
 
     def write(self, checkpoint_dir: Path) -> None:
         """Write state.json into a checkpoint."""

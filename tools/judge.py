@@ -79,7 +79,7 @@ def _check_same_data(args) -> None:
     named = {}
     for run in args.runs:
         data = tool_flags.read_config(argparse.Namespace(**{**vars(args), "run": run})).DATA
-        named[data.DATASET, data.DATA_PATH, data.TRAIN_LIST, data.VAL_FRACTION, data.VAL_SEED] = run
+        named[data.DATASET, data.DATA_PATH, data.TRAIN_LIST, data.VAL_LIST, data.VAL_FRACTION, data.VAL_SEED] = run
     if len(named) > 1:
         words = "; ".join(f"{run}: {dataset} {path}".rstrip() for (dataset, path, *_), run in named.items())
         raise UserError(f"the encoders were trained on other data ({words}); say which to read: -dataset, -data_path")

@@ -20,7 +20,7 @@ from errors import UserError
 from launch import command_line, tool_flags
 from measures import feature_cache, image_sets
 from measures.few_shots import draw, fit_and_score
-from pipeline.sources import find_listed
+from pipeline.name_lists import find_listed
 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:

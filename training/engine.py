@@ -24,9 +24,11 @@ from errors import UserError
 from launch.run_directory import write_config
 from launch.stop import StopRequest
 from layers import across_ranks
+from pipeline import name_lists
 from pipeline.loading import Batch, Loader
 from program import Stopped
 from storage import run_state
+from storage.run_files import TRAIN_IMAGES_FILE
 from storage.run_state import RunState
 from training import checkpoints, data_parallel, flops, resolution, resume, sharded_checkpoints, static_graph
 from training.device import autocast, autocast_dtype, is_on_cpu, is_on_gpu
@@ -68,6 +70,7 @@ class Training:
         step: updates done.
         shared_directory: of the run, on all ranks, where each writes a part of its checkpoints; else None.
         best: best value of the task's best metric up to now; None before the first.
+        images: SHA-256 of the names of the training images.
         images_done: of the current epoch, if it began with another number of images per update.
         evaluation_pending: the weights should have been evaluated, but the run was asked to stop.
     """
@@ -90,6 +93,7 @@ class Training:
             peak = flops.peak_flops(paddle.device.cuda.get_device_name()) if given is None else 1e12 * given
             self.peak_flops = peak * runtime.world_size() if peak is not None else None
         self.step, self.best = run.config.TRAIN.LAST_EPOCH * plan.updates_per_epoch, None
+        self.images: str | None = None
         self.images_done: int | None = None
         self.evaluation_pending = False
         self.page = Page(run)
@@ -258,7 +262,7 @@ class Training:
         text = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
         if not math.isfinite(sum(scores.values())):
             self.run.log.say("warning: the evaluation's loss is not finite; lower TRAIN.BASE_LR, or avoid fp16")
-        self.run.log.say(f"evaluation after {self.step} updates: {text}")
+        self.run.log.say(f"evaluation after {self.step} updates: {text}{self.eval_loader.source.limited_by}")
         return scores
 
     # ---- checkpoints
@@ -273,7 +277,7 @@ class Training:
         epoch, update = divmod(self.step, plan.updates_per_epoch) if plan.updates_per_epoch else (0, 0)
         state = RunState(
             self.step,
-            **resume.resume_fingerprint(task, plan, config),
+            **resume.resume_fingerprint(task, plan, self.images, config),
             epoch=epoch,
             images_done=self.train_loader.sampler.images_before(update) if update else 0,
             images_per_update=plan.images_per_update,
@@ -293,9 +297,13 @@ class Training:
 
     def restore(self) -> None:
         """Load the checkpoint from which the run continues, if any."""
+        self.images = name_lists.digest(self.train_loader.source)
         logged_step = self.step  # later records are from an attempt that ended before its first checkpoint
         if self.run.resume_from is not None:
             logged_step = self._load(self.run.resume_from)
+        if self.run.directory is not None:
+            comments = (f"the {self.plan.num_images:,} images that this run trains on",)
+            name_lists.write(self.run.directory / TRAIN_IMAGES_FILE, self.train_loader.source.names(), comments)
         self.run.log.rewind(logged_step)
         if not across_ranks.is_same_on_all_ranks(self.step):
             raise UserError(
@@ -305,8 +313,9 @@ class Training:
     def _load(self, directory: Path) -> int:
         """Load a checkpoint, and return its step in the count of the run that saved it."""
         plan, run, log = self.plan, self.run, self.run.log
-        state, sampler = run_state.read_state(directory), self.train_loader.sampler
-        resume.check_fingerprint(state, resume.resume_fingerprint(self.task, plan, run.config), directory)
+        state, sampler, source = run_state.read_state(directory), self.train_loader.sampler, self.train_loader.source
+        own = resume.resume_fingerprint(self.task, plan, self.images, run.config)
+        resume.check_fingerprint(state, own, directory, source)
         checkpoints.load(directory, self.task)
         if run.directory is not None:
             write_config(run.directory, run.config)

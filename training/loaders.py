@@ -10,9 +10,8 @@ import datasets
 import runtime
 from config import image_size_hw, network_kind, replaced
 from errors import UserError, one_name
-from pipeline import array_source, decoding, loading, mask_check, sources
+from pipeline import array_source, decoding, loading, mask_check, name_lists, sources
 from pipeline.samplers import EvalSampler, TrainSampler
-from pipeline.sources import Subset
 from pipeline.transforms import Transform, eval_transform
 from storage.clip_architecture import of_any_config
 from storage.run_state import read_state
@@ -172,7 +171,7 @@ def build_loader(
 
 
 def open_source(config, split: str, needs: str) -> sources.Source:
-    """Open one split of a configuration's data set, without looking at the images; DATA.TRAIN_LIST limits it.
+    """Open one split of a configuration's data set, or what DATA.TRAIN_LIST or VAL_LIST chooses; reads no image.
 
     Args:
         needs: what each image must have, see `datasets.open_source`.
@@ -195,10 +194,8 @@ def open_source(config, split: str, needs: str) -> sources.Source:
         ignored=config.DATA.MASK_IGNORE,
         zero_is_other=config.DATA.MASK_ZERO_IS_OTHER,
     )
-    source = array_source.as_configured(config, source)
-    if split == "train" and config.DATA.TRAIN_LIST is not None:
-        return Subset(source, sources.find_listed(source, config.DATA.TRAIN_LIST, "DATA.TRAIN_LIST"))
-    return source
+    key = f"{split.upper()}_LIST"
+    return name_lists.limit(array_source.as_configured(config, source), split, config.DATA.get(key), f"DATA.{key}")
 
 
 def open_once(run: Run, split: str, needs: str, config=None) -> sources.Source:
@@ -228,7 +225,7 @@ def open_split(run: Run, split: str, needs: str, config=None) -> sources.Source:
         raise UserError(problems[0] + sources.SKIP_ADVICE)
     for problem in problems:
         say(f"warning: {problem}")
-    say(f"{split}: {source.summary()}")
+    say(f"{split}: {source.summary()}{source.limited_by}")
     return source
 
 

@@ -1,20 +1,29 @@
 """Whether a run may resume from a checkpoint, and where in it."""
 
+import contextlib
 from pathlib import Path
 
 import runtime
 from errors import UserError
+from pipeline import name_lists
 from pipeline.samplers import TrainSampler
+from pipeline.sources import Source
+from storage.run_files import TRAIN_IMAGES_FILE
 from storage.run_state import RunState
 from training.plan import Plan
 from training.task import Task
 
 
-def resume_fingerprint(task: Task, plan: Plan, config) -> dict[str, object]:
-    """Return what a run must share with a checkpoint to continue it, as fields of `RunState`."""
+def resume_fingerprint(task: Task, plan: Plan, images: str, config) -> dict[str, object]:
+    """Return what a run must share with a checkpoint to continue it, as fields of `RunState`.
+
+    Args:
+        images: SHA-256 of the names of the training images, see `name_lists.digest`.
+    """
     return {
         "task": task.name,
         "optimizer": config.TRAIN.OPTIMIZER.NAME.removesuffix("DL"),  # AdamWDL is AdamW
+        "images": images,
         "num_images": plan.num_images,
         "seed": config.SEED,
         "val_seed": None if config.DATA.VAL_FRACTION is None else config.DATA.VAL_SEED,
@@ -41,15 +50,34 @@ _LABELS = {
 }  # in messages
 
 
-def check_fingerprint(state: RunState, own: dict[str, object], directory: Path) -> None:
-    """Raise UserError if a checkpoint is another run's; `own` is this run's `resume_fingerprint`."""
+def check_fingerprint(state: RunState, own: dict[str, object], directory: Path, source: Source) -> None:
+    """Raise UserError if a checkpoint is another run's.
+
+    Args:
+        own: this run's `resume_fingerprint`.
+        source: its training images.
+    """
     for key, value in own.items():
-        if getattr(state, key) != value:
-            raise UserError(
-                f"-resume {directory}: that run has {_LABELS.get(key, key)} {getattr(state, key)}, this one {value}; "
-                "for a new run, give another name or place (-opts RUN NAME, -output; OUTPUT of a script), and "
-                "-pretrained to start from its weights"
-            )
+        then = getattr(state, key)
+        if then == value or (key == "images" and then is None):  # older versions counted the images only
+            continue
+        differs = f"that run has {_LABELS.get(key, key)} {then}, this one {value}"
+        if key == "images":
+            differs = f"that run trains on other images: {_describe_images(then, directory, source)}"
+        raise UserError(
+            f"-resume {directory}: {differs}; for a new run, give another name or place (-opts RUN NAME, -output; "
+            "OUTPUT of a script), and -pretrained to start from its weights"
+        )
+
+
+def _describe_images(then: str, directory: Path, source: Source) -> str:
+    """Return how the training images differ from those of a checkpoint, by the list in its run's directory."""
+    file = directory.parent / TRAIN_IMAGES_FILE
+    with contextlib.suppress(UserError):
+        before = name_lists.read_names(file, "")
+        if name_lists.digest_lines(before) == then:
+            return f"{name_lists.describe_change(before, source)}; {file} lists them, for DATA.TRAIN_LIST"
+    return f"{len(source):,} with other names now; {file}, which listed them, is not as it was written"
 
 
 def position(state: RunState, plan: Plan, sampler: TrainSampler) -> tuple[int, int | None]:

@@ -7,7 +7,7 @@ import pytest
 
 from errors import UserError
 from pipeline.file_images import FileImages
-from pipeline.sources import find_listed
+from pipeline.name_lists import find_listed
 
 pytestmark = pytest.mark.quick
 

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+import re
 import shutil
 import signal
 
@@ -110,6 +111,60 @@ def test_resume_of_another_run_is_refused(tiny_run):
         train(tiny_run("pretrain", "SEED", 1, resume_from=step_zero))
 
 
+@pytest.fixture
+def photos(image_folder, tmp_path):
+    """Return the options of a run on a copy of the photos, of which a list names the first 20, and that list."""
+    shutil.copytree(image_folder / "train", tmp_path / "photos" / "train")
+    names = sorted(str(path.relative_to(tmp_path / "photos" / "train")) for path in tmp_path.rglob("photos/**/*.jpg"))
+    (tmp_path / "list.txt").write_text("# the first\n" + "\n".join(names[:20]))
+    opts = ["DATA.DATASET", "folder", "DATA.DATA_PATH", str(tmp_path / "photos")]
+    return [*opts, "DATA.TRAIN_LIST", str(tmp_path / "list.txt"), "TRAIN.NUM_EPOCHS", 1], names
+
+
+def test_a_run_lists_its_images_and_resumes_on_these_only(tiny_run, photos, tmp_path):
+    opts, names = photos
+    first = tiny_run("pretrain", *opts)
+    dispatch.train_or_evaluate(first)
+    step, own = run_directory.find(first.directory), first.directory / "train_images.txt"
+    assert own.read_text().splitlines() == ["# the 20 images that this run trains on", *names[:20]]
+    dispatch.train_or_evaluate(tiny_run("pretrain", *opts, "DATA.TRAIN_LIST", str(own), resume_from=step))
+
+    (tmp_path / "list.txt").write_text("\n".join([*names[:19], names[21]]))
+    gone = re.escape(f"trains on other images: 1 of 20 are not there any more ({names[19]}), 1 are new ({names[21]})")
+    with pytest.raises(UserError, match=gone):
+        dispatch.train_or_evaluate(tiny_run("pretrain", *opts, resume_from=step))
+
+    folder = tmp_path / "photos" / "train"
+    (folder / "cat").rename(folder / "zebra")
+    moved = r"8 of 20 are not there any more \(cat/0 0\.jpg, .* and 5 more\), 8 are new \(zebra/0 0\.jpg"
+    (tmp_path / "list.txt").write_text("\n".join(name.replace("cat/", "zebra/") for name in names[:20]))
+    with pytest.raises(UserError, match=moved):
+        dispatch.train_or_evaluate(tiny_run("pretrain", *opts, resume_from=step))
+
+    (folder / "zebra").rename(folder / "cat")
+    (folder / names[3]).rename(folder / "cat" / "renamed.jpg")
+    (tmp_path / "list.txt").write_text("\n".join([*names[:3], "cat/renamed.jpg", *names[4:20]]))
+    with pytest.raises(UserError, match=rf"{names[3]}\), 1 are new \(cat/renamed\.jpg\); .*train_images\.txt"):
+        dispatch.train_or_evaluate(tiny_run("pretrain", *opts, resume_from=step))
+    own.unlink()
+    with pytest.raises(UserError, match="trains on other images: 20 with other names now; .* is not as it was written"):
+        dispatch.train_or_evaluate(tiny_run("pretrain", *opts, resume_from=step))
+
+
+def test_a_run_refuses_its_images_in_another_order(tiny_run, image_folder, tmp_path):
+    for name in ("train_list.txt", "train"):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (shutil.copytree if name == "train" else shutil.copy)(image_folder / name, tmp_path / "set" / name)
+    opts = ["DATA.DATASET", "imagenet2012", "DATA.DATA_PATH", str(tmp_path / "set"), "TRAIN.NUM_EPOCHS", 1]
+    first = tiny_run("pretrain", *opts)
+    dispatch.train_or_evaluate(first)
+    lines = (tmp_path / "set" / "train_list.txt").read_text().splitlines()
+    (tmp_path / "set" / "train_list.txt").write_text("\n".join([*lines[:3], lines[4], lines[3], *lines[5:]]))
+    order = r"they are in another order, from image 3 on \(train/cat/3 0\.jpg, now train/cat/4 0\.jpg\)"
+    with pytest.raises(UserError, match=order):
+        dispatch.train_or_evaluate(tiny_run("pretrain", *opts, resume_from=run_directory.find(first.directory)))
+
+
 def test_resume_with_another_epoch_length_optimizer_or_file_is_refused(tiny_run):
     first = tiny_run("pretrain", "TRAIN.NUM_EPOCHS", 1)
     train(first)
@@ -119,7 +174,7 @@ def test_resume_with_another_epoch_length_optimizer_or_file_is_refused(tiny_run)
     with pytest.raises(ValueError, match="has optimizer AdamW, this one LARS"):
         train(lars)
     state = json.loads((step / "state.json").read_text())
-    (step / "state.json").write_text(json.dumps({**state, "num_images": 20}))
+    (step / "state.json").write_text(json.dumps({**state, "num_images": 20, "images": None}))
     with pytest.raises(ValueError, match="has training images 20, this one 21"):
         train(tiny_run("pretrain", resume_from=step))
     (step / "state.json").write_text(json.dumps(state))
