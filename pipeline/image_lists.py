@@ -14,6 +14,7 @@ import os
 import re
 import weakref
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -205,6 +206,19 @@ class ListedImages(Source):
     def name(self, index: int) -> str:
         """Return the path of an image as the list has it."""
         return self.entry(index).path
+
+    def names(self, indices: np.ndarray | None = None) -> Iterator[str]:
+        """Yield the names of images; of all of them, with one reading of the list."""
+        if indices is not None:
+            yield from super().names(indices)
+            return
+        with open_file(self.origin) as file:
+            starts = iter([*self._starts.tolist(), -1])
+            wanted = next(starts)
+            for _, start, line in iterate_lines(file, _LONGEST_LINE):
+                if start == wanted:
+                    yield self._parse(decode_text(line)).path
+                    wanted = next(starts)
 
     def missing(self) -> list[int]:
         """Return the images whose paths are not files."""

@@ -27,7 +27,7 @@ def limit(source: Source, split: str, list_file: str | Path | None, flag: str) -
 
 def describe_change(before: list[str], source: Source) -> str:
     """Return which images of a source are others than those of a list: names, and how many."""
-    now = [as_line(name) for name in source.names()]
+    now = [as_line(line) for line in source.content()]
     gone, new = (sorted(set(one) - set(other)) for one, other in ((before, now), (now, before)))
     parts = [f"{len(gone):,} of {len(before):,} are not there any more ({abridge(gone, 3)})"] * bool(gone)
     parts += [f"{len(new):,} are new ({abridge(new, 3)})"] * bool(new)
@@ -39,8 +39,12 @@ def describe_change(before: list[str], source: Source) -> str:
 
 def as_line(name: str) -> str:
     """Return the name of an image as a list has it: in one line, with escapes for line breaks."""
-    line = one_name(name).strip()
+    line = _spell(name)
     return f"./{line}" if line.startswith("#") else line
+
+
+def _spell(name: str) -> str:
+    return one_name(name).strip()
 
 
 def write(path: Path, names: Iterable[str], comments: Iterable[str] = ()) -> None:
@@ -56,7 +60,7 @@ def read_names(list_file: str | Path, flag: str) -> list[str]:
 
 def digest(source: Source) -> str:
     """Return the SHA-256 of the names of the images, in order: which images these are."""
-    return digest_lines(map(as_line, source.names()))
+    return digest_lines(map(as_line, source.content()))
 
 
 def digest_lines(lines: Iterable[str]) -> str:
@@ -70,7 +74,7 @@ def digest_lines(lines: Iterable[str]) -> str:
 def find_listed(source: Source, list_file: str | Path, flag: str, split: str = "train") -> np.ndarray:
     """Return the indices of the images that a file names, one per line, in ascending order.
 
-    A name is the one that `Source.names` gives, as in the lists of `tools.curate` and the train_images.txt of a run;
+    A name is the one that `Source.name` gives, as in the lists of `tools.curate` and the train_images.txt of a run;
     or that of the file; or folder/name where several files have it. So are the subsets of ImageNet published by MSN
     and SimCLR v2; labels are those of the data set.
 
@@ -83,10 +87,10 @@ def find_listed(source: Source, list_file: str | Path, flag: str, split: str = "
     wanted = [line.removeprefix("./") for line in read_names(list_file, flag)]
     found: dict[str, list[int]] = {key: [] for line in wanted for key in (*_short_names(line), line)}
     whole: dict[str, list[int]] = {line: [] for line in wanted}
-    for number in range(len(source)):
-        name, path = one_name(source.name(number)).strip(), source.path(number)
+    for number, name in enumerate(map(_spell, source.names())):
         if name in whole:
             whole[name].append(number)
+        path = None if "/" in name else source.path(number)
         for key in _short_names(name if path is None else one_name(path)):
             if key in found:
                 found[key].append(number)

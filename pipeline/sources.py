@@ -65,12 +65,12 @@ class Source:
         return str(index)
 
     def names(self, indices: np.ndarray | None = None) -> Iterator[str]:
-        """Yield lines that say which images these are, in order: the name of each, or of shards their content.
-
-        Args:
-            indices: of the images; None: all.
-        """
+        """Yield the names of images, of all or at these indices."""
         return map(self.name, range(len(self)) if indices is None else indices.tolist())
+
+    def content(self) -> Iterator[str]:
+        """Yield lines that say which images these are, in order: the name of each, or of shards that of each shard."""
+        return self.names()
 
     def order_among(self, indices: np.ndarray) -> Callable | None:
         """Return `order` for some of the images, [n] ascending; None where any order will do."""
@@ -275,7 +275,12 @@ class Wrapper(Source):
 
         self.describe, self.path, self.image, self.read = source.describe, source.path, source.image, source.read
         self.missing, self.alternative, self.numbers = source.missing, source.alternative, source.numbers
-        self.name, self.names, self.order_among = source.name, source.names, source.order_among
+        self.name, self.names, self.content, self.order_among = (
+            source.name,
+            source.names,
+            source.content,
+            source.order_among,
+        )
         self.limited_by = source.limited_by
         self.has_masks, self.mask = source.has_masks, source.mask
 
@@ -322,6 +327,7 @@ class Subset(Wrapper):
         self.path = lambda index: source.path(self.indices[index])
         self.name = lambda index: source.name(int(self.indices[index]))
         self.names = lambda indices=None: source.names(self.indices if indices is None else self.indices[indices])
+        self.content = self.names
         self.image = lambda index: source.image(self.indices[index])
         self.read = lambda index: source.read(self.indices[index])
         self.numbers = lambda index: source.numbers(self.indices[index])

@@ -168,11 +168,8 @@ class WebShards(Source):
         shard, found, row = self._sample(index)
         return f"{self.index.shard(shard).name}/{row}/{self._member_name(shard, found, row)}"
 
-    def names(self, indices: np.ndarray | None = None) -> Iterator[str]:
-        """Yield the name of each image; of all of them, a line for each shard."""
-        if indices is not None:
-            yield from super().names(indices)
-            return
+    def content(self) -> Iterator[str]:
+        """Yield a line for each shard."""
         for shard, count in enumerate(self.counts.tolist()):
             path = self.index.shard(shard)
             yield f"{path.name}: {count} images, {path.stat().st_size} bytes"

@@ -21,12 +21,6 @@ pytestmark = pytest.mark.quick
 # a file of a fixed name in a directory that a user names through `results.claim`, too.
 PRIMITIVES = {"storage/atomic.py", "storage/weight_files.py", "storage/torch_file.py", "storage/files.py"}
 PRIMITIVES |= {"pipeline/name_lists.py"}
-    "storage/atomic.py",
-    "storage/weight_files.py",
-    "storage/torch_file.py",
-    "storage/files.py",
-    "pipeline/name_lists.py",
-}
 # the run's own directory, which `run_directory.open_directory` has checked
 IN_A_RUN = {
     "training/run.py:report_bad_images",
