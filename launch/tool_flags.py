@@ -18,9 +18,10 @@ _OVERRIDES = {
 }
 
 
-def add_flags(parser: Parser, split: str | None = "val") -> None:
+def add_flags(parser: Parser, split: str | None = "val", run_is_needed: bool = True) -> None:
     """Add the flags of nearly every tool; split: None for a tool that reads both."""
-    parser.add_argument("run", help="run, checkpoint directory, or weight file with its YAML beside it")
+    nargs = None if run_is_needed else "?"
+    parser.add_argument("run", nargs=nargs, help="run, checkpoint directory, or weight file with its YAML beside it")
     add_data_flags(parser, split)
 
 
@@ -36,11 +37,16 @@ def add_data_flags(parser: Parser, split: str | None = "val") -> None:
 
 
 def read_config(args: argparse.Namespace, *more: object):
-    """Return the configuration of the weights in `args.run`, with the command line's overrides; `more` come last."""
+    """Return the configuration of the weights in `args.run`, or the default one without weights, with overrides.
+
+    Args:
+        more: KEY VALUE pairs that come after those of the command line.
+    """
     pairs = [(key, getattr(args, flag, None)) for flag, key in _OVERRIDES.items()]
     pairs = [(key, value) for key, value in pairs if value is not None] + read_pairs(args.opts)
     words = itertools.chain.from_iterable(pairs)
-    config = get_config(weight_files.config_beside(weight_files.resolve(args.run)), [*words, *more])
+    beside = None if args.run is None else weight_files.config_beside(weight_files.resolve(args.run))
+    config = get_config(beside, [*words, *more])
     allow_pixels(config.DATA.MAX_PIXELS)
     return config
 

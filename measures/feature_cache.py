@@ -10,9 +10,11 @@ from arguments import Parser
 from errors import UserError, printable
 from launch import tool_flags
 from measures import image_sets
-from measures.extraction import POOLS, extract_all
+from measures.extraction import ABOUT_FILE, POOLS, extract_all
+from measures.neighbours import Scaler
 from methods import load_models
 from pipeline import name_lists
+from pipeline.sources import Source
 from storage import atomic, manifest, results, weight_files
 from storage.files import read_json
 from training import device
@@ -43,30 +45,62 @@ def split_features(
     """
     device.set_device()
     model, config = load_models.load_encoder(args.run, tool_flags.read_config(args))
-    layers = range(1, len(model.encoder.layers) + 1) if all_layers else None
-    names = ["labels", *(["features"] if layers is None else (f"layer_{number}" for number in layers))]
-    weights, found = weight_files.resolve(args.run).resolve(), []
-    settings = hashlib.sha256(f"{config.DATA.dump()}{config.MODEL.dump()}".encode()).hexdigest()
+    found = []
     for split in splits:
         source = image_sets.open_images(config, split)
         if source.labels.min() < 0:
             raise UserError(f"{source.origin}: has images without labels")
         if split == splits[0] and len(source) < neighbours:
             raise UserError(f"-k {neighbours}: {source.origin} has {len(source):,} images")
-        about = {"weights": str(weights), "written": weights.stat().st_mtime_ns, "pool": pool, "split": split}
-        about |= {"origin": str(source.origin), "images": name_lists.digest(source), "settings": settings}
         folder = None if args.cache is None else results.new_directory(Path(args.cache) / split, [args.run], "-cache")
-        known = None if folder is None else folder / "about.json"
-        cached = None if known is None else _read_cache(folder, about, names)
-        if cached is not None:
-            found.append(cached)
-            print(f"{split}: features of {len(source):,} images are taken from {folder}")
-            continue
-        print(f"{split}: computing the features of {len(source):,} images", flush=True)
-        found.append(extract_all(model, image_sets.open_loader(config, source), layers, pool, folder, norm=all_layers))
-        if known is not None:
-            atomic.write_text(known, json.dumps(about | {"sums": _sha256_by_name(folder, names)}))
+        found.append(features_of(args.run, model, config, source, split, pool, all_layers, folder))
     return found
+
+
+def features_of(
+    run: str, model, config, source: Source, split: str, pool: str | None, all_layers: bool, folder: Path | None
+) -> dict[str, np.ndarray]:
+    """Return features and labels of a source, from the files in a folder where these are of it; see `split_features`.
+
+    Args:
+        run: whose weights the model has.
+        split: name of the source.
+    """
+    layers = range(1, len(model.encoder.layers) + 1) if all_layers else None
+    names = ["labels", *(["features"] if layers is None else (f"layer_{number}" for number in layers))]
+    weights = weight_files.resolve(run).resolve()
+    settings = hashlib.sha256(f"{config.DATA.dump()}{config.MODEL.dump()}".encode()).hexdigest()
+    about = {"weights": str(weights), "written": weights.stat().st_mtime_ns, "pool": pool, "split": split}
+    about |= {"origin": str(source.origin), "images": name_lists.digest(source), "settings": settings}
+    cached = None if folder is None else _read_cache(folder, about, names)
+    if cached is not None:
+        print(f"{split}: features of {len(source):,} images are taken from {folder}")
+        return cached
+    print(f"{split}: computing the features of {len(source):,} images", flush=True)
+    found = extract_all(model, image_sets.open_loader(config, source), layers, pool, folder, norm=all_layers)
+    if folder is not None:
+        atomic.write_text(folder / ABOUT_FILE, json.dumps(about | {"sums": _sha256_by_name(folder, names)}))
+    return found
+
+
+def unit_features(run: str, config, sources: dict[str, Source], cache: Path) -> np.ndarray:
+    """Return what an encoder makes of the images of some splits, standardised per feature, [N, D] of length 1.
+
+    The mean of the patches is taken, which tells images apart better than the class token of an MAE.
+
+    Args:
+        cache: directory with a folder for each split.
+    """
+    device.set_device()
+    model, config = load_models.load_encoder(run, config)
+    parts = []
+    for split, source in sources.items():
+        folder = results.new_directory(cache / split, [run], "-cache")
+        parts.append(features_of(run, model, config, source, split, "mean", False, folder)["features"])
+    features = np.concatenate(parts).astype(np.float32)
+    scaler = Scaler.of(features, eps=1e-5)
+    features = (features - scaler.mean) * scaler.scale
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def _sha256_by_name(folder: Path, names: list[str]) -> dict[str, str]:
@@ -75,7 +109,7 @@ def _sha256_by_name(folder: Path, names: list[str]) -> dict[str, str]:
 
 def _read_cache(folder: Path, about: dict, names: list[str]) -> dict[str, np.ndarray] | None:
     """Return the arrays of a cache that is of these features, and whole; else None."""
-    file = folder / "about.json"
+    file = folder / ABOUT_FILE
     if not file.is_file():
         return None
     try:

@@ -11,11 +11,15 @@ from storage import atomic
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of a formula
 
 
-def write_csv(path: str | Path, header: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
+def write_csv(
+    path: str | Path, header: Sequence[object], rows: Iterable[Sequence[object]], delimiter: str = ","
+) -> None:
     """Write a table; a text that a spreadsheet would take for a formula gets an apostrophe before it (OWASP)."""
     options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}  # names need not be UTF-8
     with atomic.replacing(path) as temporary, open(temporary, "w", **options) as file:
-        csv.writer(file).writerows([_cell(value) for value in row] for row in itertools.chain([header], rows))
+        csv.writer(file, delimiter=delimiter).writerows(
+            [_cell(value) for value in row] for row in itertools.chain([header], rows)
+        )
 
 
 def _cell(value: object) -> object:
