@@ -100,6 +100,18 @@ def open_source(
     return source if val_fraction is None else hold_out(source, split, val_fraction, val_seed)
 
 
+def open_class_folders(data_path: str) -> FileImages | None:
+    """Open folders of classes that are not divided into splits, all of them; None if there are none.
+
+    Raises:
+        UserError: if there is no such directory.
+    """
+    root = _find_root("folder", data_path)
+    if any((root / name).is_dir() for name in ("train", "training")) or not class_folders(root):
+        return None
+    return _scan_folders(root, "train", True, False, True)
+
+
 def _check_val(name: str, val_split: str | None, val_fraction: float | None) -> None:
     if name in _FIXED and val_split not in (None, "val"):
         raise UserError(f"DATA.VAL_SPLIT={val_split}: {name} has the splits train and val only")

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from measures.curation import layout, tables
+from measures.curation import layout
 from measures.curation.duplicates import KINDS
 from measures.curation.findings import Findings
 from measures.curation.image_facts import PICTURE_PX, QUALITY
+from pages import curation_tables as tables
 from pages import html
 from storage import atomic
 
@@ -25,7 +26,7 @@ _ONE_FILE, _MOST_SHOWN = 10_000, 100_000
 _COLUMNS = 128  # pictures in a row of a sheet, and rows
 _MOST_SHEETS = -(-_MOST_SHOWN // _COLUMNS**2)
 FILES = (PAGE, _DATA, *(_SHEET.format(number) for number in range(_MOST_SHEETS)))
-_BINS, _ENDS = 40, 48  # of the histogram of a measure, and images at each end of it
+_BINS, _ENDS = 40, 48  # bars of a measure's histogram, and images at each end of it
 _NO_LABEL = 0xFFFF
 
 

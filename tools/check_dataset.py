@@ -4,7 +4,8 @@
     python -m tools.check_dataset -dataset folder -data_path DIR -cfg FILE       # of arrays (DATA.PIXELS)
 
 Reports, for the train and the val split, what a training would stop at (missing files, labels out of range, empty
-classes, with -full images that cannot be decoded), and counts per class; of sets with masks, the share of each class of
+classes, with -full images that cannot be decoded), and counts per class; with -full also images whose bytes are those
+of others, in the same split or in both; of sets with masks, the share of each class of
 the pixels, masks that do not fit their images, values that stand for nothing, and images in both splits; of arrays,
 pixels outside the range of the YAML and means far from its mean. Exit code 0 if all is well, 1 if not.
 """
@@ -15,6 +16,7 @@ runtime.prepare()
 
 import collections
 import concurrent.futures
+import hashlib
 import json
 import os
 import sys
@@ -25,7 +27,7 @@ import numpy as np
 import datasets
 from arguments import Parser
 from config import DATASETS, get_config
-from errors import UserError, abridge
+from errors import UserError, abridge, one_name
 from launch import command_line
 from launch.tool_flags import share
 from pipeline import array_source, decoding, mask_check, mask_sets, pixel_check, sources
@@ -38,7 +40,14 @@ _LOOKED_AT = 16  # images whose headers are read without -full
 
 
 def check_split(
-    name: str, data_path: str, split: str, num_classes: int | None, full: bool, config=None, **options: object
+    name: str,
+    data_path: str,
+    split: str,
+    num_classes: int | None,
+    full: bool,
+    config=None,
+    seen=None,
+    **options: object,
 ) -> dict:
     """Check one split.
 
@@ -47,6 +56,7 @@ def check_split(
         num_classes: labels must be below it; None: as many as the split's largest label tells.
         full: decode every image.
         config: of a training on arrays, which says what their numbers mean; None: photos with three channels.
+        seen: a dictionary from contents to (split, name) of the first image of each, to which `full` adds.
         options: `val_split` and `val_fraction` of `datasets.open_source`.
 
     Returns:
@@ -66,24 +76,59 @@ def check_split(
             num_classes = source.count_classes() if has_labels else 0
         report |= {"images": len(source), "classes": num_classes}
         if not may_lack_labels:
-            counts = collections.Counter(source.single_labels().tolist())
-            least, most = min(counts.values(), default=0), max(counts.values(), default=0)
-            report |= {"smallest_class": least, "largest_class": most}
+            counts = collections.Counter(source.single_labels().tolist()).values()
+            report |= {"smallest_class": min(counts, default=0), "largest_class": max(counts, default=0)}
         limit = max(1, num_classes) if has_labels else None
         report["warnings"] = source.check(num_classes=limit, channels=channels, is_val=split == "val")
     except UserError as error:
         report["problems"].append(str(error))
         return report
     looked_at = range(len(source)) if full else range(min(len(source), _LOOKED_AT))
-    if config is None:
-        report["warnings"] += sources.lost_as_photos(source, looked_at)
-    else:
-        report["warnings"] += pixel_check.pixel_problems(config, source, looked_at)
+    report["warnings"] += _lost(source, config, looked_at)
     if full:
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = pool.map(lambda index: sources.why_unreadable(source, index, channels), range(len(source)))
-            report["undecodable"] = [result for result in results if result]
+        report["undecodable"] = _undecodable(source, channels)
+        report["warnings"] += _copies(source, split, {} if seen is None else seen)
     return report
+
+
+def _lost(source: sources.Source, config, looked_at: range) -> list[str]:
+    """Return what reading some images as photos leaves out, or what is odd about arrays."""
+    if config is None:
+        return sources.lost_as_photos(source, looked_at)
+    return pixel_check.pixel_problems(config, source, looked_at)
+
+
+def _undecodable(source: sources.Source, channels: int) -> list[str]:
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(lambda index: sources.why_unreadable(source, index, channels), range(len(source)))
+        return [result for result in results if result]
+
+
+def _copies(source: sources.Source, split: str, seen: dict[bytes, tuple[str, str]]) -> list[str]:
+    """Return lines on images whose bytes another image of this split, or of one that was looked at before, has."""
+    found = {"copies of others": [], "in another split, too": []}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for index, digest in enumerate(pool.map(lambda index: _digest(source, index), range(len(source)))):
+            if digest is not None:
+                name = one_name(source.name(index))
+                own = seen.setdefault(digest, (split, name))
+                if own != (split, name):
+                    kind = "copies of others" if own[0] == split else "in another split, too"
+                    found[kind].append(f"{name} = {own[0]} {own[1]}")
+    what = "; python -m tools.curate finds near copies, too"
+    return [
+        f"{source.origin}: {len(names):,} images are {kind}: {abridge(names, 3)}{what}"
+        for kind, names in found.items()
+        if names
+    ]
+
+
+def _digest(source: sources.Source, index: int) -> bytes | None:
+    try:
+        data = source.read(index) if source.is_encoded else np.ascontiguousarray(source.image(index)).tobytes()
+    except Exception:  # named as undecodable
+        return None
+    return hashlib.sha256(data).digest()
 
 
 def _check_masked(
@@ -173,10 +218,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.dataset == "masks":
         ignored = args.mask_ignore if args.mask_ignore >= 0 else None
         options |= {"ignored": ignored, "zero_is_other": args.mask_zero_is_other}
-    reports = {
-        split: check_split(args.dataset, args.data_path, split, args.num_classes, args.full, config, **options)
-        for split in splits
-    }
+    common, seen = (args.num_classes, args.full, config), {}
+    reports = {split: check_split(args.dataset, args.data_path, split, *common, seen, **options) for split in splits}
     if args.dataset in mask_sets.NAMES:
         reports["val"]["problems"] += _overlap(args.dataset, args.data_path, args.num_classes, **options)
     for split, report in reports.items():

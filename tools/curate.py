@@ -29,8 +29,9 @@ from config import DEFAULT_DATA_PATH
 from errors import UserError
 from launch import command_line, tool_flags
 from measures import feature_cache
-from measures.curation import alignment, balance, duplicates, findings, image_facts, tables, thumbnails
+from measures.curation import alignment, balance, duplicates, findings, image_facts, thumbnails
 from measures.curation.images import Images, open_splits
+from pages import curation_tables as tables
 from pages import explorer
 from pipeline import name_lists
 from storage import results
@@ -102,12 +103,11 @@ def _summary(args, found: findings.Findings, keep: np.ndarray, digest: str, note
 
 
 def _notes(found: findings.Findings, notes: list[str]) -> list[str]:
-    weak = found.vote_accuracy is not None and found.vote_accuracy < _WEAK
-    what = "say little of labels; the features of a better encoder (RUN) say more"
-    return [
-        *notes,
-        *[f"neighbours have the same label for {found.vote_accuracy:.0%} of the images only: they {what}"] * weak,
-    ]
+    accuracy = found.vote_accuracy
+    if accuracy is None or accuracy >= _WEAK:
+        return notes
+    what = "they say little of labels; the features of a better encoder (RUN) say more"
+    return [*notes, f"neighbours have the same label for {accuracy:.0%} of the images only: {what}"]
 
 
 def _balance(images: Images) -> dict[str, object]:
@@ -140,7 +140,10 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     images, notes = open_splits(config, args.splits)
     results.claim(out, files)
     print("".join(f"note: {note}\n" for note in notes), end="")
-    cache, digest = Path(args.cache or out / CACHE), images.digest()
+    inputs, flag = [] if args.run is None else [args.run], "-out" if args.cache is None else "-cache"
+    cache = results.new_directory(args.cache or out / CACHE, inputs, flag, image_facts.FILES)
+    results.claim(cache, image_facts.FILES, flag)
+    digest = images.digest()
     facts = image_facts.collect(images, args.workers, cache, {"version": 1, "images": digest})
     print(f"{len(images):,} images are read; {int((facts['problem'] != b'').sum()):,} cannot be", flush=True)
     vectors, features = _vectors(args, config, images, facts, cache)

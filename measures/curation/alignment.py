@@ -24,10 +24,10 @@ _OTHER_SHAPE = 1.03  # ratio of the shapes from which on a crop is laid at its o
 _SMOOTH = 2.0 / 64  # deviation of the Gaussian that is subtracted, in sides of the image
 _NEARBY = 4.0 / 64  # deviation of the Gaussian that the contrast is averaged by, in sides of the image
 _FAINT = 2.0  # grey levels; contrast far below it is not raised
-_PARTS, _PARTS_QUANTILE, _PARTS_MARGIN = 4, 0.2, 0.3  # in a row and a column; of 300 photos, copies have 0.56 or more
-_PART_DEVIATION = 0.4  # of the detail; a part with less in both images says nothing
-_LEAST_DEVIATION = 0.1  # of the detail; a window with less matches nothing
-SAME = 0.64  # of 300 photos, crops to 0.3 of the area have 0.76 or more in 99 of 100; of 1,500 other pairs, none 0.5
+_PARTS, _PARTS_QUANTILE, _PARTS_MARGIN = 4, 0.2, 0.3  # in a row and column; all copies of 300 photos have 0.56 or more
+_PART_DEVIATION = 0.4  # in units of the detail; a part with less in both images says nothing
+_LEAST_DEVIATION = 0.1  # in units of the detail; a window with less matches nothing
+SAME = 0.64  # 99 % of crops of photos to 0.3 of the area have 0.74 or more, and 1,500 pairs of other photos below 0.5
 
 
 class Match(NamedTuple):

@@ -62,7 +62,7 @@ def _owners(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def _nearest_members(points: np.ndarray, centroids: np.ndarray, owners: np.ndarray, count: int) -> np.ndarray:
-    """Return the points that are nearest to the centroids that own them, so many of each."""
+    """Return the points that are nearest to the centroids that own them, `count` of each."""
     distance = ((points - centroids[owners]) ** 2).sum(axis=1)
     order = np.lexsort((distance, owners))
     firsts = np.searchsorted(owners[order], np.arange(len(centroids)))

@@ -17,7 +17,7 @@ KINDS = ("file", "pixels", "near", "crop")
 _WHOLE = 0.97  # share of the area from which on a match is of the whole image
 _SMOOTH, _OTHER_COLOUR = 8.0, 12.0  # grey levels: deviation of a thumbnail; difference of the mean colours
 _JOB = 64  # pairs
-_LEAST_PX = 20  # of the sides of what two images share, in the pixels of either
+_LEAST_PX = 20  # least side of what two images share, in the pixels of either
 _VERIFIED = np.dtype([("correlation", np.float32), ("scale", np.float32), ("is_second_smaller", np.bool_)])
 
 
@@ -76,7 +76,11 @@ def find(facts: np.ndarray, features: np.ndarray | None, near: float, same: floa
     alike = Pairs(chosen[images], is_mirrored, cosine, found["correlation"], found["scale"], kind)
     alike = alike.take((kind >= 0) | (cosine >= near))
     joined = Pairs(*(np.concatenate(arrays) for arrays in zip(*equal, alike, strict=True)))
-    return joined.take(np.lexsort((joined.kind, joined.images[:, 1], joined.images[:, 0])))
+    looseness = np.where(joined.kind < 0, len(KINDS), joined.kind)
+    joined = joined.take(np.lexsort((looseness, joined.images[:, 1], joined.images[:, 0])))
+    is_first = np.ones(len(joined.kind), bool)  # two images of one file have equal pixels, too
+    is_first[1:] = (np.diff(joined.images, axis=0) != 0).any(axis=1)
+    return joined.take(is_first)
 
 
 def _first_of(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +91,7 @@ def _first_of(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _equal(keys: np.ndarray, kind: int) -> Pairs:
-    """Pair images of equal keys [N, bytes] with the first of them; zeros are no key."""
+    """Pair images of equal keys [N, bytes] with the first of them; zeros do not count."""
     firsts, own = _first_of(keys)
     again = np.flatnonzero((firsts != own) & keys.any(axis=1))
     ones = np.ones(len(again), np.float32)

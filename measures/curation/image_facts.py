@@ -35,6 +35,7 @@ QUALITY = {
     "megapixels": "size",
     "bytes_per_pixel": "of the file; 0 where an image has none",
 }
+FILES = ("facts.npy", ABOUT_FILE)
 FACTS = np.dtype(
     [
         ("problem", np.bytes_, _LONGEST_PROBLEM),  # why it cannot be read; empty if it can
@@ -111,8 +112,7 @@ def collect(images: Images, num_workers: int, cache: Path, about: dict[str, obje
     Returns:
         [N] of `FACTS`, a memory-mapped file.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    file, note, total = cache / "facts.npy", cache / ABOUT_FILE, len(images)
+    file, note, total = cache / FILES[0], cache / ABOUT_FILE, len(images)
     done = _images_done(note, about) if file.is_file() else 0
     facts = np.lib.format.open_memmap(file, "r+" if done else "w+", FACTS, (total,))
     if len(facts) != total:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+import datasets
 from errors import UserError, one_name
 from measures import image_sets
 from pipeline import name_lists
@@ -89,6 +90,9 @@ def open_splits(config, splits: Sequence[str] | None) -> tuple[Images, list[str]
     Returns:
         the images, and notes on what is not looked at.
     """
+    whole = datasets.open_class_folders(config.DATA.DATA_PATH) if config.DATA.DATASET == "folder" else None
+    if whole is not None and splits is None:
+        return Images({"train": whole}), [*whole.notes, f"{whole.origin}: has no splits; all is looked at as train"]
     sources, notes = {}, []
     for split in splits or ("train", "val"):
         try:
@@ -99,7 +103,7 @@ def open_splits(config, splits: Sequence[str] | None) -> tuple[Images, list[str]
             notes.append(f"val is not looked at: {error}")
             continue
         if splits is None and sources and name_lists.digest(source) == name_lists.digest(sources["train"]):
-            notes.append(f"{source.origin}: has no splits; all of its images are looked at as train")
+            notes.append(f"{source.origin}: has no splits; all is looked at as train")
         else:
             sources[split] = source
     if any((source.label_lists().lengths > 1).any() for source in sources.values() if source.has_labels_in_memory):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 LABEL_NEIGHBOURS, OUTLIER_NEIGHBOURS = 20, 10
-_TEMPERATURE = 0.07  # of the votes, as in `tools.knn`
+_TEMPERATURE = 0.07  # weights of the votes, as in `tools.knn`
 _FENCE = 1.7  # interquartile ranges above the third quartile
 
 

@@ -61,7 +61,7 @@ def leaks(found: Findings) -> Iterator[list]:
     """Yield the rows of leaks.tsv: those of direct pairs with their measures, others as "group"."""
     images, pairs = found.images, found.pairs
     known = {}
-    for row in np.flatnonzero(pairs.kind >= 0)[::-1].tolist():  # of several pairs of two images, the first
+    for row in np.flatnonzero(pairs.kind >= 0)[::-1].tolist():  # the first of several pairs counts
         known[tuple(sorted(pairs.images[row].tolist()))] = row
     for other, train in found.leaks():
         row = known.get((min(other, train), max(other, train)))
