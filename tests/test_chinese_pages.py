@@ -85,5 +85,5 @@ def test_every_page_of_the_list_is_there():
         "billion_scale",
         "reliability",
         "questions",
-    } | {"any_images", "segmentation"}
+    } | {"any_images", "curation", "segmentation"}
     assert {page.stem for page in CHINESE} == wanted

@@ -29,6 +29,7 @@ ELSEWHERE = {
     "channel_statistics": "tools/test_channel_statistics.py",
     "check_dataset": "test_datasets.py",
     "pack_dataset": "tools/test_pack_dataset.py",
+    "split": "tools/test_curate.py",
     "sweep": "tools/test_sweep.py",
     **dict.fromkeys(("caption_dataset", "zeroshot"), "tools/test_zeroshot.py"),
 }

@@ -25,7 +25,6 @@ import scipy
 from PIL import Image
 
 from arguments import Parser
-from config import DEFAULT_DATA_PATH
 from errors import UserError
 from launch import command_line, tool_flags
 from measures import feature_cache
@@ -133,8 +132,6 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     """Write the results, and return the summary."""
     args, started = _parse(argv), time.monotonic()
     config = tool_flags.read_config(args, "DATA.CLASS_NAMES", None)
-    if config.DATA.DATA_PATH == DEFAULT_DATA_PATH and args.dataset not in ("digits", "synthetic", "scenes"):
-        raise UserError("-data_path is missing: the directory of the images")
     files = [*tables.FILES, tables.BALANCED, *explorer.FILES, CACHE]
     out = results.new_directory(args.out, [] if args.run is None else [args.run], writes=files)
     images, notes = open_splits(config, args.splits)

@@ -73,6 +73,14 @@ class Images:
                 yield f"{line} {_state_of(path)}"
 
 
+def _holds(source: Source, train: Source) -> bool:
+    """Return True if a split is not one of its own: where a folder val is missing, all files are taken for it."""
+    if source.path(0) is None or train.path(0) is None:
+        return name_lists.digest(source) == name_lists.digest(train)
+    own, other = Path(source.origin).resolve(), Path(train.origin).resolve()
+    return own == other or own in other.parents
+
+
 def _state_of(path: Path | None) -> str:
     try:
         about = None if path is None else path.stat()
@@ -102,8 +110,8 @@ def open_splits(config, splits: Sequence[str] | None) -> tuple[Images, list[str]
                 raise
             notes.append(f"val is not looked at: {error}")
             continue
-        if splits is None and sources and name_lists.digest(source) == name_lists.digest(sources["train"]):
-            notes.append(f"{source.origin}: has no splits; all is looked at as train")
+        if splits is None and sources and _holds(source, sources["train"]):
+            notes.append(f"{source.origin}: has no val split; all is looked at as train")
         else:
             sources[split] = source
     if any((source.label_lists().lengths > 1).any() for source in sources.values() if source.has_labels_in_memory):

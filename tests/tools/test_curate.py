@@ -150,6 +150,12 @@ def test_dropped_lists_and_sets_without_splits_or_labels(photos, tmp_path):
     summary = run(tmp_path / "equal", "-data_path", flat, "-dataset", "folder")
     assert summary["groups"]["file"] == 1
     assert "classes" not in summary
+    (tmp_path / "only" / "train").mkdir(parents=True)
+    picture(1).save(tmp_path / "only" / "train" / "1.png")
+    picture(2).save(tmp_path / "only" / "train" / "2.png")
+    alone = run(tmp_path / "alone", "-data_path", tmp_path / "only", "-dataset", "folder", "-map", "pca")
+    assert alone["images"] == {"train": 2}, "the folder above train is not val"
+    assert "has no val split" in alone["notes"][0]
     assert "<script>alert" not in (tmp_path / "equal" / "index.html").read_text()
 
 
