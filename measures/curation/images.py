@@ -7,9 +7,9 @@ import numpy as np
 
 import datasets
 from errors import UserError, one_name
-from measures import image_sets
 from pipeline import name_lists
 from pipeline.sources import Source, Subset
+from training import loaders
 
 
 class Images:
@@ -67,10 +67,18 @@ class Images:
 
     def _state(self):
         for split, source in self.sources.items():
-            yield f"{split} {source.origin}"
+            yield name_lists.as_line(f"{split} {source.origin}")
             for index, line in enumerate(source.content()):
                 path = source.path(index) if len(source) > index else None
-                yield f"{line} {_state_of(path)}"
+                yield name_lists.as_line(f"{line} {_state_of(path)}")
+
+
+def _open(config, split: str) -> Source:
+    """Open a split with its labels, or without where it has none; files are found missing when they are read."""
+    try:
+        return loaders.open_source(config, split, "label")
+    except UserError:
+        return loaders.open_source(config, split, "none")
 
 
 def _holds(source: Source, train: Source) -> bool:
@@ -104,7 +112,7 @@ def open_splits(config, splits: Sequence[str] | None) -> tuple[Images, list[str]
     sources, notes = {}, []
     for split in splits or ("train", "val"):
         try:
-            source = image_sets.open_any_images(config, split)
+            source = _open(config, split)
         except UserError as error:
             if splits is not None or split == "train":
                 raise
@@ -114,6 +122,7 @@ def open_splits(config, splits: Sequence[str] | None) -> tuple[Images, list[str]
             notes.append(f"{source.origin}: has no val split; all is looked at as train")
         else:
             sources[split] = source
+            notes += [*source.notes, *([f"{split}{source.limited_by}"] * bool(source.limited_by))]
     if any((source.label_lists().lengths > 1).any() for source in sources.values() if source.has_labels_in_memory):
         notes.append("images with several labels: labels are not looked at")
     return Images(sources), notes
