@@ -92,12 +92,12 @@ def doubtful(found: Findings) -> Iterator[list]:
     kept = {member: group.kept for group in found.groups for member in group.members}
     for member in found.contradicted:
         own, other = (images.label_name(int(images.labels[number])) for number in (member, kept[member]))
-        why = f"{images.name(kept[member])} shows the same and has another label"
+        why = f"{images.name(kept[member])}, which shows the same, has the label {other}"
         yield [images.name(member), images.split_name(member), own, other, 0.0, why]
     for doubt in found.labels:
         own = images.label_name(int(images.labels[doubt.image]))
         names = [images.name(doubt.image), images.split_name(doubt.image), own, images.label_name(doubt.proposed)]
-        yield [*names, _round(doubt.score), "most of its neighbours have the other"]
+        yield [*names, _round(doubt.score), f"the nearest images say {images.label_name(doubt.proposed)}"]
 
 
 def _quality(found: Findings) -> Iterator[list]:

@@ -308,7 +308,7 @@
 
   const leaks = DATA.leaks.map(leak => ({ images: [leak.image, leak.train], about: leak.about, kept: leak.image }));
   const groups = DATA.groups.map(group => ({ images: group.members, about: group.about, kept: group.kept }));
-  const labels = DATA.labels.map(doubt => ({ image: doubt.image, why: `${doubt.why} (${doubt.proposed})` }));
+  const labels = DATA.labels.map(doubt => ({ image: doubt.image, why: doubt.why }));
   const outliers = DATA.outliers.map(image => ({ image, why: "" }));
   const TABS = {
     Map: showMap,
@@ -317,7 +317,7 @@
     [`Groups (${groups.length})`]: panel => showPairs(panel, "copies", groups, group => group.images.filter(image => image !== group.kept),
       "copies of images that are kept", "Images that show the same. One of each group is kept; the others are ticked."),
     [`Labels (${labels.length})`]: panel => showList(panel, "labels", labels, "images with doubtful labels",
-      "Labels that copies or most of the nearest images contradict, the most doubtful first; in brackets what these say."),
+      "Labels that copies or most of the nearest images contradict, the most doubtful first."),
     [`Outliers (${outliers.length})`]: panel => showList(panel, "outliers", outliers, "outliers", "Images far from all others, the farthest first."),
     Quality: showQuality,
     Classes: showClasses,
