@@ -12,7 +12,7 @@ from errors import UserError, abridge
 
 CONFIG_FILE, LOG_FILE, TEXT_LOG_FILE = "config.yaml", "log.jsonl", "log.txt"
 REPORT_FILE, BAD_IMAGES_FILE, LAUNCH_LOGS = "report.html", "bad_images.txt", "launch-logs"
-TRAIN_IMAGES_FILE = "train_images.txt"  # their names, which may be a DATA.TRAIN_LIST
+TRAIN_IMAGES_FILE = "train_images.txt"  # their names, as a DATA.TRAIN_LIST has them; of shards, what each one holds
 LATEST, BEST = "latest", "best"
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 MODEL_FILE, EMA_FILE, EXTRA_FILE, OPTIMIZER_FILE = "model.pdparams", "ema.pdparams", "extra.pdparams", "optimizer.pdopt"

@@ -104,7 +104,9 @@ def _open(args, config) -> list[Source]:
 
 def _open_masks(args) -> tuple[Source, Source]:
     words = ["DATA.DATASET", args.masks] + ([] if args.masks_path is None else ["DATA.DATA_PATH", args.masks_path])
-    config = tool_flags.read_config(args, *words, "DATA.CLASS_NAMES", None, "DATA.TRAIN_LIST", None)
+    config = tool_flags.read_config(
+        args, *words, "DATA.CLASS_NAMES", None, "DATA.TRAIN_LIST", None, "DATA.VAL_LIST", None
+    )
     return segmentation.open_splits(config)
 
 

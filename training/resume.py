@@ -76,7 +76,7 @@ def _describe_images(then: str, directory: Path, source: Source) -> str:
     with contextlib.suppress(UserError):
         before = name_lists.read_names(file, "")
         if name_lists.digest_lines(before) == then:
-            return f"{name_lists.describe_change(before, source)}; {file} lists them, for DATA.TRAIN_LIST"
+            return f"{name_lists.describe_change(before, source)}; {file} lists them"
     return f"{len(source):,} with other names now; {file}, which listed them, is not as it was written"
 
 
