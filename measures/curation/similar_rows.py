@@ -1,7 +1,8 @@
 """Rows of large arrays that are alike: all pairs above a cosine, and the nearest of each row.
 
 Up to `EXACT` rows, each is compared with all. More are dealt to about sqrt(N) lists by k-means, and each is compared
-with the rows of the nearest lists: the work grows with N^1.5, and some pairs are missed; `agreement` says how many.
+with the rows of the lists whose centroids are nearest to it: the work grows with N^1.5, and some pairs are missed;
+`agreement` says how many.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ EXACT = 40_000  # rows
 _LISTS_SEARCHED, _TRAIN_ROWS = 8, 100  # lists that a row is compared with; rows per list that k-means sees
 _ROWS = 1024  # compared at a time
 _ASSIGN_ROWS = 16_384
+_NOTHING = np.float32(-2.0)  # below every cosine
 MOST_PAIRS = 10_000_000
 
 
@@ -29,16 +31,15 @@ class Rows:
         self.is_exact = len(unit) <= EXACT if exact is None else exact
         if not self.is_exact:
             self._centroids = _centroids(unit, seed)
-            lists = self._lists_of(unit)
+            lists = self._nearest_lists(unit, 1)[:, 0]
             self._order = np.argsort(lists, kind="stable")
             self._bounds = np.searchsorted(lists[self._order], np.arange(len(self._centroids) + 1))
-            self._near = _nearest_lists(self._centroids)
 
     def __len__(self) -> int:
         return len(self.unit)
 
     def blocks(self, queries: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (places [Q] in the queries, places [C] in the rows, cosines [Q, C]).
+        """Yield (places [Q] in the queries, places [C] in the rows, cosines [Q, C]); a query may come several times.
 
         Args:
             queries: [M, D] of length 1; None: the rows themselves.
@@ -50,27 +51,24 @@ class Rows:
                 block = np.asarray(own[first : first + _ROWS], np.float32)
                 yield np.arange(first, first + len(block)), np.arange(len(rows)), block @ rows.T
             return
-        lists = self._lists_of(own)
+        lists = self._nearest_lists(own, _LISTS_SEARCHED).ravel()
         order = np.argsort(lists, kind="stable")
         bounds = np.searchsorted(lists[order], np.arange(len(self._centroids) + 1))
         for number in range(len(self._centroids)):
-            places = order[bounds[number] : bounds[number + 1]]
-            members = np.concatenate([self._members(other) for other in self._near[number]])
+            places = order[bounds[number] : bounds[number + 1]] // _LISTS_SEARCHED
+            members = self._order[self._bounds[number] : self._bounds[number + 1]]
             rows = np.asarray(self.unit[members], np.float32)
-            for first in range(0, len(places), _ROWS):
+            for first in range(0, len(places) if len(members) else 0, _ROWS):
                 part = places[first : first + _ROWS]
                 yield part, members, np.asarray(own[part], np.float32) @ rows.T
 
-    def _members(self, number: int) -> np.ndarray:
-        return self._order[self._bounds[number] : self._bounds[number + 1]]
-
-    def _lists_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return the list of each row: that of the likest centroid."""
-        found = [
-            (np.asarray(rows[first : first + _ASSIGN_ROWS], np.float32) @ self._centroids.T).argmax(axis=1)
-            for first in range(0, len(rows), _ASSIGN_ROWS)
-        ]
-        return np.concatenate(found)
+    def _nearest_lists(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """Return the lists with the likest centroids, in any order, [N, count] int32."""
+        found = np.empty((len(rows), count), np.int32)
+        for first in range(0, len(rows), _ASSIGN_ROWS):
+            likeness = np.asarray(rows[first : first + _ASSIGN_ROWS], np.float32) @ self._centroids.T
+            found[first : first + _ASSIGN_ROWS] = np.argpartition(-likeness, count - 1, axis=1)[:, :count]
+        return found
 
 
 def _centroids(unit: np.ndarray, seed: int) -> np.ndarray:
@@ -81,13 +79,6 @@ def _centroids(unit: np.ndarray, seed: int) -> np.ndarray:
     fitted = MiniBatchKMeans(count, n_init=1, random_state=seed, batch_size=4096, max_iter=20)
     centroids = fitted.fit(np.asarray(unit[seen], np.float32)).cluster_centers_
     return centroids / np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
-
-
-def _nearest_lists(centroids: np.ndarray) -> np.ndarray:
-    """Return the lists that each list is compared with, itself first, [lists, n]."""
-    likeness = centroids @ centroids.T
-    np.fill_diagonal(likeness, np.inf)
-    return np.argsort(-likeness, axis=1, kind="stable")[:, :_LISTS_SEARCHED]
 
 
 def pairs_above(
@@ -142,17 +133,26 @@ def nearest(
     """
     total = len(rows) if queries is None else len(queries)
     left_out = np.arange(total) if left_out is None else left_out
-    places, values = np.full((total, count), -1, np.int64), np.full((total, count), -2.0, np.float32)
+    places, values = np.full((total, count), -1, np.int64), np.full((total, count), _NOTHING, np.float32)
     for own, members, cosines in rows.blocks(queries):
-        cosines = np.where(left_out[own][:, None] == members[None], -2.0, cosines)
-        kept = min(count, cosines.shape[1])
-        best = np.argpartition(-cosines, kept - 1, axis=1)[:, :kept]
-        likeness = np.take_along_axis(cosines, best, axis=1)
-        order = np.lexsort((members[best], -likeness), axis=1)
-        values[own, :kept] = np.take_along_axis(likeness, order, axis=1)
-        places[own, :kept] = members[np.take_along_axis(best, order, axis=1)]
-    places[values < -1.5] = -1
+        cosines[left_out[own][:, None] == members[None]] = _NOTHING
+        places[own], values[own] = _merge(places[own], values[own], members, cosines)
+    places[values == _NOTHING] = -1
     return places, values
+
+
+def _merge(
+    places: np.ndarray, values: np.ndarray, members: np.ndarray, cosines: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best of those that are known, [Q, k], and of others, [Q, C], best first, then the smaller place."""
+    count = values.shape[1]
+    if cosines.shape[1] > count:
+        best = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
+        members, cosines = members[best], np.take_along_axis(cosines, best, axis=1)
+    places = np.concatenate([places, np.broadcast_to(members, cosines.shape)], axis=1)
+    values = np.concatenate([values, cosines], axis=1)
+    order = np.lexsort((places, -values), axis=1)[:, :count]
+    return np.take_along_axis(places, order, axis=1), np.take_along_axis(values, order, axis=1)
 
 
 def agreement(rows: Rows, found: np.ndarray, num_tried: int = 256, seed: int = 0) -> float:
@@ -160,15 +160,12 @@ def agreement(rows: Rows, found: np.ndarray, num_tried: int = 256, seed: int = 0
     if rows.is_exact:
         return 1.0
     tried = np.sort(np.random.default_rng(seed).permutation(len(rows))[:num_tried])
-    queries, count = np.asarray(rows.unit[tried], np.float32), found.shape[1]
-    cosines = np.concatenate(
-        [
-            queries @ np.asarray(rows.unit[first : first + _ASSIGN_ROWS], np.float32).T
-            for first in range(0, len(rows), _ASSIGN_ROWS)
-        ],
-        axis=1,
-    )
-    cosines[np.arange(len(tried)), tried] = -2.0
-    true = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
+    queries, shape = np.asarray(rows.unit[tried], np.float32), (len(tried), found.shape[1])
+    true, values = np.full(shape, -1, np.int64), np.full(shape, _NOTHING, np.float32)
+    for first in range(0, len(rows), _ASSIGN_ROWS):
+        cosines = queries @ np.asarray(rows.unit[first : first + _ASSIGN_ROWS], np.float32).T
+        members = np.arange(first, first + cosines.shape[1])
+        cosines[tried[:, None] == members[None]] = _NOTHING
+        true, values = _merge(true, values, members, cosines)
     hits = [len(np.intersect1d(own, best)) for own, best in zip(found[tried], true, strict=True)]
-    return float(np.mean(hits)) / count
+    return float(np.mean(hits)) / found.shape[1]
