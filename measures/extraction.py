@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-from numpy.lib.format import open_memmap
 
 from errors import UserError
 from pipeline.loading import Loader, with_progress
 from storage import atomic
+from storage.files import create_array
 from transformer import VisionTransformer
 
 POOLS = ("cls", "mean", "tokens", "cls+mean")
@@ -119,12 +119,9 @@ class Sink:
             return np.empty(shape, dtype)
         file = Path(self._writing.name) / f"{name}.npy"
         try:
-            array = open_memmap(file, "w+", dtype, shape)
-            with open(file, "r+b") as opened:  # on a full disk, a write to mapped memory would kill the process
-                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+            return create_array(file, dtype, shape)
         except OSError as error:
             raise UserError(f"{self._directory}: cannot be written: {error.strerror or error}") from error
-        return array
 
     def finish(self) -> dict[str, np.ndarray]:
         """Return the arrays, without rows of images that cannot be read."""

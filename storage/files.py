@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
 from errors import UserError, one_line, printable
 
@@ -72,6 +73,18 @@ def read_file(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
         if size > most_bytes:
             raise ValueError(f"has {size:,} bytes, and at most {most_bytes:,} are sane")
         return file.read(max(size, _LEAST_READ))  # it takes that memory first; files in /proc say 0
+
+
+def create_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """Make a .npy file of zeros in memory-mapped form.
+
+    Raises:
+        OSError: if it cannot be written, or the disk has no room; later, a write to it would kill the process.
+    """
+    array = open_memmap(path, "w+", dtype, shape)
+    with open(path, "r+b") as opened:
+        os.posix_fallocate(opened.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def open_lock_file(path: Path) -> int:

@@ -138,7 +138,14 @@ _METHODS = {
     "rmtree",
 }
 _FUNCTIONS = {"os.replace", "os.open", "np.savez", "np.save", "open_memmap", "paddle.jit.save", "shutil.copy"}
-_FUNCTIONS |= {"tempfile.mkstemp", "tempfile.TemporaryDirectory", "os.remove", "shutil.move", "shutil.copytree"}
+_FUNCTIONS |= {
+    "tempfile.mkstemp",
+    "tempfile.TemporaryDirectory",
+    "create_array",
+    "os.remove",
+    "shutil.move",
+    "shutil.copytree",
+}
 
 
 def is_writing(call: ast.Call) -> bool:

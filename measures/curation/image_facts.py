@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from errors import UserError
+from errors import UserError, printable
 from measures.curation.images import Images
 from measures.extraction import ABOUT_FILE
 from pipeline.sources import Source, describe_unreadable, read_image
 from pipeline.workers import WorkerPool
 from storage import atomic
-from storage.files import read_json
+from storage.files import create_array, read_json
 
 GREY_PX, PICTURE_PX = 64, 32
 _MEDIUM_PX, _BLUR_PX = 256, 64
@@ -114,9 +114,13 @@ def collect(images: Images, num_workers: int, cache: Path, about: dict[str, obje
     """
     file, note, total = cache / FILES[0], cache / ABOUT_FILE, len(images)
     done = _images_done(note, about) if file.is_file() else 0
-    facts = np.lib.format.open_memmap(file, "r+" if done else "w+", FACTS, (total,))
-    if len(facts) != total:
-        raise UserError(f"{file}: damaged; delete {cache}")
+    facts = _open_facts(file, total) if done else None
+    if facts is None:
+        done = 0
+        try:
+            facts = create_array(file, FACTS, (total,))
+        except OSError as error:
+            raise UserError(f"{cache}: cannot be written: {error.strerror or error}") from error
     pool = WorkerPool(lambda job, out: _fill(images, job, out), num_workers, (_JOB,), FACTS)
     try:
         jobs = [range(first, min(first + _JOB, total)) for first in range(done, total, _JOB)]
@@ -128,6 +132,19 @@ def collect(images: Images, num_workers: int, cache: Path, about: dict[str, obje
     finally:
         pool.close()
     return facts
+
+
+def _open_facts(file: Path, total: int) -> np.memmap | None:
+    """Open the facts of an earlier command; None if they are damaged."""
+    try:
+        known = np.load(file, mmap_mode="r")  # which a file that is too short does not open; "r+" would make it longer
+        if known.dtype == FACTS and known.shape == (total,):
+            return np.load(file, mmap_mode="r+")
+        problem = "is of another version"
+    except (OSError, ValueError) as error:
+        problem = printable(error)
+    print(f"warning: {file}: {problem}; the images are read again")
+    return None
 
 
 def _images_done(note: Path, about: dict[str, object]) -> int:

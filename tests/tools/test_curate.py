@@ -1,6 +1,7 @@
 """A set with planted copies, leaks and broken files: what is found, kept and written, and the page in a browser."""
 
 import csv
+import errno
 import json
 import shutil
 import time
@@ -122,6 +123,24 @@ def test_a_cache_of_other_images_is_replaced(photos, tmp_path):
     shutil.copy(tmp_path / "set" / "train" / "a" / "02.png", tmp_path / "set" / "train" / "a" / "14.png")
     after = run(tmp_path / "out", *flags)
     assert after["images in groups"] == before["images in groups"] + 1
+
+
+def test_a_full_disk_and_a_damaged_cache(photos, tmp_path, monkeypatch, capsys):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    flags = ["-dataset", "folder", "-data_path", photos, "-map", "pca"]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", fill)
+        with pytest.raises(UserError, match="cache: cannot be written: No space left on device"):
+            run(tmp_path / "out", *flags)
+    before = run(tmp_path / "out", *flags)
+    facts = tmp_path / "out" / "cache" / "facts.npy"
+    for damage in (facts.read_bytes()[:5000], b"", b"no array"):
+        facts.write_bytes(damage)
+        capsys.readouterr()
+        assert run(tmp_path / "out", *flags) == before
+        assert "facts.npy" in capsys.readouterr().out, "said, and read again"
 
 
 def test_features_of_an_encoder_find_more_and_are_cached(photos, trained, tmp_path, capsys):
