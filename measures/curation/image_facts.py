@@ -141,7 +141,7 @@ def _open_facts(file: Path, total: int) -> np.memmap | None:
         if known.dtype == FACTS and known.shape == (total,):
             return np.load(file, mmap_mode="r+")
         problem = "is of another version"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         problem = printable(error)
     print(f"warning: {file}: {problem}; the images are read again")
     return None
