@@ -107,7 +107,8 @@ def open_class_folders(data_path: str) -> FileImages | None:
         UserError: if there is no such directory.
     """
     root = _find_root("folder", data_path)
-    if any((root / name).is_dir() for name in ("train", "training")) or not class_folders(root):
+    names = set(class_folders(root))
+    if names & {"train", "training"} or not names - {"val", "valid", "validation", "test"}:
         return None
     return _scan_folders(root, "train", True, False, True)
 

@@ -99,7 +99,7 @@ def bench_page(count: int, out: Path) -> None:
     )
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    explorer.write(out, found, rng.standard_normal((count, 16)).astype(np.float32), {"notes": []}, "pca", 0)
+    explorer.write(out, found, everything, rng.standard_normal((count, 16)).astype(np.float32), {"notes": []}, "pca", 0)
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(f"{count:,} points: written in {time.monotonic() - started:.1f} s, {size:.1f} MB")
     options = webdriver.ChromeOptions()

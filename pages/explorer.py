@@ -30,10 +30,13 @@ _BINS, _ENDS = 40, 48  # bars of a measure's histogram, and images at each end o
 _NO_LABEL = 0xFFFF
 
 
-def write(out: Path, found: Findings, vectors: np.ndarray, summary: dict[str, object], kind: str, seed: int) -> None:
+def write(
+    out: Path, found: Findings, keep: np.ndarray, vectors: np.ndarray, summary: dict[str, object], kind: str, seed: int
+) -> None:
     """Write the page.
 
     Args:
+        keep: images of keep.txt.
         vectors: [R, D] of the readable images.
         summary: of summary.json.
         kind: of the map, one of `MAPS`.
@@ -41,6 +44,7 @@ def write(out: Path, found: Findings, vectors: np.ndarray, summary: dict[str, ob
     shown = _choose_shown(found, seed)
     places = np.searchsorted(found.readable, shown)
     data = _describe(found, shown, summary, kind)
+    data["keep"] = _base64(np.isin(shown, keep).astype(np.uint8))
     data["points"] = _points(
         found, shown, layout.coordinates(vectors, kind, seed)[places], layout.clusters(vectors, seed)[places]
     )
@@ -117,8 +121,7 @@ def _describe(found: Findings, shown: np.ndarray, summary: dict[str, object], ki
         "leaks": leaks,
         "outliers": [place[number] for number in found.outliers.tolist() if number in place],
         "quality": _quality(found, shown),
-        "keep": _base64(np.isin(shown, found.keep(np.empty(0, np.int64))).astype(np.uint8)),
-        "total": len(images),
+        "total": len(found.readable),
         "kind": kind,
         "notes": [*summary["notes"], *_problems(found)],
         "picture": PICTURE_PX,

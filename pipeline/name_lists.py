@@ -38,13 +38,9 @@ def describe_change(before: list[str], source: Source) -> str:
 
 
 def as_line(name: str) -> str:
-    """Return the name of an image as a list has it: in one line, with escapes for line breaks."""
-    line = _spell(name)
-    return f"./{line}" if line.startswith("#") else line
-
-
-def _spell(name: str) -> str:
-    return one_name(name).strip()
+    """Return the name of an image as a list has it: one line, and another one for each name."""
+    line = one_name(name.replace("\\", "\\\\"))
+    return f"./{line}" if line.startswith("#") or line != line.lstrip() else line
 
 
 def write(path: Path, names: Iterable[str], comments: Iterable[str] = ()) -> None:
@@ -76,7 +72,7 @@ def find_listed(source: Source, list_file: str | Path, flag: str, split: str = "
 
     A name is the one that `Source.name` gives, as in the lists of `tools.curate` and the train_images.txt of a run;
     or that of the file; or folder/name where several files have it. So are the subsets of ImageNet published by MSN
-    and SimCLR v2; labels are those of the data set.
+    and SimCLR v2; labels are those of the data set. Where a split has a name several times, each line takes one image.
 
     Args:
         flag: that names the file, for messages.
@@ -87,25 +83,28 @@ def find_listed(source: Source, list_file: str | Path, flag: str, split: str = "
     wanted = [line.removeprefix("./") for line in read_names(list_file, flag)]
     found: dict[str, list[int]] = {key: [] for line in wanted for key in (*_short_names(line), line)}
     whole: dict[str, list[int]] = {line: [] for line in wanted}
-    for number, name in enumerate(map(_spell, source.names())):
-        if name in whole:
-            whole[name].append(number)
+    for number, name in enumerate(source.names()):
+        line = as_line(name).removeprefix("./")
+        if line in whole:
+            whole[line].append(number)
         path = None if "/" in name else source.path(number)
-        for key in _short_names(name if path is None else one_name(path)):
+        for key in _short_names(one_name(name if path is None else path).strip()):
             if key in found:
                 found[key].append(number)
-    matches = []
+    matches, problems = set(), []
     for line in wanted:
         name, folder_and_name = _short_names(line)
         match = whole[line] or found[name]
-        matches.append(found[folder_and_name] if len(match) > 1 and not whole[line] else match)
-    # An image that the split itself lists twice has one name.
-    is_found = [len(match) == 1 or bool(whole[line]) for line, match in zip(wanted, matches, strict=True)]
-    problems = [line for line, is_right in zip(wanted, is_found, strict=True) if not is_right]
+        if whole[line]:
+            match = [next((number for number in match if number not in matches), match[-1])]
+        elif len(match) > 1:
+            match = found[folder_and_name]
+        problems += [line] * (len(match) != 1)
+        matches |= set(match)
     if problems or not wanted:
         what = f"not one image of the {split} split each: {abridge(problems, 5)}" if wanted else "empty"
         raise UserError(f"{flag} {list_file}: {what}")
-    return np.array(sorted({number for match in matches for number in match}))
+    return np.array(sorted(matches))
 
 
 def _short_names(path: str) -> tuple[str, str]:

@@ -132,6 +132,9 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     """Write the results, and return the summary."""
     args, started = _parse(argv), time.monotonic()
     config = tool_flags.read_config(args, "DATA.CLASS_NAMES", None)
+    root = Path(config.DATA.DATA_PATH).resolve()
+    if root.is_dir() and (root == Path(args.out).resolve() or root in Path(args.out).resolve().parents):
+        raise UserError(f"-out {args.out}: lies in the data set, whose images its pictures would be; choose another")
     files = [*tables.FILES, tables.BALANCED, *explorer.FILES, CACHE]
     out = results.new_directory(args.out, [] if args.run is None else [args.run], writes=files)
     images, notes = open_splits(config, args.splits)
@@ -142,7 +145,8 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     results.claim(cache, image_facts.FILES, flag)
     digest = images.digest()
     facts = image_facts.collect(images, args.workers, cache, {"version": 1, "images": digest})
-    print(f"{len(images):,} images are read; {int((facts['problem'] != b'').sum()):,} cannot be", flush=True)
+    num_read = int((facts["problem"] == b"").sum())
+    print(f"{num_read:,} of {len(images):,} images are read, the others cannot be", flush=True)
     vectors, features = _vectors(args, config, images, facts, cache)
     readable = np.flatnonzero(facts["problem"] == b"")
     pairs = duplicates.find(facts[readable], features, args.near, args.same, args.workers)
@@ -161,7 +165,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
             f"{len(chosen):,} of {len(keep):,} images, balanced with seed {args.seed}",
         ]
         name_lists.write(out / tables.BALANCED, map(images.name, chosen.tolist()), comments)
-    explorer.write(out, found, vectors, summary, args.map, args.seed)
+    explorer.write(out, found, keep, vectors, summary, args.map, args.seed)
     for name, value in summary.items():
         if isinstance(value, (int, float)) or name in ("images", "groups"):
             print(f"  {name}: {value}")

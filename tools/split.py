@@ -22,7 +22,7 @@ import numpy as np
 
 import datasets
 from arguments import Parser
-from errors import UserError, abridge
+from errors import UserError, abridge, printable
 from launch import command_line, tool_flags
 from measures.curation import alignment, duplicates, image_facts
 from measures.curation.images import Images
@@ -59,9 +59,12 @@ def read_groups(file: str, images: Images) -> np.ndarray:
     for number, line in enumerate(read_lines(file, "-groups "), 1):
         try:
             members = [number_of[member["name"]] for member in json.loads(line)["members"]]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"-groups {file}: line {number} names no images of this directory ({error})") from error
-        group[members] = min(members)
+            group[members] = min(members)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(
+                f"-groups {file}: line {number} does not name images of {images.sources['train'].origin}; is it the "
+                "groups.jsonl of tools.curate for this directory?"
+            ) from error
     return group
 
 
@@ -102,9 +105,12 @@ def main(argv: list[str] | None = None) -> np.ndarray:
     results.new_directory(root, writes=FILES)
     print("".join(f"warning: {note}\n" for note in source.notes), end="")
     images = Images({"train": source})
-    odd = [name for number in range(len(images)) if "\\" in (name := images.name(number)) or name.startswith("./")]
+    odd = [printable(name) for name in source.names() if as_line(name) != name]
     if odd:
-        raise UserError(f"{root}: names that a list cannot hold: {abridge(odd, 3)}; rename them")
+        what = "have line breaks, backslashes, or white space or # at the start"
+        raise UserError(
+            f"{root}: {len(odd):,} names {what}, which a list does not hold: {abridge(odd, 3)}; rename them"
+        )
     group = find_groups(images) if args.groups is None else read_groups(args.groups, images)
     is_val = divide(images.labels, group, args.val, args.seed)
     results.claim(root, FILES)
@@ -112,6 +118,10 @@ def main(argv: list[str] | None = None) -> np.ndarray:
         lines = [f"{images.name(number)} {images.labels[number]}\n" for number in np.flatnonzero(chosen).tolist()]
         atomic.write_text(root / name, "".join(lines))
     atomic.write_text(root / FILES[2], "".join(f"{as_line(name)}\n" for name in source.class_names))
+    without = [source.class_names[label] for label in np.setdiff1d(images.labels, images.labels[is_val]).tolist()]
+    if without:
+        what = "one image, or groups of copies that are too large"
+        print(f"warning: {len(without):,} classes have no image in val, as they have {what}: {abridge(without, 5)}")
     torn = len(images) - len(np.unique(group))
     print(
         f"train: {int((~is_val).sum()):,} images, val: {int(is_val.sum()):,}, of {len(source.class_names):,} classes; "

@@ -77,7 +77,7 @@ def _describe_images(then: str, directory: Path, source: Source) -> str:
         before = name_lists.read_names(file, "")
         if name_lists.digest_lines(before) == then:
             return f"{name_lists.describe_change(before, source)}; {file} lists them"
-    return f"{len(source):,} with other names now; {file}, which listed them, is not as it was written"
+    return f"{len(source):,} with other names now; {file}, which listed them, is missing or not as it was written"
 
 
 def position(state: RunState, plan: Plan, sampler: TrainSampler) -> tuple[int, int | None]:

@@ -12,6 +12,7 @@ from measures.curation.similar_rows import Rows, nearest, pairs_above, unique_pa
 from pipeline.workers import WorkerPool
 
 NEAR, CANDIDATES = 0.9, 5  # cosine of thumbnails; likest images that are looked at whatever their cosine
+_PARTNERS = 10  # likest images above NEAR that are looked at, so that sets of one kind of image take no hours
 MOST_WITH_WINDOWS = 20_000  # images; more windows than 14 times that take hours to compare
 KINDS = ("file", "pixels", "near", "crop")
 _WHOLE = 0.97  # share of the area from which on a match is of the whole image
@@ -105,7 +106,10 @@ def _candidates(
     """Return pairs [P, 2] that may be copies, which of them are mirrored, and their cosines."""
     upright = Rows(thumbnails.whole(greys))
     mirrored = thumbnails.whole(greys, mirrored=True)
-    found = {False: [pairs_above(upright, near)[:2]], True: [pairs_above(upright, near, mirrored)[:2]]}
+    found = {
+        False: [_likest(*pairs_above(upright, near)[:2])],
+        True: [_likest(*pairs_above(upright, near, mirrored)[:2])],
+    }
     if len(greys) <= MOST_WITH_WINDOWS:
         for is_mirrored, queries in ((False, upright.unit), (True, mirrored)):
             found[is_mirrored].append(_by_windows(greys, queries))
@@ -118,6 +122,15 @@ def _candidates(
         own, values = unique_pairs(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
         images, flags, cosine = [*images, own], [*flags, np.full(len(own), is_mirrored)], [*cosine, values]
     return np.concatenate(images), np.concatenate(flags), np.concatenate(cosine)
+
+
+def _likest(pairs: np.ndarray, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs [P, 2] that are among the `_PARTNERS` likest of either image."""
+    numbers, rows = pairs.T.ravel(), np.tile(np.arange(len(pairs)), 2)
+    order = np.lexsort((rows, -cosines[rows], numbers))
+    firsts = np.searchsorted(numbers[order], numbers[order])
+    chosen = np.unique(rows[order[np.arange(len(order)) - firsts < _PARTNERS]])
+    return pairs[chosen], cosines[chosen]
 
 
 def _by_windows(greys: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

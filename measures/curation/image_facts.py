@@ -114,7 +114,7 @@ def collect(images: Images, num_workers: int, cache: Path, about: dict[str, obje
     """
     file, note, total = cache / FILES[0], cache / ABOUT_FILE, len(images)
     done = _images_done(note, about) if file.is_file() else 0
-    facts = _open_facts(file, total) if done else None
+    facts = _open_facts(file, total) if 0 < done <= total else None
     if facts is None:
         done = 0
         try:
@@ -153,7 +153,7 @@ def _images_done(note: Path, about: dict[str, object]) -> int:
         found = read_json(note, {"done": int})
     except UserError:
         return 0
-    return found["done"] if {key: found.get(key) for key in about} == about else 0
+    return max(0, found["done"]) if {key: found.get(key) for key in about} == about else 0
 
 
 def _fill(images: Images, numbers: range, out: np.ndarray) -> None:

@@ -107,10 +107,14 @@ def open_splits(config, splits: Sequence[str] | None) -> tuple[Images, list[str]
         the images, and notes on what is not looked at.
     """
     whole = datasets.open_class_folders(config.DATA.DATA_PATH) if config.DATA.DATASET == "folder" else None
-    if whole is not None and splits is None:
+    if whole is not None:
+        if splits is not None and "val" in splits:
+            raise UserError(f"-splits: {whole.origin} has folders of classes and no splits; leave the flag out")
+        if len(whole) == 0:
+            raise UserError(f"{whole.origin}: no images found")
         return Images({"train": whole}), [*whole.notes, f"{whole.origin}: has no splits; all is looked at as train"]
     sources, notes = {}, []
-    for split in splits or ("train", "val"):
+    for split in ("train", "val") if splits is None else sorted(set(splits)):
         try:
             source = _open(config, split)
         except UserError as error:
@@ -118,10 +122,17 @@ def open_splits(config, splits: Sequence[str] | None) -> tuple[Images, list[str]
                 raise
             notes.append(f"val is not looked at: {error}")
             continue
-        if splits is None and sources and _holds(source, sources["train"]):
+        if len(source) == 0 and (splits is not None or split == "train"):
+            raise UserError(f"{source.origin}: no images found")
+        if len(source) == 0:
+            notes.append(f"{source.origin}: val has no images")
+        elif splits is None and sources and _holds(source, sources["train"]):
             notes.append(f"{source.origin}: has no val split; all is looked at as train")
         else:
             sources[split] = source
+            repeats = len(source) - len(set(map(hash, source.names())))
+            what = "images have a name that another has, too; each line of a list takes one of them, in order"
+            notes += [f"{split}: {repeats:,} {what}"] * bool(repeats)
             notes += [*source.notes, *([f"{split}{source.limited_by}"] * bool(source.limited_by))]
     if any((source.label_lists().lengths > 1).any() for source in sources.values() if source.has_labels_in_memory):
         notes.append("images with several labels: labels are not looked at")

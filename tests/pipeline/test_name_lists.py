@@ -32,6 +32,25 @@ def test_every_name_that_a_source_gives_finds_its_image_alone(tmp_path):
         name_lists.find_listed(source, write_list(tmp_path, "b/1.jpg"), "-list")
 
 
+def test_names_that_differ_stay_different_in_a_list(tmp_path):
+    source = open_files(tmp_path, " b/z.png", "b/z.png", "x\ny.png", "x\\ny.png", "./# a.png", "\u3000wide.png")
+    for index in range(len(source)):
+        name_lists.write(tmp_path / "own.txt", [source.name(index)])
+        assert name_lists.find_listed(source, tmp_path / "own.txt", "-list").tolist() == [index]
+    hand_written = write_list(tmp_path, "b/z.png\nx\\ny.png")
+    assert name_lists.find_listed(source, hand_written, "-list")[0] == 1
+
+
+def test_each_line_takes_one_of_the_images_that_have_its_name(tmp_path):
+    source = open_files(tmp_path, "a/1.png", "a/1.png", "a/2.png", "a/1.png")
+    assert name_lists.find_listed(source, write_list(tmp_path, "a/1.png"), "-list").tolist() == [0]
+    assert name_lists.find_listed(source, write_list(tmp_path, "a/1.png\na/2.png\na/1.png"), "-list").tolist() == [
+        0,
+        1,
+        2,
+    ]
+
+
 def test_comments_are_skipped_before_the_names_only(tmp_path):
     source = open_files(tmp_path, "1.jpg", "2.jpg")
     assert name_lists.find_listed(source, write_list(tmp_path, "# a tool\n# 0.9\n2.jpg\n"), "-list").tolist() == [1]

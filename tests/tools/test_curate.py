@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import shutil
 import time
@@ -136,11 +137,17 @@ def test_a_full_disk_and_a_damaged_cache(photos, tmp_path, monkeypatch, capsys):
             run(tmp_path / "out", *flags)
     before = run(tmp_path / "out", *flags)
     facts = tmp_path / "out" / "cache" / "facts.npy"
-    for damage in (facts.read_bytes()[:5000], b"", b"no array"):
+    other = io.BytesIO()
+    np.save(other, np.zeros(5))
+    for damage in (facts.read_bytes()[:5000], b"", b"no array", other.getvalue()):
         facts.write_bytes(damage)
         capsys.readouterr()
         assert run(tmp_path / "out", *flags) == before
         assert "facts.npy" in capsys.readouterr().out, "said, and read again"
+    note = tmp_path / "out" / "cache" / "about.json"
+    for done in (-5, 99999):
+        note.write_text(json.dumps({**json.loads(note.read_text()), "done": done}))
+        assert run(tmp_path / "out", *flags) == before
 
 
 def test_features_of_an_encoder_find_more_and_are_cached(photos, trained, tmp_path, capsys):
@@ -172,6 +179,11 @@ def test_dropped_lists_and_sets_without_splits_or_labels(photos, tmp_path):
     (tmp_path / "only" / "train").mkdir(parents=True)
     picture(1).save(tmp_path / "only" / "train" / "1.png")
     picture(2).save(tmp_path / "only" / "train" / "2.png")
+    flags = ("-data_path", photos / "train", "-dataset", "folder", "-map", "pca")
+    whole = run(tmp_path / "whole", *flags, "-splits", "train")
+    assert whole["classes"] == 2
+    with pytest.raises(UserError, match="has folders of classes and no splits"):
+        run(tmp_path / "none", *flags, "-splits", "val")
     alone = run(tmp_path / "alone", "-data_path", tmp_path / "only", "-dataset", "folder", "-map", "pca")
     assert alone["images"] == {"train": 2}, "the folder above train is not val"
     assert "has no val split" in alone["notes"][0]
@@ -185,10 +197,13 @@ def test_dropped_lists_and_sets_without_splits_or_labels(photos, tmp_path):
         (["-dataset", "folder"], "-data_path is missing"),
         (["-dataset", "folder", "-data_path", "nowhere"], "no such directory"),
         (["-dataset", "folder", "-data_path", ".", "-target", "0"], "-target 0: must be at least 1"),
+        (["-dataset", "folder", "-data_path", "empty"], "no images found"),
+        (["-dataset", "folder", "-data_path", "."], "-out .*lies in the data set"),
     ],
 )
 def test_errors(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty" / "class").mkdir(parents=True)
     with pytest.raises(UserError, match=message):
         run(tmp_path / "out", *words)
 
@@ -268,6 +283,22 @@ def test_a_split_keeps_copies_on_one_side(photos, tmp_path, capsys):
     assert (split.main([str(root), "-val", "0.3", "-seed", "1"]) != is_val).any()
     with pytest.raises(UserError, match="expected folders of classes"):
         split.main([str(photos)])
+    for line in (
+        '{"members": []}',
+        "[" * 100_000,
+        '{"members": [{"name": ["a"]}]}',
+        '{"members": [{"name": "b/none.png"}]}',
+    ):
+        (tmp_path / "groups.jsonl").write_text(line)
+        with pytest.raises(UserError, match="groups.jsonl: line 1 does not name images of"):
+            split.main([str(root), "-groups", str(tmp_path / "groups.jsonl")])
+    (root / " c").mkdir()
+    picture(60).save(root / " c" / "1.png")
+    with pytest.raises(UserError, match="1 names have line breaks, .*rename them"):
+        split.main([str(root)])
+    (root / " c").rename(root / "c")
+    split.main([str(root)])
+    assert "1 classes have no image in val" in capsys.readouterr().out
 
 
 def test_a_split_by_groups_that_are_given():
