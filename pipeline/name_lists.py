@@ -43,9 +43,9 @@ def as_line(name: str) -> str:
     return f"./{line}" if line.startswith("#") or line != line.lstrip() else line
 
 
-def write(path: Path, names: Iterable[str], comments: Iterable[str] = ()) -> None:
-    """Write a list that `find_listed` reads: comments, then names."""
-    lines = itertools.chain((f"{_COMMENT}{one_name(comment)}" for comment in comments), map(as_line, names))
+def write(path: Path, lines: Iterable[str], comments: Iterable[str] = ()) -> None:
+    """Write a list that `find_listed` reads: comments, then lines that `as_line` made."""
+    lines = itertools.chain((f"{_COMMENT}{one_name(comment)}" for comment in comments), lines)
     atomic.write_text(path, "".join(f"{line}\n" for line in lines))
 
 

@@ -146,7 +146,8 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     digest = images.digest()
     facts = image_facts.collect(images, args.workers, cache, {"version": 1, "images": digest})
     num_read = int((facts["problem"] == b"").sum())
-    print(f"{num_read:,} of {len(images):,} images are read, the others cannot be", flush=True)
+    unread = len(images) - num_read
+    print(f"{num_read:,} images are read" + f"; {unread:,} others cannot be" * bool(unread), flush=True)
     vectors, features = _vectors(args, config, images, facts, cache)
     readable = np.flatnonzero(facts["problem"] == b"")
     pairs = duplicates.find(facts[readable], features, args.near, args.same, args.workers)

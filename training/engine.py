@@ -303,7 +303,8 @@ class Training:
             logged_step = self._load(self.run.resume_from)
         if self.run.directory is not None:
             comments = (f"the {self.plan.num_images:,} images that this run trains on",)
-            name_lists.write(self.run.directory / TRAIN_IMAGES_FILE, self.train_loader.source.content(), comments)
+            lines = map(name_lists.as_line, self.train_loader.source.content())
+            name_lists.write(self.run.directory / TRAIN_IMAGES_FILE, lines, comments)
         self.run.log.rewind(logged_step)
         if not across_ranks.is_same_on_all_ranks(self.step):
             raise UserError(

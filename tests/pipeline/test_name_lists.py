@@ -26,7 +26,7 @@ def write_list(tmp_path, text):
 def test_every_name_that_a_source_gives_finds_its_image_alone(tmp_path):
     source = open_files(tmp_path, "a/b/1.jpg", "c/b/1.jpg", "1.jpg", "# 2.jpg", "line\nbreak.jpg", "three\udcff.jpg")
     for index in range(len(source)):
-        name_lists.write(tmp_path / "own.txt", [source.name(index)], ["tool 1", "of\ntwo lines"])
+        name_lists.write(tmp_path / "own.txt", [name_lists.as_line(source.name(index))], ["tool 1", "of\ntwo lines"])
         assert name_lists.find_listed(source, tmp_path / "own.txt", "-list").tolist() == [index]
     with pytest.raises(UserError, match=r"-list .*not one image of the train split each: b/1\.jpg"):
         name_lists.find_listed(source, write_list(tmp_path, "b/1.jpg"), "-list")
@@ -35,7 +35,7 @@ def test_every_name_that_a_source_gives_finds_its_image_alone(tmp_path):
 def test_names_that_differ_stay_different_in_a_list(tmp_path):
     source = open_files(tmp_path, " b/z.png", "b/z.png", "x\ny.png", "x\\ny.png", "./# a.png", "\u3000wide.png")
     for index in range(len(source)):
-        name_lists.write(tmp_path / "own.txt", [source.name(index)])
+        name_lists.write(tmp_path / "own.txt", [name_lists.as_line(source.name(index))])
         assert name_lists.find_listed(source, tmp_path / "own.txt", "-list").tolist() == [index]
     hand_written = write_list(tmp_path, "b/z.png\nx\\ny.png")
     assert name_lists.find_listed(source, hand_written, "-list")[0] == 1

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+import datasets
 from errors import UserError
 from measures.curation import alignment
 from pipeline import name_lists
@@ -188,6 +189,26 @@ def test_dropped_lists_and_sets_without_splits_or_labels(photos, tmp_path):
     assert alone["images"] == {"train": 2}, "the folder above train is not val"
     assert "has no val split" in alone["notes"][0]
     assert "<script>alert" not in (tmp_path / "equal" / "index.html").read_text()
+
+
+def test_odd_names_are_found_again_by_the_lists(tmp_path):
+    names = [
+        "new\nline.png",
+        "new\\nline.png",
+        " space.png",
+        "# hash.png",
+        "tab\t.png",
+        "\udcff.png",
+        "</script>${1}`.png",
+    ]
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    for number, name in enumerate(["plain.png", *names]):
+        picture(number, 40, 30).save(tmp_path / "set" / "train" / "temporary.png")
+        (tmp_path / "set" / "train" / "temporary.png").rename(tmp_path / "set" / "train" / name.replace("/", ":"))
+    run(tmp_path / "out", "-dataset", "folder", "-data_path", tmp_path / "set", "-map", "pca")
+    source = datasets.open_source("folder", str(tmp_path / "set"), "train", num_classes=1, needs="none")
+    found = name_lists.find_listed(source, tmp_path / "out" / "keep.txt", "-list")
+    assert found.tolist() == list(range(8))
 
 
 @pytest.mark.parametrize(
