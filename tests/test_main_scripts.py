@@ -42,7 +42,7 @@ def only_run(folder, mode):
 def test_pretrain_probe_finetune_evaluate_resume(start, tmp_path, capsys):
     assert start("pretrain")["loss"] > 0
     pretrained = only_run(tmp_path, "pretrain")
-    assert {"config.yaml", "log.jsonl", "log.txt", "latest", "step-00000006"} == {
+    assert {"config.yaml", "log.jsonl", "log.txt", "train_images.txt", "latest", "step-00000006"} == {
         path.name for path in pretrained.iterdir()
     }
 
