@@ -215,8 +215,9 @@ def _run(command: list[str], job: _Job | None) -> int:
             elif asked:  # whoever is there by now; a second signal goes to all once more
                 ranks.signal(signal.SIGTERM, again=len(asked) > told)
                 told = len(asked)
-            time.sleep(_LOOK_SECS)
+            ranks.wait(_LOOK_SECS)
         ranks.look()
+        ranks.close()
         if heartbeat is not None and launcher.returncode != 0 and not asked:
             _wait_for_the_cause(lost, ranks)
         code = _report_end(Path(folder), _shell_code(launcher.returncode), lost, asked, ranks.first_killed)

@@ -5,6 +5,7 @@ Paddle's launcher tells one exit code only, that of any rank: often of one that 
 
 import contextlib
 import os
+import select
 import signal
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ class Ranks:
         self._launcher_pid = launcher_pid
         self._rank_by_pid: dict[int, str] = {}
         self._ended: set[int] = set()
+        self._pidfds: dict[int, int] = {}
         self._signalled: set[int] = set()
         self.first_killed: tuple[str, int] | None = None
         self._first_bad_end: float | None = None  # time.monotonic()
@@ -38,10 +40,13 @@ class Ranks:
 
     def look(self) -> None:
         """Note new processes, and how others ended since the last look."""
-        killed, exited = [], False
-        for pid, fields in self._children():
+        killed, exited, children = [], False, self._children()
+        for pid in set(self._pidfds) - {pid for pid, fields in children if fields[_STATE] != "Z"}:
+            os.close(self._pidfds.pop(pid))
+        for pid, fields in children:
             if fields[_STATE] != "Z":
                 self._rank_by_pid[pid] = self._rank_by_pid.get(pid) or _read_rank(pid)
+                self._open_pidfd(pid)
             elif pid not in self._ended:
                 self._ended.add(pid)
                 status = int(fields[_EXIT_CODE])
@@ -55,6 +60,30 @@ class Ranks:
         is_cause_known = self.first_killed is not None and self.first_killed[1] in _CAUSES
         if causes and not is_cause_known and time.monotonic() - self._first_bad_end < _TOGETHER_SECS:
             self.first_killed = causes[0]
+
+    def wait(self, secs: float) -> None:
+        """Wait until a rank ends, at most `secs`.
+
+        Paddle's launcher looks once a second, and takes the exit status of a rank that has ended away: an end that is
+        only looked for now and then may never be seen.
+        """
+        if not self._pidfds:
+            time.sleep(secs)
+            return
+        poller = select.poll()
+        for pidfd in self._pidfds.values():
+            poller.register(pidfd, select.POLLIN)
+        poller.poll(1000 * secs)
+
+    def close(self) -> None:
+        """Forget the ranks."""
+        while self._pidfds:
+            os.close(self._pidfds.popitem()[1])
+
+    def _open_pidfd(self, pid: int) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # not before Linux 5.3
+            if pid not in self._pidfds:
+                self._pidfds[pid] = os.pidfd_open(pid)
 
     def signal(self, number: int, again: bool = False) -> None:
         """Send a signal to every rank; without `again`, to those only that have not got one."""

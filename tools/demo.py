@@ -89,7 +89,10 @@ def _serve(page, port: int) -> None:
     except OSError as error:
         raise UserError(f"-port {port} is taken, or not allowed here: choose another one") from error
     print(f"the page is at http://127.0.0.1:{port}; Ctrl-C ends it", flush=True)
-    page.block_thread()
+    try:
+        page.block_thread()
+    finally:
+        page.close(verbose=False)  # a server that still runs as Python ends may abort the process
 
 
 if __name__ == "__main__":

@@ -78,3 +78,29 @@ def test_the_cause_is_found_among_ends_that_are_seen_one_by_one(monkeypatch, fir
         for process in launched:
             process.kill()
             process.wait()
+
+
+# A launcher that takes a rank's exit status 30 ms after its end.
+REAP = """
+import os, signal, subprocess, sys, time
+command = [sys.executable, "-c", "import time; time.sleep(60)"]
+rank = subprocess.Popen(command, env={**os.environ, "PADDLE_TRAINER_ID": "1"})
+time.sleep(0.3)
+rank.send_signal(signal.SIGKILL)
+os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOWAIT)
+time.sleep(0.03)
+rank.wait()
+time.sleep(0.3)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no pidfd here")
+def test_an_end_is_seen_before_the_launcher_takes_it_away():
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", REAP])
+        watched = ranks.Ranks(process.pid)
+        while process.poll() is None:
+            watched.look()
+            watched.wait(0.1)
+        watched.close()
+        assert watched.first_killed == ("1", signal.SIGKILL)
