@@ -217,7 +217,6 @@ def _run(command: list[str], job: _Job | None) -> int:
                 told = len(asked)
             ranks.wait(_LOOK_SECS)
         ranks.look()
-        ranks.close()
         if heartbeat is not None and launcher.returncode != 0 and not asked:
             _wait_for_the_cause(lost, ranks)
         code = _report_end(Path(folder), _shell_code(launcher.returncode), lost, asked, ranks.first_killed)

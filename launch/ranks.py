@@ -75,11 +75,6 @@ class Ranks:
             poller.register(pidfd, select.POLLIN)
         poller.poll(1000 * secs)
 
-    def close(self) -> None:
-        """Forget the ranks."""
-        while self._pidfds:
-            os.close(self._pidfds.popitem()[1])
-
     def _open_pidfd(self, pid: int) -> None:
         with contextlib.suppress(OSError, AttributeError):  # not before Linux 5.3
             if pid not in self._pidfds:

@@ -102,5 +102,4 @@ def test_an_end_is_seen_before_the_launcher_takes_it_away():
         while process.poll() is None:
             watched.look()
             watched.wait(0.1)
-        watched.close()
         assert watched.first_killed == ("1", signal.SIGKILL)
