@@ -86,8 +86,8 @@ def check_split(
     looked_at = range(len(source)) if full else range(min(len(source), _LOOKED_AT))
     report["warnings"] += _lost(source, config, looked_at)
     if full:
-        report["undecodable"] = _undecodable(source, channels)
-        report["warnings"] += _copies(source, split, {} if seen is None else seen)
+        report["undecodable"], digests = _read_all(source, channels)
+        report["warnings"] += _copies(source, split, digests, {} if seen is None else seen)
     return report
 
 
@@ -98,23 +98,29 @@ def _lost(source: sources.Source, config, looked_at: range) -> list[str]:
     return pixel_check.pixel_problems(config, source, looked_at)
 
 
-def _undecodable(source: sources.Source, channels: int) -> list[str]:
+def _read_all(source: sources.Source, channels: int) -> tuple[list[str], list[bytes | None]]:
+    """Return why images cannot be decoded, and the digest of each; a file's second reading is from memory."""
+
+    def look_at(index: int) -> tuple[str | None, bytes | None]:
+        return sources.why_unreadable(source, index, channels), _digest(source, index)
+
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda index: sources.why_unreadable(source, index, channels), range(len(source)))
-        return [result for result in results if result]
+        found = list(pool.map(look_at, range(len(source))))
+    return [why for why, _ in found if why], [digest for _, digest in found]
 
 
-def _copies(source: sources.Source, split: str, seen: dict[bytes, tuple[str, str]]) -> list[str]:
+def _copies(
+    source: sources.Source, split: str, digests: list[bytes | None], seen: dict[bytes, tuple[str, str]]
+) -> list[str]:
     """Return lines on images whose bytes another image of this split, or of one that was looked at before, has."""
     found = {"copies of others": [], "in another split, too": []}
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, digest in enumerate(pool.map(lambda index: _digest(source, index), range(len(source)))):
-            if digest is not None:
-                name = one_name(source.name(index))
-                own = seen.setdefault(digest, (split, name))
-                if own != (split, name):
-                    kind = "copies of others" if own[0] == split else "in another split, too"
-                    found[kind].append(f"{name} = {own[0]} {own[1]}")
+    for index, digest in enumerate(digests):
+        if digest is not None:
+            name = one_name(source.name(index))
+            own = seen.setdefault(digest, (split, name))
+            if own != (split, name):
+                kind = "copies of others" if own[0] == split else "in another split, too"
+                found[kind].append(f"{name} = {own[0]} {own[1]}")
     what = "; python -m tools.curate finds near copies, too"
     return [
         f"{source.origin}: {len(names):,} images are {kind}: {abridge(names, 3)}{what}"
