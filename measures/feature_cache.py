@@ -86,7 +86,7 @@ def features_of(
 def unit_features(run: str, config, sources: dict[str, Source], cache: Path) -> np.ndarray:
     """Return what an encoder makes of the images of some splits, standardised per feature, [N, D] of length 1.
 
-    The mean of the patches is taken, which tells images apart better than the class token of an MAE.
+    The mean of the patches is taken, as no loss of an MAE trains the class token.
 
     Args:
         cache: directory with a folder for each split.

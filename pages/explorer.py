@@ -100,11 +100,11 @@ def _describe(found: Findings, shown: np.ndarray, summary: dict[str, object], ki
         }
         for group in found.groups
     ]
-    by_name = {(row[1], row[0]): row for row in tables.doubtful(found)}
+    doubtful = [*found.contradicted, *(doubt.image for doubt in found.labels)]
     doubts = [
-        {"image": place[number], "proposed": row[3], "score": row[4], "why": row[5]}
-        for number in [*found.contradicted, *(doubt.image for doubt in found.labels)]
-        if number in place and (row := by_name.get((images.split_name(number), images.name(number))))
+        {"image": place[number], "why": row[-1]}
+        for number, row in zip(doubtful, tables.doubtful(found), strict=True)
+        if number in place
     ]
     leaks = [
         {"image": place[other], "train": place[train], "about": f"{row[4]}, correlation {row[7]}" if row[7] else row[4]}
@@ -124,7 +124,6 @@ def _describe(found: Findings, shown: np.ndarray, summary: dict[str, object], ki
         "total": len(found.readable),
         "kind": kind,
         "notes": [*summary["notes"], *_problems(found)],
-        "picture": PICTURE_PX,
         "columns": _COLUMNS,
     }
 

@@ -81,7 +81,7 @@ def find_listed(source: Source, list_file: str | Path, flag: str, split: str = "
         UserError: if the file cannot be read, or a line is not the name of exactly one image.
     """
     wanted = [line.removeprefix("./") for line in read_names(list_file, flag)]
-    found: dict[str, list[int]] = {key: [] for line in wanted for key in (*_short_names(line), line)}
+    found: dict[str, list[int]] = {key: [] for line in wanted for key in _short_names(line)}
     whole: dict[str, list[int]] = {line: [] for line in wanted}
     for number, name in enumerate(source.names()):
         line = as_line(name).removeprefix("./")

@@ -70,8 +70,8 @@ def _vectors(args, config, images: Images, facts: np.ndarray, cache: Path) -> tu
         raise UserError(f"none of the {len(images):,} images can be read; the first: {facts['problem'][0].decode()}")
     if args.run is None:
         return thumbnails.whole(facts["grey"][readable]), None
-    parts = [images.subset(split, readable)[0] for split in images.splits]
-    features = feature_cache.unit_features(args.run, config, dict(zip(images.splits, parts, strict=True)), cache)
+    parts = {split: images.subset(split, readable) for split in images.splits}
+    features = feature_cache.unit_features(args.run, config, parts, cache)
     return features, features
 
 

@@ -70,8 +70,7 @@ def find(facts: np.ndarray, features: np.ndarray | None, near: float, same: floa
     colours = np.abs(np.diff(facts["colour"][chosen][images], axis=1)).max(axis=(1, 2))
     sides = np.minimum(facts["width"], facts["height"])[chosen][images].astype(np.float64)
     small, large = np.where(found["is_second_smaller"], sides[:, ::-1].T, sides.T)
-    is_large = np.minimum(small, np.sqrt(found["scale"]) * large) >= _LEAST_PX
-    is_large |= found["scale"] >= _WHOLE
+    is_large = is_whole | (np.minimum(small, np.sqrt(found["scale"]) * large) >= _LEAST_PX)
     is_copy = (found["correlation"] >= same) & is_large & ~(is_smooth & (colours > _OTHER_COLOUR))
     kind = np.where(is_copy, np.where(is_whole, KINDS.index("near"), KINDS.index("crop")), -1)
     alike = Pairs(chosen[images], is_mirrored, cosine, found["correlation"], found["scale"], kind)
@@ -111,8 +110,9 @@ def _candidates(
         True: [_likest(*pairs_above(upright, near, mirrored)[:2])],
     }
     if len(greys) <= MOST_WITH_WINDOWS:
+        bank = thumbnails.windows(greys)
         for is_mirrored, queries in ((False, upright.unit), (True, mirrored)):
-            found[is_mirrored].append(_by_windows(greys, queries))
+            found[is_mirrored].append(_by_windows(bank, queries))
     if features is not None:
         places, cosines = nearest(Rows(features), CANDIDATES)
         for pairs in found.values():
@@ -133,12 +133,11 @@ def _likest(pairs: np.ndarray, cosines: np.ndarray) -> tuple[np.ndarray, np.ndar
     return pairs[chosen], cosines[chosen]
 
 
-def _by_windows(greys: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pair each image with those of which a window is most like the whole of it."""
-    count = min(CANDIDATES, len(greys) - 1)
-    places, values = np.empty((len(greys), count), np.int64), np.empty((len(greys), count), np.float32)
-    bank = thumbnails.windows(greys)
-    for first in range(0, len(greys), _JOB):
+def _by_windows(bank: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pair each image, a row of the queries, with those of which a window [N, 14, D] is most like the whole of it."""
+    count = min(CANDIDATES, len(bank) - 1)
+    places, values = np.empty((len(bank), count), np.int64), np.empty((len(bank), count), np.float32)
+    for first in range(0, len(bank), _JOB):
         block = queries[first : first + _JOB]
         cosines = (block @ bank.reshape(-1, bank.shape[2]).T).reshape(len(block), *bank.shape[:2]).max(axis=2)
         cosines[np.arange(len(block)), first + np.arange(len(block))] = -2.0

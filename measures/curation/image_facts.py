@@ -153,7 +153,7 @@ def _images_done(note: Path, about: dict[str, object]) -> int:
         found = read_json(note, {"done": int})
     except UserError:
         return 0
-    return max(0, found["done"]) if {key: found.get(key) for key in about} == about else 0
+    return found["done"] if {key: found.get(key) for key in about} == about else 0
 
 
 def _fill(images: Images, numbers: range, out: np.ndarray) -> None:

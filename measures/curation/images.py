@@ -55,11 +55,10 @@ class Images:
         has_name = self.class_names is not None and 0 <= label < len(self.class_names)
         return one_name(self.class_names[label]) if has_name else str(label) if label >= 0 else ""
 
-    def subset(self, split: str, chosen: np.ndarray) -> tuple[Subset, np.ndarray]:
-        """Return those of some images (numbers, ascending) that are of one split, and their places among the chosen."""
+    def subset(self, split: str, chosen: np.ndarray) -> Subset:
+        """Return those of some images (numbers, ascending) that are of one split."""
         number = self.splits.index(split)
-        places = np.flatnonzero(self.split[chosen] == number)
-        return Subset(self.sources[split], chosen[places] - self.firsts[number]), places
+        return Subset(self.sources[split], chosen[self.split[chosen] == number] - self.firsts[number])
 
     def digest(self) -> str:
         """Return a SHA-256 of what the images are: their names, and sizes and times of their files."""

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from errors import UserError
 from measures.curation import similar_rows
 
 MAPS = ("tsne", "pca")
@@ -19,8 +18,6 @@ def coordinates(vectors: np.ndarray, kind: str, seed: int) -> np.ndarray:
     Args:
         vectors: [N, D] of length 1.
     """
-    if kind not in MAPS:
-        raise UserError(f"map {kind}: must be one of {', '.join(MAPS)}")
     reduced = _principal(vectors)
     if kind == "tsne" and len(reduced) > _NEIGHBOURS:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(reduced))[:_MOST_TSNE])
