@@ -40,7 +40,8 @@ def find_groups(images: Images) -> np.ndarray:
         readable = np.flatnonzero(facts["problem"] == b"")
         group = np.arange(len(images))
         if len(readable) > 1:
-            pairs = duplicates.find(facts[readable], None, duplicates.NEAR, alignment.SAME, os.cpu_count())
+            pairs, notes = duplicates.find(facts[readable], None, duplicates.NEAR, alignment.SAME, os.cpu_count())
+            print("".join(f"note: {note}\n" for note in notes), end="")
             group[readable] = readable[duplicates.groups(pairs, len(readable))]
     unread = [images.name(number) for number in np.setdiff1d(np.arange(len(images)), readable).tolist()]
     if unread:

@@ -46,8 +46,10 @@ class Pairs(NamedTuple):
         return Pairs(*(array[chosen] for array in self))
 
 
-def find(facts: np.ndarray, features: np.ndarray | None, near: float, same: float, num_workers: int) -> Pairs:
-    """Return the pairs of images that are copies, and those that are only similar.
+def find(
+    facts: np.ndarray, features: np.ndarray | None, near: float, same: float, num_workers: int
+) -> tuple[Pairs, list[str]]:
+    """Return the pairs of images that are copies or similar, and notes on what was not looked at.
 
     Equal images are paired with the first of them only.
 
@@ -61,7 +63,7 @@ def find(facts: np.ndarray, features: np.ndarray | None, near: float, same: floa
     firsts, own = _first_of(facts["pixels"])
     chosen = np.flatnonzero(firsts == own)
     greys = facts["grey"][chosen]
-    images, is_mirrored, cosine = _candidates(greys, None if features is None else features[chosen], near)
+    images, is_mirrored, cosine, notes = _candidates(greys, None if features is None else features[chosen], near)
     shapes = facts["width"][chosen] / facts["height"][chosen].astype(np.float64)
     found = verify(greys, shapes, images, is_mirrored, num_workers)
     is_whole = found["scale"] >= _WHOLE
@@ -80,7 +82,7 @@ def find(facts: np.ndarray, features: np.ndarray | None, near: float, same: floa
     joined = joined.take(np.lexsort((looseness, joined.images[:, 1], joined.images[:, 0])))
     is_first = np.ones(len(joined.kind), bool)  # two images of one file have equal pixels, too
     is_first[1:] = (np.diff(joined.images, axis=0) != 0).any(axis=1)
-    return joined.take(is_first)
+    return joined.take(is_first), notes
 
 
 def _first_of(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,18 +103,23 @@ def _equal(keys: np.ndarray, kind: int) -> Pairs:
 
 def _candidates(
     greys: np.ndarray, features: np.ndarray | None, near: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return pairs [P, 2] that may be copies, which of them are mirrored, and their cosines."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Return pairs [P, 2] that may be copies, which of them are mirrored, their cosines, and notes."""
     upright = Rows(thumbnails.whole(greys))
     mirrored = thumbnails.whole(greys, mirrored=True)
-    found = {
-        False: [_likest(*pairs_above(upright, near)[:2])],
-        True: [_likest(*pairs_above(upright, near, mirrored)[:2])],
-    }
+    found, notes, looked_from = {}, [], near
+    for is_mirrored, queries in ((False, None), (True, mirrored)):
+        *alike, lowest = pairs_above(upright, near, queries)
+        found[is_mirrored], looked_from = [_likest(*alike)], max(looked_from, lowest)
+    if looked_from > near:
+        notes.append(f"more pairs are alike than can be looked at: those from a cosine of {looked_from:.4f} on were")
     if len(greys) <= MOST_WITH_WINDOWS:
         bank = thumbnails.windows(greys)
         for is_mirrored, queries in ((False, upright.unit), (True, mirrored)):
             found[is_mirrored].append(_by_windows(bank, queries))
+    else:
+        limit = f"which takes hours for more than {MOST_WITH_WINDOWS:,} images"
+        notes.append(f"crops were not looked for by windows, {limit}")
     if features is not None:
         places, cosines = nearest(Rows(features), CANDIDATES)
         for pairs in found.values():
@@ -121,7 +128,7 @@ def _candidates(
     for is_mirrored, parts in found.items():
         own, values = unique_pairs(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
         images, flags, cosine = [*images, own], [*flags, np.full(len(own), is_mirrored)], [*cosine, values]
-    return np.concatenate(images), np.concatenate(flags), np.concatenate(cosine)
+    return np.concatenate(images), np.concatenate(flags), np.concatenate(cosine), notes
 
 
 def _likest(pairs: np.ndarray, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,9 +2,14 @@
 
 import csv
 import errno
+import functools
 import io
 import json
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +19,7 @@ from PIL import Image, ImageOps
 
 import datasets
 from errors import UserError
-from measures.curation import alignment
+from measures.curation import alignment, duplicates
 from pipeline import name_lists
 from tests.helpers.browser import needs_browser
 from tests.measures.curation.test_alignment import VARIANTS, picture
@@ -118,6 +123,40 @@ def test_other_workers_and_a_second_start_write_the_same_bytes(curated, photos, 
         assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
 
 
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from measures.curation import image_facts
+from tools import curate
+
+image_facts._JOB, image_facts._BLOCK = 2, 8
+read, out = image_facts.look_at, Path(sys.argv[2])
+
+def look_at(source, index):
+    if (out / "cache" / "about.json").exists():  # a block is done, and the next one is being read
+        os.kill(os.getppid(), signal.SIGKILL)
+    return read(source, index)
+
+image_facts.look_at = look_at
+curate.main(sys.argv[1:])
+"""
+
+
+def test_a_command_that_is_killed_while_it_reads_goes_on_and_writes_the_same_bytes(curated, photos, tmp_path):
+    _, out = curated
+    flags = ["-out", str(tmp_path / "one"), "-dataset", "folder", "-data_path", str(photos), "-target", "10"]
+    killed = subprocess.run([sys.executable, "-c", _KILLED, *flags, "-workers", "2"], capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (tmp_path / "one" / "index.html").exists()
+    about = json.loads((tmp_path / "one" / "cache" / "about.json").read_text())
+    assert 0 < about["done"] < NUM_PHOTOS
+    known = np.load(tmp_path / "one" / "cache" / "facts.npy", mmap_mode="r")[: about["done"]].copy()
+    assert (known["pixels"] != b"").all()
+    curate.main(flags)
+    for path in out.iterdir():
+        assert path.is_dir() or path.read_bytes() == (tmp_path / "one" / path.name).read_bytes(), path.name
+
+
 def test_a_cache_of_other_images_is_replaced(photos, tmp_path):
     shutil.copytree(photos, tmp_path / "set")
     flags = ["-dataset", "folder", "-data_path", tmp_path / "set", "-map", "pca"]
@@ -159,6 +198,19 @@ def test_features_of_an_encoder_find_more_and_are_cached(photos, trained, tmp_pa
     capsys.readouterr()
     run(tmp_path / "out", encoder, "-map", "pca")
     assert "are taken from" in capsys.readouterr().out
+
+
+def test_what_was_not_looked_at_is_noted(photos, tmp_path, monkeypatch, capsys):
+    flags = ("-dataset", "folder", "-data_path", photos, "-map", "pca", "-near", "0.3")
+    assert run(tmp_path / "all", *flags)["notes"] == []
+    monkeypatch.setattr(duplicates, "MOST_WITH_WINDOWS", 10)
+    monkeypatch.setattr(duplicates, "pairs_above", functools.partial(duplicates.pairs_above, most=30))
+    summary = run(tmp_path / "some", *flags)
+    raised, windows = summary["notes"]
+    assert float(re.search(r"those from a cosine of ([\d.]+) on were", raised)[1]) > 0.3
+    assert "crops were not looked for by windows" in windows
+    assert raised in capsys.readouterr().out
+    assert summary["groups"]["near"] == 6
 
 
 def test_dropped_lists_and_sets_without_splits_or_labels(photos, tmp_path):
