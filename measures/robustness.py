@@ -19,7 +19,7 @@ from arguments import user_path
 from errors import UserError, abridge
 from pipeline.file_images import FileImages
 from pipeline.folders import class_folders, find_images
-from pipeline.left_out import LeftOut
+from pipeline.left_out import LeftOut, no_images
 
 BENCHMARKS = ("a", "r", "sketch", "v2", "c")
 # AlexNet's error for each corruption of ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261).
@@ -68,9 +68,10 @@ def open_variant(root: str | Path) -> FileImages:
         found = list(find_images(folder / name, left_out))
         paths += found
         labels += [labels_of[name]] * len(found)
+    notes = left_out.notes(folder, "files or folders")
     if not paths:
-        raise UserError(f"{folder}: no images found")
-    return FileImages(paths, np.array(labels, np.int64), folder, notes=left_out.notes(folder, "files or folders"))
+        raise no_images(folder, notes)
+    return FileImages(paths, np.array(labels, np.int64), folder, notes=notes)
 
 
 def _class_folder(root: Path) -> Path:

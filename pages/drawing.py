@@ -13,6 +13,7 @@ from pipeline import array_source, sources
 from pipeline.decoding import PIL_MODES
 from pipeline.file_images import FileImages
 from pipeline.folders import find_images
+from pipeline.left_out import LeftOut, no_images
 from pipeline.transforms import eval_transform
 
 _GAP_PX, _HEADING_PX = 2, 24
@@ -139,13 +140,15 @@ def load_images(config, source: sources.Source, indices) -> np.ndarray:
 
 def named_images(config, paths: list[str], most: int) -> tuple[np.ndarray, list[str]]:
     """Return the first images [B, C, H, W] among files and folders, and their names if all can be read."""
-    files = []
+    files, notes = [], []
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file or directory")
-        files += find_images(path) if path.is_dir() else [path]
+        left_out = LeftOut()
+        files += find_images(path, left_out) if path.is_dir() else [path]
+        notes += left_out.notes(path, "files or folders")
     if not files:
-        raise UserError(f"{', '.join(paths)}: no images found")
+        raise no_images(", ".join(paths), notes)
     source = array_source.as_configured(config, FileImages(files, np.full(len(files), -1), Path(paths[0])))
     images = load_images(config, source, range(min(most, len(files))))
     names = [Path(file).name for file in files[:most]]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from errors import UserError, printable
-from pipeline.decoding import ARRAY_SUFFIXES, AS_ARRAYS, is_image_name
+from pipeline.decoding import ARRAY_SUFFIXES, AS_ARRAYS, is_image_name, takes_arrays
 from pipeline.left_out import LeftOut
 
 # Of macOS's archives and Windows's folders; what begins with a dot is hidden, too (.DS_Store, .ipynb_checkpoints).
@@ -21,6 +21,8 @@ def is_hidden(name: str) -> bool:
 def describe_suffix(suffix: str) -> str:
     """Return the reason why a file that is not an image is left out."""
     hint = f" ({AS_ARRAYS})" if suffix.lower() in ARRAY_SUFFIXES else ""
+    if takes_arrays() and not suffix.strip(".0123456789"):  # names of hospitals' archives: IM000001, 1.2.840.113619
+        hint = " (DICOM files are read if their names end in .dcm)"
     return f"have the suffix {printable(suffix.lower(), 20) or '(none)'}{hint}"
 
 

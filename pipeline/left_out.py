@@ -1,8 +1,9 @@
 """Files and members that are not used: counted and named, by the reason."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from errors import printable
+from errors import UserError, printable
 
 _MOST_REASONS = 40
 
@@ -24,3 +25,8 @@ class LeftOut(dict):
     def notes(self, origin: str | Path, what: str = "members") -> list[str]:
         """Return a line per reason for the user; `what` names the things that were counted."""
         return [f"{origin}: {count:,} {what} {reason}: {name}" for reason, (count, name) in self.items()]
+
+
+def no_images(origin: str | Path, notes: Iterable[str]) -> UserError:
+    """Return the error of a data set without images; the notes say what is there instead."""
+    return UserError("; ".join([f"{origin}: no images found", *notes]))

@@ -14,6 +14,7 @@ from PIL import Image
 from errors import UserError, abridge, one_line
 from pipeline.decoding import PIL_MODES, as_mode, decode, lost_as_photo
 from pipeline.labels import PerImage, RaggedLists
+from pipeline.left_out import no_images
 from pipeline.pixel_array import PixelArray
 
 SKIP_ADVICE = "; -opts DATA.BAD_IMAGES skip continues without it"
@@ -193,7 +194,7 @@ class Source:
         if channels not in PIL_MODES:
             raise UserError(f"DATA.IMAGE_CHANNELS={channels}: image files are read with 1, 3 or 4 channels")
         if len(self) == 0:
-            raise UserError(f"{self.origin}: no images found")
+            raise no_images(self.origin, self.notes)
         problems, notes, missing = [], list(self.notes), self.missing()
         if missing:
             named = abridge([self.describe(index) for index in missing[:5]], 5, total=len(missing))

@@ -31,6 +31,7 @@ from pages import html
 from pages.curves import html_charts
 from pipeline import decoding
 from pipeline.array_source import ArraySource
+from pipeline.left_out import no_images
 from pipeline.pixel_array import PixelFormat
 from pipeline.sources import Source, describe_unreadable
 from storage import results
@@ -184,7 +185,7 @@ def main(argv: list[str] | None = None) -> bool:
     decoding.allow_arrays(True)
     source = datasets.open_source(args.dataset, args.data_path, args.split, num_classes=10, needs="none")
     if len(source) == 0:
-        raise UserError(f"{source.origin}: no images found")
+        raise no_images(source.origin, source.notes)
     indices = np.arange(len(source))
     if args.num is not None and args.num < len(source):
         indices = np.sort(np.random.default_rng(args.seed).choice(len(source), args.num, replace=False))

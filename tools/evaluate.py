@@ -5,7 +5,7 @@
 
 RUN is a finetuning, probing or segmentation run, one of its checkpoints, or a ported file with its YAML. Writes
 scores.json, classes.csv, confusion.csv and report.html; of a segmenter, the page has the worst images, and images.csv
-the scores of each. `tools/robustness.py` says which layouts the benchmarks have and how they
+the scores of each. `measures/robustness.py` says which layouts the benchmarks have and how they
 are scored: -A and -R among their own 200 classes, -C as mean corruption error against AlexNet, beside the plain error.
 """
 

@@ -8,6 +8,7 @@ import numpy as np
 import datasets
 from errors import UserError, one_name
 from pipeline import name_lists
+from pipeline.left_out import no_images
 from pipeline.sources import Source, Subset
 from training import loaders
 
@@ -110,7 +111,7 @@ def open_splits(config, splits: Sequence[str] | None) -> tuple[Images, list[str]
         if splits is not None and "val" in splits:
             raise UserError(f"-splits: {whole.origin} has folders of classes and no splits; leave the flag out")
         if len(whole) == 0:
-            raise UserError(f"{whole.origin}: no images found")
+            raise no_images(whole.origin, whole.notes)
         return Images({"train": whole}), [*whole.notes, f"{whole.origin}: has no splits; all is looked at as train"]
     sources, notes = {}, []
     for split in ("train", "val") if splits is None else sorted(set(splits)):
@@ -122,7 +123,7 @@ def open_splits(config, splits: Sequence[str] | None) -> tuple[Images, list[str]
             notes.append(f"val is not looked at: {error}")
             continue
         if len(source) == 0 and (splits is not None or split == "train"):
-            raise UserError(f"{source.origin}: no images found")
+            raise no_images(source.origin, source.notes)
         if len(source) == 0:
             notes.append(f"{source.origin}: val has no images")
         elif splits is None and sources and _holds(source, sources["train"]):

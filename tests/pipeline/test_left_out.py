@@ -13,7 +13,7 @@ from errors import UserError
 from pipeline.shard_index import shard_split
 from pipeline.sources import Subset
 from pipeline.web_shards import WebShards
-from tools import check_dataset
+from tools import channel_statistics, check_dataset, curate
 
 pytestmark = pytest.mark.quick
 
@@ -77,6 +77,22 @@ def test_other_suffixes_are_counted(folder):
         "2 files or folders have the suffix .jfif: dog/a.jfif",
         "1 files or folders have the suffix .avif: dog/c.avif",
     ]
+
+
+@pytest.mark.parametrize("name", ["IM000001", "1.2.840.113619", "slice.DCM.bak"])
+def test_a_set_without_images_says_what_is_there(name, tmp_path):
+    root = tmp_path / "set"
+    (root / "train").mkdir(parents=True)
+    (root / "train" / name).write_bytes(b"no picture")
+    flags = ["-dataset", "folder", "-data_path", str(root)]
+    what = r"train: no images found; .*1 files or folders have the suffix .*: " + name
+    with pytest.raises(UserError, match=what):
+        notes_of(root, "none")
+    with pytest.raises(UserError, match=what):
+        curate.main([*flags, "-out", str(tmp_path / "out")])
+    hint = "" if name.endswith("bak") else r" \(DICOM files are read if their names end in .dcm\)"
+    with pytest.raises(UserError, match=rf"no images found; .*1 files or folders have the suffix [^:]*{hint}: {name}"):
+        channel_statistics.main(flags)
 
 
 def test_images_outside_of_classes_are_counted(folder):
