@@ -153,10 +153,16 @@ class PixelFormat:
         return values, missing
 
     def pixels(self, array: np.ndarray) -> PixelArray:
-        """Return the pixels of a file's numbers [H, W, channels of the file]."""
+        """Return the pixels of a file's numbers [H, W, channels of the file].
+
+        Raises:
+            ValueError: if it has other channels, or all is missing.
+        """
         values, missing = self.values(self.select(array))
         low, high = (np.asarray(ends, values.dtype) for ends in (self.low, self.high))
         is_any = bool(missing.any())
+        if is_any and missing.all():
+            raise ValueError("has no known number: all are DATA.NODATA or not finite")
         pixels = np.where(missing, low, values) if is_any else values
         pixels -= low  # in place: an array of many channels is larger than a processor's cache
         pixels /= high - low

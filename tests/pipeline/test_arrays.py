@@ -245,6 +245,8 @@ def test_pixels_by_hand():
     assert form().pixels(array).pixels.tolist() == [[[0, 0], [0.5, 0.5], [1, 1]]]
     missing = np.array([[[7, 0], [np.nan, np.inf]]], np.float32)
     assert form(nodata=7).pixels(missing).pixels.tolist() == [[[0.25, 0.5], [0.25, 0.75]]]
+    with pytest.raises(ValueError, match="has no known number"):
+        form(nodata=7).pixels(np.array([[[7, np.nan], [np.inf, 7]]], np.float32))
     three = np.stack([array[..., 0], array[..., 1], array[..., 0] / 2], axis=-1)
     assert form(bands=(2, 1)).pixels(three).pixels[0, :, 0].tolist() == [0, 0.25, 1]
     with pytest.raises(ValueError, match="has 3 channels, not 2 .DATA.IMAGE_CHANNELS.; DATA.BANDS chooses some"):
