@@ -75,10 +75,6 @@ class MaskedImages(FileImages):
             self._codes = Codes.of_range(self.count_classes(), **self._without_codes)
         return self._codes
 
-    def mask_path(self, index: int) -> Path:
-        """Return the file of a mask."""
-        return self._masks[index]
-
     def mask(self, index: int) -> np.ndarray:
         """Return the labels of an image's pixels, int16 [H, W]; see `masks.IGNORED`.
 

@@ -16,7 +16,6 @@ from storage.tensor_shapes import Shapes, cross_stack_shapes, linear_shapes, nor
 
 CLASSIFIERS = ("classifier", "probe", "attentive")  # networks that have a head for classes
 OWN_NETWORKS = ("attentive", "segmenter")  # that no other project has
-LAYER_MODULES = ("attn_norm", "attn.qkv", "attn.out", "mlp_norm", "mlp.fc1", "mlp.fc2")
 NORM_EPS = 1e-6  # as in the official code, timm and torchvision
 SELF, CROSS, CROSS_SELF = "self", "cross", "cross_self"  # kinds of decoder
 DECODERS = (SELF, CROSS, CROSS_SELF)
