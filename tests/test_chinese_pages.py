@@ -85,5 +85,5 @@ def test_every_page_of_the_list_is_there():
         "billion_scale",
         "reliability",
         "questions",
-    } | {"any_images", "curation", "segmentation"}
+    } | {"any_images", "cluster", "curation", "export", "features", "one_gpu", "segmentation"}
     assert {page.stem for page in CHINESE} == wanted
