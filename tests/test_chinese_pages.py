@@ -85,5 +85,5 @@ def test_every_page_of_the_list_is_there():
         "billion_scale",
         "reliability",
         "questions",
-    } | {"any_images", "cluster", "curation", "export", "features", "one_gpu", "segmentation"}
+    } | {"any_images", "cluster", "curation", "evaluation", "export", "features", "one_gpu", "segmentation", "speed"}
     assert {page.stem for page in CHINESE} == wanted
