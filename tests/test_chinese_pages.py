@@ -75,15 +75,6 @@ def anchor_of(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def test_every_page_of_the_list_is_there():
-    wanted = {
-        "command_line",
-        "data",
-        "weights",
-        "contrastive",
-        "light",
-        "billion_scale",
-        "reliability",
-        "questions",
-    } | {"any_images", "cluster", "curation", "evaluation", "export", "features", "one_gpu", "segmentation", "speed"}
-    assert {page.stem for page in CHINESE} == wanted
+def test_every_page_for_users_has_a_translation():
+    english = {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert english - {page.name for page in CHINESE} == {"CONTRIBUTING.md"}
