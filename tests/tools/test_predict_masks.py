@@ -148,10 +148,10 @@ def test_each_photo_has_a_mask_of_its_own(run, tmp_path, names):
 
 
 def test_a_photo_that_is_too_wide_for_a_jpeg(run, tmp_path):
-    Image.new("RGB", (66000, 2)).save(tmp_path / "wide.png")
+    Image.new("RGB", (66000, 96)).save(tmp_path / "wide.png")
     call(run, tmp_path / "wide.png", "-masks", tmp_path / "out", "-out", tmp_path / "p.csv")
     with Image.open(tmp_path / "out" / "masks" / "wide.png") as mask:
-        assert mask.size == (66000, 2)
+        assert mask.size == (66000, 96)
 
 
 def test_masks_that_were_removed_are_written_again(run, photos, tmp_path, monkeypatch):
