@@ -11,7 +11,6 @@ from errors import UserError, printable
 from launch import tool_flags
 from measures import image_sets
 from measures.extraction import ABOUT_FILE, POOLS, extract_all
-from measures.neighbours import Scaler
 from methods import load_models
 from pipeline import name_lists
 from pipeline.sources import Source
@@ -83,10 +82,8 @@ def features_of(
     return found
 
 
-def unit_features(run: str, config, sources: dict[str, Source], cache: Path) -> np.ndarray:
-    """Return what an encoder makes of the images of some splits, standardised per feature, [N, D] of length 1.
-
-    The mean of the patches is taken, as no loss of an MAE trains the class token.
+def mean_features(run: str, config, sources: dict[str, Source], cache: Path) -> np.ndarray:
+    """Return the mean of the patches of the images of some splits, [N, D]; no loss of an MAE trains the class token.
 
     Args:
         cache: directory with a folder for each split.
@@ -97,10 +94,7 @@ def unit_features(run: str, config, sources: dict[str, Source], cache: Path) -> 
     for split, source in sources.items():
         folder = results.new_directory(cache / split, [run], "-cache")
         parts.append(features_of(run, model, config, source, split, "mean", False, folder)["features"])
-    features = np.concatenate(parts).astype(np.float32)
-    scaler = Scaler.of(features, eps=1e-5)
-    features = (features - scaler.mean) * scaler.scale
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _sha256_by_name(folder: Path, names: list[str]) -> dict[str, str]:

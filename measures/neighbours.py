@@ -49,9 +49,9 @@ def search(
     """
     is_cosine = distance == "cosine"
     starts = range(0, len(bank), _BANK)
-    parts = [paddle.to_tensor(_prepare(bank[start : start + _BANK], scaler, is_cosine)) for start in starts]
+    parts = [paddle.to_tensor(prepare(bank[start : start + _BANK], scaler, is_cosine)) for start in starts]
     for first in range(0, len(queries), _QUERIES):
-        rows = paddle.to_tensor(_prepare(queries[first : first + _QUERIES], scaler, is_cosine))
+        rows = paddle.to_tensor(prepare(queries[first : first + _QUERIES], scaler, is_cosine))
         places, likeness = np.empty((len(rows), 0), np.int64), np.empty((len(rows), 0), np.float32)
         for number, part in enumerate(parts):
             found = paddle.matmul(rows, part, transpose_y=True)
@@ -73,8 +73,8 @@ def _best(likeness: paddle.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
     return places, np.take_along_axis(values, places, axis=1)
 
 
-def _prepare(features: np.ndarray, scaler: Scaler | None, is_cosine: bool) -> np.ndarray:
-    """Scale rows, and, for the cosine, each to length 1, in float32 and one copy."""
+def prepare(features: np.ndarray, scaler: Scaler | None, is_cosine: bool) -> np.ndarray:
+    """Return features [N, D] scaled, and for the cosine each row of length 1, in float32 and one copy."""
     if scaler is None and not is_cosine:
         return np.asarray(features, np.float32)
     prepared = np.empty(features.shape, np.float32)

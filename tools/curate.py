@@ -27,7 +27,7 @@ from PIL import Image
 from arguments import Parser
 from errors import UserError
 from launch import command_line, tool_flags
-from measures import feature_cache
+from measures import feature_cache, neighbours
 from measures.curation import alignment, balance, duplicates, findings, image_facts, thumbnails
 from measures.curation.images import Images, open_splits
 from pages import curation_tables as tables
@@ -64,15 +64,18 @@ def _parse(argv: list[str] | None):
 
 
 def _vectors(args, config, images: Images, facts: np.ndarray, cache: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the descriptors of the readable images, [R, D] of length 1: features of RUN, or thumbnails; and these."""
+    """Return the descriptors of the readable images, [R, D] of length 1, and the features of RUN, if there is one.
+
+    Descriptors are thumbnails, or these features, standardised: so the cosines of an MAE's features spread.
+    """
     readable = np.flatnonzero(facts["problem"] == b"")
     if len(readable) == 0:
         raise UserError(f"none of the {len(images):,} images can be read; the first: {facts['problem'][0].decode()}")
     if args.run is None:
         return thumbnails.whole(facts["grey"][readable]), None
     parts = {split: images.subset(split, readable) for split in images.splits}
-    features = feature_cache.unit_features(args.run, config, parts, cache)
-    return features, features
+    features = feature_cache.mean_features(args.run, config, parts, cache)
+    return neighbours.prepare(features, neighbours.Scaler.of(features, eps=1e-5), is_cosine=True), features
 
 
 def _summary(args, found: findings.Findings, keep: np.ndarray, digest: str, notes: list[str]) -> dict[str, object]:
@@ -150,7 +153,9 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     print(f"{num_read:,} images are read" + f"; {unread:,} others cannot be" * bool(unread), flush=True)
     vectors, features = _vectors(args, config, images, facts, cache)
     readable = np.flatnonzero(facts["problem"] == b"")
-    pairs, missed = duplicates.find(facts[readable], features, args.near, args.same, args.workers)
+    pairs, missed = duplicates.find(
+        facts[readable], None if features is None else vectors, args.near, args.same, args.workers
+    )
     found = findings.describe(images, facts, vectors, pairs)
     doubtful = [doubt.image for doubt in found.labels] + found.contradicted
     dropped = (doubtful if "labels" in args.drop else []) + (found.outliers.tolist() if "outliers" in args.drop else [])
@@ -158,14 +163,13 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     summary = _summary(args, found, keep, digest, [*notes, *missed])
     print("".join(f"note: {note}\n" for note in summary["notes"][len(notes) :]), end="")
     tables.write(out, found, keep, _comments(args, digest), summary)
-    places = np.searchsorted(readable, keep)
     if args.target is not None:
-        chosen = keep[balance.balanced(vectors[places], args.target, args.seed)]
-        comments = [
-            *_comments(args, digest),
-            f"{len(chosen):,} of {len(keep):,} images, balanced with seed {args.seed}",
-        ]
-        name_lists.write(out / tables.BALANCED, map(images.name, chosen.tolist()), comments)
+        places = np.searchsorted(readable, keep)
+        # as in the paper: standardised, noise counts as much as what tells the images apart
+        own = vectors[places] if features is None else neighbours.prepare(features[places], None, is_cosine=True)
+        chosen = keep[balance.balanced(own, args.target, args.seed)]
+        about = f"{len(chosen):,} of {len(keep):,} images, balanced with seed {args.seed}"
+        name_lists.write(out / tables.BALANCED, map(images.name, chosen.tolist()), [*_comments(args, digest), about])
     explorer.write(out, found, keep, vectors, summary, args.map, args.seed)
     for name, value in summary.items():
         if isinstance(value, (int, float)) or name in ("images", "groups"):

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 import datasets
 from errors import UserError
-from measures.curation import alignment, duplicates
+from measures.curation import alignment, balance, duplicates
 from pipeline import name_lists
 from tests.helpers.browser import needs_browser
 from tests.measures.curation.test_alignment import VARIANTS, picture
@@ -192,9 +192,16 @@ def test_a_full_disk_and_a_damaged_cache(photos, tmp_path, monkeypatch, capsys):
 
 def test_features_of_an_encoder_find_more_and_are_cached(photos, trained, tmp_path, capsys):
     encoder = trained("pretrain", "DATA.DATASET", "folder", "DATA.DATA_PATH", str(photos), "DATA.BAD_IMAGES", "skip")
-    summary = run(tmp_path / "out", encoder, "-map", "pca")
+    out = tmp_path / "out"
+    summary = run(out, encoder, "-map", "pca", "-target", "10")
     assert summary["groups"] == {"file": 1, "pixels": 1, "near": 6, "crop": 2}
     assert summary["by"] == str(encoder)
+    own = [row["image"] for row in read(out / "quality.tsv") if row["split"] == "train" and not row["problem"]]
+    places = [own.index(name) for name in name_lists.read_names(out / "keep.txt", "")]
+    features = np.load(out / "cache" / "train" / "features.npy")[places]
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    wanted = [own[places[place]] for place in balance.balanced(unit, 10)]
+    assert name_lists.read_names(out / "balanced.txt", "") == wanted, "by the features as they are, not standardised"
     capsys.readouterr()
     run(tmp_path / "out", encoder, "-map", "pca")
     assert "are taken from" in capsys.readouterr().out
