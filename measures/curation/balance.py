@@ -3,6 +3,7 @@
 import numpy as np
 
 _RESAMPLED, _MANY = 10, 100_000
+_FEW, _STARTS = 500, 10  # points of which k-means has several starts: one often ends far from the best
 _LEVELS = (3.3, 33.0, 333.0)  # images per cluster of each level: 30,000, 3,000 and 300 clusters of 100,000 in the paper
 
 
@@ -50,7 +51,7 @@ def _cluster(points: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
     kind = KMeans if len(points) * count <= _MANY * 300 else MiniBatchKMeans
-    fitted = kind(count, n_init=1, random_state=seed).fit(points)
+    fitted = kind(count, n_init=_STARTS if len(points) <= _FEW else 1, random_state=seed).fit(points)
     return fitted.cluster_centers_, fitted.labels_
 
 
