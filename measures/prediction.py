@@ -31,9 +31,10 @@ from pipeline.folders import find_images
 from pipeline.image_lists import LIST_SUFFIXES, ListedImages
 from pipeline.left_out import LeftOut
 from pipeline.shard_index import shard_split
-from pipeline.sources import Source, Subset
+from pipeline.sources import Source
 from pipeline.web_shards import WebShards
 from pipeline.whole_images import WholeImages
+from pipeline.wrapped_sources import Subset
 from storage import weight_files
 from storage.architecture import CLASSIFIERS, SEGMENTER
 

@@ -6,7 +6,8 @@ import paddle
 from errors import UserError
 from layers.cross_entropy import cross_entropy, mean_cross_entropy
 from methods import multi_label
-from pipeline.sources import Source, Subset
+from pipeline.sources import Source
+from pipeline.wrapped_sources import Subset
 from training.loaders import open_once
 from training.run import Run
 

@@ -19,8 +19,9 @@ from optim import param_groups
 from pipeline import augment, captions, prompts
 from pipeline.device_copy import to_device
 from pipeline.loading import Batch
-from pipeline.sources import LabelsOnly, Source
+from pipeline.sources import Source
 from pipeline.transforms import Transform, crop_and_flip, train_transform
+from pipeline.wrapped_sources import LabelsOnly
 from storage import atomic, manifest
 from storage.clip_architecture import TEXT_PREFIX
 from storage.run_files import MODEL_FILE

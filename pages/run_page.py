@@ -14,7 +14,7 @@ from methods import classifier, load_models
 from methods.multi_label import THRESHOLD
 from pages import curves as curves_page
 from pages import drawing, html, reconstruction, run_head, segments
-from pipeline import sources
+from pipeline.wrapped_sources import Subset
 from storage.architecture import CLASSIFIERS, SEGMENTER
 from storage.files import NUMBER, is_a
 from strict_config import read_yaml
@@ -127,7 +127,7 @@ def _draw_predictions(run_dir: Path, config) -> str:
     evaluated = config.MODEL.RESUME or config.MODEL.PRETRAINED
     model, _ = load_models.load_classifier(evaluated if config.EVAL else run_dir, config)
     source = image_sets.open_images(config, "val", classifier.target(config), num_classes=config.MODEL.NUM_CLASSES)
-    chosen = sources.Subset(source, np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES])
+    chosen = Subset(source, np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES])
     names = class_names(source.class_names or config.DATA.CLASS_NAMES, config.MODEL.NUM_CLASSES)
     cells = []
     for batch in image_sets.open_loader(config, chosen):

@@ -8,7 +8,8 @@ from PIL import Image
 from errors import UserError
 from pipeline.array_files import decode
 from pipeline.pixel_array import PixelArray, PixelFormat
-from pipeline.sources import Source, Wrapper, read_image
+from pipeline.sources import Source, read_image
+from pipeline.wrapped_sources import Wrapper
 
 
 class ArraySource(Wrapper):
@@ -25,6 +26,7 @@ class ArraySource(Wrapper):
         self.is_encoded = False  # as a photo
         self.numbers = self._read_numbers
         self.image = lambda index: form.pixels(self.numbers(index))
+        self.check_channels = self._check_channels
 
     def _read_numbers(self, index: int) -> np.ndarray:
         if self._was_encoded:
@@ -32,15 +34,11 @@ class ArraySource(Wrapper):
         array = np.asarray(self._source.image(index))
         return array[:, :, None] if array.ndim == 2 else array
 
-    def check(self, *, num_classes: int | None, channels: int, is_val: bool = False) -> list[str]:
-        """Check the split; see `Source.check`."""
+    def _check_channels(self, channels: int) -> None:
         if channels != self._form.channels:
             raise UserError(
                 f"DATA.IMAGE_CHANNELS={channels}: {self.origin} is read with {self._form.channels} channels"
             )
-        if self.has_masks:
-            return self._source.check(num_classes=num_classes, channels=3, is_val=is_val)
-        return super().check(num_classes=num_classes, channels=3, is_val=is_val)  # the rule of photos has no say here
 
 
 def as_configured(config, source: Source) -> Source:

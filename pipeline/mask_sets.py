@@ -112,13 +112,10 @@ class MaskedImages(FileImages):
             raise UserError(f"{self.origin}: {error}; the classes are {abridge(class_names, 20)}") from error
         self.class_names = class_names
 
-    def check(self, **options: object) -> list[str]:
-        """Check the split, see `Source.check`, and that all masks are there."""
-        missing = self._masks.missing()
-        if missing:
-            names = [str(self._masks[index]) for index in missing[:5]]
-            raise UserError(f"{self.origin}: {len(missing)} masks are missing: {abridge(names, 5, total=len(missing))}")
-        return super().check(**options)
+    def missing_masks(self, indices: np.ndarray | None = None) -> list[str]:
+        """Return the files of masks that are not there, of all images or at these indices."""
+        missing = np.array(self._masks.missing(), np.int64)
+        return [str(self._masks[index]) for index in (missing if indices is None else np.intersect1d(missing, indices))]
 
     def summary(self) -> str:
         """Return a line with the numbers of images and classes."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError, abridge, one_name
-from pipeline.sources import Source, Subset
+from pipeline.sources import Source
+from pipeline.wrapped_sources import Subset
 from storage import atomic
 from storage.files import read_lines
 

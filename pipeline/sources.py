@@ -1,7 +1,7 @@
 """The one interface of data sets: a `Source` is one split, with what is known of each image.
 
 A new kind of data set is a subclass of `Source`, and a line in `datasets._open`. What changes a part of another
-source (a subset, labels alone) is a subclass of `Wrapper`, which hands on everything else.
+source (a subset, labels alone) is a subclass of `wrapped_sources.Wrapper`, which hands on everything else.
 """
 
 import contextlib
@@ -95,6 +95,10 @@ class Source:
 
     def missing(self) -> list[int]:
         """Return the images that are not there, where that can be seen without reading them."""
+        return []
+
+    def missing_masks(self, indices: np.ndarray | None = None) -> list[str]:
+        """Return the files of masks that are not there, of all images or at these indices."""
         return []
 
     def alternative(self, index: int, attempt: int) -> int:
@@ -191,8 +195,7 @@ class Source:
         Raises:
             UserError: naming missing files, labels out of range, and empty classes.
         """
-        if channels not in PIL_MODES:
-            raise UserError(f"DATA.IMAGE_CHANNELS={channels}: image files are read with 1, 3 or 4 channels")
+        self.check_channels(channels)
         if len(self) == 0:
             raise no_images(self.origin, self.notes)
         problems, notes, missing = [], list(self.notes), self.missing()
@@ -200,6 +203,9 @@ class Source:
             named = abridge([self.describe(index) for index in missing[:5]], 5, total=len(missing))
             windows = "; is this a list from Windows? / is needed for each backslash" if "\\" in named else ""
             problems.append(f"{len(missing)} files are missing: {named}{windows}")
+        masks = self.missing_masks()
+        if masks:
+            problems.append(f"{len(masks)} masks are missing: {abridge(masks, 5)}")
         if self.largest_label >= _MOST_CLASSES:
             problems.append(f"has the label {self.largest_label:,}; at most {_MOST_CLASSES - 1:,}")
         if num_classes is not None and not problems:
@@ -208,6 +214,11 @@ class Source:
         if problems:
             raise UserError(f"{self.origin}: " + "; ".join(problems))
         return notes
+
+    def check_channels(self, channels: int) -> None:
+        """Raise UserError unless the images can be read with this number of channels."""
+        if channels not in PIL_MODES:
+            raise UserError(f"DATA.IMAGE_CHANNELS={channels}: image files are read with 1, 3 or 4 channels")
 
     def _check_labels(self, num_classes: int, is_val: bool) -> tuple[list[str], list[str]]:
         """Return problems and warnings of labels that must be from 0 to num_classes - 1."""
@@ -259,82 +270,6 @@ class Pictures(Source):
     def image(self, index: int) -> Image.Image:
         """Return a picture."""
         return self._pictures[index]
-
-
-class Wrapper(Source):
-    """All of another source; subclasses change a part.
-
-    Args:
-        source: everything that a subclass does not change is taken from it.
-    """
-
-    def __init__(self, source: Source):
-        self._source = source
-        self.labels, self.captions, self.order = source.labels, source.captions, source.order
-        self.origin, self.class_names, self.notes = source.origin, source.class_names, source.notes
-        self.is_encoded, self.has_labels_in_memory = source.is_encoded, source.has_labels_in_memory
-
-        self.describe, self.path, self.image, self.read = source.describe, source.path, source.image, source.read
-        self.missing, self.alternative, self.numbers = source.missing, source.alternative, source.numbers
-        self.name, self.names, self.content, self.order_among = (
-            source.name,
-            source.names,
-            source.content,
-            source.order_among,
-        )
-        self.limited_by = source.limited_by
-        self.has_masks, self.mask = source.has_masks, source.mask
-
-    def use_class_names(self, class_names: list[str]) -> None:
-        """Give the images, or the pixels of their masks, the labels of another order of names."""
-        if not self.has_masks:
-            super().use_class_names(class_names)
-            return
-        self._source.use_class_names(class_names)
-        self.class_names = class_names
-
-    def count_classes(self) -> int:
-        """Return the number of classes; of masks, that of the whole source."""
-        return self._source.count_classes() if self.has_masks else super().count_classes()
-
-    def summary(self) -> str:
-        """Return a line with the numbers of images and classes."""
-        return f"{len(self):,} images with masks" if self.has_masks else super().summary()
-
-
-class LabelsOnly(Wrapper):
-    """A source whose images are not read: only label, caption and index of each are used."""
-
-    def __init__(self, source: Source):
-        super().__init__(source)
-        self.is_encoded = False
-        self.image = lambda index: Image.new(PIL_MODES[3], (1, 1))  # one pixel in the place of an image
-
-
-class Subset(Wrapper):
-    """Some images of a source, in any order; one may be there several times.
-
-    Args:
-        indices: of the images in the source, [N].
-    """
-
-    def __init__(self, source: Source, indices: np.ndarray):
-        super().__init__(source)
-        self.indices, self.order = np.asarray(indices), None
-        self.labels = source.labels.take(self.indices)
-        self.captions = None if source.captions is None else source.captions.take(self.indices)
-
-        self.describe = lambda index: source.describe(self.indices[index])
-        self.path = lambda index: source.path(self.indices[index])
-        self.name = lambda index: source.name(int(self.indices[index]))
-        self.names = lambda indices=None: source.names(self.indices if indices is None else self.indices[indices])
-        self.content = self.names
-        self.image = lambda index: source.image(self.indices[index])
-        self.read = lambda index: source.read(self.indices[index])
-        self.numbers = lambda index: source.numbers(self.indices[index])
-        self.mask = lambda index: source.mask(self.indices[index])
-        self.missing = lambda: np.flatnonzero(np.isin(self.indices, source.missing())).tolist()
-        self.alternative = lambda index, attempt: (index + attempt) % len(self)
 
 
 # ---- decoding -----------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import numpy as np
 
 from errors import UserError
 from pipeline.image_lists import list_names
-from pipeline.sources import Source, Subset
+from pipeline.sources import Source
+from pipeline.wrapped_sources import Subset
 
 _NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 _ADVICE = "choose one with -opts DATA.VAL_SPLIT NAME"

@@ -37,7 +37,7 @@ from measures.layer_measures import (
 from methods import load_models
 from pages import html, plots
 from pages.curves import html_charts
-from pipeline import sources
+from pipeline.wrapped_sources import Subset
 from storage import atomic, results
 from training import device
 
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> tuple[list[dict[str, np.ndarray]], di
             raise UserError(f"{run}: its images have another size or normalisation than {runs[0]}'s")
     config = loaded[0][1]
     source = image_sets.open_any_images(config, args.split)
-    chosen = sources.Subset(source, image_sets.choose_balanced(source.labels, args.num, args.seed))
+    chosen = Subset(source, image_sets.choose_balanced(source.labels, args.num, args.seed))
     found, similarity = analyse([model for model, _ in loaded], image_sets.open_loader(config, chosen))
     write_report(out, runs, found, similarity)
     print(f"wrote {out / 'analysis.json'} and {out / 'report.html'}")

@@ -34,7 +34,8 @@ from methods import load_models, segmentation
 from pages import html, tables
 from pages.curves import html_charts
 from pipeline import mask_sets
-from pipeline.sources import Source, Subset
+from pipeline.sources import Source
+from pipeline.wrapped_sources import Subset
 from storage import results, weight_files
 from training import device
 

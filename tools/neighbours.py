@@ -25,6 +25,7 @@ from measures.neighbours import nearest
 from methods import load_models
 from pages import drawing, html
 from pipeline import sources
+from pipeline.wrapped_sources import Subset
 from storage import atomic, results
 from training import device
 
@@ -48,7 +49,7 @@ def draw_neighbours(args) -> tuple[list[np.ndarray], list[str]]:
     """Return one array [Q, H, W, 3] per column, and a line per run with the share of neighbours of the same class."""
     configs = [tool_flags.read_config(argparse.Namespace(**{**vars(args), "run": run})) for run in args.runs]
     source = image_sets.open_any_images(configs[0], args.split)
-    bank = sources.Subset(source, image_sets.choose_balanced(source.labels, args.bank, args.seed))
+    bank = Subset(source, image_sets.choose_balanced(source.labels, args.bank, args.seed))
     if not 0 < args.k < len(bank):
         raise UserError(f"-k {args.k}: must be from 1 to {len(bank) - 1}, as there are {len(bank)} images")
     queries = np.sort(np.random.default_rng(args.seed).permutation(len(bank))[: args.num])

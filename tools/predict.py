@@ -37,7 +37,8 @@ from measures.prediction import segment as segment
 from pages import prediction_table
 from pages.mask_files import MASKS, OVERLAYS, MaskFiles
 from pages.prediction_page import Summary, write_page
-from pipeline.sources import Source, Subset
+from pipeline.sources import Source
+from pipeline.wrapped_sources import Subset
 from storage import results
 from training import device
 

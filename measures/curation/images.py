@@ -9,7 +9,8 @@ import datasets
 from errors import UserError, one_name
 from pipeline import name_lists
 from pipeline.left_out import no_images
-from pipeline.sources import Source, Subset
+from pipeline.sources import Source
+from pipeline.wrapped_sources import Subset
 from training import loaders
 
 

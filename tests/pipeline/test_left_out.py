@@ -11,8 +11,8 @@ from PIL import Image
 import datasets
 from errors import UserError
 from pipeline.shard_index import shard_split
-from pipeline.sources import Subset
 from pipeline.web_shards import WebShards
+from pipeline.wrapped_sources import Subset
 from tools import channel_statistics, check_dataset, curate
 
 pytestmark = pytest.mark.quick

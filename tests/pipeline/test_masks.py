@@ -14,7 +14,8 @@ from errors import UserError
 from pipeline import scenes
 from pipeline.mask_sets import MaskedImages
 from pipeline.masks import IGNORED, Codes, read_values, resize_mask
-from pipeline.sources import Subset, read_pair
+from pipeline.sources import read_pair
+from pipeline.wrapped_sources import Subset
 from tools import check_dataset
 
 pytestmark = pytest.mark.quick

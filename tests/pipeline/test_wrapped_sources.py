@@ -6,11 +6,18 @@ import pytest
 from errors import UserError
 from methods import weak_labels
 from pipeline import loading
+from pipeline.array_source import ArraySource, as_configured
 from pipeline.builtin_sets import open_digits
+from pipeline.image_lists import ListedImages
+from pipeline.mask_sets import MaskedImages
+from pipeline.masks import Codes
+from pipeline.pixel_array import PixelFormat
 from pipeline.samplers import EvalSampler, TrainSampler
-from pipeline.sources import ArrayImages, LabelsOnly, Subset
+from pipeline.sources import ArrayImages, Source
+from pipeline.spectral_scenes import BANDS, SpectralScenes
 from pipeline.transforms import crop_and_flip, train_transform
 from pipeline.web_shards import WebShards
+from pipeline.wrapped_sources import _HANDED_ON, LabelsOnly, Subset
 from tests.pipeline.test_left_out import photo, write_tar
 
 pytestmark = pytest.mark.quick
@@ -58,6 +65,48 @@ def test_subsets_of_files_keep_files_captions_and_notes(shards):
     assert subset.describe(1) == shards.describe(17)
     assert subset.order is None, "its images are others"
     assert subset.notes == shards.notes
+
+
+def test_all_of_a_source_is_handed_on_or_follows_from_what_is():
+    """The rest asks for labels, names of classes and the like, which a wrapper has."""
+    public = {name for name in {**vars(Source), **Source.__annotations__} if not name.startswith("_")}
+    followed = {"label_lists", "largest_label", "has_labels", "single_labels", "use_class_names", "count_classes"}
+    assert public - followed - {"summary", "check"} == set(_HANDED_ON)
+
+
+def test_a_part_of_a_set_has_all_of_its_classes(tmp_path):
+    (tmp_path / "train_list.txt").write_text("a.png 1,0,0\nb.png 0,1,1\n")
+    source = ListedImages(tmp_path / "train_list.txt", "labels")
+    assert source.count_classes() == Subset(source, np.array([0])).count_classes() == 3
+    digits = open_digits("train")
+    assert Subset(digits, np.flatnonzero(digits.labels < 4)).count_classes() == 10
+
+
+def test_photos_are_not_read_from_a_part_of_arrays(tiny_config):
+    with pytest.raises(UserError, match="its images are arrays, not photos"):
+        as_configured(tiny_config("pretrain"), Subset(SpectralScenes("train"), np.arange(9)))
+
+
+@pytest.mark.parametrize("wrap", [LabelsOnly, lambda source: Subset(source, np.arange(20)), lambda source: source])
+def test_wrapped_arrays_keep_their_number_of_channels(wrap):
+    form = PixelFormat(BANDS, (0.0,) * BANDS, (1e4,) * BANDS, shown=(3, 2, 1))
+    wrapped = wrap(ArraySource(SpectralScenes("train"), form))
+    assert wrapped.check(num_classes=10, channels=BANDS) == []
+    with pytest.raises(UserError, match="DATA.IMAGE_CHANNELS=3: .* is read with 13 channels"):
+        wrapped.check(num_classes=10, channels=3)
+
+
+@pytest.mark.parametrize("form", [None, PixelFormat(3, (0.0,) * 3, (255.0,) * 3, shown=(0, 1, 2))])
+def test_missing_masks_are_named_of_the_chosen_images_only(tmp_path, form):
+    for name in ("1.png", "2.png", "1_mask.png"):
+        (tmp_path / name).write_bytes(photo(9))
+    pairs = [(str(tmp_path / f"{number}.png"), str(tmp_path / f"{number}_mask.png")) for number in (1, 2)]
+    source = MaskedImages(pairs, Codes.of_range(2), tmp_path, [])
+    source = source if form is None else ArraySource(source, form)
+    for broken in (source, Subset(source, np.array([1])), LabelsOnly(source)):
+        with pytest.raises(UserError, match=r"1 masks are missing: .*2_mask\.png"):
+            broken.check(num_classes=None, channels=3)
+    assert Subset(source, np.array([0])).check(num_classes=None, channels=3) == []
 
 
 def test_images_with_cached_features_keep_the_order_of_shards(shards):
