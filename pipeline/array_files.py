@@ -169,7 +169,7 @@ def _read_png(data: bytes, channels: int) -> np.ndarray:
 
 
 def _read_tiff(data: bytes, channels: int) -> np.ndarray:
-    tifffile = _import_tifffile()
+    tifffile = import_tifffile()
     with tifffile.TiffFile(io.BytesIO(data), is_ome=False, is_imagej=False, is_lsm=False) as file:
         pages = _whole_pages(file)
         first = pages[0]
@@ -191,7 +191,8 @@ def _read_tiff(data: bytes, channels: int) -> np.ndarray:
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def _import_tifffile():
+def import_tifffile():
+    """Return tifffile, which logs nothing then; raise UserError if it is not installed."""
     try:
         import tifffile
     except ImportError as error:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from errors import UserError
 from pipeline.array_files import decode
+from pipeline.array_tags import not_applied
 from pipeline.pixel_array import PixelArray, PixelFormat
 from pipeline.sources import Source, read_image
 from pipeline.wrapped_sources import Wrapper
@@ -26,13 +27,16 @@ class ArraySource(Wrapper):
         self.is_encoded = False  # as a photo
         self.numbers = self._read_numbers
         self.image = lambda index: form.pixels(self.numbers(index))
-        self.check_channels = self._check_channels
+        self.check_channels, self.lost = self._check_channels, self._lost
 
     def _read_numbers(self, index: int) -> np.ndarray:
         if self._was_encoded:
             return decode(self._source.read(index), Path(self.describe(index)).suffix, self._form.needed)
         array = np.asarray(self._source.image(index))
         return array[:, :, None] if array.ndim == 2 else array
+
+    def _lost(self, index: int) -> str | None:
+        return not_applied(self._source.read(index), self._form.nodata) if self._was_encoded else None
 
     def _check_channels(self, channels: int) -> None:
         if channels != self._form.channels:

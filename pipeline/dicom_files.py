@@ -29,7 +29,7 @@ def read_dicom(data: bytes, check_size: Callable, fail: type[Exception]) -> np.n
         check_size: raises for a shape and type that take too much memory.
         fail: exception of a file that is not read.
     """
-    pydicom = _import_pydicom()
+    pydicom = import_pydicom()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is wrong with a file is said once, by the error
         syntax = _transfer_syntax(pydicom, data, fail)
@@ -39,7 +39,8 @@ def read_dicom(data: bytes, check_size: Callable, fail: type[Exception]) -> np.n
         return _scaled(pixels, dataset, fail)
 
 
-def _import_pydicom():
+def import_pydicom():
+    """Return pydicom, which logs nothing then; raise UserError if it is not installed."""
     try:
         import pydicom
         import pydicom.pixels
@@ -89,11 +90,16 @@ def _check(dataset, syntax: str, check_size: Callable, fail: type[Exception]) ->
             raise fail(f"claims {needed:,} bytes of pixels, and has {len(dataset.PixelData):,}")
 
 
+def slope_and_intercept(dataset) -> tuple[float, float]:
+    """Return what makes stored numbers those of the modality."""
+    return float(dataset.get("RescaleSlope") or 1.0), float(dataset.get("RescaleIntercept") or 0.0)
+
+
 def _scaled(pixels: np.ndarray, dataset, fail: type[Exception]) -> np.ndarray:
     """Apply the modality's slope and intercept, in the narrowest type that holds the result."""
     if "ModalityLUTSequence" in dataset:
         raise fail("maps its numbers by a table (Modality LUT), which is not read here; write it with a slope")
-    slope, intercept = float(dataset.get("RescaleSlope") or 1.0), float(dataset.get("RescaleIntercept") or 0.0)
+    slope, intercept = slope_and_intercept(dataset)
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise fail(f"has the slope {slope} and the intercept {intercept}")
     if (slope, intercept) == (1.0, 0.0):

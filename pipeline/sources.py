@@ -4,7 +4,6 @@ A new kind of data set is a subclass of `Source`, and a line in `datasets._open`
 source (a subset, labels alone) is a subclass of `wrapped_sources.Wrapper`, which hands on everything else.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -92,6 +91,10 @@ class Source:
     def mask(self, index: int) -> np.ndarray:
         """Return the labels of an image's pixels, int16 [H, W], where `has_masks`; -1: of no class."""
         raise NotImplementedError
+
+    def lost(self, index: int) -> str | None:
+        """Return what reading an image leaves out or does not apply; None: nothing."""
+        return lost_as_photo(self.read(index)) if self.is_encoded else None
 
     def missing(self) -> list[int]:
         """Return the images that are not there, where that can be seen without reading them."""
@@ -313,16 +316,17 @@ def why_unreadable(source: Source, index: int, channels: int) -> str | None:
         return describe_unreadable(source, index, error)
 
 
-def lost_as_photos(source: Source, indices: Sequence[int]) -> list[str]:
-    """Return lines on what reading some images as photos leaves out, each with the first image and their number."""
-    found: dict[str, list[int]] = {}
-    for index in indices if source.is_encoded else ():
-        with contextlib.suppress(OSError):  # what cannot be read is said elsewhere
-            try:
-                lost = lost_as_photo(source.read(index))
-            except ValueError as error:
-                lost = str(error)
-            found.setdefault(lost, []).append(index)
+def describe_lost(source: Source, indices: Sequence[int]) -> list[str]:
+    """Return lines on what reading some images leaves out, each with the first such image and their number."""
+    found: dict[str | None, list[int]] = {}
+    for index in indices:
+        try:
+            lost = source.lost(index)
+        except ValueError as error:
+            lost = str(error) if source.is_encoded else None
+        except Exception:  # damaged files raise nearly anything, which is said elsewhere
+            lost = None
+        found.setdefault(lost, []).append(index)
     found.pop(None, None)
     looked_at = f"of {len(indices):,} that were looked at"
     return [f"{source.describe(own[0])}, {len(own):,} {looked_at}: {lost}" for lost, own in found.items()]

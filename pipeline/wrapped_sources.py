@@ -10,7 +10,7 @@ _HANDED_ON = (
     *("labels", "captions", "order", "origin", "class_names", "notes", "limited_by"),
     *("is_encoded", "holds_arrays", "has_masks", "has_labels_in_memory"),
     *("describe", "path", "name", "names", "content", "order_among", "alternative"),
-    *("image", "read", "numbers", "mask", "missing", "missing_masks", "check_channels"),
+    *("image", "read", "numbers", "mask", "lost", "missing", "missing_masks", "check_channels"),
 )
 
 
@@ -50,6 +50,7 @@ class LabelsOnly(Wrapper):
     def __init__(self, source: Source):
         super().__init__(source)
         self.is_encoded = False
+        self.lost = lambda index: None
         self.image = lambda index: Image.new(PIL_MODES[3], (1, 1))  # one pixel in the place of an image
 
 
@@ -74,6 +75,7 @@ class Subset(Wrapper):
         self.image = lambda index: source.image(self.indices[index])
         self.read = lambda index: source.read(self.indices[index])
         self.numbers = lambda index: source.numbers(self.indices[index])
+        self.lost = lambda index: source.lost(self.indices[index])
         self.mask = lambda index: source.mask(self.indices[index])
         self.missing = lambda: np.flatnonzero(np.isin(self.indices, source.missing())).tolist()
         self.missing_masks = lambda indices=None: source.missing_masks(

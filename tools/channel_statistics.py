@@ -33,12 +33,13 @@ from pipeline import decoding
 from pipeline.array_source import ArraySource
 from pipeline.left_out import no_images
 from pipeline.pixel_array import PixelFormat
-from pipeline.sources import Source, describe_unreadable
+from pipeline.sources import Source, describe_lost, describe_unreadable
 from storage import results
 
 _PERCENT = (0.1, 2, 50, 98, 99.9)
 _MUCH = 0.05  # share of one value from which on it may mean "missing"
 _POINTS = 64  # in a drawn histogram
+_READ_TWICE = 100  # images whose tags are looked at
 _AHEAD = 16  # images that are counted before their turn
 
 
@@ -197,8 +198,10 @@ def main(argv: list[str] | None = None) -> bool:
 def report(out, source: Source, form: PixelFormat, indices: np.ndarray, args) -> bool:
     """Count, print, write the page; returns True if nothing is wrong."""
     counts, num_counted, problems = count_all(source, form, indices, args.workers)
+    lost = describe_lost(ArraySource(source, form), indices[:_READ_TWICE].tolist())
     ranges = find_ranges(counts, None if args.range is None else tuple(args.range))
     bad, notes = warnings_of(counts, form)
+    notes += lost
     rows = to_rows(counts, ranges)
     print(f"{num_counted:,} of {len(source):,} images of {source.origin}, numbers of type {counts.dtype}")
     table = [_HEADER, *([str(cell) for cell in row] for row in rows)]

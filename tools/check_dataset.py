@@ -84,18 +84,17 @@ def check_split(
         report["problems"].append(str(error))
         return report
     looked_at = range(len(source)) if full else range(min(len(source), _LOOKED_AT))
-    report["warnings"] += _lost(source, config, looked_at)
+    report["warnings"] += _oddities(source, config, looked_at)
     if full:
         report["undecodable"], digests = _read_all(source, channels)
         report["warnings"] += _copies(source, split, digests, {} if seen is None else seen)
     return report
 
 
-def _lost(source: sources.Source, config, looked_at: range) -> list[str]:
-    """Return what reading some images as photos leaves out, or what is odd about arrays."""
-    if config is None:
-        return sources.lost_as_photos(source, looked_at)
-    return pixel_check.pixel_problems(config, source, looked_at)
+def _oddities(source: sources.Source, config, looked_at: range) -> list[str]:
+    """Return what reading some images leaves out, and what is odd about the numbers of arrays."""
+    lost = sources.describe_lost(source, looked_at)
+    return lost if config is None else lost + pixel_check.pixel_problems(config, source, looked_at)
 
 
 def _read_all(source: sources.Source, channels: int) -> tuple[list[str], list[bytes | None]]:

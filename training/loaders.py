@@ -218,7 +218,7 @@ def open_split(run: Run, split: str, needs: str, config=None) -> sources.Source:
         problems = mask_check.look_at_few(source, _spread(len(source)), channels, config.DATA.EXIF_TRANSPOSE)
     else:
         problems = [sources.why_unreadable(source, index, channels) for index in _spread(len(source))]
-    for line in sources.lost_as_photos(source, _spread(len(source))):
+    for line in sources.describe_lost(source, _spread(len(source))):
         say(f"warning: {line}")
     problems = [problem for problem in problems if problem]
     if problems and config.DATA.BAD_IMAGES == "error":
