@@ -133,7 +133,10 @@ def segment(model: Classifier, images: Images) -> Iterator[tuple[str, np.ndarray
 
 def _open(images: Images, config) -> Source:
     given = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
-    is_drawn = given and all(isinstance(one, Image.Image) for one in given)
+    are_pictures = {isinstance(one, Image.Image) for one in given}
+    if len(are_pictures) > 1:
+        raise UserError("images: has both files and pictures of PIL; give all as one of them")
+    is_drawn = True in are_pictures
     return array_source.as_configured(config, sources.Pictures(given)) if is_drawn else open_photos(given, config)
 
 

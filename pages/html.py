@@ -34,7 +34,7 @@ summary { cursor: pointer; }
 .facts div { min-width: 6rem; } .facts dt { color: var(--soft); font-size: .85rem; }
 .facts dd { margin: 0; font-weight: 600; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1.5rem; }
-.chart { margin: 0; } .chart figcaption { color: var(--text); font-weight: 600; }
+.chart { margin: 0; max-width: 44rem; } .chart figcaption { color: var(--text); font-weight: 600; }
 .chart svg { width: 100%; height: auto; } .chart text { font-size: 21px; fill: var(--soft); }
 .chart line.rule { stroke: var(--line); } .chart line.mark { stroke: var(--soft); }
 .controls { display: flex; flex-wrap: wrap; gap: 1rem; font-size: .85rem; color: var(--soft); min-height: 1.5rem; }

@@ -16,10 +16,12 @@ const texts = shown.filter(e => [...e.childNodes].some(n => n.nodeType === 3 && 
 // 7 points at 130 dots per inch: the smallest text in a plot
 const plots = [...document.querySelectorAll("figure > img")].map(e => 7 / 72 * 130 * e.clientWidth / e.naturalWidth);
 const scale = e => e.ownerSVGElement ? e.ownerSVGElement.getBoundingClientRect().width / 640 : 1;
+const sizeOf = e => parseFloat(getComputedStyle(e).fontSize) * scale(e);
 document.title = JSON.stringify({
   lines: document.querySelectorAll("polyline").length,
   texts: [...document.querySelectorAll("svg text")].map(t => t.textContent),
-  smallest: Math.min(...texts.map(e => parseFloat(getComputedStyle(e).fontSize) * scale(e)), ...plots),
+  smallest: Math.min(...texts.map(sizeOf), ...plots),
+  largest: Math.max(...texts.filter(e => e.ownerSVGElement).map(sizeOf)),
   overflow: document.documentElement.scrollWidth - innerWidth,
   injected: document.querySelectorAll("blink").length,
   back: getComputedStyle(document.body).backgroundColor,

@@ -46,3 +46,10 @@ def test_a_browser_draws_them(tmp_path, width):
     assert found["lines"] == 6
     assert {"0.001", "1", "1000", "epoch"} <= set(found["texts"])
     assert found["overflow"] <= 0
+
+
+@needs_browser
+def test_a_chart_alone_stays_of_the_size_of_the_text(tmp_path):
+    page = tmp_path / "page.html"
+    html.write_page(page, "charts", [("Curves", html_charts([("Loss", {"one": [(0, 1.0), (1, 2.0)]})]))])
+    assert look(page, tmp_path, 1600)["largest"] < 24

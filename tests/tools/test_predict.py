@@ -83,6 +83,8 @@ def test_python_takes_pictures_files_and_folders(run, photos):
     from_files = prediction.predict(model, files)
     from_pictures = prediction.predict(model, [Image.open(file) for file in files])
     assert [row.probabilities for row in from_files] == [row.probabilities for row in from_pictures]
+    with pytest.raises(UserError, match="has both files and pictures"):
+        prediction.predict(model, [files[0], Image.open(files[1])])
     assert len(prediction.predict(model, photos)) == 13
     assert predict.predict(run, str(files[0]), topk=1)[0].classes == from_files[0].classes[:1], "by a run's path, too"
 
