@@ -8,6 +8,7 @@
 set -eu
 cd "$(dirname "$0")"
 . ./run_common.sh
+unset PYTHONDONTWRITEBYTECODE  # each of some thousand processes would compile all modules again
 
 if [ "${PADDLE:-}" = "2.6" ]; then
     setup_venv .venv-paddle26 12 requirements/paddle26.txt requirements/dev.txt

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import main_multi_gpu_pretrain
 from config import get_config
 from tests.helpers.recipes import recipe
 from tests.test_scripts import sh
@@ -25,24 +26,23 @@ def make_photos(root, seed: int) -> None:
             Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"{number}.png")
 
 
-def run_photos(folder, *settings):
-    """Run run_photos.sh on 60 photos."""
-    make_photos(folder / "photos", 0)
-    places = {"DATA_PATH": str(folder / "photos"), "OUTPUT": str(folder / "out"), "DEVICE": "cpu"}
-    done = sh("run_photos.sh", "REPORT", "False", "DATA.NUM_WORKERS", "0", *settings, **places)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_the_readmes_commands_learn_from_60_photos(tmp_path):
-    run_photos(tmp_path, "TRAIN.NUM_EPOCHS", "30")
+    make_photos(tmp_path / "photos", 0)
+    places = {"DATA_PATH": str(tmp_path / "photos"), "OUTPUT": str(tmp_path / "out"), "DEVICE": "cpu"}
+    done = sh("run_photos.sh", "REPORT", "False", "DATA.NUM_WORKERS", "0", "TRAIN.NUM_EPOCHS", "30", **places)
+    assert done.returncode == 0, done.stdout + done.stderr
     scores = [record["acc1"] for record in read_log(tmp_path / "out" / "labels") if record["event"] == "eval"]
     assert scores[-1] > 60.0
 
 
-def test_few_updates_are_a_warning_with_numbers(tmp_path):
-    out = run_photos(tmp_path, "TRAIN.NUM_EPOCHS", "10", "DATA.BATCH_FIT", "none")
+@pytest.mark.quick
+def test_few_updates_are_a_warning_with_numbers(tmp_path, capsys):
+    make_photos(tmp_path, 0)
+    cfg, settings = str(recipe("vit_micro_patch4_32_pretrain")), ["TRAIN.NUM_EPOCHS", "10", "DATA.BATCH_FIT", "none"]
+    flags = ["-cfg", cfg, "-dataset", "folder", "-data_path", str(tmp_path), "-device", "cpu", "-dry_run"]
+    main_multi_gpu_pretrain.main([*flags, "-opts", *settings])
+    out = capsys.readouterr().out
     assert "warning: 10 updates are few (42 images, 128 per update, 10 epochs)" in out
     assert "set TRAIN.NUM_EPOCHS 200 or more" in out
 
