@@ -97,8 +97,9 @@ def test_weighted_losses_are_torchs():
 # ---- runs
 
 
-@pytest.mark.parametrize("mode", ["finetune", "linearprobe"])
-@pytest.mark.parametrize("best", ["balanced", "f1", "auc", "loss"])
+@pytest.mark.parametrize(
+    ("mode", "best"), [("finetune", "balanced"), ("linearprobe", "f1"), ("finetune", "auc"), ("linearprobe", "loss")]
+)
 def test_the_best_checkpoint_is_chosen_by_the_score(tiny_run, mode, best):
     opts = ["TRAIN.BEST", best, "TRAIN.NUM_EPOCHS", 3, "TRAIN.CLASS_BALANCE", 0.5, "TRAIN.CLASS_WEIGHTS", "balanced"]
     run = tiny_run(mode, *opts)
