@@ -42,6 +42,7 @@ from pipeline.spectral_scenes import SpectralScenes
 from pipeline.splits import find_split, hold_out
 from pipeline.web_shards import WebShards, is_packed
 
+_BY_SPLIT = {"digits": builtin_sets.open_digits, "scenes": Scenes, "spectral_scenes": SpectralScenes}  # without files
 NAMES = ("imagenet2012", "folder", *builtin_sets.CIFAR, "digits", "synthetic", "spectral_scenes")
 NAMES += ("lists", "webdataset")
 NAMES += (*published_datasets.READERS, *mask_sets.NAMES)
@@ -135,14 +136,10 @@ def _open_fixed(
     name: str, data_path: str, split: str, num_classes: int, synthetic_hw: tuple[int, int], **masks: object
 ) -> Source | None:
     """Open a set that has one layout; None if it is packed."""
-    if name == "digits":
-        return builtin_sets.open_digits(split)
+    if name in _BY_SPLIT:
+        return _BY_SPLIT[name](split)
     if name == "synthetic":
         return builtin_sets.make_synthetic(split, num_classes, synthetic_hw)
-    if name == "scenes":
-        return Scenes(split)
-    if name == "spectral_scenes":
-        return SpectralScenes(split)
     root = _find_root(name, data_path)
     if name in mask_sets.NAMES:
         return mask_sets.open_masked(name, root, split, num_classes, **masks)
