@@ -2,10 +2,9 @@
 
 import io
 import math
-import warnings
 
 from pipeline.array_files import import_tifffile, kind_of
-from pipeline.dicom_files import import_pydicom, slope_and_intercept
+from pipeline.dicom_files import read_header, slope_and_intercept
 
 _ORIENTATION, _PHOTOMETRIC, _GDAL_NODATA = 274, 262, 42113  # numbers of TIFF's tags
 _WHITE_IS_ZERO = 0
@@ -42,11 +41,8 @@ def _of_tiff(data: bytes) -> tuple[list[str], float | None]:
 
 def _of_dicom(data: bytes) -> tuple[list[str], float | None]:
     """Return what is not applied, and the number that pads an image to its shape, in the modality's units."""
-    pydicom = import_pydicom()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is wrong with a file is said by its reader
-        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
-        found = [_INVERTED] * (dataset.get("PhotometricInterpretation") == "MONOCHROME1")
-        padding = dataset.get("PixelPaddingValue")
+    dataset = read_header(data)
+    found = [_INVERTED] * (dataset.get("PhotometricInterpretation") == "MONOCHROME1")
+    padding = dataset.get("PixelPaddingValue")
     slope, intercept = slope_and_intercept(dataset)
     return found, None if padding is None else float(padding) * slope + intercept

@@ -29,7 +29,7 @@ def read_dicom(data: bytes, check_size: Callable, fail: type[Exception]) -> np.n
         check_size: raises for a shape and type that take too much memory.
         fail: exception of a file that is not read.
     """
-    pydicom = import_pydicom()
+    pydicom = _import_pydicom()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is wrong with a file is said once, by the error
         syntax = _transfer_syntax(pydicom, data, fail)
@@ -39,7 +39,16 @@ def read_dicom(data: bytes, check_size: Callable, fail: type[Exception]) -> np.n
         return _scaled(pixels, dataset, fail)
 
 
-def import_pydicom():
+def read_header(data: bytes):
+    """Return the dataset of a DICOM file without its pixels; raise ValueError for a file that is not read here."""
+    pydicom = _import_pydicom()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _transfer_syntax(pydicom, data, ValueError)
+        return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
+
+
+def _import_pydicom():
     """Return pydicom, which logs nothing then; raise UserError if it is not installed."""
     try:
         import pydicom

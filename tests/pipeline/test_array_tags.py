@@ -1,12 +1,15 @@
 """What array files say of their numbers and reading does not apply is named: by a run, a check and the statistics."""
 
+import contextlib
+import time
+
 import numpy as np
 import pytest
 
 from methods import dispatch
 from pipeline.array_tags import not_applied
 from tests.pipeline.test_arrays import as_tiff
-from tests.pipeline.test_dicom_files import hounsfield, write
+from tests.pipeline.test_dicom_files import DEFLATED, hounsfield, write
 from tools import channel_statistics, check_dataset
 
 pytestmark = pytest.mark.quick
@@ -45,6 +48,25 @@ def test_a_missing_number_that_the_configuration_has_is_applied():
     assert not_applied(gdal("-9999"), -9999) is None
     assert not_applied(write(hounsfield(), **PADDED), -2024.0) is None
     assert "DATA.NODATA is 0" in not_applied(gdal("-9999"), 0)
+
+
+def test_a_deflated_file_is_not_inflated():
+    with pytest.raises(ValueError, match="deflated DICOM"):
+        not_applied(write(hounsfield(shape=(500, 500)), DEFLATED), None)
+
+
+@pytest.mark.parametrize("name", ["rotated TIFF", "GDAL's missing number", "padded DICOM"])
+def test_mutated_files_do_no_harm(name):
+    """As by their readers: an exception at most, and no time; `sources.describe_lost` takes any of them."""
+    data, rng = CASES[name][0], np.random.default_rng(0)
+    started = time.monotonic()
+    for _ in range(300):
+        mutated = bytearray(data)
+        for _ in range(rng.integers(1, 8)):
+            mutated[rng.integers(min(600, len(data)))] = rng.integers(256)
+        with contextlib.suppress(Exception):
+            not_applied(bytes(mutated), None)
+    assert time.monotonic() - started < 30
 
 
 def test_runs_checks_and_statistics_say_so(tiny_run, tmp_path, capsys):
