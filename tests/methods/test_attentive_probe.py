@@ -73,7 +73,7 @@ def picture():
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8))
 
 
-@pytest.mark.parametrize("kind", ["ep", "cae"])
+@pytest.mark.parametrize("kind", POOLERS)
 def test_several_rates_at_once_are_the_probes_of_each(tiny_run, pretrained, kind):
     sgd = [*pretrained, "TRAIN.OPTIMIZER.NAME", "SGD", "DATA.BATCH_SIZE", 64, "TRAIN.NUM_EPOCHS", 1]  # the best one
     rates = [0.25, 1.0]
