@@ -46,7 +46,7 @@ _BY_SPLIT = {"digits": builtin_sets.open_digits, "scenes": Scenes, "spectral_sce
 NAMES = ("imagenet2012", "folder", *builtin_sets.CIFAR, "digits", "synthetic", "spectral_scenes")
 NAMES += ("lists", "webdataset")
 NAMES += (*published_datasets.READERS, *mask_sets.NAMES)
-_FIXED = ("digits", "synthetic", "spectral_scenes", *builtin_sets.CIFAR, *published_datasets.READERS, *mask_sets.NAMES)
+_FIXED = ("synthetic", *_BY_SPLIT, *builtin_sets.CIFAR, *published_datasets.READERS, *mask_sets.NAMES)
 
 
 def open_source(

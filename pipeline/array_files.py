@@ -169,8 +169,7 @@ def _read_png(data: bytes, channels: int) -> np.ndarray:
 
 
 def _read_tiff(data: bytes, channels: int) -> np.ndarray:
-    tifffile = import_tifffile()
-    with tifffile.TiffFile(io.BytesIO(data), is_ome=False, is_imagej=False, is_lsm=False) as file:
+    with open_tiff(data) as file:
         pages = _whole_pages(file)
         first = pages[0]
         for page in pages:
@@ -191,14 +190,14 @@ def _read_tiff(data: bytes, channels: int) -> np.ndarray:
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def import_tifffile():
-    """Return tifffile, which logs nothing then; raise UserError if it is not installed."""
+def open_tiff(data: bytes):
+    """Open a TIFF file by its pages alone, as a context; raise UserError if tifffile is not installed."""
     try:
         import tifffile
     except ImportError as error:
         raise UserError("DATA.PIXELS array needs tifffile for TIFF: pip install -r requirements/arrays.txt") from error
     tifffile.logger().setLevel(logging.CRITICAL)  # what is wrong with a file is said once, by the error
-    return tifffile
+    return tifffile.TiffFile(io.BytesIO(data), is_ome=False, is_imagej=False, is_lsm=False)
 
 
 def _whole_pages(file) -> list:

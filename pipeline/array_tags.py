@@ -1,9 +1,8 @@
 """What array files say of their numbers that reading does not apply: an orientation, inverted greys, missing pixels."""
 
-import io
 import math
 
-from pipeline.array_files import import_tifffile, kind_of
+from pipeline.array_files import kind_of, open_tiff
 from pipeline.dicom_files import read_header, slope_and_intercept
 
 _ORIENTATION, _PHOTOMETRIC, _GDAL_NODATA = 274, 262, 42113  # numbers of TIFF's tags
@@ -31,7 +30,7 @@ def not_applied(data: bytes, nodata: float | None) -> str | None:
 
 def _of_tiff(data: bytes) -> tuple[list[str], float | None]:
     """Return what is not applied, and the number that means missing by GDAL's tag."""
-    with import_tifffile().TiffFile(io.BytesIO(data), is_ome=False, is_imagej=False, is_lsm=False) as file:
+    with open_tiff(data) as file:
         tags = {tag.code: tag.value for tag in file.pages[0].tags}
     orientation = int(tags.get(_ORIENTATION, _UPRIGHT))
     found = [f"its orientation is {orientation}, which is not applied"] * (orientation != _UPRIGHT)
